@@ -1,0 +1,106 @@
+"""Tables of things that have a name: which exist, which options they take, where their code lives.
+
+A package's table sits in its ``__init__.py`` and imports nothing but this file, so that names and options can be
+checked, listed and completed without loading torch. The code behind an entry is imported when it is first used.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+
+class UnknownName(LookupError):
+    """A name that its table does not list; the message names the nearest one."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'group'?)"`` for the known name closest to ``name``, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of an entry: its type (with bounds, as pydantic reads them), default and meaning."""
+
+    annotation: Any
+    default: Any
+    meaning: str
+
+
+def count(default: int | None, meaning: str) -> Option:
+    """A whole number of at least 1; None, where that is the default, leaves it open."""
+    positive = Annotated[int, Field(ge=1)]
+    return Option(positive if default is not None else positive | None, default, meaning)
+
+
+def positive(default: float, meaning: str) -> Option:
+    """A finite number above 0."""
+    return Option(Annotated[float, Field(gt=0, allow_inf_nan=False)], default, meaning)
+
+
+def fraction(default: float, meaning: str) -> Option:
+    """A number in (0, 1]."""
+    return Option(Annotated[float, Field(gt=0, le=1)], default, meaning)
+
+
+def text(default: str, meaning: str, pattern: str) -> Option:
+    """A string that matches ``pattern``."""
+    return Option(Annotated[str, Field(pattern=pattern)], default, meaning)
+
+
+def one_of(choices: tuple[str, ...], meaning: str) -> Option:
+    """One of ``choices``; the first is the default."""
+    return Option(Literal[choices], choices[0], meaning)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a table: a name, what it is, and ``module:attribute`` of the code behind it."""
+
+    name: str
+    summary: str
+    target: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+    def load(self) -> Any:
+        """Import and return the object behind this entry."""
+        module, _, attribute = self.target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Table(Mapping[str, E], Generic[E]):
+    """The entries of one kind, by name, in the order in which they are written (and shown)."""
+
+    def __init__(self, kind: str, *entries: E) -> None:
+        self.kind = kind
+        self._entries = {entry.name: entry for entry in entries}
+        if len(self._entries) != len(entries):
+            raise ValueError(f"the table of {kind}s lists a name twice")
+
+    def __getitem__(self, name: str) -> E:
+        """The entry called ``name``.
+
+        Raises:
+            UnknownName: there is none; the message names the nearest.
+        """
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise UnknownName(f"unknown {self.kind} {name!r}{nearest(name, self._entries)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
