@@ -1,7 +1,7 @@
 """Tables of things that have a name: which exist, which options they take, where their code lives.
 
-A package's table sits in its ``__init__.py`` and imports nothing but this file, so that names and options can be
-checked, listed and completed without loading torch. The code behind an entry is imported when it is first used.
+A package's table sits in its ``__init__.py`` and imports nothing but this file, so that names and options can
+be checked, listed and completed without loading torch. The code behind an entry is imported when it is used.
 """
 
 import difflib
@@ -17,10 +17,22 @@ class UnknownName(LookupError):
     """A name that its table does not list; the message names the nearest one."""
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` was probably meant to be."""
+    if len(name) > 100:  # no slip of the finger, and the comparison takes time with the square of the length
+        return None
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``" (did you mean 'group'?)"`` for the known name closest to ``name``, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = closest(name, known)
+    return f" (did you mean {close!r}?)" if close else ""
+
+
+def shortened(name: str) -> str:
+    """``name`` in quotes, on one line, without control characters, and cut where it is very long."""
+    return repr(name if len(name) <= 40 else name[:40] + "…")
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,8 @@ class Table(Mapping[str, E], Generic[E]):
         try:
             return self._entries[name]
         except KeyError:
-            raise UnknownName(f"unknown {self.kind} {name!r}{nearest(name, self._entries)}") from None
+            hint = nearest(name, self._entries)
+            raise UnknownName(f"unknown {self.kind} {shortened(name)}{hint}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

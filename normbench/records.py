@@ -88,6 +88,22 @@ class Record(Frozen):
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False) + "\n"
 
 
+@dataclass(frozen=True)
+class Failure:
+    """An attempt at a trial that gave no record: an exception, or a worker that died."""
+
+    traceback: str
+
+    @property
+    def reason(self) -> str:
+        """The last line: what happened, in short."""
+        return self.traceback.strip().splitlines()[-1]
+
+
+class Interrupted(Exception):  # noqa: N818  # not an error: the trial was asked to stop
+    """A trial stopped where it was told to; its state is saved, and it goes on from there next time."""
+
+
 class RecordsInUse(RuntimeError):
     """Another runner holds this results directory."""
 

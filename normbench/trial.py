@@ -1,24 +1,35 @@
 """A trial: everything that changes the numbers of one training run, and nothing else.
 
-The defaults below are the only place where defaults are written. They are those of He et al. (2016, arXiv 1512.03385,
-section 4.2) with a cosine schedule, and a learning rate that follows the batch size linearly.
+The defaults below are the only place where defaults are written. They are those of He et al. (2016,
+arXiv 1512.03385, section 4.2), with a cosine schedule and a learning rate that follows the batch size.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    create_model,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from normbench.data import DATASETS
-from normbench.lookup import Entry, Table, nearest
+from normbench.lookup import Entry, Table, nearest, shortened
 from normbench.models import MODELS
 from normbench.norms import NORMS
 
 Count = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(abs)]  # abs(-0.0) is 0.0
+BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), AfterValidator(abs)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -26,6 +37,11 @@ class Frozen(BaseModel):
     """A record of settings: immutable, hashable, strict about types and unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def conflict(words: str, *fields: str) -> PydanticCustomError:
+    """The error of values that are valid alone but not together; its context names their ``fields``."""
+    return PydanticCustomError("conflict", "{words}", {"words": words, "fields": fields})
 
 
 class Choice(Frozen):
@@ -47,56 +63,66 @@ def _name_of(value: object) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _from(table: Table[Any]) -> Any:
-    """The pydantic type of a choice from ``table``: one schema an entry, told apart by name."""
+def choice_from(table: Table[Any]) -> Any:
+    """The pydantic type of a choice from ``table``: one schema an entry, told apart by name.
+
+    A name that is not in the table is a pydantic error of type ``unknown``; what is neither a name nor a
+    mapping with one is an error of type ``expected``.
+    """
 
     def schema(entry: Entry) -> Any:
-        fields: dict[str, Any] = {
+        fields: dict[str, Any] = {"name": (Literal[entry.name], entry.name)} | {
             key: (option.annotation, Field(option.default, description=option.meaning))
             for key, option in entry.options.items()
         }
-        return create_model(entry.name, __base__=Choice, name=(Literal[entry.name], entry.name), **fields)  # type: ignore[name-defined]
+        return create_model(entry.name, __base__=Choice, **fields)
 
     def spell_out(value: object) -> object:
         named = {"name": value} if isinstance(value, str) else value
         name = _name_of(named)
         if name is None:
-            raise PydanticCustomError("choice", "expected a name or a mapping with a 'name', such as {example}", {"example": next(iter(table))})
+            words = "expected the name of a {kind} or a mapping with its 'name'"
+            raise PydanticCustomError("expected", words, {"kind": table.kind})
         if name not in table:
-            raise PydanticCustomError("choice", "unknown {kind} '{name}'{hint}", {"kind": table.kind, "name": name, "hint": nearest(name, table)})
+            known = {"kind": table.kind, "name": shortened(name), "hint": nearest(name, table)}
+            raise PydanticCustomError("unknown", "unknown {kind} {name}{hint}", known)
         return named
 
     union: Any = None
     for entry in table.values():
-        tagged = Annotated[schema(entry), Tag(entry.name)]
+        tagged: Any = Annotated[schema(entry), Tag(entry.name)]
         union = tagged if union is None else union | tagged
     return Annotated[union, Discriminator(_name_of), BeforeValidator(spell_out)]
 
 
 if TYPE_CHECKING:
-    Dataset = Model = Norm = Choice
+    Dataset: TypeAlias = Choice
+    Model: TypeAlias = Choice
+    Norm: TypeAlias = Choice
 else:
-    Dataset, Model, Norm = _from(DATASETS), _from(MODELS), _from(NORMS)
+    Dataset, Model, Norm = choice_from(DATASETS), choice_from(MODELS), choice_from(NORMS)
 
 
 class Optimizer(Frozen):
     """SGD with momentum, as torch.optim.SGD defines it."""
 
     lr: Positive = Field(0.1, description="learning rate at lr_reference_batch")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: BelowOne = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 1e-4
-    weight_decay_on_norm: bool = Field(True, description="decay gamma, beta and a method's own parameters too")
+    weight_decay_on_norm: bool = Field(
+        True, description="decay gamma, beta and a method's own parameters too"
+    )
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
         if self.nesterov and not self.momentum:
-            raise PydanticCustomError("nesterov", "nesterov needs a momentum above 0")
+            raise conflict("nesterov needs a momentum above 0", "nesterov", "momentum")
         return self
 
 
 class Schedule(Frozen):
-    """How the learning rate moves. ``step`` divides it by 10 after 50 % and 75 % of the epochs (He et al. 2016)."""
+    """How the learning rate moves; ``step`` divides it by 10 after 50 % and 75 % of the epochs (He et al.)"""
 
     name: Literal["cosine", "step", "constant"] = "cosine"
     warmup_epochs: NonNegative = Field(0.0, description="epochs of linear warm-up from 0")
@@ -113,47 +139,56 @@ class Trial(Frozen):
     model: Model = Field("resnet20", validate_default=True)
     norm: Norm = Field("batch", validate_default=True)
     batch_size: Count = Field(128, description="samples per update")
-    norm_batch_size: Count | None = Field(None, description="samples that share statistics; all of the batch by default")
+    norm_batch_size: Count | None = Field(
+        None, description="samples that share statistics; all of the batch by default"
+    )
     epochs: Count = 100
     optimizer: Optimizer = Optimizer()
-    lr_reference_batch: Count | None = Field(128, description="lr is scaled by batch_size / this; null: not scaled")
+    lr_reference_batch: Count | None = Field(
+        128, description="lr is scaled by batch_size / this; null: not scaled"
+    )
     schedule: Annotated[Schedule, BeforeValidator(_named_schedule)] = Schedule()
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: BelowOne = 0.0
     augment: bool = Field(True, description="random crop out of 4 pixels of padding, and random flip")
     precision: Literal["fp32", "bf16"] = "fp32"
-    zero_init_residual: bool = Field(False, description="gamma starts at 0 in the last norm of every residual block")
-    evaluate_every: Count = Field(1, description="epochs between evaluations on the test set; the last is always evaluated")
+    zero_init_residual: bool = Field(
+        False, description="gamma starts at 0 in the last norm of every residual block"
+    )
+    evaluate_every: Count = Field(
+        1, description="epochs between evaluations on the test set; the last is always evaluated"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="after")
     def _canonical(self) -> Self:
         """Equal work is one trial: a value that cannot matter takes its default."""
-        fields, method = self.__dict__, NORMS[self.norm.name]  # a frozen model's own validator may still settle its fields
+        method = NORMS[self.norm.name]
+        fields = self.__dict__  # a frozen model's own validator may still settle its fields
         if not method.across_samples:
             fields["norm_batch_size"] = None
         elif self.norm_batch_size is None:
             fields["norm_batch_size"] = self.batch_size
         elif self.batch_size % self.norm_batch_size:
-            raise PydanticCustomError(
-                "norm_batch_size",
-                "norm_batch_size {norm_batch_size} does not divide batch_size {batch_size}",
-                {"norm_batch_size": self.norm_batch_size, "batch_size": self.batch_size},
-            )
+            words = f"norm_batch_size {self.norm_batch_size} does not divide batch_size {self.batch_size}"
+            raise conflict(words, "norm_batch_size", "batch_size")
         if not method.affine:
             fields["zero_init_residual"] = False
             fields["optimizer"] = self.optimizer.model_copy(update={"weight_decay_on_norm": True})
         if self.schedule.warmup_epochs > self.epochs:
-            raise PydanticCustomError("warmup", "schedule.warmup_epochs is more than epochs")
+            words = f"warmup_epochs {self.schedule.warmup_epochs:g} is more than epochs {self.epochs}"
+            raise conflict(words, "schedule.warmup_epochs", "epochs")
         return self
 
     @property
     def id(self) -> str:
         """A readable prefix and a hash of all resolved values, for example ``group-resnet8-b32-s0-1f3a…``."""
         values = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        norm_batch = f"-n{self.norm_batch_size}" if self.norm_batch_size not in (None, self.batch_size) else ""
+        norm_batch = (
+            f"-n{self.norm_batch_size}" if self.norm_batch_size not in (None, self.batch_size) else ""
+        )
         prefix = f"{self.norm.name}-{self.model.name}-b{self.batch_size}{norm_batch}-s{self.seed}"
         return f"{prefix}-{hashlib.sha256(values.encode()).hexdigest()[:12]}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Cross process boundaries as JSON: the schemas of the choices are made at run time and do not pickle."""
+        """Cross process boundaries as JSON: the choices' schemas are made at run time and do not pickle."""
         return Trial.model_validate_json, (self.model_dump_json(),)

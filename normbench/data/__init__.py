@@ -1,6 +1,52 @@
-"""The data sets. ONE FILE = ONE DATASET; this table lists them all."""
+"""The data sets. ONE FILE = ONE DATASET; this table lists them all.
+
+An entry's target is a ``Source``. Everything else (cache, checks, subsets, mean and deviation) is the same
+for all of them and lives in ``decoded.py``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from normbench.lookup import Entry, Table, count, text
+
+if TYPE_CHECKING:  # the table is read without loading numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+Say = Callable[[str], None]
+
+
+class DataError(RuntimeError):
+    """Data are missing or damaged. The message names the file, what was expected and found, and the fix."""
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A whole data set: images uint8 [M, H, W, 3], labels int64 [M] that index ``classes``."""
+
+    train_images: "NDArray[np.uint8]"
+    train_labels: "NDArray[np.int64]"
+    test_images: "NDArray[np.uint8]"
+    test_labels: "NDArray[np.int64]"
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from.
+
+    Attributes:
+        fingerprint: ``(data directory, **options) -> str``, quick; another value than before means that
+            what was decoded is stale.
+        decode: ``(data directory, say, **options) -> Arrays``, the same arrays for the same fingerprint.
+
+    Both take the entry's options without ``train_size`` and ``test_size``, and raise ``DataError``.
+    """
+
+    fingerprint: Callable[..., str]
+    decode: Callable[..., Arrays]
+
 
 SIZES = {
     "train_size": count(None, "use this many training images, the same number of each class"),
@@ -14,13 +60,29 @@ FOLDER = text(
 
 DATASETS: Table[Entry] = Table(
     "dataset",
-    Entry("shapes", "ten drawn shapes, 32×32 RGB, made by code; nothing is downloaded", "normbench.data.shapes:decode", SIZES),
-    Entry("cifar10", "CIFAR-10 (Krizhevsky 2009), downloaded by torchvision", "normbench.data.cifar:decode_cifar10", SIZES),
-    Entry("cifar100", "CIFAR-100 (Krizhevsky 2009), downloaded by torchvision", "normbench.data.cifar:decode_cifar100", SIZES),
+    Entry(
+        "shapes",
+        "ten drawn shapes, 32×32 RGB, made by code; nothing is downloaded",
+        "normbench.data.shapes:SHAPES",
+        SIZES,
+    ),
+    Entry(
+        "cifar10",
+        "CIFAR-10 (Krizhevsky 2009), downloaded by torchvision",
+        "normbench.data.cifar:CIFAR10",
+        SIZES,
+    ),
+    Entry(
+        "cifar100",
+        "CIFAR-100 (Krizhevsky 2009), downloaded by torchvision",
+        "normbench.data.cifar:CIFAR100",
+        SIZES,
+    ),
     Entry(
         "folder",
         "any tree of image files, train/<class>/… and test/<class>/…",
-        "normbench.data.folder:decode",
-        {"folder": FOLDER, "image_size": count(32, "side of the square the images are brought to, in pixels")} | SIZES,
+        "normbench.data.folder:IMAGE_FOLDER",
+        {"folder": FOLDER, "image_size": count(32, "side of the square the images are brought to, in pixels")}
+        | SIZES,
     ),
 )

@@ -1,6 +1,26 @@
-"""Where trials run. ONE FILE = ONE PLACE TO RUN; this table lists them all."""
+"""Where trials run. ONE FILE = ONE PLACE TO RUN; this table lists them all.
+
+Every executor is ``execute(work, trials, *, workers, report, stop) -> Iterator[(trial, outcome)]``:
+
+- each trial comes out once, in any order, with its record or, if it failed, a ``Failure``: never as an exception;
+- ``work(trial, tell)`` is called where the trial runs; ``tell(event)`` brings news to ``report(trial, event)`` in the
+  calling process, and returns True when the trial shall save its state and raise ``Interrupted``;
+- once ``stop()`` is true, running trials are told so, nothing more comes out, and the iterator ends.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from normbench.lookup import Entry, Table
+
+if TYPE_CHECKING:  # the table itself stands on a lower floor than what its entries handle
+    from normbench.records import Failure, Record
+    from normbench.trial import Trial
+
+    Outcome = Record | Failure
+    Tell = Callable[[dict[str, Any]], bool]
+    Work = Callable[[Trial, Tell], Record]
+    Report = Callable[[Trial, dict[str, Any]], None]
 
 EXECUTORS: Table[Entry] = Table(
     "executor",

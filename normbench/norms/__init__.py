@@ -19,8 +19,12 @@ class Method(Entry):
 
 
 EPS = positive(1e-5, "added to the variance before the square root")
-MOMENTUM = fraction(0.1, "weight of the newest batch in the running statistics (1 - the papers' decay of 0.9)")
-VARIANCE = one_of(("paper", "official"), "the paper's biased variances, or those of the authors' released code")
+MOMENTUM = fraction(
+    0.1, "weight of the newest batch in the running statistics (1 - the papers' decay of 0.9)"
+)
+VARIANCE = one_of(
+    ("paper", "official"), "the paper's biased variances, or those of the authors' released code"
+)
 
 NORMS: Table[Method] = Table(
     "norm",
@@ -33,7 +37,12 @@ NORMS: Table[Method] = Table(
         across_samples=True,
     ),
     Method("layer", "layer normalization (Ba et al. 2016)", "normbench.norms.layer:layer", {"eps": EPS}),
-    Method("instance", "instance normalization (Ulyanov et al. 2016)", "normbench.norms.instance:instance", {"eps": EPS}),
+    Method(
+        "instance",
+        "instance normalization (Ulyanov et al. 2016)",
+        "normbench.norms.instance:instance",
+        {"eps": EPS},
+    ),
     Method(
         "group",
         "group normalization (Wu & He 2018)",

@@ -1,0 +1,207 @@
+"""One YAML file is one experiment: which trials, where they run, which figures. Strict: see ``load``."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from normbench.cells import TRIAL_KEYS, merged, trials_of
+from normbench.executors import EXECUTORS
+from normbench.located import Node, Problem, Spot, printable
+from normbench.lookup import UnknownName
+from normbench.plots import FIGURES
+from normbench.trial import Choice, Count, Frozen, Trial, choice_from
+from normbench.validation import check, meant, paths, unknown
+from normbench.yaml_strict import MAX_BYTES, read, read_bytes, write
+
+MAX_TRIALS = 100_000  # no setting may ask for more
+SHOWN = 100  # problems; a generated file can hold more than anybody reads
+
+if TYPE_CHECKING:
+    Figure: TypeAlias = Choice
+else:
+    Figure = choice_from(FIGURES)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used.
+
+    Attributes:
+        problems: everything wrong with it, each as ``file:line:column: path: what is wrong``.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def _listed(name: str) -> str:
+    try:
+        return EXECUTORS[name].name
+    except UnknownName as error:
+        raise PydanticCustomError("unknown", "{words}", {"words": str(error)}) from None
+
+
+def _directory_name(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
+        return name
+    words = "expected up to 100 letters, digits, '.', '_' and '-', not beginning with '.' or '-'"
+    raise PydanticCustomError("expected", "{words}", {"words": words})
+
+
+class Execute(Frozen):
+    """Where and how trials run. Nothing here changes a trial's numbers, so it is no part of its identity."""
+
+    executor: Annotated[str, AfterValidator(_listed)] = "pool"
+    workers: int | Literal["auto"] = Field("auto", description="processes; auto: as many as cores allow")
+    threads: Count = Field(1, description="threads of each process")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _auto_or_count(cls, workers: object) -> object:
+        if workers == "auto" or (type(workers) is int and workers >= 1):
+            return workers
+        raise PydanticCustomError("expected", "expected auto or a whole number of at least 1")
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _known_device(cls, device: object) -> object:
+        if isinstance(device, str) and re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
+            return device
+        raise PydanticCustomError("expected", "expected auto, cpu, cuda or cuda:N")
+
+
+class _Document(Frozen):
+    """The top level of a file. ``trial`` and ``sweep`` are checked cell by cell."""
+
+    name: Annotated[str, AfterValidator(_directory_name)]
+    description: str = ""
+    trial: Any = None
+    sweep: Any = None
+    execute: Execute = Execute()
+    plots: Annotated[tuple[Figure, ...], Field(strict=False)] = ()
+    max_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] = 10_000
+
+
+KEYS = (
+    *_Document.model_fields,
+    *(f"trial.{key}" for key in TRIAL_KEYS),
+    *(f"execute.{key}" for key in paths(Execute)),
+)
+OVERRIDABLE = (*KEYS, *(f"sweep.{key}" for key in TRIAL_KEYS))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked configuration.
+
+    Attributes:
+        name: safe as the name of a directory.
+        trials: the cells of the sweep in the order written, the last key fastest, no two of equal work.
+        execute: where and how they run.
+        plots: figures to draw, as choices from ``normbench.plots.FIGURES``.
+        document: what was written, after overrides and without defaults.
+    """
+
+    name: str
+    trials: tuple[Trial, ...]
+    execute: Execute
+    plots: tuple[Figure, ...]
+    document: Mapping[str, Any] = field(hash=False)
+
+
+def dump(experiment: Experiment) -> str:
+    """YAML that ``load`` reads back to an equal experiment."""
+    return write(experiment.document)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment.
+
+    Args:
+        path: a YAML file.
+        overrides: ``KEY=VALUE`` each, KEY a dotted path of the document and VALUE YAML; the last one wins.
+            With a list of sweeps, ``sweep.KEY`` applies to each of them.
+
+    Raises:
+        ConfigError: with everything that is wrong in the file and the overrides.
+    """
+    root, problems = _read_file(path)
+    for text in overrides:
+        root = _overridden(root, text, problems)
+    if root is not None and not isinstance(root.value, dict):
+        words = f"expected a mapping with the keys {', '.join(_Document.model_fields)}, got {root}"
+        problems.append(Problem(root.spot, words))
+        root = None
+    if root is None:
+        raise _refusal(problems)
+    document, found, _ = check(_Document, root, anywhere=KEYS)
+    trials, more = trials_of(root, _limit(root), anywhere=KEYS)
+    unreadable = {problem.spot for problem in problems}
+    problems += [problem for problem in (*found, *more) if problem.spot not in unreadable]
+    if problems or document is None:
+        raise _refusal(problems)
+    return Experiment(document.name, trials, document.execute, document.plots, root.plain())
+
+
+def _refusal(problems: Iterable[Problem]) -> ConfigError:
+    """All problems, those of the file by line, then those of the command line in the order given."""
+    ordered = sorted(problems, key=lambda each: (each.spot.line or math.inf, each.spot.column))
+    lines = list(dict.fromkeys(map(str, ordered)))
+    rest = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return ConfigError(*lines[:SHOWN], *rest)
+
+
+def _read_file(path: Path) -> tuple[Node | None, list[Problem]]:
+    source = printable(str(path), 4096)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        words = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{source}: cannot be read: {words}") from None
+    return read_bytes(raw, source)
+
+
+def _overridden(root: Node | None, text: str, problems: list[Problem]) -> Node | None:
+    """The document with one ``KEY=VALUE`` put in; a key that cannot be is a problem."""
+    key, equals, value = text.partition("=")
+    spot = Spot(f"command line: {printable(text, 200)}", 0, 0, printable(key))
+    if not (key and equals and value.strip()):
+        problems.append(Problem(replace(spot, path=""), "expected KEY=VALUE, such as trial.epochs=3"))
+        return root
+    if key not in OVERRIDABLE:
+        head = key.partition(".")[0] + "."
+        near = [path for path in OVERRIDABLE if path.startswith(head)]
+        problems.append(Problem(spot, unknown(meant(key, near, OVERRIDABLE))))
+        return root
+    node, found = read(value, spot)
+    problems += found
+    if node is None or root is None or not isinstance(root.value, dict):
+        return root
+    node = replace(node, key=spot)
+    head, _, rest = key.partition(".")
+    if not rest:
+        return root.with_entries({head: node})
+    section = root.value.get(head, Node({}, replace(spot, path=head)))
+    blocks = section.value if head == "sweep" and isinstance(section.value, list) else [section]
+    if not all(isinstance(block.value, dict) for block in blocks):
+        return root  # that is a problem of its own
+    put = merged if head == "trial" else Node.with_entries
+    changed = [put(block, {rest: node}) for block in blocks]
+    whole = replace(section, value=changed) if blocks is section.value else changed[0]
+    return root.with_entries({head: whole})
+
+
+def _limit(root: Node) -> int:
+    """``max_trials`` where it is valid, else its default."""
+    field = _Document.model_fields["max_trials"]
+    written = root.value.get("max_trials")
+    value = written.value if written else None
+    return value if type(value) is int and 1 <= value <= MAX_TRIALS else int(field.default)

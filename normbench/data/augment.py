@@ -1,0 +1,109 @@
+"""Training batches: shuffled, cropped and flipped on the training device.
+
+Order and augmentation are pure functions of (seed, epoch, position): no loader has a state to save, the batch size does
+not change which image is cropped how, and a resumed trial sees what the undisturbed one would have seen.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from normbench.data.decoded import Split
+
+PADDING = 4
+CHUNK = (
+    512  # images augmented at once: enough to make the cost per image small, few enough to stay in the cache
+)
+
+
+class Chunk(NamedTuple):
+    """Whole batches in a row; images [n, 3, H, W] fp32 in channels-last order, labels [n]."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
+    """A random stream of its own for every (seed, epoch, purpose)."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+class Images:
+    """A split on a device: as it is mapped on a CPU, copied once (as uint8) to anything else.
+
+    Args:
+        split: uint8 images and labels.
+        mean: of each channel, in [0, 1].
+        std: of each channel, in [0, 1].
+        device: where batches are made.
+    """
+
+    def __init__(
+        self, split: Split, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    ) -> None:
+        self._split, self._device = split, device
+        self._mean = (torch.tensor(mean) * 255).to(device)
+        self._inverse_std = (1 / (torch.tensor(std) * 255)).to(device)
+        self._resident = (
+            None if device.type == "cpu" else self._fetch(np.arange(len(split.indices))).to(device)
+        )
+        self._labels = torch.from_numpy(split.labels[split.indices]).to(device)
+
+    def __len__(self) -> int:
+        return len(self._split.indices)
+
+    def training_chunks(
+        self, seed: int, epoch: int, batch_size: int, augment: bool, start: int = 0
+    ) -> Iterator[Chunk]:
+        """One epoch from position ``start`` on, each image at most once; what does not fill a batch is left out.
+
+        Every chunk holds a whole number of batches.
+        """
+        count = len(self)
+        order = torch.randperm(count, generator=generator(seed, epoch, "order"))
+        offsets = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator(seed, epoch, "crop"))
+        flips = torch.rand(count, generator=generator(seed, epoch, "flip")) < 0.5
+        size = max(1, CHUNK // batch_size) * batch_size
+        end = count // batch_size * batch_size
+        for first in range(start, end, size):
+            positions = slice(first, min(first + size, end))
+            images = self._pick(order[positions])
+            if augment:
+                images = _crop_and_flip(
+                    images, offsets[:, positions].to(self._device), flips[positions].to(self._device)
+                )
+            yield Chunk(self._normalized(images), self._labels[order[positions].to(self._device)])
+
+    def in_order(self, size: int) -> Iterator[Chunk]:
+        """All images as they are, ``size`` at a time."""
+        for first in range(0, len(self), size):
+            chosen = torch.arange(first, min(first + size, len(self)))
+            yield Chunk(self._normalized(self._pick(chosen)), self._labels[chosen.to(self._device)])
+
+    def _fetch(self, chosen: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+        return torch.from_numpy(self._split.images[self._split.indices[chosen]])
+
+    def _pick(self, chosen: Tensor) -> Tensor:
+        """uint8 [n, H, W, 3]."""
+        if self._resident is not None:
+            return self._resident[chosen.to(self._device)]
+        return self._fetch(chosen.numpy())
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        """[n, H, W, 3] uint8 -> [n, 3, H, W] fp32 with channels last."""
+        return images.to(torch.float32).sub_(self._mean).mul_(self._inverse_std).permute(0, 3, 1, 2)
+
+
+def _crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
+    """Pad by 4 black pixels, cut a window of the old size at ``offsets`` [2, n], mirror where ``flips`` [n] says so."""
+    n, H, W, _ = images.shape
+    padded = images.new_zeros((n, H + 2 * PADDING, W + 2 * PADDING, 3))
+    padded[:, PADDING : PADDING + H, PADDING : PADDING + W] = images
+    windows = padded.unfold(1, H, 1).unfold(2, W, 1).permute(0, 1, 2, 4, 5, 3)  # [n, top, left, H, W, 3]
+    cropped = windows[torch.arange(n, device=images.device), offsets[0], offsets[1]]
+    return torch.where(flips[:, None, None, None], cropped.flip(2), cropped)

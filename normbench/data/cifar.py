@@ -1,0 +1,238 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), 60,000 images of 32×32, from the official archives.
+
+Addresses and hashes are torchvision's, and so is the download. Files are taken from the unpacked folder if
+it lies in the data directory, else out of the archive, which is never unpacked to disk. Bytes are parsed
+only after their md5 was found right, and then by a reader that knows only what the official files hold: no
+name in a pickle leads to code.
+"""
+
+import hashlib
+import http.client
+import io
+import pickle
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normbench.data import Arrays, DataError, Say, Source
+
+SHAPE = 3, 32, 32
+
+
+@dataclass(frozen=True)
+class Release:
+    """The official files of a data set; ``md5`` has one hash for each of ``train``, ``test`` and ``meta``."""
+
+    url: str
+    archive: str
+    archive_md5: str
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    md5: dict[str, str]
+    labels_key: bytes
+    names_key: bytes
+
+
+def official(name: str, labels_key: bytes) -> Release:
+    """The release that torchvision publishes as ``torchvision.datasets.<name>``."""
+    import torchvision
+
+    published = getattr(torchvision.datasets, name)
+    train, test, meta = dict(published.train_list), dict(published.test_list), published.meta
+    return Release(
+        published.url,
+        published.filename,
+        published.tgz_md5,
+        published.base_folder,
+        tuple(train),
+        tuple(test),
+        meta["filename"],
+        {**train, **test, meta["filename"]: meta["md5"]},
+        labels_key,
+        meta["key"].encode(),
+    )
+
+
+def read(release: Release, directory: Path, say: Say) -> Arrays:
+    """Find or download ``release``, check and parse it.
+
+    Raises:
+        DataError: a file is missing, has another hash than published, or does not hold what it should.
+    """
+    folder, archive = directory / release.folder, directory / release.archive
+    place = folder
+    if folder.is_dir():
+        say(f"{folder}: checking and reading")
+        contents = {
+            name: _checked(folder / name, _read_bytes(folder / name), md5)
+            for name, md5 in release.md5.items()
+        }
+    else:
+        if not archive.exists():
+            _download(release, directory, say)
+        say(f"{archive}: checking and reading")
+        contents = _from_archive(release, archive)
+        place = archive / release.folder
+    values = {name: _parse(content, place / name) for name, content in contents.items()}
+    classes = _classes(values[release.meta], place / release.meta, release.names_key)
+    train, test = (
+        [_batch(values[name], place / name, release.labels_key, len(classes)) for name in names]
+        for names in (release.train, release.test)
+    )
+    return Arrays(
+        np.concatenate([images for images, _ in train]),
+        np.concatenate([labels for _, labels in train]),
+        np.concatenate([images for images, _ in test]),
+        np.concatenate([labels for _, labels in test]),
+        classes,
+    )
+
+
+def _download(release: Release, directory: Path, say: Say) -> None:
+    """Put the archive into ``directory``, whole or not at all."""
+    from torchvision.datasets.utils import download_url
+
+    say(f"{release.url}: downloading into {directory}")
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".download-") as partial:
+        try:
+            download_url(release.url, partial, release.archive, release.archive_md5)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise DataError(
+                f"{release.url}: download failed ({error}); put {release.archive}, "
+                f"or the folder {release.folder} that it holds, into {directory}"
+            ) from None
+        Path(partial, release.archive).replace(directory / release.archive)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; delete {path.parent} to have it downloaded anew") from None
+
+
+def _checked(path: Path, content: bytes, md5: str) -> bytes:
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise DataError(
+            f"{path}: expected md5 {md5}, found {found} ({len(content)} bytes); "
+            f"delete {path.parent} to have it downloaded anew"
+        )
+    return content
+
+
+def _from_archive(release: Release, archive: Path) -> dict[str, bytes]:
+    """The contents of the release's files, read in memory."""
+    with archive.open("rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    fix = f"delete {archive} to have it downloaded anew"
+    if found != release.archive_md5:
+        raise DataError(
+            f"{archive}: expected md5 {release.archive_md5}, found {found} "
+            f"({archive.stat().st_size} bytes); {fix}"
+        )
+    contents = {}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            name = member.name.removeprefix(f"{release.folder}/")
+            if name in release.md5 and member.isreg() and (packed := tar.extractfile(member)):
+                contents[name] = _checked(archive / member.name, packed.read(), release.md5[name])
+    if missing := release.md5.keys() - contents.keys():
+        raise DataError(f"{archive}: holds no {release.folder}/{min(missing)}; {fix}")
+    return contents
+
+
+class _Inert:
+    """Stands for a numpy object in a pickle and only notes what it was to be made of."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Reader(pickle.Unpickler):
+    """Reads containers, numbers, bytes, and arrays as notes; refuses every other name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        }:
+            return _Inert
+        raise DataError(f"it asks for {module}.{name}, which no CIFAR file does")
+
+
+def _parse(content: bytes, path: Path) -> dict[bytes, Any]:
+    try:
+        values = _Reader(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a pickle can fail in any way
+        raise DataError(f"{path}: refused, not a CIFAR file ({error})") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: refused, not a CIFAR file (holds no dictionary)")
+    return values
+
+
+def _classes(meta: dict[bytes, Any], path: Path, names_key: bytes) -> tuple[str, ...]:
+    names = meta.get(names_key)
+    if not isinstance(names, list) or not names or not all(isinstance(name, bytes) for name in names):
+        raise DataError(f"{path}: expected a list of class names as {names_key.decode()!r}")
+    return tuple(name.decode() for name in names)
+
+
+def _batch(
+    values: dict[bytes, Any], path: Path, labels_key: bytes, classes: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images uint8 [M, 32, 32, 3] and labels int64 [M] of one batch file."""
+    rows = _rows(values.get(b"data"), path)
+    labels = values.get(labels_key)
+    if not isinstance(labels, list) or len(labels) != len(rows):
+        raise DataError(f"{path}: expected a list of {len(rows)} labels as {labels_key.decode()!r}")
+    if wrong := [label for label in labels if type(label) is not int or not 0 <= label < classes]:
+        raise DataError(f"{path}: expected labels from 0 to {classes - 1}, found {wrong[0]!r}")
+    return rows.reshape(-1, *SHAPE).transpose(0, 2, 3, 1), np.array(labels, np.int64)
+
+
+def _rows(array: Any, path: Path) -> NDArray[np.uint8]:
+    """What a noted array holds: uint8 [M, 3072]. State: (version, shape, dtype, Fortran order, bytes)."""
+    match array:
+        case _Inert(
+            state=(
+                _,
+                (int(count), int(width)),
+                _Inert(arguments=(b"u1", *_)),
+                bool(columns_first),
+                bytes(raw),
+            )
+        ):
+            if width == np.prod(SHAPE) and count > 0 and len(raw) == count * width:
+                return np.frombuffer(raw, np.uint8).reshape(
+                    (count, width), order="F" if columns_first else "C"
+                )
+            raise DataError(
+                f"{path}: expected rows of 3072 bytes, found shape ({count}, {width}) and {len(raw)} bytes"
+            )
+    raise DataError(f"{path}: expected a uint8 array of rows of 3072 bytes as 'data'")
+
+
+def _source(name: str, labels_key: bytes) -> Source:
+    """The hashes fix the content, so what was decoded once is never stale."""
+    return Source(
+        fingerprint=lambda _directory: f"{name}, official files",
+        decode=lambda directory, say: read(official(name, labels_key), directory, say),
+    )
+
+
+CIFAR10 = _source("CIFAR10", b"labels")
+CIFAR100 = _source("CIFAR100", b"fine_labels")

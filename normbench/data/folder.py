@@ -1,0 +1,148 @@
+"""Any tree of images: ``<folder>/train/<class>/…`` and ``<folder>/test/<class>/…`` below the data directory.
+
+Classes and files come in natural order (``2.jpg`` before ``10.jpg``). How a JPEG decodes to the last bit is
+up to the library that Pillow was built with, so another machine may give another content hash.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from normbench.data import Arrays, DataError, Say, Source
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+CHUNK = 250
+
+
+def _natural(name: str) -> tuple[object, ...]:
+    """Sort key: runs of digits count as numbers; the name itself settles ties such as ``1`` and ``01``."""
+    parts = re.split(r"(\d+)", name)
+    return *((int(part), "") if index % 2 else (-1, part) for index, part in enumerate(parts)), (-1, name)
+
+
+def _refuse_link(path: str | Path) -> NoReturn:
+    raise DataError(f"{path}: a symbolic link; links are not followed, put a copy in its place")
+
+
+def _entries(directory: Path) -> list[os.DirEntry[str]]:
+    """What lies in ``directory``, by name, without hidden files."""
+    if directory.is_symlink():
+        _refuse_link(directory)
+    try:
+        with os.scandir(directory) as entries:
+            shown = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{directory}: missing; an image folder holds train/<class>/… and test/<class>/…"
+        ) from None
+    for entry in shown:
+        if entry.is_symlink():
+            _refuse_link(entry.path)
+    return shown
+
+
+def _files(directory: Path) -> Iterator[os.DirEntry[str]]:
+    for entry in _entries(directory):
+        if entry.is_dir():
+            yield from _files(Path(entry.path))
+        else:
+            yield entry
+
+
+def fingerprint(directory: Path, folder: str, image_size: int) -> str:
+    """Of the names, sizes and modification times of all files; no file is opened."""
+    root, digest = directory / folder, hashlib.sha256(f"1 {image_size}\n".encode())
+    for split in ("train", "test"):
+        for entry in _files(root / split):
+            stat, name = entry.stat(), entry.path[len(str(root)) :]
+            digest.update(os.fsencode(f"{name}\0{stat.st_size} {stat.st_mtime_ns}\n"))
+    return digest.hexdigest()
+
+
+def decode(directory: Path, say: Say, folder: str, image_size: int) -> Arrays:
+    """Read every image as RGB; one of another size is scaled (short side) and cropped at its centre.
+
+    Raises:
+        DataError: a split or class is missing or empty, their classes differ, or an image is unreadable.
+    """
+    root = directory / folder
+    classes = {
+        split: tuple(sorted((entry.name for entry in _entries(root / split) if entry.is_dir()), key=_natural))
+        for split in ("train", "test")
+    }
+    if lone := set(classes["train"]) ^ set(classes["test"]):
+        name = min(lone, key=_natural)
+        has, lacks = ("train", "test") if name in classes["train"] else ("test", "train")
+        raise DataError(
+            f"{root / lacks / name}: missing; {has} has this class, and both must have the same classes"
+        )
+    if not classes["train"]:
+        raise DataError(
+            f"{root / 'train'}: holds no classes; images lie in train/<class>/… and test/<class>/…"
+        )
+    train_paths, train_labels = _listed(root / "train", classes["train"], say)
+    test_paths, test_labels = _listed(root / "test", classes["train"], say)
+    images = _decode_all(train_paths + test_paths, image_size, say, root)
+    return Arrays(
+        images[: len(train_paths)], train_labels, images[len(train_paths) :], test_labels, classes["train"]
+    )
+
+
+def _listed(split: Path, classes: tuple[str, ...], say: Say) -> tuple[list[Path], NDArray[np.int64]]:
+    """The images of one split and their labels; what is no image by its suffix is passed over, aloud."""
+    paths: list[Path] = []
+    labels: list[int] = []
+    others = [Path(entry.path) for entry in _entries(split) if not entry.is_dir()]
+    for label, name in enumerate(classes):
+        found = [Path(path) for path in sorted((entry.path for entry in _files(split / name)), key=_natural)]
+        images = [path for path in found if path.suffix.lower() in SUFFIXES]
+        if not images:
+            raise DataError(f"{split / name}: holds no images ({', '.join(sorted(SUFFIXES))})")
+        others += [path for path in found if path.suffix.lower() not in SUFFIXES]
+        paths += images
+        labels += [label] * len(images)
+    if others:
+        say(f"{split}: passed over {len(others)} files that are no images in a class, such as {others[0]}")
+    return paths, np.array(labels, np.int64)
+
+
+def _decode_all(paths: list[Path], side: int, say: Say, root: Path) -> NDArray[np.uint8]:
+    images = np.empty((len(paths), side, side, 3), np.uint8)
+
+    def decode_chunk(start: int) -> int:
+        for index, path in enumerate(paths[start : start + CHUNK], start):
+            images[index] = _pixels(path, side)
+        return min(start + CHUNK, len(paths))
+
+    said, step = 0, max(len(paths) // 10, 1)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for done in threads.map(decode_chunk, range(0, len(paths), CHUNK)):  # a failure cancels what is left
+            if done // step > said:
+                said = done // step
+                say(f"{root}: {done:,} of {len(paths):,} images decoded")
+    return images
+
+
+def _pixels(path: Path, side: int) -> NDArray[np.uint8]:
+    """One image, uint8 [side, side, 3]."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"more than 8 bits a channel, mode {image.mode}; convert it to 8 bits")
+            pixels = image.convert("RGB")
+    except Exception as error:  # a damaged file makes the decoders fail in many ways
+        raise DataError(f"{path}: not readable as an image ({error}); replace or remove it") from None
+    if pixels.size != (side, side):
+        pixels = ImageOps.fit(pixels, (side, side), Image.Resampling.BICUBIC)
+    return np.asarray(pixels)
+
+
+IMAGE_FOLDER = Source(fingerprint, decode)

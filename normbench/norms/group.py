@@ -1,0 +1,29 @@
+"""Group normalization (Wu & He 2018, arXiv 1803.08494, equation 7): every sample over groups of its channels."""
+
+from functools import partial
+
+from normbench.norms.moments import Block, MomentNorm, Statistics
+from normbench.norms.normalization import Normalization, ShapeError
+
+
+class GroupNorm(MomentNorm):
+    """Statistics over H, W and the C / groups channels of a group. One group is LN, C groups are IN.
+
+    Raises:
+        ShapeError: ``groups`` does not divide ``channels``.
+    """
+
+    def __init__(self, channels: int, groups: int, eps: float) -> None:
+        super().__init__(channels, eps)
+        if channels % groups:
+            raise ShapeError(f"{groups} groups do not divide {channels} channels")
+        self.groups = groups
+
+    def statistics(self, C: int) -> Statistics:
+        """The channels of a group of a sample share them."""
+        return Statistics((Block(channels=C // self.groups),))
+
+
+def group(groups: int, eps: float) -> Normalization:
+    """Group normalization after every convolution."""
+    return Normalization(layer=partial(GroupNorm, groups=groups, eps=eps))

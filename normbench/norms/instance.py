@@ -1,0 +1,19 @@
+"""Instance normalization (Ulyanov, Vedaldi & Lempitsky 2016, arXiv 1607.08022): every channel of every sample alone."""
+
+from functools import partial
+
+from normbench.norms.moments import Block, MomentNorm, Statistics
+from normbench.norms.normalization import Normalization
+
+
+class InstanceNorm(MomentNorm):
+    """Statistics over H and W only."""
+
+    def statistics(self, C: int) -> Statistics:  # noqa: ARG002
+        """Nothing is shared."""
+        return Statistics((Block(),))
+
+
+def instance(eps: float) -> Normalization:
+    """Instance normalization, with gamma and beta, after every convolution."""
+    return Normalization(layer=partial(InstanceNorm, eps=eps))

@@ -1,0 +1,281 @@
+/* The passes of a moment norm over channels-last maps: x[n][p][c], N samples, P positions, C channels.
+ * Compiled once for float and once (-DBF16) for bfloat16; every sum is kept in float. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef BF16
+typedef uint16_t T;
+static inline float get(T x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+static inline T put(float value) { /* round to nearest even; a NaN stays one */
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (T)(value == value ? rounded : 0x7fc0);
+}
+#else
+typedef float T;
+static inline float get(T x) { return x; }
+static inline T put(float value) { return value; }
+#endif
+
+typedef const T *restrict In;
+typedef const float *restrict Row;
+typedef long I;
+#define LANES 16 /* channels a vector register holds */
+#define UNROLL 4 /* sums kept apart, so that one addition need not wait for the last */
+#define INLINE static inline __attribute__((always_inline))
+
+/* Every function below is written for `lanes` channels at a time and made twice: with the constant 16, which the compiler
+ * turns into vector instructions, and with what is left over. */
+#define EACH_BLOCK(call_16, call_rest)                                \
+    for (I n = 0; n < N; n++)                                         \
+        for (I c = 0; c < C; c += LANES) {                            \
+            const I at = n * P * C + c, k = n * C + c;                \
+            if (C - c >= LANES) { const int lanes = LANES; call_16; } \
+            else { const int lanes = (int)(C - c); call_rest; }       \
+        }
+
+INLINE void moments_block(In x, float *mean, float *variance, I P, I C, const int lanes) {
+    float sum[UNROLL][LANES] = {{0}}, square[UNROLL][LANES] = {{0}};
+    I p = 0;
+    for (; p + UNROLL <= P; p += UNROLL)
+        for (int u = 0; u < UNROLL; u++)
+            for (int l = 0; l < lanes; l++) sum[u][l] += get(x[(p + u) * C + l]);
+    for (; p < P; p++)
+        for (int l = 0; l < lanes; l++) sum[0][l] += get(x[p * C + l]);
+    float m[LANES];
+    for (int l = 0; l < lanes; l++) m[l] = ((sum[0][l] + sum[1][l]) + (sum[2][l] + sum[3][l])) / (float)P;
+    for (p = 0; p + UNROLL <= P; p += UNROLL)
+        for (int u = 0; u < UNROLL; u++)
+            for (int l = 0; l < lanes; l++) {
+                float d = get(x[(p + u) * C + l]) - m[l];
+                square[u][l] += d * d;
+            }
+    for (; p < P; p++)
+        for (int l = 0; l < lanes; l++) {
+            float d = get(x[p * C + l]) - m[l];
+            square[0][l] += d * d;
+        }
+    for (int l = 0; l < lanes; l++) {
+        mean[l] = m[l];
+        variance[l] = ((square[0][l] + square[1][l]) + (square[2][l] + square[3][l])) / (float)P;
+    }
+}
+
+static void moments(In x, float *restrict mean, float *restrict variance, I N, I P, I C) {
+    EACH_BLOCK(moments_block(x + at, mean + k, variance + k, P, C, LANES),
+               moments_block(x + at, mean + k, variance + k, P, C, lanes))
+}
+
+/* What follows the multiply-add in the same pass. */
+enum { PLAIN, RELU, ADD_RELU };
+
+INLINE float relu(float value) { return value < 0 ? 0 : value; } /* a NaN stays one */
+
+INLINE void multiply_add_block(In x, Row scale, Row shift, In shortcut, T *restrict y, I P, I C, const int then,
+                               const int lanes) {
+    for (I p = 0; p < P; p++)
+        for (int l = 0; l < lanes; l++) {
+            float value = get(x[p * C + l]) * scale[l] + shift[l];
+            if (then == ADD_RELU) value += get(shortcut[p * C + l]);
+            y[p * C + l] = put(then == PLAIN ? value : relu(value));
+        }
+}
+
+static void multiply_add(In x, Row scale, Row shift, In shortcut, T *restrict y, I N, I P, I C, int then) {
+#define BLOCK(then, lanes) multiply_add_block(x + at, scale + k, shift + k, shortcut + at, y + at, P, C, then, lanes)
+    if (then == PLAIN) EACH_BLOCK(BLOCK(PLAIN, LANES), BLOCK(PLAIN, lanes))
+    else if (then == RELU) EACH_BLOCK(BLOCK(RELU, LANES), BLOCK(RELU, lanes))
+    else EACH_BLOCK(BLOCK(ADD_RELU, LANES), BLOCK(ADD_RELU, lanes))
+#undef BLOCK
+}
+
+/* Sums of g * x and of g, where g is dy behind the ReLU that gave y; ADD_RELU also leaves g itself. */
+INLINE void sums_block(In x, In dy, In y, T *restrict g_out, float *restrict dscale, float *restrict dshift, I P, I C,
+                       const int then, const int lanes) {
+    float product[UNROLL][LANES] = {{0}}, plain[UNROLL][LANES] = {{0}};
+#define ADD(p, u)                                             \
+    for (int l = 0; l < lanes; l++) {                         \
+        const I i = (p) * C + l;                              \
+        float g = get(dy[i]);                                 \
+        if (then != PLAIN) g = get(y[i]) <= 0 ? 0 : g;        \
+        if (then == ADD_RELU) g_out[i] = put(g);              \
+        product[u][l] += g * get(x[i]);                       \
+        plain[u][l] += g;                                     \
+    }
+    I p = 0;
+    for (; p + UNROLL <= P; p += UNROLL) {
+        ADD(p, 0) ADD(p + 1, 1) ADD(p + 2, 2) ADD(p + 3, 3)
+    }
+    for (; p < P; p++) ADD(p, 0)
+#undef ADD
+    for (int l = 0; l < lanes; l++) {
+        dscale[l] = (product[0][l] + product[1][l]) + (product[2][l] + product[3][l]);
+        dshift[l] = (plain[0][l] + plain[1][l]) + (plain[2][l] + plain[3][l]);
+    }
+}
+
+static void sums(In x, In dy, In y, T *restrict g, float *restrict dscale, float *restrict dshift, I N, I P, I C, int then) {
+#define BLOCK(then, lanes) sums_block(x + at, dy + at, y + at, g + at, dscale + k, dshift + k, P, C, then, lanes)
+    if (then == PLAIN) EACH_BLOCK(BLOCK(PLAIN, LANES), BLOCK(PLAIN, lanes))
+    else if (then == RELU) EACH_BLOCK(BLOCK(RELU, LANES), BLOCK(RELU, lanes))
+    else EACH_BLOCK(BLOCK(ADD_RELU, LANES), BLOCK(ADD_RELU, lanes))
+#undef BLOCK
+}
+
+/* dx = g * scale + x * slope + offset, with g as above. */
+INLINE void input_gradient_block(In dy, In y, Row scale, In x, Row slope, Row offset, T *restrict dx, I P, I C,
+                                 const int then, const int lanes) {
+    for (I p = 0; p < P; p++)
+        for (int l = 0; l < lanes; l++) {
+            const I i = p * C + l;
+            float g = get(dy[i]);
+            if (then == RELU) g = get(y[i]) <= 0 ? 0 : g;
+            dx[i] = put(g * scale[l] + (get(x[i]) * slope[l] + offset[l]));
+        }
+}
+
+static void input_gradient(In dy, In y, Row scale, In x, Row slope, Row offset, T *restrict dx, I N, I P, I C, int then) {
+#define BLOCK(then, lanes) \
+    input_gradient_block(dy + at, y + at, scale + k, x + at, slope + k, offset + k, dx + at, P, C, then, lanes)
+    if (then == PLAIN) EACH_BLOCK(BLOCK(PLAIN, LANES), BLOCK(PLAIN, lanes))
+    else EACH_BLOCK(BLOCK(RELU, LANES), BLOCK(RELU, lanes))
+#undef BLOCK
+}
+
+/* From the moments to scale and shift and back: all of it on [N][C] numbers.
+ * A pooling k shares statistics over samples[k] x channels[k]; K of them are mixed with weights. The pooled moments of
+ * pooling k lie at pooled + 2 k N C (means) and one N C further (variances), one number a block, [N/samples][C/channels]. */
+/* What forward leaves for backward: six [N][C] tables, then the pooled moments. */
+typedef struct { float *mean, *variance, *mixed_mean, *rstd, *scale, *shift, *pooled; } Saved;
+
+static Saved saved_at(float *saved, I NC) {
+    return (Saved){saved, saved + NC, saved + 2 * NC, saved + 3 * NC, saved + 4 * NC, saved + 5 * NC, saved + 6 * NC};
+}
+
+static inline float weight(const float *weights, I k) { return weights ? weights[k] : 1.0f; }
+
+/* sum over the members of every block of `from` into one number a block */
+static void gather(const float *from, float *to, I N, I C, I samples, I channels) {
+    const I across = C / channels;
+    memset(to, 0, sizeof(float) * (N / samples) * across);
+    for (I n = 0; n < N; n++)
+        for (I g = 0; g < across; g++) {
+            float sum = 0;
+            for (I c = g * channels; c < (g + 1) * channels; c++) sum += from[n * C + c];
+            to[n / samples * across + g] += sum;
+        }
+}
+
+void forward(In x, const float *gamma, const float *beta, In shortcut, T *restrict y, float *saved, float *running_mean,
+             float *running_var, int then, I N, I P, I C, I K, const I *samples, const I *channels, const float *mean_weights,
+             const float *variance_weights, float bessel, float eps, float momentum, float unbias) {
+    const I NC = N * C;
+    Saved s = saved_at(saved, NC);
+    moments(x, s.mean, s.variance, N, P, C);
+    if (bessel != 1.0f)
+        for (I i = 0; i < NC; i++) s.variance[i] *= bessel;
+    memset(s.mixed_mean, 0, sizeof(float) * NC);
+    memset(s.rstd, 0, sizeof(float) * NC); /* holds the mixed variance first */
+    for (I k = 0; k < K; k++) {
+        float *mean = s.pooled + 2 * k * NC, *variance = mean + NC, *spread = s.scale; /* scale is free until the end */
+        const I across = C / channels[k], blocks = N / samples[k] * across;
+        const float members = (float)(samples[k] * channels[k]);
+        gather(s.mean, mean, N, C, samples[k], channels[k]);
+        for (I b = 0; b < blocks; b++) mean[b] /= members;
+        for (I n = 0; n < N; n++)
+            for (I c = 0; c < C; c++) {
+                float d = s.mean[n * C + c] - mean[n / samples[k] * across + c / channels[k]];
+                spread[n * C + c] = s.variance[n * C + c] + d * d;
+            }
+        gather(spread, variance, N, C, samples[k], channels[k]);
+        for (I b = 0; b < blocks; b++) variance[b] /= members;
+        const float wm = weight(mean_weights, k), wv = weight(variance_weights, k);
+        for (I n = 0; n < N; n++)
+            for (I c = 0; c < C; c++) {
+                const I b = n / samples[k] * across + c / channels[k];
+                s.mixed_mean[n * C + c] += wm * mean[b];
+                s.rstd[n * C + c] += wv * variance[b];
+            }
+    }
+    if (running_mean) { /* the last pooling's, averaged over its norm batches */
+        const I batches = N / samples[K - 1];
+        const float *mean = s.pooled + 2 * (K - 1) * NC, *variance = mean + NC;
+        for (I c = 0; c < C; c++) {
+            float m = 0, v = 0;
+            for (I b = 0; b < batches; b++) m += mean[b * C + c], v += variance[b * C + c];
+            running_mean[c] += momentum * (m / (float)batches - running_mean[c]);
+            running_var[c] += momentum * (v / (float)batches * unbias - running_var[c]);
+        }
+    }
+    for (I i = 0; i < NC; i++) {
+        s.rstd[i] = 1.0f / sqrtf(s.rstd[i] + eps);
+        s.scale[i] = gamma[i % C] * s.rstd[i];
+        s.shift[i] = beta[i % C] - s.mixed_mean[i] * s.scale[i];
+    }
+    multiply_add(x, s.scale, s.shift, shortcut, y, N, P, C, then);
+}
+
+/* With g = dy behind the ReLU, M and V the mixed moments, r = 1/sqrt(V + eps), A = sum g x and B = sum g over the positions:
+ *   dbeta = sum_n B    dgamma = sum_n (A - M B) r    dM = -scale B    dV = -(A - M B) gamma r^3 / 2
+ *   pooling k, block b of m members: dM_b = w_k sum dM, dV_b = w_k sum dV, and for each member with mean u
+ *   du += (dM_b + 2 dV_b (u - M_b)) / m    dv += dV_b / m
+ *   dx = g scale + x slope + offset    slope = 2 bessel dv / P    offset = du / P - slope u
+ * `work` holds six [N][C] tables. */
+void backward(In dy, In x, In y, const float *gamma, float *saved, T *restrict dx, T *restrict dshortcut, float *dgamma, float *dbeta,
+              float *dmean_weights, float *dvariance_weights, float *work, int then, I N, I P, I C, I K, const I *samples,
+              const I *channels, const float *mean_weights, const float *variance_weights, float bessel) {
+    const I NC = N * C;
+    Saved s = saved_at(saved, NC);
+    float *dM = work, *dV = work + NC, *du = work + 2 * NC, *dv = work + 3 * NC, *dMb = work + 4 * NC, *dVb = work + 5 * NC;
+    sums(x, dy, y, dshortcut, dV, dM, N, P, C, then); /* A and B, replaced in place below */
+    memset(dgamma, 0, sizeof(float) * C);
+    memset(dbeta, 0, sizeof(float) * C);
+    for (I n = 0; n < N; n++)
+        for (I c = 0; c < C; c++) {
+            const I i = n * C + c;
+            const float B = dM[i], centred = dV[i] - s.mixed_mean[i] * B;
+            dbeta[c] += B;
+            dgamma[c] += centred * s.rstd[i];
+            dM[i] = -s.scale[i] * B;
+            dV[i] = -0.5f * centred * gamma[c] * s.rstd[i] * s.rstd[i] * s.rstd[i];
+        }
+    memset(du, 0, sizeof(float) * 2 * NC); /* and dv behind it */
+    for (I k = 0; k < K; k++) {
+        const float *mean = s.pooled + 2 * k * NC, *variance = mean + NC;
+        const I across = C / channels[k], blocks = N / samples[k] * across;
+        const float members = (float)(samples[k] * channels[k]);
+        gather(dM, dMb, N, C, samples[k], channels[k]);
+        gather(dV, dVb, N, C, samples[k], channels[k]);
+        const float wm = weight(mean_weights, k) / members, wv = weight(variance_weights, k) / members;
+        double dwm = 0, dwv = 0;
+        for (I b = 0; b < blocks; b++) {
+            dwm += (double)dMb[b] * mean[b];
+            dwv += (double)dVb[b] * variance[b];
+            dMb[b] *= wm;
+            dVb[b] *= wv;
+        }
+        if (mean_weights) {
+            dmean_weights[k] = (float)dwm;
+            dvariance_weights[k] = (float)dwv;
+        }
+        for (I n = 0; n < N; n++)
+            for (I c = 0; c < C; c++) {
+                const I i = n * C + c, b = n / samples[k] * across + c / channels[k];
+                du[i] += dMb[b] + 2.0f * dVb[b] * (s.mean[i] - mean[b]);
+                dv[i] += dVb[b];
+            }
+    }
+    for (I i = 0; i < NC; i++) {
+        dv[i] *= 2.0f * bessel / (float)P;
+        du[i] = du[i] / (float)P - dv[i] * s.mean[i];
+    }
+    if (then == ADD_RELU) input_gradient(dshortcut, y, s.scale, x, dv, du, dx, N, P, C, PLAIN);
+    else input_gradient(dy, y, s.scale, x, dv, du, dx, N, P, C, then);
+}

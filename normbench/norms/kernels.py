@@ -1,0 +1,196 @@
+"""The compiled form of the moment norms: ``kernels.c`` built once per machine with its C compiler, and called through ctypes.
+
+Without a compiler, on a GPU and in other precisions than fp32 and bf16, there are none and torch takes over.
+``NORMBENCH_KERNELS=off`` turns them off.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-std=gnu11")
+Pair = tuple[int, int]
+
+
+class Kernels:
+    """Normalization of channels-last tensors of one dtype, forward and backward, by its own statistics."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, whole, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+        shape, weights = [whole] * 4 + [pointer] * 2, [pointer] * 2
+        library.forward.argtypes = [pointer] * 8 + [ctypes.c_int] + shape + weights + [real] * 4
+        library.backward.argtypes = [pointer] * 12 + [ctypes.c_int] + shape + weights + [real]
+        library.forward.restype = library.backward.restype = None
+        self._library = library
+
+    def forward(
+        self,
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        mean_weights: Tensor | None,
+        variance_weights: Tensor | None,
+        shortcut: Tensor | None,
+        method: "Method",
+        running: "Running | None",
+    ) -> tuple[Tensor, Tensor]:
+        """y, and what backward needs; moves the running statistics on."""
+        N, C, H, W = x.shape
+        y, saved = torch.empty_like(x), torch.empty((6 + 2 * len(method.blocks), N * C))
+        kept = running or Running(None, None, 0.0, 0.0)
+        self._library.forward(
+            *(_at(tensor) for tensor in (x, gamma, beta, shortcut, y, saved, kept.mean, kept.variance)),
+            *(method.then(shortcut), N, H * W, C, *_pairs(method.blocks)),
+            *(_at(mean_weights), _at(variance_weights), method.correction(H * W), method.eps),
+            *(kept.momentum, kept.unbias),
+        )
+        return y, saved
+
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        y: Tensor,
+        gamma: Tensor,
+        mean_weights: Tensor | None,
+        variance_weights: Tensor | None,
+        saved: Tensor,
+        method: "Method",
+        with_shortcut: bool,
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of x, gamma, beta, the mixing weights and the shortcut."""
+        N, C, H, W = x.shape
+        dx, dgamma, dbeta, work = (
+            torch.empty_like(x),
+            torch.empty_like(gamma),
+            torch.empty_like(gamma),
+            torch.empty(6 * N * C),
+        )
+        dmean_weights, dvariance_weights = (
+            None if weights is None else torch.empty_like(weights)
+            for weights in (mean_weights, variance_weights)
+        )
+        dshortcut = torch.empty_like(x) if with_shortcut else None
+        gradients = dx, dshortcut, dgamma, dbeta, dmean_weights, dvariance_weights
+        self._library.backward(
+            *(_at(tensor) for tensor in (dy, x, y, gamma, saved, *gradients, work)),
+            *(method.then(dshortcut), N, H * W, C, *_pairs(method.blocks)),
+            *(_at(mean_weights), _at(variance_weights), method.correction(H * W)),
+        )
+        return dx, dgamma, dbeta, dmean_weights, dvariance_weights, dshortcut
+
+
+class Running(NamedTuple):
+    """Statistics that follow those of the last pooling: ``running += momentum * (average over its blocks - running)``.
+
+    Attributes:
+        mean: [C], updated in place.
+        variance: [C], updated in place.
+        momentum: weight of the newest batch.
+        unbias: multiplies the batch's variance first.
+    """
+
+    mean: Tensor | None
+    variance: Tensor | None
+    momentum: float
+    unbias: float
+
+
+class Method(NamedTuple):
+    """What to compute: poolings as (samples, channels), variances over H·W or H·W - 1, eps, and a ReLU behind it."""
+
+    blocks: tuple[Pair, ...]
+    bessel: bool
+    eps: float
+    relu: bool
+
+    def then(self, shortcut: Tensor | None) -> int:
+        """The enumeration of kernels.c: nothing, a ReLU, or the addition of a shortcut and a ReLU follow."""
+        return int(self.relu) + int(shortcut is not None)
+
+    def correction(self, positions: int) -> float:
+        """What turns a biased variance over the positions into the one wanted."""
+        return positions / (positions - 1) if self.bessel else 1.0
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@cache
+def _pairs(blocks: tuple[Pair, ...]) -> tuple[int, Any, Any]:
+    """K, samples and channels as C wants them."""
+    longs = ctypes.c_long * len(blocks)
+    return len(blocks), longs(*(block[0] for block in blocks)), longs(*(block[1] for block in blocks))
+
+
+def suited(x: Tensor, gamma: Tensor) -> Kernels | None:
+    """The compiled kernels for tensors like x, or None where torch must do."""
+    if (
+        x.device.type != "cpu"
+        or x.dtype not in (torch.float32, torch.bfloat16)
+        or gamma.dtype != torch.float32
+    ):
+        return None
+    return _build(x.dtype == torch.bfloat16)
+
+
+@cache
+def _build(bf16: bool) -> Kernels | None:
+    """Compile, or find compiled; None if this machine cannot."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None or os.environ.get("NORMBENCH_KERNELS") == "off":
+        return None
+    flags = (*FLAGS, "-DBF16") if bf16 else FLAGS
+    try:
+        path = _cache_directory() / f"kernels-{_key(compiler, flags)}.so"
+        if not path.exists():
+            _compile(compiler, flags, path)
+        return Kernels(ctypes.CDLL(str(path)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cache_directory() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normbench"
+
+
+def _key(compiler: str, flags: tuple[str, ...]) -> str:
+    """Differs where the code would: source, compiler, flags, and the processor that -march=native looks at."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    processor = platform.processor() or platform.machine()
+    with_features = Path("/proc/cpuinfo")
+    if with_features.exists():
+        lines = with_features.read_text().splitlines()
+        processor = "".join(
+            sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))})
+        )
+    parts = SOURCE.read_bytes(), version, " ".join(flags).encode(), processor.encode()
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
+    """Build into a temporary file and rename it, since several workers may build at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        built = Path(directory) / path.name
+        subprocess.run(
+            [compiler, *flags, str(SOURCE), "-o", str(built)], capture_output=True, check=True, timeout=120
+        )
+        built.replace(path)
+
+
+def path(device: torch.device) -> str:
+    """Which arithmetic normalizes on this device, for the record."""
+    return "compiled" if device.type == "cpu" and _build(False) is not None else "torch"

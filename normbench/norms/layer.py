@@ -1,0 +1,19 @@
+"""Layer normalization (Ba, Kiros & Hinton 2016, arXiv 1607.06450, equation 3): every sample over all its channels."""
+
+from functools import partial
+
+from normbench.norms.moments import Block, MomentNorm, Statistics
+from normbench.norms.normalization import Normalization
+
+
+class LayerNorm(MomentNorm):
+    """Statistics of each sample over C, H and W; gamma and beta are one number a channel, as for the other methods."""
+
+    def statistics(self, C: int) -> Statistics:
+        """All channels of a sample share them."""
+        return Statistics((Block(channels=C),))
+
+
+def layer(eps: float) -> Normalization:
+    """Layer normalization after every convolution."""
+    return Normalization(layer=partial(LayerNorm, eps=eps))

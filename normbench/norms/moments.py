@@ -1,0 +1,286 @@
+"""One idea under BN, LN, IN, GN and SN: which samples and channels share a mean and a variance.
+
+Everything starts from the mean and variance of each channel of each sample over its H·W positions. A method pools these
+over blocks of samples and channels (SN mixes three such poolings); gamma, beta and the pooled statistics then make one
+multiply-add per element:
+
+    y[n, c, h, w] = x[n, c, h, w] * scale[n, c] + shift[n, c]
+    scale = gamma / sqrt(variance + eps),   shift = beta - mean * scale
+
+This file is the definition, in plain torch for any device and precision. On a CPU with a C compiler the same arithmetic
+runs in :mod:`normbench.norms.kernels`; ``tests/test_norms.py`` holds the two together.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from normbench.norms import kernels
+from normbench.norms.normalization import ShapeError
+
+
+class Block(NamedTuple):
+    """Statistics are shared by ``samples`` consecutive samples times ``channels`` consecutive channels."""
+
+    samples: int = 1
+    channels: int = 1
+
+
+class Moments(NamedTuple):
+    """Means and variances, [N, C] each (or, where block members share them, anything that broadcasts to it)."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+class Statistics(NamedTuple):
+    """How a layer normalizes a batch: a mixture of poolings.
+
+    Attributes:
+        blocks: K poolings.
+        mean_weights: [K] mixing weights of the K means; None for a single pooling.
+        variance_weights: [K] mixing weights of the K variances; None for a single pooling.
+        bessel: start from variances over H·W - 1 instead of H·W.
+    """
+
+    blocks: tuple[Block, ...]
+    mean_weights: Tensor | None = None
+    variance_weights: Tensor | None = None
+    bessel: bool = False
+
+    def check(self, N: int, C: int, positions: int) -> None:
+        """Refuse a batch of N samples, C channels and H·W positions that these statistics are not defined for.
+
+        Raises:
+            ShapeError: says which rule is broken.
+        """
+        for samples, channels in self.blocks:
+            if C % channels:
+                raise ShapeError(f"groups of {channels} channels do not divide {C} channels")
+            if N % samples:
+                raise ShapeError(f"a norm batch of {samples} samples does not divide a batch of {N}")
+            if samples * channels * positions == 1:
+                raise ShapeError(
+                    "a mean and variance over one value per channel normalize everything to zero"
+                )
+        if self.bessel and positions == 1:
+            raise ShapeError("one position has no unbiased variance")
+
+
+def moments(x: Tensor) -> Moments:
+    """Mean and biased variance of x, [N, C, H, W], over H and W, in fp32 (float64 for float64 input)."""
+    rows = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
+    mean = rows.mean(-1)
+    return Moments(mean, (rows - mean[..., None]).square().mean(-1))
+
+
+def pool(parts: Moments, block: Block) -> Moments:
+    """The moments of blocks, [N / samples, 1, C / channels, 1] each.
+
+    By the law of total variance, the variance of a block is the mean of its members' variances plus the variance of
+    their means: nothing is subtracted that could cancel.
+    """
+    N, C = parts.mean.shape
+    shape = N // block.samples, block.samples, C // block.channels, block.channels
+    means = parts.mean.view(shape)
+    mean = means.mean((1, 3), keepdim=True)
+    spread = (means - mean).square().mean((1, 3), keepdim=True)
+    return Moments(mean, parts.variance.view(shape).mean((1, 3), keepdim=True) + spread)
+
+
+def spread_out(pooled: Moments, block: Block, N: int, C: int) -> Moments:
+    """What :func:`pool` gave, repeated for every member of its block, [N, C] each."""
+    shape = N // block.samples, block.samples, C // block.channels, block.channels
+    return Moments(*(part.expand(shape).reshape(N, C) for part in pooled))
+
+
+def mix(parts: Sequence[Moments], statistics: Statistics) -> Moments:
+    """The weighted mixture of K moments, [N, C] each."""
+    if statistics.mean_weights is None or statistics.variance_weights is None:
+        (only,) = parts
+        return only
+    means = torch.stack([part.mean for part in parts], -1)
+    variances = torch.stack([part.variance for part in parts], -1)
+    # written out because autocast would take a matrix product down to bf16
+    return Moments(
+        (means * statistics.mean_weights).sum(-1), (variances * statistics.variance_weights).sum(-1)
+    )
+
+
+def affine(mixed: Moments, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Scale and shift, [N, C] each."""
+    scale = gamma * torch.rsqrt(mixed.variance + eps)
+    return scale, beta - mixed.mean * scale
+
+
+def multiply_add(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x * scale + shift in x's dtype; x is [N, C, H, W], scale and shift are [N, C]."""
+    return torch.addcmul(shift[..., None, None], x, scale[..., None, None]).to(x.dtype)
+
+
+def normalize(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    statistics: Statistics,
+    eps: float,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+    running: kernels.Running | None = None,
+) -> Tensor:
+    """Normalize a batch by its own statistics; then add a shortcut and take the ReLU, if so asked.
+
+    Args:
+        x: [N, C, H, W].
+        gamma: [C].
+        beta: [C].
+        statistics: which samples and channels share a mean and a variance.
+        eps: added to the variance before the square root.
+        shortcut: [N, C, H, W], added to the normalized x; only together with ``relu``.
+        relu: end with max(·, 0).
+        running: statistics to move on by those of the last pooling.
+
+    Returns:
+        y, [N, C, H, W] in x's dtype.
+    """
+    if (compiled := kernels.suited(x, gamma)) is not None:
+        method = kernels.Method(statistics.blocks, statistics.bessel, eps, relu)
+        weights = statistics.mean_weights, statistics.variance_weights
+        y: Tensor = _Compiled.apply(x, gamma, beta, *weights, shortcut, method, running, compiled)
+        return y
+    N, C, H, W = x.shape
+    mean, variance = moments(x)
+    if statistics.bessel:
+        variance = variance * (H * W / (H * W - 1))
+    pooled = [pool(Moments(mean, variance), block) for block in statistics.blocks]
+    if running is not None:
+        follow(running, pooled[-1])
+    parts = [spread_out(part, block, N, C) for part, block in zip(pooled, statistics.blocks, strict=True)]
+    return finish(multiply_add(x, *affine(mix(parts, statistics), gamma, beta, eps)), shortcut, relu)
+
+
+@torch.no_grad()
+def follow(running: kernels.Running, pooled: Moments) -> None:
+    """Move running statistics on by the average over the norm batches."""
+    if running.mean is not None and running.variance is not None:
+        mean, variance = (part.mean(0).flatten().to(running.mean) for part in pooled)
+        running.mean.lerp_(mean, running.momentum)
+        running.variance.lerp_(variance * running.unbias, running.momentum)
+
+
+def finish(y: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+    """What follows the normalization in a residual block."""
+    if shortcut is not None:
+        y = y + shortcut
+    return torch.relu(y) if relu else y
+
+
+class _Compiled(torch.autograd.Function):
+    """The same by the compiled kernels, with the hand-derived backward pass; saves x, y and [N, C] numbers only."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        """See :func:`normalize`."""
+        x, gamma, beta, mean_weights, variance_weights, shortcut, method, running, compiled = arguments
+        x = x.contiguous(memory_format=torch.channels_last)
+        if shortcut is not None:
+            shortcut = shortcut.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        y, saved = compiled.forward(x, gamma, beta, mean_weights, variance_weights, shortcut, method, running)
+        ctx.method, ctx.compiled, ctx.with_shortcut = method, compiled, shortcut is not None
+        ctx.save_for_backward(x, y, gamma, mean_weights, variance_weights, saved)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The gradients of x, gamma, beta, the mixing weights and the shortcut."""
+        dy = gradients[0].contiguous(memory_format=torch.channels_last)
+        return *ctx.compiled.backward(dy, *ctx.saved_tensors, ctx.method, ctx.with_shortcut), None, None, None
+
+
+class MomentNorm(nn.Module):
+    """A layer that normalizes by pooled moments, then scales by gamma and shifts by beta, [N, C, H, W] -> the same.
+
+    A method is a subclass that says which statistics it takes.
+
+    Args:
+        channels: C.
+        eps: added to the variance before the square root.
+    """
+
+    takes_relu = True
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gamma = nn.Parameter(torch.ones(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def statistics(self, C: int) -> Statistics:
+        """Which of the samples and of the C channels share a mean and a variance."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Normalize x, [N, C, H, W], by its own statistics; add a shortcut and take the ReLU, if so asked.
+
+        Raises:
+            ShapeError: the method has no statistics for this shape.
+        """
+        N, C, H, W = x.shape
+        statistics = self.statistics(C)
+        statistics.check(N, C, H * W)
+        return normalize(x, self.gamma, self.beta, statistics, self.eps, shortcut, relu)
+
+
+class RunningMomentNorm(MomentNorm):
+    """A moment norm whose last block looks across samples, and so keeps that block's running statistics for inference.
+
+    ``running = (1 - momentum) * running + momentum * (average over the norm batches)``, with the unbiased variance, as
+    torch.nn.BatchNorm2d has it. Momentum 0.1 here is the decay 0.9 of the papers.
+
+    Args:
+        channels: C.
+        eps: added to the variance before the square root.
+        momentum: weight of the newest batch in the running statistics.
+        norm_batch_size: samples that share statistics in training.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float, momentum: float, norm_batch_size: int) -> None:
+        super().__init__(channels, eps)
+        self.momentum = momentum
+        self.norm_batch_size = norm_batch_size
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Normalize x, [N, C, H, W]: by its own statistics in training, by the running ones at inference.
+
+        Raises:
+            ShapeError: the method has no statistics for this shape.
+        """
+        N, C, H, W = x.shape
+        statistics = self.statistics(C)
+        if not self.training:
+            return finish(self._infer(x, statistics), shortcut, relu)
+        statistics.check(N, C, H * W)
+        unbias = self.unbias(self.norm_batch_size * H * W)
+        running = kernels.Running(self.running_mean, self.running_var, self.momentum, unbias)
+        return normalize(x, self.gamma, self.beta, statistics, self.eps, shortcut, relu, running)
+
+    def unbias(self, values: int) -> float:
+        """What turns a biased variance over ``values`` values into the one that is kept."""
+        return values / (values - 1)
+
+    def _infer(self, x: Tensor, statistics: Statistics) -> Tensor:
+        N, C, H, W = x.shape
+        parts = []
+        if len(statistics.blocks) > 1:
+            mean, variance = moments(x)
+            own = Moments(mean, variance * (H * W / (H * W - 1)) if statistics.bessel else variance)
+            parts = [spread_out(pool(own, block), block, N, C) for block in statistics.blocks[:-1]]
+        parts.append(Moments(self.running_mean.expand(N, C), self.running_var.expand(N, C)))
+        return multiply_add(x, *affine(mix(parts, statistics), self.gamma, self.beta, self.eps))

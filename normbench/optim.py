@@ -1,0 +1,53 @@
+"""SGD, its schedule, and how the learning rate follows the batch size."""
+
+import math
+
+import torch
+from torch import nn
+
+from normbench.norms.normalization import is_norm_parameter
+from normbench.trial import Trial
+
+
+def base_learning_rate(trial: Trial) -> float:
+    """The linear scaling rule (Goyal et al. 2017, arXiv 1706.02677): lr · batch_size / lr_reference_batch."""
+    scale = trial.batch_size / trial.lr_reference_batch if trial.lr_reference_batch else 1.0
+    return trial.optimizer.lr * scale
+
+
+def learning_rate(trial: Trial, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of update ``step``, counted from 0 over the whole training.
+
+    Linear warm-up from 0 over the first epochs, then by schedule: cosine to 0 over what is left (Loshchilov & Hutter
+    2017, arXiv 1608.03983, without restarts); divided by 10 at 50 % and 75 % of the epochs (He et al. 2016); constant.
+    """
+    base, total = base_learning_rate(trial), trial.epochs * steps_per_epoch
+    warmup = round(trial.schedule.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return base * (step + 1) / warmup
+    match trial.schedule.name:
+        case "cosine":
+            return base * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        case "step":
+            return base * 0.1 ** ((step >= total / 2) + (step >= total * 3 / 4))
+        case "constant":
+            return base
+
+
+def optimizer(trial: Trial, model: nn.Module) -> torch.optim.SGD:
+    """SGD over all parameters; those of the normalization are spared the weight decay where the trial says so."""
+    settings = trial.optimizer
+    norm, other = [], []
+    for name, parameter in model.named_parameters():
+        (norm if is_norm_parameter(name, parameter) else other).append(parameter)
+    groups = [
+        {"params": other, "weight_decay": settings.weight_decay},
+        {"params": norm, "weight_decay": settings.weight_decay if settings.weight_decay_on_norm else 0.0},
+    ]
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=base_learning_rate(trial),
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        fused=True,
+    )

@@ -1,0 +1,219 @@
+"""Training loss and test accuracy by epoch for every batch size: mean over seeds, and every seed."""
+
+import itertools
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from normbench.plots import caption, style
+from normbench.plots.figure import Figure, Options, Row
+from normbench.plots.panels import Axis, Cell, Panel, Series, arrange
+from normbench.records import Epoch, Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.lines import Line2D
+
+Quantity = Literal["train_loss", "test_accuracy"]
+QUANTITIES: dict[Quantity, str] = {"train_loss": "training loss", "test_accuracy": "test accuracy (%)"}
+COLUMNS = 6
+
+Points = tuple[tuple[int, float], ...]  # (epoch, value): loss in nats, accuracy as a fraction
+
+
+@dataclass(frozen=True)
+class Plotted:
+    """Two lines over epochs; those without a value (not evaluated, not finite) are left out."""
+
+    train_loss: Points
+    test_accuracy: Points
+
+    def points(self, quantity: Quantity) -> Points:
+        """One of the two."""
+        return self.train_loss if quantity == "train_loss" else self.test_accuracy
+
+
+@dataclass(frozen=True)
+class Seed(Plotted):
+    """One trial."""
+
+    seed: int
+    status: str
+
+
+@dataclass(frozen=True)
+class Course(Plotted):
+    """One cell: the mean of the seeds that finished, and every seed."""
+
+    series: Series
+    seeds: tuple[Seed, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One size: a loss and an accuracy panel. Methods that the size cannot touch are in every column."""
+
+    panel: str
+    axis: Axis
+    size: int
+    courses: tuple[Course, ...]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """All that is drawn."""
+
+    columns: tuple[Column, ...]
+    series: tuple[Series, ...]
+    stopped: Mapping[str, int]
+    caption: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def select(records: Sequence[Record], _: Options) -> Curves | None:
+    """Every trial's course by panel, size and series."""
+    arranged = arrange(records) if any(record.epochs for record in records) else None
+    if arranged is None:
+        return None
+    columns = tuple(column for panel in arranged.panels for column in _columns(panel))
+    sentences = (*caption.about(arranged), "Thick: mean over the seeds that finished; thin: single seeds.")
+    return Curves(columns, arranged.series, arranged.stopped, sentences, caption.warnings(arranged))
+
+
+def _columns(panel: Panel) -> Iterator[Column]:
+    for size in panel.sizes:
+        courses = [_course(series, cell) for series, cell in panel.cells if cell.x in (size, None)]
+        yield Column(panel.heading, panel.axis, size, tuple(courses))
+
+
+def _course(series: Series, cell: Cell) -> Course:
+    seeds = []
+    for record in cell.records:
+        losses, accuracies = _points(record.epochs, "train_loss"), _points(record.epochs, "test_accuracy")
+        seeds.append(Seed(losses, accuracies, record.trial.seed, record.status))
+    finished = [seed for seed in seeds if seed.status == "done"]
+    losses, accuracies = _mean([s.train_loss for s in finished]), _mean([s.test_accuracy for s in finished])
+    return Course(losses, accuracies, series, tuple(seeds))
+
+
+def _points(epochs: Sequence[Epoch], quantity: Quantity) -> Points:
+    values = ((epoch.epoch, getattr(epoch, quantity)) for epoch in epochs)
+    return tuple((epoch, value) for epoch, value in values if value is not None)
+
+
+def _mean(courses: Sequence[Points]) -> Points:
+    """By epoch, where every seed has a value."""
+    by_epoch: dict[int, list[float]] = {}
+    for epoch, value in (point for points in courses for point in points):
+        by_epoch.setdefault(epoch, []).append(value)
+    whole = {epoch: values for epoch, values in sorted(by_epoch.items()) if len(values) == len(courses)}
+    return tuple((epoch, math.fsum(values) / len(values)) for epoch, values in whole.items())
+
+
+def table(selection: Curves) -> list[Row]:
+    """One row an epoch, of the mean (``seed`` is "mean") and of every seed."""
+    rows: list[Row] = []
+    for column in selection.columns:
+        for course in column.courses:
+            lines: list[tuple[int | str, str, Plotted]] = [("mean", "done", course)]
+            lines += [(seed.seed, seed.status, seed) for seed in course.seeds]
+            for seed, status, line in lines:
+                losses, accuracies = dict(line.train_loss), dict(line.test_accuracy)
+                rows += [
+                    {
+                        "panel": column.panel,
+                        "norm": course.series.method,
+                        "options": course.series.options,
+                        "axis": column.axis,
+                        "size": column.size,
+                        "seed": seed,
+                        "status": status,
+                        "epoch": epoch,
+                        "train_loss": losses.get(epoch),
+                        "test_accuracy": accuracies.get(epoch),
+                    }
+                    for epoch in sorted(losses.keys() | accuracies.keys())
+                ]
+    return rows
+
+
+def draw(selection: Curves, canvas: "Canvas") -> None:
+    """Loss over accuracy, the sizes side by side, panel below panel; all on the same two scales."""
+    bands = _bands(selection.columns)
+    across = max(map(len, bands))
+    canvas.set_size_inches(style.WIDTH, 3.9 if len(bands) == 1 else 3.4 * len(bands))
+    several = len({column.panel for column in selection.columns}) > 1
+    limits = {quantity: _limits(selection.columns, quantity) for quantity in QUANTITIES}
+    for row, band in enumerate(bands):
+        for place, column in enumerate(band):
+            for under, quantity in enumerate(QUANTITIES):
+                axes = canvas.add_subplot(2 * len(bands), across, (2 * row + under) * across + place + 1)
+                _draw_courses(axes, column, quantity, limits[quantity])
+                axes.tick_params(labelleft=place == 0, labelbottom=under == 1)
+                axes.set_ylabel(QUANTITIES[quantity] if place == 0 else "")
+                axes.set_xlabel("epoch" if under == 1 else "")
+                if under == 0:
+                    panel = textwrap.fill(column.panel, 100) if place == 0 else ""
+                    size = style.size_heading(column.axis, column.size)
+                    axes.set_title(f"{panel}\n{size}" if several else size)
+    canvas.align_ylabels()
+    style.legend(canvas, _entries(selection))
+
+
+def _bands(columns: Sequence[Column]) -> list[Sequence[Column]]:
+    """Rows of at most `COLUMNS` columns, as equal as can be; a panel begins a new one."""
+    bands: list[Sequence[Column]] = []
+    for _, group in itertools.groupby(columns, key=lambda column: column.panel):
+        panel = list(group)
+        width = math.ceil(len(panel) / math.ceil(len(panel) / COLUMNS))
+        bands += [panel[start : start + width] for start in range(0, len(panel), width)]
+    return bands
+
+
+def _limits(columns: Sequence[Column], quantity: Quantity) -> tuple[float, float]:
+    """The range of the trials that finished: one that diverged must not flatten all others."""
+    seeds = [seed for column in columns for course in column.courses for seed in course.seeds]
+    finished = [seed for seed in seeds if seed.status == "done"] or seeds
+    values = [value for seed in finished for _, value in seed.points(quantity)] or [0.0, 1.0]
+    margin = 0.04 * (max(values) - min(values)) or 0.1
+    return max(min(values) - margin, 0.0), max(values) + margin
+
+
+def _draw_courses(axes: "Axes", column: Column, quantity: Quantity, limits: tuple[float, float]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for course in column.courses:
+        look = style.of_method(course.series.method, course.series.variant)
+        for seed in course.seeds:
+            points = seed.points(quantity)
+            axes.plot(*_xy(points), color=look.color, linewidth=0.6, alpha=0.4, zorder=2)
+            if seed.status != "done" and points:
+                epoch, value = points[-1]
+                inside = min(max(value, limits[0]), limits[1])
+                axes.plot([epoch], [inside], clip_on=False, **style.failure(seed.status, look.color))
+        axes.plot(
+            *_xy(course.points(quantity)), color=look.color, linestyle=look.line, linewidth=1.4, zorder=3
+        )
+    axes.set_ylim(*limits)
+    epochs = [epoch for course in column.courses for seed in course.seeds for epoch, _ in seed.train_loss]
+    axes.set_xlim(0, max(epochs, default=1) * 1.03)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    if quantity == "test_accuracy":
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda fraction, _: f"{100 * fraction:g}"))
+
+
+def _xy(points: Points) -> tuple[list[int], list[float]]:
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def _entries(selection: Curves) -> Iterator[tuple["Line2D", str]]:
+    """The legend: every series, then the marks where trials ended early."""
+    for series in selection.series:
+        yield style.entry(replace(style.of_method(series.method, series.variant), marker="")), series.label
+    yield from style.failure_entries(selection.stopped)
+
+
+FIGURE = Figure(select, draw, table)

@@ -1,0 +1,218 @@
+"""How everything looks: one colour, marker and line per method, the same in every figure.
+
+The colours are those of Okabe and Ito (2008), told apart with every common colour blindness; marker and line
+say the same again for print in black and white.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from normbench.norms import NORMS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.lines import Line2D
+
+WIDTH = 7.2  # inches: the text width of a page, and 900 px at the 125 dpi of a screen
+INK, FAINT = "#222222", "#8a8a8a"
+
+Dashes = tuple[float, Sequence[float]]
+SOLID: Dashes = (0, ())
+
+
+@dataclass(frozen=True)
+class Style:
+    """One series' look."""
+
+    color: str
+    marker: str
+    line: Dashes = SOLID
+    size: float = 5.0
+    hollow: bool = False
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """The marker, as matplotlib's keyword arguments."""
+        return {
+            "marker": self.marker,
+            "markersize": self.size,
+            "markerfacecolor": "white" if self.hollow else self.color,
+            "markeredgecolor": self.color,
+            "markeredgewidth": 1.0,
+        }
+
+
+METHODS: Mapping[str, Style] = {
+    "batch": Style("#0072B2", "o"),
+    "layer": Style("#E69F00", "s", (0, (5, 1.2)), 4.6),
+    "instance": Style("#009E73", "^", (0, (1.2, 1)), 5.4),
+    "group": Style("#D55E00", "D", (0, (6, 1.2, 1.2, 1.2)), 4.4),
+    "switchable": Style("#CC79A7", "v", (0, (3, 1, 1, 1, 1, 1)), 5.4),
+    "none": Style("#666666", "p", (0, (2, 2)), 5.4),
+}
+FURTHER = (
+    Style("#56B4E9", "<", (0, (8, 1.5)), 5.4),
+    Style("#8C6D1F", ">", (0, (4, 1, 1, 1)), 5.4),
+    Style("#7B4FA3", "h", (0, (2, 1)), 5.4),
+    Style("#3D3D3D", "P", (0, (1, 2)), 5.4),
+    Style("#A33B54", "*", (0, (6, 2, 2, 2)), 6.4),
+    Style("#5F8F2F", "d", (0, (3, 2)), 5.4),
+)
+VARIANT_LINES: Sequence[Dashes] = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), SOLID)
+VARIANT_SHADES = (-0.45, 0.40, -0.75, 0.55)  # of the way to black, or to white
+FAILURES: Mapping[str, str] = {"diverged": "X", "out_of_memory": "s"}
+
+# Everything that matplotlib would otherwise take from the user's own settings or from the clock.
+RC: Mapping[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 8.0,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 8.0,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.5,
+    "text.parse_math": False,  # a name may hold a $
+    "svg.hashsalt": "normbench",
+    "pdf.fonttype": 42,
+}
+
+
+def of_method(name: str, variant: int = 0) -> Style:
+    """The look of a method, and of the ``variant``-th further set of options of it that a figure shows.
+
+    A method without a look of its own takes one by its place in the table of methods.
+    """
+    if name in METHODS:
+        style = METHODS[name]
+    else:
+        style = FURTHER[[known for known in NORMS if known not in METHODS].index(name) % len(FURTHER)]
+    if variant == 0:
+        return style
+    turn = (variant - 1) % len(VARIANT_LINES)
+    shade = _shaded(style.color, VARIANT_SHADES[turn])
+    return replace(style, color=shade, line=VARIANT_LINES[turn], hollow=variant % 2 == 1)
+
+
+def _shaded(color: str, amount: float) -> str:
+    target = 255 if amount > 0 else 0
+    parts = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (target - part) * abs(amount)):02x}" for part in parts)
+
+
+def octaves(sizes: Sequence[int]) -> float:
+    """How far the sizes reach on a log2 axis; at least 1, so that a single size has an axis too."""
+    return max(math.log2(max(sizes) / min(sizes)), 1.0)
+
+
+def dodge(of: int, sizes: Sequence[int], across: int = 1) -> float:
+    """Octaves between neighbours of ``of`` series at one size, so that none hides another's interval.
+
+    Args:
+        across: panels side by side; the narrower they are, the further apart on their axis.
+    """
+    wanted = (0.018 if across == 1 else 0.03) * octaves(sizes)
+    gaps = [math.log2(after / before) for before, after in itertools.pairwise(sizes)]
+    return min(wanted, 0.7 * min(gaps, default=1.0) / of)
+
+
+def dodged(x: float, order: float, of: int, step: float) -> float:
+    """``x`` moved to the place of series ``order`` out of ``of`` that stand ``step`` octaves apart."""
+    return float(x * 2 ** ((order - (of - 1) / 2) * step))
+
+
+def size_axis(axes: "Axes", sizes: Sequence[int], label: str) -> None:
+    """A log2 x-axis with a tick at every size, and a label at every one there is room for."""
+    span = octaves(sizes)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(min(sizes) * 2 ** (-0.1 * span), max(sizes) * 2 ** (0.1 * span))
+    labels, last = [], -math.inf
+    for size in sizes:
+        room = math.log2(size) - last > span / 16
+        labels.append(str(size) if room else "")
+        last = math.log2(size) if room else last
+    axes.set_xticks(list(sizes), labels)
+    axes.minorticks_off()
+    axes.set_xlabel(label)
+
+
+def size_heading(axis: str, size: int) -> str:
+    """What stands above a small panel of one size."""
+    return f"batch size {size}" if axis == "batch_size" else f"norm batch {size}"
+
+
+def entry(style: Style) -> "Line2D":
+    """A series' entry in a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=style.color, linestyle=style.line, linewidth=1.5, **style.marks)
+
+
+def failure(status: str, color: str) -> dict[str, Any]:
+    """The mark of a trial that did not finish, as matplotlib's keyword arguments."""
+    solid = status == "diverged"
+    return {
+        "linestyle": "none",
+        "marker": FAILURES[status],
+        "markersize": 5.5 if solid else 4.5,
+        "markerfacecolor": color if solid else "white",
+        "markeredgecolor": "white" if solid else color,
+        "markeredgewidth": 0.5 if solid else 1.0,
+        "zorder": 4,
+    }
+
+
+def failure_entries(stopped: Mapping[str, int]) -> Iterable[tuple["Line2D", str]]:
+    """The entries of such marks in a legend, with how many trials they stand for."""
+    from matplotlib.lines import Line2D
+
+    for status in FAILURES:
+        if stopped.get(status):
+            yield Line2D([], [], **failure(status, INK)), f"{status.replace('_', ' ')} ({stopped[status]})"
+
+
+def legend(canvas: "Canvas", entries: Iterable[tuple["Line2D", str]]) -> None:
+    """The figure's one legend: rows above all that is drawn, as many as `legend_rows` says."""
+    handles, labels = zip(*entries, strict=True)
+    columns = math.ceil(len(labels) / legend_rows(labels))
+    canvas.legend(
+        handles,
+        labels,
+        loc="upper left",
+        ncols=columns,
+        frameon=False,
+        handlelength=2.6,
+        columnspacing=1.4,
+        borderaxespad=0,
+        borderpad=0,
+    )
+
+
+def legend_rows(labels: Sequence[str]) -> int:
+    """The fewest rows in which entries with these labels fit the width; they are filled column by column."""
+    widths = [0.062 * len(label) + 0.52 for label in labels]  # inches, of 8 point type with its line
+    for rows in range(1, len(labels)):
+        columns = [widths[start : start + rows] for start in range(0, len(widths), rows)]
+        if sum(map(max, columns)) <= WIDTH:
+            return rows
+    return len(labels)

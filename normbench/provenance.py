@@ -1,0 +1,77 @@
+"""Where and with what a trial ran: for readers of its record, never part of its identity."""
+
+import functools
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import normbench
+from normbench.norms import kernels
+
+
+def provenance(device: torch.device, precision: str) -> dict[str, Any]:
+    """Versions, machine, threads, flags, and which of several equivalent paths the arithmetic took."""
+    return {
+        "normbench": normbench.__version__,
+        "git": git_state(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "host": platform.node(),
+        "threads": torch.get_num_threads(),
+        "flags": {
+            "precision": precision,
+            "deterministic_convolutions": torch.backends.cudnn.deterministic,
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "flush_denormal": True,
+        },
+        "path": {"norm": kernels.path(device), "memory_format": "channels_last"},
+    }
+
+
+@functools.cache
+def device_name(device: torch.device) -> str:
+    """What the maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def git_state() -> str | None:
+    """The commit of the code, with ``-dirty`` if files differ from it; None for an installed package."""
+    root = Path(normbench.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most this process has held so far: on the GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

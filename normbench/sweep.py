@@ -1,0 +1,216 @@
+"""A sweep: which trials of an experiment are missing, run those, save what they give."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from normbench import config
+from normbench.data import decoded
+from normbench.executors import EXECUTORS
+from normbench.records import Failure, Record, Store, write_atomically
+from normbench.trial import Trial
+
+if TYPE_CHECKING:
+    from normbench.executors import Outcome, Tell
+
+State = Literal["done", "diverged", "out_of_memory", "failed", "missing"]
+STATES: tuple[State, ...] = ("done", "diverged", "out_of_memory", "failed", "missing")
+RETRIABLE = ("failed", "diverged", "out_of_memory")
+PLAN = "experiment.yaml"  # beside the records, so that figures and status know what was asked for
+
+
+class Unusable(ValueError):
+    """Trials that cannot run at all; one line for each reason."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is there of an experiment.
+
+    Attributes:
+        experiment: name and trials.
+        records: by trial id, of this experiment's trials only.
+        errors: why the last attempt failed, by trial id.
+        damaged: unreadable record files and what is wrong with them.
+    """
+
+    experiment: config.Experiment
+    records: dict[str, Record]
+    errors: dict[str, str]
+    damaged: dict[Path, str]
+
+    def state(self, trial: Trial) -> State:
+        """How far a trial is."""
+        if trial.id in self.records:
+            return self.records[trial.id].status
+        return "failed" if trial.id in self.errors else "missing"
+
+    def counts(self) -> Counter[State]:
+        """How many trials are in each state."""
+        return Counter(self.state(trial) for trial in self.experiment.trials)
+
+
+class Listener:
+    """What a run tells while it goes on; every method may be left out."""
+
+    def say(self, words: str) -> None:
+        """Something happened that a user should read."""
+
+    def begin(self, survey: Survey, missing: Sequence[Trial]) -> None:
+        """The trials that are missing are about to run."""
+
+    def event(self, trial: Trial, event: dict[str, Any]) -> None:
+        """News of a running trial: epoch, images, loss, accuracy."""
+
+    def outcome(self, trial: Trial, outcome: "Outcome") -> None:
+        """A trial has ended."""
+
+
+def survey(experiment: config.Experiment, results: Path) -> Survey:
+    """Look at what is stored, and change nothing."""
+    store = Store(results / experiment.name)
+    records, damaged = store.load()
+    ids = {trial.id for trial in experiment.trials}
+    errors = {trial_id: error for trial_id in ids if (error := store.error(trial_id)) is not None}
+    own = {trial_id: record for trial_id, record in records.items() if trial_id in ids}
+    return Survey(experiment, own, errors, damaged)
+
+
+def stored(results: Path, name: str) -> config.Experiment:
+    """The experiment as it was last run.
+
+    Raises:
+        ConfigError: it was never run here.
+    """
+    return config.load(results / name / PLAN)
+
+
+def run(
+    experiment: config.Experiment,
+    results: Path,
+    data: Path,
+    *,
+    retry: Collection[str] = ("failed",),
+    fail_fast: bool = False,
+    listener: Listener | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Survey:
+    """Run every trial that is missing, and save each as it ends; what is done already is not touched.
+
+    Args:
+        experiment: trials, and where they run.
+        results: records go to ``results/<name>/``.
+        data: the data directory.
+        retry: run trials again that ended this way: failed, diverged, out_of_memory.
+        fail_fast: stop at the first trial that fails.
+        listener: is told what happens.
+        stop: asked often; once it is true, running trials save their state and the run ends.
+
+    Raises:
+        RecordsInUse: another runner holds this experiment.
+        DataError: a data set cannot be had.
+        Unusable: a method cannot normalize a network's maps, or a batch is larger than the data.
+        OSError: a record cannot be written.
+    """
+    listener = listener or Listener()
+    store = Store(results / experiment.name)
+    with store.locked():
+        before = survey(experiment, results)
+        for path, problem in before.damaged.items():
+            listener.say(f"{path}: not a valid record ({problem}); moved to {store.directory / 'corrupt'}")
+        store.set_aside(before.damaged)
+        for trial_id, record in before.records.items():
+            if record.status in retry:
+                store.discard(trial_id)
+        again = {"missing", *retry}
+        missing = [trial for trial in experiment.trials if before.state(trial) in again]
+        if missing:
+            prepare(missing, data, listener.say)
+        write_atomically(store.directory / PLAN, config.dump(experiment).encode())
+        listener.begin(before, missing)
+        if missing:
+            _execute(experiment.execute, missing, store, data, fail_fast, listener, stop)
+    return survey(experiment, results)
+
+
+def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None]) -> None:
+    """Have every data set decoded, and every trial's network looked through.
+
+    Raises:
+        DataError: a data set cannot be had.
+        Unusable: with all reasons, one a line.
+    """
+    from normbench.models.network import check
+
+    for dataset in {trial.dataset for trial in trials}:
+        decoded.prepare(dataset, data, say)
+    problems: dict[str, None] = {}
+    for trial in {trial.model_copy(update={"seed": 0}): None for trial in trials}:
+        dataset = decoded.load(trial.dataset, data)
+        images = len(dataset.train.indices)
+        try:
+            if trial.batch_size > images:
+                raise ValueError(f"batch_size {trial.batch_size} is more than the {images} training images")
+            check(trial, len(dataset.classes), dataset.train.images.shape[1])
+        except ValueError as error:
+            problems[str(error)] = None
+    if problems:
+        raise Unusable("\n".join(problems))
+
+
+def work(
+    trial: Trial, tell: "Tell", *, data: Path, checkpoints: Callable[[str], Path], device: str, threads: int
+) -> Record:
+    """Run one trial where this process is. (torch is loaded here, and not by whoever only looks at records.)"""
+    import torch
+
+    from normbench.train import train
+
+    torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return train(trial, data, checkpoints(trial.id), device, tell)
+
+
+def workers(execute: config.Execute) -> int:
+    """As many as the cores carry, unless a number is given."""
+    if execute.workers != "auto":
+        return execute.workers
+    return max(1, len(os.sched_getaffinity(0)) // execute.threads)
+
+
+def _execute(
+    place: config.Execute,
+    missing: Sequence[Trial],
+    store: Store,
+    data: Path,
+    fail_fast: bool,
+    listener: Listener,
+    stop: Callable[[], bool],
+) -> None:
+    task = partial(
+        work, data=data, checkpoints=store.checkpoint_path, device=place.device, threads=place.threads
+    )
+    executor = EXECUTORS[place.executor].load()
+    outcomes = executor(
+        task, missing, workers=min(workers(place), len(missing)), report=listener.event, stop=stop
+    )
+    for trial, outcome in outcomes:
+        if isinstance(outcome, Failure):
+            store.save_error(trial.id, outcome.traceback)
+        else:
+            store.save(outcome)
+        listener.outcome(trial, outcome)
+        if fail_fast and isinstance(outcome, Failure):
+            outcomes.close()
+            return
+
+
+def on(experiment: config.Experiment, **execute: Any) -> config.Experiment:
+    """The same experiment at another place; None leaves a setting as it is."""
+    changed = {key: value for key, value in execute.items() if value is not None}
+    return replace(experiment, execute=experiment.execute.model_copy(update=changed))
