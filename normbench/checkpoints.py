@@ -1,12 +1,14 @@
 """The state of a running trial on disk: two slots written in turn, each with its own checksum.
 
-``torch.load`` alone accepts most damaged files in silence, so nothing is parsed before its sha256 agrees; and only plain
-tensors, numbers and lists are ever loaded (``weights_only``).
+A slot is the sha256 of what follows it: one line of JSON that says whose state it is and how far it got, and
+what ``torch.save`` wrote. ``torch.load`` alone accepts most damaged files in silence, so nothing is parsed
+before the checksum agrees; and only tensors, numbers, strings, lists and dicts are ever loaded.
 """
 
 import hashlib
 import io
-import warnings
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +17,63 @@ import torch
 from normbench.records import write_atomically
 
 State = dict[str, Any]
+Say = Callable[[str], None]
 DIGEST = hashlib.sha256().digest_size
 
 
-def save(prefix: Path, state: State) -> None:
-    """Write ``state`` (it must have an increasing integer ``progress``) over the older of the two slots.
+def save(prefix: Path, owner: str, step: int, state: State) -> None:
+    """Write ``state`` over the slot that is worth less.
+
+    Args:
+        prefix: path and beginning of the name of both slots.
+        owner: whose state it is; ``load`` gives it to nobody else.
+        step: grows with the owner's progress.
+        state: tensors, numbers, strings, None, and lists and dicts of these.
 
     Raises:
-        OSError: it could not be written; the newer slot is untouched.
+        OSError: it could not be written; the slot worth more is untouched.
     """
     buffer = io.BytesIO()
+    buffer.write(json.dumps({"owner": owner, "step": step}).encode() + b"\n")
     torch.save(state, buffer)
     content = buffer.getvalue()
-    slots = _readable(prefix)
-    newest = max(slots, key=lambda slot: slots[slot]["progress"], default=None)
-    target = next(slot for slot in _slots(prefix) if slot != newest)
+    undamaged = _undamaged(prefix, owner, lambda _: None)
+    target = min(slots(prefix), key=lambda path: undamaged[path][0] if path in undamaged else -1)
     write_atomically(target, hashlib.sha256(content).digest() + content)
 
 
-def load(prefix: Path, device: torch.device) -> State | None:
-    """The newest undamaged state, or None. A damaged slot is passed over with a warning."""
-    slots = _readable(prefix, device)
-    return max(slots.values(), key=lambda state: int(state["progress"]), default=None)
+def load(prefix: Path, owner: str, say: Say) -> Iterator[tuple[Path, State]]:
+    """The usable states of ``owner``, the newest first, on the CPU. What is passed over is said."""
+    undamaged = _undamaged(prefix, owner, say)
+    for path in sorted(undamaged, key=lambda path: undamaged[path][0], reverse=True):
+        _, content = undamaged[path]
+        try:
+            yield path, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # whoever wrote a right checksum over this may make torch raise anything
+            say(f"{path} cannot be read ({type(error).__name__}) and is not used")
 
 
-def _slots(prefix: Path) -> tuple[Path, Path]:
+def slots(prefix: Path) -> tuple[Path, Path]:
+    """Where the two states lie."""
     return prefix.with_name(f"{prefix.name}.0.ckpt"), prefix.with_name(f"{prefix.name}.1.ckpt")
 
 
-def _readable(prefix: Path, device: torch.device | str = "cpu") -> dict[Path, State]:
-    states = {}
-    for path in _slots(prefix):
-        if not path.exists():
+def _undamaged(prefix: Path, owner: str, say: Say) -> dict[Path, tuple[int, bytes]]:
+    """Step and content of the slots that are whole and the owner's."""
+    found = {}
+    for path in slots(prefix):
+        try:
+            content = path.read_bytes()
+            header, _, state = content[DIGEST:].partition(b"\n")
+            if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+                raise ValueError("its checksum does not agree")
+            about = json.loads(header)
+            if about["owner"] != owner:
+                say(f"{path} belongs to {about['owner']} and is not used")
+                continue
+            found[path] = int(about["step"]), state
+        except FileNotFoundError:
             continue
-        content = path.read_bytes()
-        if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
-            warnings.warn(f"{path} is damaged and is not used", stacklevel=3)
-            continue
-        states[path] = torch.load(io.BytesIO(content[DIGEST:]), map_location=device, weights_only=True)
-    return states
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            say(f"{path} is damaged ({error}) and is not used")
+    return found

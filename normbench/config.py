@@ -205,3 +205,27 @@ def _limit(root: Node) -> int:
     written = root.value.get("max_trials")
     value = written.value if written else None
     return value if type(value) is int and 1 <= value <= MAX_TRIALS else int(field.default)
+
+
+def checked_dataset(name: str, options: Sequence[str]) -> Choice:
+    """The data set ``name`` with ``OPTION=VALUE`` each.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    spot = Spot("command line", 0, 0, "dataset")
+    entries, problems = {"name": Node(name, replace(spot, path="dataset.name"))}, []
+    for text in options:
+        key, _, value = text.partition("=")
+        at = Spot(f"command line: {printable(text, 200)}", 0, 0, f"dataset.{printable(key)}")
+        if not (key and value.strip()):
+            problems.append(Problem(at, "expected OPTION=VALUE, such as train_size=1000"))
+            continue
+        node, found = read(value, at)
+        problems += found
+        if node is not None:
+            entries[key] = replace(node, key=at)
+    trial, found, _ = check(Trial, Node({"dataset": Node(entries, spot)}, replace(spot, path="")))
+    if trial is None or problems or found:
+        raise _refusal([*problems, *found])
+    return trial.dataset

@@ -18,8 +18,9 @@ def base_learning_rate(trial: Trial) -> float:
 def learning_rate(trial: Trial, step: int, steps_per_epoch: int) -> float:
     """The learning rate of update ``step``, counted from 0 over the whole training.
 
-    Linear warm-up from 0 over the first epochs, then by schedule: cosine to 0 over what is left (Loshchilov & Hutter
-    2017, arXiv 1608.03983, without restarts); divided by 10 at 50 % and 75 % of the epochs (He et al. 2016); constant.
+    Linear warm-up from 0 over the first epochs, then by schedule: cosine to 0 over what is left (Loshchilov &
+    Hutter 2017, arXiv 1608.03983, without restarts); divided by 10 at 50 % and 75 % of the epochs (He et al.
+    2016); constant.
     """
     base, total = base_learning_rate(trial), trial.epochs * steps_per_epoch
     warmup = round(trial.schedule.warmup_epochs * steps_per_epoch)
@@ -35,9 +36,10 @@ def learning_rate(trial: Trial, step: int, steps_per_epoch: int) -> float:
 
 
 def optimizer(trial: Trial, model: nn.Module) -> torch.optim.SGD:
-    """SGD over all parameters; those of the normalization are spared the weight decay where the trial says so."""
+    """SGD over all parameters; those of the norms are spared the weight decay where the trial says so."""
     settings = trial.optimizer
-    norm, other = [], []
+    norm: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (norm if is_norm_parameter(name, parameter) else other).append(parameter)
     groups = [

@@ -1,5 +1,6 @@
 """Where and with what a trial ran: for readers of its record, never part of its identity."""
 
+import contextlib
 import functools
 import os
 import platform
@@ -12,6 +13,8 @@ import torch
 
 import normbench
 from normbench.norms import kernels
+
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def provenance(device: torch.device, precision: str) -> dict[str, Any]:
@@ -67,10 +70,26 @@ def git_state() -> str | None:
     return described.stdout.strip()
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let ``peak_memory_bytes`` count from here on, where the system can (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR_REFS.exists():
+        with contextlib.suppress(OSError):
+            CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident size
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most this process has held so far: on the GPU, or resident on a CPU."""
+    """The most held since ``reset_peak_memory``: tensors on a GPU; on a CPU all of the process.
+
+    Where it cannot be reset, the most held in the life of this process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if STATUS.exists():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

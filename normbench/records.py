@@ -1,25 +1,33 @@
 """Records: one finished trial is one JSON file, and the file's existence is what "done" means."""
 
 import contextlib
+import itertools
 import json
 import os
-import tempfile
+import platform
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from filelock import FileLock, Timeout
-from pydantic import Field, ValidationError, model_serializer, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from normbench.trial import Frozen, Trial
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 Status = Literal["done", "diverged", "out_of_memory"]
 
 
-class Epoch(Frozen):
-    """One epoch. Accuracies are fractions; a loss that is not finite, and a test that was not made, are None."""
+class Finite(Frozen):
+    """No number in it is infinite or NaN, which JSON does not know."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Epoch(Finite):
+    """One epoch. Accuracies are fractions; what was not measured is None."""
 
     epoch: int
     train_loss: float | None
@@ -30,14 +38,14 @@ class Epoch(Frozen):
     seconds: float
 
 
-class Final(Frozen):
+class Final(Finite):
     """The numbers a trial is judged by: never the best epoch, which would be chosen on the test set."""
 
     test_accuracy: float = Field(description="of the last epoch")
     test_accuracy_median5: float = Field(description="median of the last five evaluations")
 
 
-class Record(Frozen):
+class Record(Finite):
     """What one trial gave: its settings, its course, its end and where it ran."""
 
     schema_version: Literal[1] = Field(SCHEMA, alias="schema")
@@ -76,16 +84,32 @@ class Record(Frozen):
         """Read a record back.
 
         Raises:
+            NewerRecordError: a later version of normbench wrote it.
             ValueError: the text is not a whole, valid record of this schema.
         """
-        values = json.loads(text)
-        if isinstance(values, dict) and isinstance(values.get("schema"), int) and values["schema"] > SCHEMA:
-            raise ValueError(f"written by a newer normbench (record schema {values['schema']}, this one reads {SCHEMA})")
-        return cls.model_validate_json(text) if not isinstance(values, dict) else cls.model_validate(values, strict=False)
+        try:
+            values = json.loads(text, parse_constant=_refuse)
+        except RecursionError:
+            raise ValueError("nested too deeply for a record") from None
+        if not isinstance(values, dict):
+            raise ValueError("not a record: expected a JSON object")
+        schema = values.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise NewerRecordError(f"needs a newer normbench: its schema is {schema}, this one reads {SCHEMA}")
+        try:
+            return cls.model_validate(values, strict=False)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
 
     def to_json(self) -> str:
         """The record as it is stored."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False) + "\n"
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number that a record may hold")
 
 
 @dataclass(frozen=True)
@@ -97,10 +121,10 @@ class Failure:
     @property
     def reason(self) -> str:
         """The last line: what happened, in short."""
-        return self.traceback.strip().splitlines()[-1]
+        return (self.traceback.strip().splitlines() or ["it gave no reason"])[-1]
 
 
-class Interrupted(Exception):  # noqa: N818  # not an error: the trial was asked to stop
+class Interrupted(Exception):  # not an error: the trial was asked to stop
     """A trial stopped where it was told to; its state is saved, and it goes on from there next time."""
 
 
@@ -115,16 +139,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         OSError: it could not be written; what was at ``path`` before is still there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}-", suffix=".tmp")
+    temporary = path.with_name(f".{path.name[:40]}-{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:  # unlike those of tempfile, with the permissions the user wants
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
     directory = os.open(path.parent, os.O_RDONLY)  # the rename itself is durable only once the directory is
     try:
@@ -160,38 +184,45 @@ class Store:
         trial_id = record.trial.id
         write_atomically(self.record_path(trial_id), record.to_json().encode())
         self.error_path(trial_id).unlink(missing_ok=True)
-        checkpoints = self.checkpoint_path(trial_id)
-        for slot in checkpoints.parent.glob(f"{trial_id}*"):
+        prefix = self.checkpoint_path(trial_id)
+        for slot in prefix.parent.glob(f"{prefix.name}.*"):
             slot.unlink(missing_ok=True)
 
     def save_error(self, trial_id: str, traceback: str) -> None:
         """Keep why a trial failed; it stays missing and is tried again by the next run."""
-        write_atomically(self.error_path(trial_id), traceback.encode())
+        write_atomically(self.error_path(trial_id), traceback.encode(errors="backslashreplace"))
 
     def error(self, trial_id: str) -> str | None:
         """The traceback of a trial's last failed attempt, or None."""
         path = self.error_path(trial_id)
-        return path.read_text() if path.exists() else None
+        return path.read_text("utf-8", errors="replace") if path.exists() else None
 
     def load(self) -> tuple[dict[str, Record], dict[Path, str]]:
-        """All readable records by trial id, and for each unreadable file what is wrong with it."""
+        """All readable records by trial id, and for each unreadable file what is wrong with it.
+
+        Raises:
+            NewerRecordError: names the file. (To take it for damaged would be to train it again.)
+        """
         records, damaged = {}, {}
-        for path in sorted(self.directory.glob("*.json")):
+        for path in sorted(path for path in self.directory.glob("*.json") if path.is_file()):
             try:
                 record = Record.from_json(path.read_bytes())
                 if record.trial.id != path.stem:
                     raise ValueError(f"its settings give the trial id {record.trial.id}")
                 records[path.stem] = record
-            except (ValueError, ValidationError) as error:
-                damaged[path] = str(error).splitlines()[0]
+            except NewerRecordError as error:
+                raise NewerRecordError(f"{path}: {error}") from None
+            except ValueError as error:
+                damaged[path] = str(error).partition("\n")[0]
         return records, damaged
 
     def set_aside(self, damaged: Iterable[Path]) -> None:
         """Move unreadable records to ``corrupt/``, so that their trials run again and nothing is lost."""
+        corrupt = self.directory / "corrupt"
         for path in damaged:
-            target = self.directory / "corrupt" / path.name
-            target.parent.mkdir(exist_ok=True)
-            path.replace(target)
+            corrupt.mkdir(exist_ok=True)
+            names = itertools.chain([path.name], (f"{path.name}.{number}" for number in itertools.count(2)))
+            path.replace(next(corrupt / name for name in names if not (corrupt / name).exists()))
 
     def discard(self, trial_id: str) -> None:
         """Forget a record, so that its trial runs again."""
@@ -210,13 +241,22 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            name = owner.read_text().strip() if owner.exists() else "another process"
+            name = owner.read_text("utf-8", "replace").strip() if owner.exists() else "another process"
             raise RecordsInUse(f"{self.directory} is in use by {name}") from None
         try:
-            owner.write_text(f"process {os.getpid()} on {os.uname().nodename}\n")
-            for left_over in self.directory.glob(".*.tmp"):
-                left_over.unlink(missing_ok=True)
+            owner.write_text(f"process {os.getpid()} on {platform.node()}\n", "utf-8")
+            self._tidy()
             yield
         finally:
             owner.unlink(missing_ok=True)
             lock.release()
+
+    def _tidy(self) -> None:
+        """Remove what killed processes left half-written, and checkpoints that outlived their trials."""
+        checkpoints = self.directory / "checkpoints"
+        for directory in (self.directory, checkpoints):
+            for left_over in directory.glob(".*.tmp"):
+                left_over.unlink(missing_ok=True)
+        for slot in checkpoints.glob("*.ckpt"):
+            if self.record_path(slot.name.partition(".")[0]).exists():
+                slot.unlink(missing_ok=True)

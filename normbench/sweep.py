@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,7 @@ class Listener:
         """The trials that are missing are about to run."""
 
     def event(self, trial: Trial, event: dict[str, Any]) -> None:
-        """News of a running trial: epoch, images, loss, accuracy."""
+        """News of a running trial: epoch, images, loss, accuracy; or a ``warning`` alone."""
 
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
         """A trial has ended."""
@@ -123,14 +124,13 @@ def run(
         for path, problem in before.damaged.items():
             listener.say(f"{path}: not a valid record ({problem}); moved to {store.directory / 'corrupt'}")
         store.set_aside(before.damaged)
-        for trial_id, record in before.records.items():
-            if record.status in retry:
-                store.discard(trial_id)
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         if missing:
             prepare(missing, data, listener.say)
-        write_atomically(store.directory / PLAN, config.dump(experiment).encode())
+            for trial in missing:  # not earlier: if nothing can run, nothing is forgotten
+                store.discard(trial.id)
+        _write_plan(experiment, store.directory / PLAN)
         listener.begin(before, missing)
         if missing:
             _execute(experiment.execute, missing, store, data, fail_fast, listener, stop)
@@ -146,10 +146,10 @@ def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None]) -> 
     """
     from normbench.models.network import check
 
-    for dataset in {trial.dataset for trial in trials}:
-        decoded.prepare(dataset, data, say)
+    for choice in dict.fromkeys(trial.dataset for trial in trials):
+        decoded.prepare(choice, data, say)
     problems: dict[str, None] = {}
-    for trial in {trial.model_copy(update={"seed": 0}): None for trial in trials}:
+    for trial in {_shapes(trial): trial for trial in trials}.values():
         dataset = decoded.load(trial.dataset, data)
         images = len(dataset.train.indices)
         try:
@@ -165,7 +165,7 @@ def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None]) -> 
 def work(
     trial: Trial, tell: "Tell", *, data: Path, checkpoints: Callable[[str], Path], device: str, threads: int
 ) -> Record:
-    """Run one trial where this process is. (torch is loaded here, and not by whoever only looks at records.)"""
+    """Run one trial where this process is. torch is loaded here, and not by who only reads records."""
     import torch
 
     from normbench.train import train
@@ -180,7 +180,19 @@ def workers(execute: config.Execute) -> int:
     """As many as the cores carry, unless a number is given."""
     if execute.workers != "auto":
         return execute.workers
-    return max(1, len(os.sched_getaffinity(0)) // execute.threads)
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, ours // execute.threads)
+
+
+def _shapes(trial: Trial) -> tuple[Any, ...]:
+    """All that decides the shapes of a trial's maps, and which of them its method can normalize."""
+    return trial.dataset, trial.model, trial.norm, trial.batch_size, trial.norm_batch_size
+
+
+def _write_plan(experiment: config.Experiment, path: Path) -> None:
+    content = config.dump(experiment).encode()
+    if not path.exists() or path.read_bytes() != content:
+        write_atomically(path, content)
 
 
 def _execute(
@@ -196,18 +208,17 @@ def _execute(
         work, data=data, checkpoints=store.checkpoint_path, device=place.device, threads=place.threads
     )
     executor = EXECUTORS[place.executor].load()
-    outcomes = executor(
-        task, missing, workers=min(workers(place), len(missing)), report=listener.event, stop=stop
-    )
-    for trial, outcome in outcomes:
-        if isinstance(outcome, Failure):
-            store.save_error(trial.id, outcome.traceback)
-        else:
-            store.save(outcome)
-        listener.outcome(trial, outcome)
-        if fail_fast and isinstance(outcome, Failure):
-            outcomes.close()
-            return
+    count = min(workers(place), len(missing))
+    outcomes = executor(task, missing, workers=count, report=listener.event, stop=stop)
+    with closing(outcomes):  # whatever happens here, running trials save their state
+        for trial, outcome in outcomes:
+            if isinstance(outcome, Failure):
+                store.save_error(trial.id, outcome.traceback)
+            else:
+                store.save(outcome)
+            listener.outcome(trial, outcome)
+            if fail_fast and isinstance(outcome, Failure):
+                return
 
 
 def on(experiment: config.Experiment, **execute: Any) -> config.Experiment:

@@ -1,31 +1,31 @@
 """train(trial) -> Record: the whole of a training run, top to bottom."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from normbench import checkpoints
-from normbench.data import decoded
+from normbench.data import DataError, decoded
 from normbench.data.augment import Images
 from normbench.models.network import network
+from normbench.norms.normalization import Normalization
 from normbench.optim import learning_rate, optimizer
-from normbench.provenance import peak_memory_bytes, provenance
-from normbench.records import Epoch, Final, Interrupted, Record
+from normbench.progress import Diverged, Progress
+from normbench.provenance import peak_memory_bytes, provenance, reset_peak_memory
+from normbench.records import Epoch, Final, Interrupted, Record, Status
 from normbench.trial import Trial
 
 Report = Callable[[dict[str, Any]], bool]
 EVALUATION_BATCH = 500
+REPORT_SECONDS = 0.5
 CHECKPOINT_SECONDS = 20.0
-
-
-class _Diverged(Exception):  # noqa: N818
-    """The loss is no longer a number."""
 
 
 def train(
@@ -33,62 +33,68 @@ def train(
 ) -> Record:
     """Run a trial from its beginning, or from its last checkpoint, to its end.
 
-    Interrupted or not, the same trial on the same machine gives the same record, bit for bit but for times.
+    Interrupted or not, the same trial on the same machine gives the same record, to the last bit of all but
+    times and memory.
 
     Args:
         trial: what to run.
         data: the data directory; the trial's data set has been prepared there.
         checkpoint: path and prefix of the checkpoint files.
         device: a torch device.
-        report: called every few hundred images with ``epoch``, ``epochs``, ``images``, ``images_per_second``,
-            ``train_loss`` and ``test_accuracy``; returns True to stop the trial.
+        report: called with ``epoch``, ``epochs``, ``images``, ``images_per_second``, ``train_loss`` and
+            ``test_accuracy`` after the first update, or batch of an evaluation, that ends ``REPORT_SECONDS``
+            after the last call, and once an epoch; returns True to stop the trial. Also called with a
+            ``warning`` alone.
 
     Raises:
         Interrupted: ``report`` asked for it; the state is saved.
-        DataError: the data set is missing or damaged.
+        DataError: the data set is missing, damaged or smaller than a batch.
+        OSError: a checkpoint could not be written.
     """
     where = torch.device(device)
     torch.set_flush_denormal(True)  # dying activations would otherwise slow a CPU down a hundredfold
     torch.backends.cudnn.deterministic = True
+    reset_peak_memory(where)
     dataset = decoded.load(trial.dataset, data)
-    training = Images(dataset.train, dataset.mean, dataset.std, where)
-    testing = Images(dataset.test, dataset.mean, dataset.std, where)
-    model, norm = network(trial, len(dataset.classes))
-    model = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    sgd = optimizer(trial, model)
-    parameters = list(model.parameters())
-    steps_per_epoch = len(training) // trial.batch_size
+    steps_per_epoch = len(dataset.train.indices) // trial.batch_size
     if steps_per_epoch == 0:
-        raise decoded.DataError(
-            f"batch_size {trial.batch_size} is more than the {len(training)} training images"
+        raise DataError(
+            f"batch_size {trial.batch_size} is more than the {len(dataset.train.indices)} training images"
         )
-
-    state = checkpoints.load(checkpoint, where) or _beginning()
-    if "model" in state:
-        model.load_state_dict(state.pop("model"))
-        sgd.load_state_dict(state.pop("optimizer"))
-    status: Literal["done", "diverged", "out_of_memory"] = "done"
+    owner = f"{trial.id} on data {dataset.content}"
+    progress = Progress()
+    status: Status = "done"
     failure: dict[str, Any] | None = None
-    saved_at = time.monotonic()
 
     def save() -> None:
-        nonlocal saved_at
-        checkpoints.save(checkpoint, state | {"model": model.state_dict(), "optimizer": sgd.state_dict()})
-        saved_at = time.monotonic()
+        state = {"model": model.state_dict(), "optimizer": sgd.state_dict(), "progress": progress.to_state()}
+        checkpoints.save(checkpoint, owner, progress.step, state)
+        progress.saved_at = time.monotonic()
+
+    def pause(due: bool = False) -> None:
+        """Between two updates, or two batches of an evaluation: tell how far it is; save; stop."""
+        if not due and time.monotonic() - progress.settled_at < REPORT_SECONDS:
+            return
+        progress.settle()
+        stop = report(progress.news(trial))
+        if stop or time.monotonic() - progress.saved_at > CHECKPOINT_SECONDS:
+            save()
+        if stop:
+            raise Interrupted(trial.id)
 
     try:
-        while len(state["epochs"]) < trial.epochs:
-            epoch = len(state["epochs"])
-            began = time.perf_counter()
+        training = Images(dataset.train, dataset.mean, dataset.std, where)
+        testing = Images(dataset.test, dataset.mean, dataset.std, where)
+        model, norm, sgd, progress = _resumed(trial, len(dataset.classes), where, checkpoint, owner, report)
+        parameters = list(model.parameters())
+        while (epoch := len(progress.epochs)) < trial.epochs:
             model.train()
-            for images, labels in training.training_chunks(
-                trial.seed, epoch, trial.batch_size, trial.augment, start=state["position"]
+            for chunk in training.training_chunks(
+                trial.seed, epoch, trial.batch_size, trial.augment, start=progress.position
             ):
-                losses, outputs = [], []
-                for x, y in zip(images.split(trial.batch_size), labels.split(trial.batch_size), strict=True):
-                    lr = learning_rate(trial, state["progress"], steps_per_epoch)
+                for x, y in zip(*(torch.split(all_, trial.batch_size) for all_ in chunk), strict=True):
                     for group in sgd.param_groups:
-                        group["lr"] = lr
+                        group["lr"] = learning_rate(trial, progress.step, steps_per_epoch)
                     with torch.autocast(where.type, torch.bfloat16, enabled=trial.precision == "bf16"):
                         logits = model(x)
                     loss = F.cross_entropy(logits.float(), y, label_smoothing=trial.label_smoothing)
@@ -96,54 +102,25 @@ def train(
                     loss.backward()  # type: ignore[no-untyped-call]
                     norm.clip(parameters)
                     sgd.step()
-                    state["progress"] += 1
-                    losses.append(loss.detach())
-                    outputs.append(logits.detach())
-                _account(state, torch.stack(losses), torch.cat(outputs), labels)
-                state["position"] += len(labels)
-                state["train_seconds"] += (now := time.perf_counter()) - began
-                began = now
-                if report(_news(trial, state)):
-                    save()
-                    raise Interrupted(trial.id)
-                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                    save()
-            seen = steps_per_epoch * trial.batch_size
-            test_loss = test_accuracy = None
-            if (epoch + 1) % trial.evaluate_every == 0 or epoch + 1 == trial.epochs:
-                test_loss, test_accuracy = evaluate(model, testing, trial.precision)
-                if not torch.isfinite(torch.tensor(test_loss)):
-                    raise _Diverged("the loss on the test set is not finite")
-            state["test_seconds"] += time.perf_counter() - began
-            seconds = state["train_seconds"] + state["test_seconds"]
-            state["epochs"].append(
-                {
-                    "epoch": epoch + 1,
-                    "train_loss": state["loss_sum"] / steps_per_epoch,
-                    "train_accuracy": state["correct"] / seen,
-                    "test_loss": test_loss,
-                    "test_accuracy": test_accuracy,
-                    "lr": lr,
-                    "seconds": seconds - sum(one["seconds"] for one in state["epochs"]),
-                }
+                    progress.updated(loss, logits, y)
+                    pause()
+            pause(due=True)
+            tested = (epoch + 1) % trial.evaluate_every == 0 or epoch + 1 == trial.epochs
+            test_loss, test_accuracy = (
+                evaluate(model, testing, trial.precision, pause) if tested else (None, None)
             )
-            _diagnose(model, epoch + 1, state["diagnostics"])
-            state |= {"position": 0, "loss_sum": 0.0, "correct": 0}
-            last = len(state["epochs"]) == trial.epochs
-            if last or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                save()
-    except _Diverged as error:
-        status, failure = (
-            "diverged",
-            {"step": state["progress"], "last_finite_loss": state["last_loss"], "why": str(error)},
-        )
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            lr = learning_rate(trial, progress.step - 1, steps_per_epoch)
+            progress.end_epoch(steps_per_epoch, test_loss, test_accuracy, lr, _diagnoses(model))
+        save()
+    except Diverged as error:
+        status = "diverged"
+        failure = {"step": progress.step, "last_finite_loss": progress.last_loss, "why": str(error)}
+    except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        status, failure = "out_of_memory", {"step": state["progress"], "why": str(error).splitlines()[0]}
+        status, failure = "out_of_memory", {"step": progress.step, "why": str(error).partition("\n")[0]}
 
-    epochs = tuple(Epoch(**epoch) for epoch in state["epochs"])
-    images_seen = state["progress"] * trial.batch_size
+    epochs = tuple(Epoch(**epoch) for epoch in progress.epochs)
     return Record(
         schema=1,
         trial=trial,
@@ -151,18 +128,26 @@ def train(
         epochs=epochs,
         final=final(epochs) if status == "done" else None,
         failure=failure,
-        images_per_second=images_seen / state["train_seconds"] if state["train_seconds"] else None,
-        seconds=state["train_seconds"] + state["test_seconds"],
+        images_per_second=progress.images_per_second(trial),
+        seconds=progress.train_seconds + progress.test_seconds,
         peak_memory_bytes=peak_memory_bytes(where),
-        diagnostics=state["diagnostics"],
+        diagnostics=progress.diagnostics,
         data=dataset.content,
         provenance=provenance(where, trial.precision),
     )
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, images: Images, precision: str) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (a fraction) of the model in inference mode."""
+def evaluate(
+    model: nn.Module, images: Images, precision: str, pause: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (a fraction) of the model in inference mode.
+
+    ``pause`` is called after every batch.
+
+    Raises:
+        Diverged: the cross-entropy is not finite.
+    """
     model.eval()
     loss, correct = torch.zeros((), dtype=torch.float64), 0
     for x, y in images.in_order(EVALUATION_BATCH):
@@ -170,6 +155,9 @@ def evaluate(model: nn.Module, images: Images, precision: str) -> tuple[float, f
             logits = model(x).float()
         loss += F.cross_entropy(logits, y, reduction="sum").cpu()
         correct += int((logits.argmax(1) == y).sum())
+        pause()
+    if not loss.isfinite():
+        raise Diverged(f"the loss on the test set is {float(loss)}")
     return float(loss) / len(images), correct / len(images)
 
 
@@ -179,56 +167,53 @@ def final(epochs: tuple[Epoch, ...]) -> Final:
     return Final(test_accuracy=accuracies[-1], test_accuracy_median5=median(accuracies[-5:]))
 
 
-def _beginning() -> checkpoints.State:
-    """A trial that has not begun. ``progress`` counts updates, ``position`` the images of this epoch."""
-    return {
-        "progress": 0,
-        "position": 0,
-        "loss_sum": 0.0,
-        "correct": 0,
-        "last_loss": None,
-        "epochs": [],
-        "diagnostics": {},
-        "train_seconds": 0.0,
-        "test_seconds": 0.0,
-    }
+def _resumed(
+    trial: Trial, classes: int, where: torch.device, checkpoint: Path, owner: str, report: Report
+) -> tuple[nn.Module, Normalization, torch.optim.SGD, Progress]:
+    """Network, normalization, optimizer and progress, as the newest usable checkpoint has them, or new."""
+
+    def say(words: str) -> None:
+        report({"warning": words})
+
+    def begun() -> tuple[nn.Module, Normalization, torch.optim.SGD]:
+        model, norm = network(trial, classes)
+        model = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model, norm, optimizer(trial, model)
+
+    for path, state in checkpoints.load(checkpoint, owner, say):
+        model, norm, sgd = begun()
+        try:
+            model.load_state_dict(state["model"])
+            sgd.load_state_dict(state["optimizer"])
+            for parameter, kept in sgd.state.items():
+                if kept["momentum_buffer"].shape != parameter.shape:
+                    raise ValueError("a momentum is not of its parameter's shape")
+            return model, norm, sgd, Progress(**state["progress"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            say(f"{path} does not fit this network ({str(error).partition(chr(10))[0]}) and is not used")
+    return *begun(), Progress()
 
 
-def _account(state: checkpoints.State, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
-    """Add a chunk's losses, one a step, to the epoch's sums; this is the only place that waits for the device."""
-    finite = losses.isfinite()
-    if not finite.all():
-        bad = int((~finite).nonzero()[0])
-        state["progress"] += bad + 1 - len(losses)
-        if bad:
-            state["last_loss"] = float(losses[bad - 1])
-        raise _Diverged(f"the training loss is {float(losses[bad])}")
-    state["loss_sum"] += float(losses.double().sum())
-    state["correct"] += int((logits.argmax(1) == labels).sum())
-    state["last_loss"] = float(losses[-1])
+def _diagnoses(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
+    """What the layers say of themselves, layer by layer in the order of the network.
 
-
-def _diagnose(model: nn.Module, epoch: int, diagnostics: dict[str, Any]) -> None:
-    """Append what the layers say of themselves, layer by layer in the order of the network."""
-    layers: dict[str, list[dict[str, Any]]] = {}
+    Raises:
+        Diverged: a number is not finite; the next loss would not be either.
+    """
+    of_all: dict[str, list[dict[str, Any]]] = {}
     for name, module in model.named_modules():
         for key, values in getattr(module, "diagnostics", dict)().items():
-            layers.setdefault(key, []).append({"layer": name} | values)
-    for key, of_all in layers.items():
-        diagnostics.setdefault(key, []).append({"epoch": epoch, "layers": of_all})
+            try:
+                json.dumps(values, allow_nan=False)
+            except ValueError:
+                raise Diverged(f"the {key} of {name} are not finite") from None
+            of_all.setdefault(key, []).append({"layer": name} | values)
+    return of_all
 
 
-def _news(trial: Trial, state: checkpoints.State) -> dict[str, Any]:
-    done = state["epochs"]
-    return {
-        "epoch": len(done) + 1,
-        "epochs": trial.epochs,
-        "images": state["progress"] * trial.batch_size,
-        "images_per_second": state["progress"] * trial.batch_size / state["train_seconds"],
-        "train_loss": state["last_loss"],
-        "test_accuracy": done[-1]["test_accuracy"] if done else None,
-    }
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has a class for it on GPUs; on CPUs, in cuBLAS and cuDNN it is a RuntimeError of these words."""
+    words = "DefaultCPUAllocator: can't allocate memory", "_STATUS_ALLOC_FAILED"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error) for text in words
+    )

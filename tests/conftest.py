@@ -1,14 +1,23 @@
-"""Images for the tests: drawn ones, and real ones where an archive of them lies beside the checkout."""
+"""What tests share: images, drawn or (from an archive beside the checkout) real; and a finished sweep."""
 
+import os
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from normbench import config, sweep
+from normbench.cli import main
+from normbench.data import decoded
+from normbench.trial import Trial
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: more threads only wait for each other
 ARCHIVE = Path(__file__).parents[1] / "../shared/data/cifar10-jpeg.tar.xz"
 REAL_CLASSES, REAL_TRAIN, REAL_TEST = 10, 32, 16
 
@@ -60,3 +69,100 @@ def real_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if len(seen) == REAL_CLASSES and set(seen.values()) == {REAL_TRAIN + REAL_TEST}:
                 break
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with ``tiny/``, decoded: 4 classes of a colour each, 8×8, 64 to train, 20 to test."""
+    directory = tmp_path_factory.mktemp("tiny")
+    random = np.random.RandomState(0)
+    for split, count in ("train", 16), ("test", 5):
+        for label, colour in enumerate(((160, 90, 90), (90, 160, 90), (90, 90, 160), (140, 140, 60))):
+            (directory / "tiny" / split / str(label)).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(random.normal(colour, 50, (8, 8, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(directory / "tiny" / split / str(label) / f"{number}.png")
+    decoded.prepare(tiny_trial().dataset, directory)
+    return directory
+
+
+def tiny_trial(**settings: Any) -> Trial:
+    """A trial on ``tiny_data`` that takes a fraction of a second; ``settings`` replace its own."""
+    return Trial.model_validate(
+        {
+            "dataset": {"name": "folder", "folder": "tiny", "image_size": 8},
+            "model": {"name": "resnet8", "width": 0.5},
+            "norm": "group",
+            "batch_size": 10,
+            "epochs": 2,
+        }
+        | settings
+    )
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Trial]:
+    """``tiny_trial``."""
+    return tiny_trial
+
+
+TINY = """
+name: tiny
+trial:
+  dataset: {name: folder, folder: tiny, image_size: 8}
+  model: {name: resnet8, width: 0.25}
+  epochs: 2
+sweep:
+  norm: [batch, {name: group, groups: 4}]
+  batch_size: [8, 16]
+execute: {executor: serial}
+plots: [batch_size, curves]
+"""
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
+    """A directory with ``tiny.yaml`` and ``results/tiny``: two methods at two batch sizes, all done."""
+    directory = tmp_path_factory.mktemp("finished")
+    (directory / "tiny.yaml").write_text(TINY)
+    sweep.run(config.load(directory / "tiny.yaml"), directory / "results", tiny_data)
+    return directory
+
+
+@pytest.fixture
+def lab(finished: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of ``finished`` to work in: ``normbench run tiny.yaml`` has nothing to do there."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NORMBENCH_DATA", str(tiny_data))
+    return tmp_path
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last(self) -> str:
+        """The last line that a user reads."""
+        return self.err.splitlines()[-1]
+
+
+Cli = Callable[..., Ended]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Call the command line in this process, as ``cli("run", "tiny.yaml")``."""
+
+    def call(*arguments: str) -> Ended:
+        with pytest.raises(SystemExit) as end:
+            main(list(arguments))
+        code = end.value.code
+        assert isinstance(code, int)
+        return Ended(code, *capsys.readouterr())
+
+    return call

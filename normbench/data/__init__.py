@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # the table is read without loading numpy
     import numpy as np
     from numpy.typing import NDArray
 
+SHARED = ("augment", "cache", "decoded")  # files that are not a data set but serve them all
+
 Say = Callable[[str], None]
 
 

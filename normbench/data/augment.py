@@ -1,7 +1,7 @@
 """Training batches: shuffled, cropped and flipped on the training device.
 
-Order and augmentation are pure functions of (seed, epoch, position): no loader has a state to save, the batch size does
-not change which image is cropped how, and a resumed trial sees what the undisturbed one would have seen.
+Order and augmentation are pure functions of (seed, epoch, position): no loader has a state to save, the batch
+size does not change which image is cropped how, and a resumed trial sees what it would have seen undisturbed.
 """
 
 import hashlib
@@ -15,9 +15,7 @@ from torch import Tensor
 from normbench.data.decoded import Split
 
 PADDING = 4
-CHUNK = (
-    512  # images augmented at once: enough to make the cost per image small, few enough to stay in the cache
-)
+CHUNK = 512  # images augmented at once: many make each cheap, few stay in the cache
 
 
 class Chunk(NamedTuple):
@@ -60,9 +58,10 @@ class Images:
     def training_chunks(
         self, seed: int, epoch: int, batch_size: int, augment: bool, start: int = 0
     ) -> Iterator[Chunk]:
-        """One epoch from position ``start`` on, each image at most once; what does not fill a batch is left out.
+        """One epoch from position ``start`` on, each image at most once.
 
-        Every chunk holds a whole number of batches.
+        Every chunk holds a whole number of batches, and what does not fill one is left out. A batch begins at
+        ``start``.
         """
         count = len(self)
         order = torch.randperm(count, generator=generator(seed, epoch, "order"))
@@ -70,14 +69,18 @@ class Images:
         flips = torch.rand(count, generator=generator(seed, epoch, "flip")) < 0.5
         size = max(1, CHUNK // batch_size) * batch_size
         end = count // batch_size * batch_size
-        for first in range(start, end, size):
+        if start >= end:
+            return
+        for first in range(start // size * size, end, size):  # the same chunks wherever it starts
             positions = slice(first, min(first + size, end))
             images = self._pick(order[positions])
             if augment:
                 images = _crop_and_flip(
                     images, offsets[:, positions].to(self._device), flips[positions].to(self._device)
                 )
-            yield Chunk(self._normalized(images), self._labels[order[positions].to(self._device)])
+            done = max(0, start - first)
+            labels = self._labels[order[positions].to(self._device)]
+            yield Chunk(self._normalized(images)[done:], labels[done:])
 
     def in_order(self, size: int) -> Iterator[Chunk]:
         """All images as they are, ``size`` at a time."""
@@ -100,7 +103,7 @@ class Images:
 
 
 def _crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
-    """Pad by 4 black pixels, cut a window of the old size at ``offsets`` [2, n], mirror where ``flips`` [n] says so."""
+    """Pad by 4 black pixels, cut a window of the old size at ``offsets`` [2, n], mirror by ``flips`` [n]."""
     n, H, W, _ = images.shape
     padded = images.new_zeros((n, H + 2 * PADDING, W + 2 * PADDING, 3))
     padded[:, PADDING : PADDING + H, PADDING : PADDING + W] = images

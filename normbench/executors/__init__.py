@@ -2,10 +2,11 @@
 
 Every executor is ``execute(work, trials, *, workers, report, stop) -> Iterator[(trial, outcome)]``:
 
-- each trial comes out once, in any order, with its record or, if it failed, a ``Failure``: never as an exception;
-- ``work(trial, tell)`` is called where the trial runs; ``tell(event)`` brings news to ``report(trial, event)`` in the
-  calling process, and returns True when the trial shall save its state and raise ``Interrupted``;
-- once ``stop()`` is true, running trials are told so, nothing more comes out, and the iterator ends.
+- each trial comes out once, in any order, with its record or, if it failed, a ``Failure``, not an exception;
+- ``work(trial, tell)`` is called where a trial runs; ``tell(event)`` brings news to ``report(trial, event)``
+  in the calling process, and returns True if the trial shall save its state and raise ``Interrupted``;
+- once ``stop()`` is true, or the iterator is closed, running trials are told so, nothing more comes out, and
+  the iterator ends.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # the table itself stands on a lower floor than what its entr
     Tell = Callable[[dict[str, Any]], bool]
     Work = Callable[[Trial, Tell], Record]
     Report = Callable[[Trial, dict[str, Any]], None]
+
+SHARED = ()  # files that are not a place to run
 
 EXECUTORS: Table[Entry] = Table(
     "executor",

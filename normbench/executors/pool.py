@@ -1,15 +1,19 @@
-"""Persistent worker processes on this machine, each watched on its own: one that dies costs its own trial one retry.
+"""Persistent worker processes on this machine, each watched on its own.
 
-(``concurrent.futures`` will not do: a single killed worker takes every pending task of its pool with it.)
+One that dies costs its own trial a retry and the others nothing. (``concurrent.futures`` will not do: a
+single killed worker takes every pending task of its pool with it.)
 """
 
+import contextlib
 import multiprocessing
 import signal
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
 from normbench.records import Failure, Interrupted
@@ -20,14 +24,15 @@ if TYPE_CHECKING:
 
 RETRIES = 1  # after the death of a worker, which may have been an accident
 POLL_SECONDS = 0.2
-PATIENCE_SECONDS = 5.0  # for workers to save their state when they are told to stop
-NEWS_SECONDS = 0.5
+PATIENCE_SECONDS = 4.0  # for workers to save their state when they are told to stop
+# Ctrl-C and a batch system's notice reach the whole process group; the runner decides what they mean.
+FOR_THE_RUNNER = (signal.SIGINT, signal.SIGTERM)
 
 
 def execute(
     work: "Work", trials: Sequence[Trial], *, workers: int, report: "Report", stop: Callable[[], bool]
-) -> Iterator[tuple[Trial, "Outcome"]]:
-    """See :mod:`normbench.executors`; ``workers`` processes, started once and reused."""
+) -> Generator[tuple[Trial, "Outcome"]]:
+    """See :mod:`normbench.executors`; ``workers`` processes, started when there is work, and reused."""
     pending, deaths = deque(trials), Counter[str]()
     crew: list[_Worker] = []
     try:
@@ -40,21 +45,20 @@ def execute(
                     idle.append(_Worker(work))
                     crew.append(idle[-1])
                 idle.pop().begin(pending.popleft())
-            ready = wait([worker.pipe for worker in crew], timeout=POLL_SECONDS)
-            for worker in [worker for worker in crew if worker.pipe in ready]:
+            for worker in _with_news(crew):
                 trial = worker.trial
                 try:
                     kind, content = worker.pipe.recv()
                 except (EOFError, OSError):
                     crew.remove(worker)
-                    cause = worker.cause_of_death()
+                    cause = worker.bury()
                     if trial is None:
                         continue
                     deaths[trial.id] += 1
                     if deaths[trial.id] <= RETRIES:
                         pending.appendleft(trial)
                     else:
-                        yield trial, Failure(f"{cause} {deaths[trial.id]} times on this trial")
+                        yield trial, Failure(f"{cause}, {deaths[trial.id]} times on this trial")
                     continue
                 assert trial is not None, "an idle worker has nothing to say"
                 if kind == "event":
@@ -73,64 +77,75 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-alive
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        self.process.start()
-        theirs.close()
+        resource_tracker.ensure_running()  # its first start, a part of every other start, unblocks them again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_RUNNER)  # until _serve ignores them
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
         self.trial: Trial | None = None
 
     def begin(self, trial: Trial) -> None:
+        """Hand it a trial."""
         self.trial = trial
-        try:
+        with contextlib.suppress(OSError):  # it has died; the next wait notices
             self.pipe.send(trial)
-        except OSError:
-            pass  # it has died; the next wait notices
 
-    def cause_of_death(self) -> str:
-        self.process.join()
+    def bury(self, patience: float = PATIENCE_SECONDS) -> str:
+        """Wait for its end, bring it about if need be, and free what it held; returns how it ended."""
+        self.pipe.close()
+        self.process.join(patience)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
         code = self.process.exitcode or 0
+        self.process.close()
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return f"the worker process {end}"
+
+
+def _with_news(crew: list[_Worker]) -> list[_Worker]:
+    ready = wait([worker.pipe for worker in crew], timeout=POLL_SECONDS)
+    return [worker for worker in crew if worker.pipe in ready]
 
 
 def _dismiss(crew: list[_Worker]) -> None:
     """Tell all workers to stop, give them time to save, and end what is left."""
     for worker in crew:
-        try:
-            worker.pipe.send(None)
-        except OSError:
-            continue
+        worker.pipe.close()
     deadline = time.monotonic() + PATIENCE_SECONDS
     for worker in crew:
-        worker.process.join(max(0.0, deadline - time.monotonic()))
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-        worker.pipe.close()
+        worker.bury(max(0.0, deadline - time.monotonic()))
 
 
 def _serve(pipe: "Connection[Any, Any]", work: "Work") -> None:
-    """The life of a worker: trials in, events and outcomes out, until None comes or the runner is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the runner decides what it means
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    last = ("", 0.0)
+    """The life of a worker: trials in, events and outcomes out, until the other end of the pipe is closed.
+
+    That is how the runner says stop, and what happens however the runner dies.
+    """
+    for number in FOR_THE_RUNNER:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_RUNNER)
 
     def tell(event: dict[str, Any]) -> bool:
-        nonlocal last
-        if pipe.poll():  # None, or the end of the pipe: either way, stop
-            return True
-        now = time.monotonic()
-        if event.get("epoch") != last[0] or now - last[1] > NEWS_SECONDS:
-            last = event.get("epoch", ""), now
-            pipe.send(("event", event))
-        return False
+        try:
+            if (
+                not pipe.poll()
+            ):  # the runner has nothing to say to a busy worker, so only the end can be there
+                pipe.send(("event", event))
+                return False
+        except OSError:
+            pass
+        return True
 
-    try:
-        while (trial := pipe.recv()) is not None:
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            trial = pipe.recv()
             try:
-                outcome: "Outcome" = work(trial, tell)
+                message = ForkingPickler.dumps(("outcome", work(trial, tell)))
             except Interrupted:
                 return
             except Exception:
-                outcome = Failure(traceback.format_exc())
-            pipe.send(("outcome", outcome))
-    except (EOFError, OSError):
-        return  # the runner is gone
+                message = ForkingPickler.dumps(("outcome", Failure(traceback.format_exc())))
+            pipe.send_bytes(message)

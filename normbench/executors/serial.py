@@ -1,8 +1,8 @@
 """One trial after the other in this process: the simplest executor, and the one to debug with."""
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from normbench.records import Failure, Interrupted
 from normbench.trial import Trial
@@ -13,20 +13,19 @@ if TYPE_CHECKING:
 
 def execute(
     work: "Work", trials: Sequence[Trial], *, workers: int, report: "Report", stop: Callable[[], bool]
-) -> Iterator[tuple[Trial, "Outcome"]]:
+) -> Generator[tuple[Trial, "Outcome"]]:
     """See :mod:`normbench.executors`; ``workers`` is of no use here."""
     del workers
     for trial in trials:
 
-        def tell(event: dict[str, object], trial: Trial = trial) -> bool:
+        def tell(event: dict[str, Any], trial: Trial = trial) -> bool:
             report(trial, event)
             return stop()
 
         if stop():
             return
-        outcome: "Outcome"
         try:
-            outcome = work(trial, tell)
+            outcome: Outcome = work(trial, tell)
         except Interrupted:
             return
         except Exception:

@@ -2,6 +2,8 @@
 
 from normbench.lookup import Entry, Table, positive
 
+SHARED = ("network",)  # files that are not a network family
+
 WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages")
 
 MODELS: Table[Entry] = Table(

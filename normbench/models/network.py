@@ -1,5 +1,7 @@
 """From a trial to its network, and the check that its method can normalize every map in it."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -9,9 +11,9 @@ from normbench.trial import Trial
 
 
 def network(trial: Trial, classes: int) -> tuple[nn.Module, Normalization]:
-    """The trial's freshly initialised network, and its normalization (for ``clip``); a function of the seed alone."""
+    """The trial's network, initialised by the seed alone, and its normalization (for ``clip``)."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(trial.seed)
+        torch.default_generator.manual_seed(trial.seed)  # torch.manual_seed would reseed the GPUs for good
         norm = build(trial.norm, trial.norm_batch_size)
         model: nn.Module = MODELS[trial.model.name].load()(classes=classes, norm=norm, **trial.model.options)
         if trial.zero_init_residual:
@@ -25,24 +27,17 @@ def check(trial: Trial, classes: int, image_size: int) -> None:
     Raises:
         ShapeError: names method, layer and shape.
     """
-    where = "", (0, 0, 0, 0)
+    reached = ""
 
-    def note(name: str) -> None:
-        def before(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            nonlocal where
-            N, C, H, W = inputs[0].shape
-            where = name, (N, C, H, W)
-
-        return before
+    def note(layer: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal reached
+        reached = f"layer {layer} of {trial.model.name}, which gets maps of shape {list(inputs[0].shape)}"
 
     with torch.device("meta"):
+        model, _ = network(trial, classes)
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(partial(note, name))
         try:
-            model, _ = network(trial, classes)
-            for name, module in model.named_modules():
-                if ".norm" in f".{name}":
-                    module.register_forward_pre_hook(note(name))
             model(torch.empty(trial.batch_size, 3, image_size, image_size))
         except ShapeError as error:
-            layer, shape = where
-            place = f" in layer {layer}, maps of shape {list(shape)}" if layer else ""
-            raise ShapeError(f"{trial.norm.name} norm cannot be used{place}: {error}") from None
+            raise ShapeError(f"{trial.norm.name} norm cannot be used in {reached}: {error}") from None

@@ -1,4 +1,4 @@
-"""The residual networks of He et al. for CIFAR (2016, arXiv 1512.03385, section 4.2), with any normalization."""
+"""He et al.'s residual networks for CIFAR (2016, arXiv 1512.03385, section 4.2), with any normalization."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from normbench.norms.normalization import Normalization
 
-
 CHANNELS_LAST = torch.channels_last
 
 
 class Block(nn.Module):
     """Two 3×3 convolutions beside a shortcut without parameters (the paper's option A).
 
-    Where a stage begins, the shortcut takes every second row and column and fills the new channels with zeros.
+    Where a stage begins, the shortcut takes every second row and column and fills the new channels with
+    zeros.
     """
 
     def __init__(self, channels_in: int, channels: int, stride: int, norm: Normalization) -> None:
@@ -32,22 +32,23 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H / stride, W / stride]."""
         branch = self.normalization.relu(self.norm1, self.conv1(x))
-        shortcut: Tensor = _Shortcut.apply(x, self.stride, self.new_channels) if self.new_channels else x
+        same = self.stride == 1 and self.new_channels == 0
+        shortcut: Tensor = x if same else _Shortcut.apply(x, self.stride, self.new_channels)
         return self.normalization.relu(self.norm2, self.conv2(branch), shortcut)
 
 
 class _Shortcut(torch.autograd.Function):
     """Every ``stride``-th row and column, with ``new_channels`` of zeros around the old channels.
 
-    What indexing and padding would do; their own backward pass answers in another memory order than channels-last, and
-    every addition that meets such a gradient is several times slower.
+    What indexing and padding would do; their own backward pass answers in another memory order than
+    channels-last, and every addition that meets such a gradient is several times slower.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stride: int, new_channels: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, stride: int, new_channels: int) -> Tensor:
         """[N, C, H, W] -> [N, C + new_channels, ceil(H / stride), ceil(W / stride)]."""
         ctx.shape, ctx.stride, ctx.before = x.shape, stride, new_channels // 2
-        N, C, H, W = x.shape
+        N, C = x.shape[:2]
         y = torch.zeros_like(
             x[:, :1, ::stride, ::stride].expand(N, C + new_channels, -1, -1), memory_format=CHANNELS_LAST
         )
@@ -55,7 +56,7 @@ class _Shortcut(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         """The gradient of x."""
         dx = torch.zeros_like(dy[:, :1, :1, :1].expand(ctx.shape), memory_format=CHANNELS_LAST)
         dx[:, :, :: ctx.stride, :: ctx.stride] = dy[:, ctx.before : ctx.before + ctx.shape[1]]
@@ -63,7 +64,7 @@ class _Shortcut(torch.autograd.Function):
 
 
 class ResNet(nn.Module):
-    """6n + 2 layers: a convolution, three stages of n blocks with 16, 32, 64 times ``width`` channels, a linear layer.
+    """6n + 2 layers: a convolution, three stages of n blocks with 16, 32, 64 channels, a linear layer.
 
     Args:
         depth: 6n + 2.
@@ -104,12 +105,14 @@ class ResNet(nn.Module):
     def zero_init_residual(self) -> None:
         """Start every block as its shortcut: gamma = 0 in its last normalization, where that has one."""
         for module in self.modules():
-            if isinstance(module, Block) and hasattr(module.norm2, "gamma"):
-                nn.init.zeros_(module.norm2.gamma)
+            if isinstance(module, Block) and isinstance(
+                gamma := getattr(module.norm2, "gamma", None), Tensor
+            ):
+                nn.init.zeros_(gamma)
 
 
 def _conv3x3(channels_in: int, channels: int, stride: int) -> nn.Conv2d:
-    """Without a bias, which a normalization would cancel; initialised as in He et al. 2015, arXiv 1502.01852."""
+    """Without a bias, which a norm would cancel; initialised as in He et al. 2015, arXiv 1502.01852."""
     conv = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv

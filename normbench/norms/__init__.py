@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from normbench.lookup import Entry, Table, count, fraction, one_of, positive
 
+SHARED = ("kernels", "moments", "normalization")  # files that are not a method but what the methods stand on
+
 
 @dataclass(frozen=True)
 class Method(Entry):
@@ -11,7 +13,7 @@ class Method(Entry):
 
     Attributes:
         across_samples: its statistics are taken over several samples, so ``norm_batch_size`` matters to it.
-        affine: its layers carry gamma and beta, so ``zero_init_residual`` and ``weight_decay_on_norm`` matter to it.
+        affine: its layers carry gamma and beta, so ``zero_init_residual``, ``weight_decay_on_norm`` matter.
     """
 
     across_samples: bool = False

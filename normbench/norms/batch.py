@@ -1,4 +1,4 @@
-"""Batch normalization (Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1): every channel over the samples."""
+"""Batch normalization (Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1): a channel over all samples."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ from normbench.norms.normalization import Normalization
 
 
 class BatchNorm(RunningMomentNorm):
-    """Statistics of each channel over consecutive groups of ``norm_batch_size`` samples (all of them: plain BN)."""
+    """Statistics of each channel over consecutive ``norm_batch_size`` samples (all of them: plain BN)."""
 
     def statistics(self, C: int) -> Statistics:  # noqa: ARG002
         """The samples of a norm batch share them; the channels do not."""

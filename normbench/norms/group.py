@@ -1,4 +1,4 @@
-"""Group normalization (Wu & He 2018, arXiv 1803.08494, equation 7): every sample over groups of its channels."""
+"""Group normalization (Wu & He 2018, arXiv 1803.08494, equation 7): a sample over groups of channels."""
 
 from functools import partial
 
@@ -7,20 +7,21 @@ from normbench.norms.normalization import Normalization, ShapeError
 
 
 class GroupNorm(MomentNorm):
-    """Statistics over H, W and the C / groups channels of a group. One group is LN, C groups are IN.
-
-    Raises:
-        ShapeError: ``groups`` does not divide ``channels``.
-    """
+    """Statistics over H, W and the C / groups channels of a group. One group is LN, C groups are IN."""
 
     def __init__(self, channels: int, groups: int, eps: float) -> None:
         super().__init__(channels, eps)
-        if channels % groups:
-            raise ShapeError(f"{groups} groups do not divide {channels} channels")
         self.groups = groups
 
     def statistics(self, C: int) -> Statistics:
-        """The channels of a group of a sample share them."""
+        """The channels of a group of a sample share them.
+
+        Raises:
+            ShapeError: ``groups`` does not divide C.
+        """
+        if C % self.groups:
+            fitting = ", ".join(str(groups) for groups in range(1, C + 1) if C % groups == 0)
+            raise ShapeError(f"{self.groups} groups do not divide {C} channels (these do: {fitting})")
         return Statistics((Block(channels=C // self.groups),))
 
 

@@ -1,4 +1,4 @@
-"""Instance normalization (Ulyanov, Vedaldi & Lempitsky 2016, arXiv 1607.08022): every channel of every sample alone."""
+"""Instance normalization (Ulyanov et al. 2016, arXiv 1607.08022): every channel of every sample alone."""
 
 from functools import partial
 

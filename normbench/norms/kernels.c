@@ -37,7 +37,7 @@ typedef long I;
     for (I n = 0; n < N; n++)                                         \
         for (I c = 0; c < C; c += LANES) {                            \
             const I at = n * P * C + c, k = n * C + c;                \
-            if (C - c >= LANES) { const int lanes = LANES; call_16; } \
+            if (C - c >= LANES) { call_16; }                          \
             else { const int lanes = (int)(C - c); call_rest; }       \
         }
 
@@ -76,6 +76,15 @@ static void moments(In x, float *restrict mean, float *restrict variance, I N, I
 /* What follows the multiply-add in the same pass. */
 enum { PLAIN, RELU, ADD_RELU };
 
+/* g where the ReLU that gave y let something through, else 0. A conditional expression would be a branch, and slow. */
+INLINE float behind_relu(float g, float y) {
+    uint32_t bits;
+    memcpy(&bits, &g, 4);
+    bits &= -(uint32_t)!(y <= 0);
+    memcpy(&g, &bits, 4);
+    return g;
+}
+
 INLINE float relu(float value) { return value < 0 ? 0 : value; } /* a NaN stays one */
 
 INLINE void multiply_add_block(In x, Row scale, Row shift, In shortcut, T *restrict y, I P, I C, const int then,
@@ -104,7 +113,7 @@ INLINE void sums_block(In x, In dy, In y, T *restrict g_out, float *restrict dsc
     for (int l = 0; l < lanes; l++) {                         \
         const I i = (p) * C + l;                              \
         float g = get(dy[i]);                                 \
-        if (then != PLAIN) g = get(y[i]) <= 0 ? 0 : g;        \
+        if (then != PLAIN) g = behind_relu(g, get(y[i]));        \
         if (then == ADD_RELU) g_out[i] = put(g);              \
         product[u][l] += g * get(x[i]);                       \
         plain[u][l] += g;                                     \
@@ -136,7 +145,7 @@ INLINE void input_gradient_block(In dy, In y, Row scale, In x, Row slope, Row of
         for (int l = 0; l < lanes; l++) {
             const I i = p * C + l;
             float g = get(dy[i]);
-            if (then == RELU) g = get(y[i]) <= 0 ? 0 : g;
+            if (then == RELU) g = behind_relu(g, get(y[i]));
             dx[i] = put(g * scale[l] + (get(x[i]) * slope[l] + offset[l]));
         }
 }
@@ -150,9 +159,17 @@ static void input_gradient(In dy, In y, Row scale, In x, Row slope, Row offset, 
 }
 
 /* From the moments to scale and shift and back: all of it on [N][C] numbers.
- * A pooling k shares statistics over samples[k] x channels[k]; K of them are mixed with weights. The pooled moments of
- * pooling k lie at pooled + 2 k N C (means) and one N C further (variances), one number a block, [N/samples][C/channels]. */
-/* What forward leaves for backward: six [N][C] tables, then the pooled moments. */
+ * A pooling shares statistics over samples x channels; its moments are one number a block, [N / samples][across]. */
+typedef struct { I samples, channels, across, blocks; float members; } Pooling;
+
+static Pooling pooling(I N, I C, I samples, I channels) {
+    const I across = C / channels;
+    return (Pooling){samples, channels, across, N / samples * across, (float)(samples * channels)};
+}
+
+static inline I block(Pooling k, I n, I c) { return n / k.samples * k.across + c / k.channels; }
+
+/* What forward leaves for backward: six [N][C] tables, then, for every pooling, room for N C means and N C variances. */
 typedef struct { float *mean, *variance, *mixed_mean, *rstd, *scale, *shift, *pooled; } Saved;
 
 static Saved saved_at(float *saved, I NC) {
@@ -161,58 +178,64 @@ static Saved saved_at(float *saved, I NC) {
 
 static inline float weight(const float *weights, I k) { return weights ? weights[k] : 1.0f; }
 
-/* sum over the members of every block of `from` into one number a block */
-static void gather(const float *from, float *to, I N, I C, I samples, I channels) {
-    const I across = C / channels;
-    memset(to, 0, sizeof(float) * (N / samples) * across);
+/* The sum over the members of every block. */
+static void gather(const float *from, float *to, Pooling k, I N, I C) {
+    memset(to, 0, sizeof(float) * k.blocks);
     for (I n = 0; n < N; n++)
-        for (I g = 0; g < across; g++) {
+        for (I g = 0; g < k.across; g++) {
             float sum = 0;
-            for (I c = g * channels; c < (g + 1) * channels; c++) sum += from[n * C + c];
-            to[n / samples * across + g] += sum;
+            for (I c = g * k.channels; c < (g + 1) * k.channels; c++) sum += from[n * C + c];
+            to[n / k.samples * k.across + g] += sum;
         }
 }
 
+/* The moments of every block: its variance is the mean of its members' variances plus the variance of their means. */
+static void pool(Saved s, Pooling k, float *mean, float *variance, float *spread, I N, I C) {
+    gather(s.mean, mean, k, N, C);
+    for (I b = 0; b < k.blocks; b++) mean[b] /= k.members;
+    for (I n = 0; n < N; n++)
+        for (I c = 0; c < C; c++) {
+            float d = s.mean[n * C + c] - mean[block(k, n, c)];
+            spread[n * C + c] = s.variance[n * C + c] + d * d;
+        }
+    gather(spread, variance, k, N, C);
+    for (I b = 0; b < k.blocks; b++) variance[b] /= k.members;
+}
+
+/* Running statistics move towards the average over the norm batches. */
+static void follow(float *running_mean, float *running_var, const float *mean, const float *variance, I batches, I C,
+                   float momentum, float unbias) {
+    for (I c = 0; c < C; c++) {
+        float m = 0, v = 0;
+        for (I b = 0; b < batches; b++) m += mean[b * C + c], v += variance[b * C + c];
+        running_mean[c] += momentum * (m / (float)batches - running_mean[c]);
+        running_var[c] += momentum * (v / (float)batches * unbias - running_var[c]);
+    }
+}
+
 void forward(In x, const float *gamma, const float *beta, In shortcut, T *restrict y, float *saved, float *running_mean,
-             float *running_var, int then, I N, I P, I C, I K, const I *samples, const I *channels, const float *mean_weights,
-             const float *variance_weights, float bessel, float eps, float momentum, float unbias) {
+             float *running_var, int then, I N, I P, I C, I K, const I *samples, const I *channels,
+             const float *mean_weights, const float *variance_weights, float bessel, float eps, float momentum,
+             float unbias) {
     const I NC = N * C;
     Saved s = saved_at(saved, NC);
+    if (!shortcut) shortcut = x; /* not read then, but pointed into */
     moments(x, s.mean, s.variance, N, P, C);
     if (bessel != 1.0f)
         for (I i = 0; i < NC; i++) s.variance[i] *= bessel;
     memset(s.mixed_mean, 0, sizeof(float) * NC);
     memset(s.rstd, 0, sizeof(float) * NC); /* holds the mixed variance first */
-    for (I k = 0; k < K; k++) {
-        float *mean = s.pooled + 2 * k * NC, *variance = mean + NC, *spread = s.scale; /* scale is free until the end */
-        const I across = C / channels[k], blocks = N / samples[k] * across;
-        const float members = (float)(samples[k] * channels[k]);
-        gather(s.mean, mean, N, C, samples[k], channels[k]);
-        for (I b = 0; b < blocks; b++) mean[b] /= members;
+    for (I i = 0; i < K; i++) {
+        const Pooling k = pooling(N, C, samples[i], channels[i]);
+        float *mean = s.pooled + 2 * i * NC, *variance = mean + NC;
+        pool(s, k, mean, variance, s.scale, N, C); /* scale is free until the end */
+        const float wm = weight(mean_weights, i), wv = weight(variance_weights, i);
         for (I n = 0; n < N; n++)
             for (I c = 0; c < C; c++) {
-                float d = s.mean[n * C + c] - mean[n / samples[k] * across + c / channels[k]];
-                spread[n * C + c] = s.variance[n * C + c] + d * d;
+                s.mixed_mean[n * C + c] += wm * mean[block(k, n, c)];
+                s.rstd[n * C + c] += wv * variance[block(k, n, c)];
             }
-        gather(spread, variance, N, C, samples[k], channels[k]);
-        for (I b = 0; b < blocks; b++) variance[b] /= members;
-        const float wm = weight(mean_weights, k), wv = weight(variance_weights, k);
-        for (I n = 0; n < N; n++)
-            for (I c = 0; c < C; c++) {
-                const I b = n / samples[k] * across + c / channels[k];
-                s.mixed_mean[n * C + c] += wm * mean[b];
-                s.rstd[n * C + c] += wv * variance[b];
-            }
-    }
-    if (running_mean) { /* the last pooling's, averaged over its norm batches */
-        const I batches = N / samples[K - 1];
-        const float *mean = s.pooled + 2 * (K - 1) * NC, *variance = mean + NC;
-        for (I c = 0; c < C; c++) {
-            float m = 0, v = 0;
-            for (I b = 0; b < batches; b++) m += mean[b * C + c], v += variance[b * C + c];
-            running_mean[c] += momentum * (m / (float)batches - running_mean[c]);
-            running_var[c] += momentum * (v / (float)batches * unbias - running_var[c]);
-        }
+        if (running_mean && i == K - 1) follow(running_mean, running_var, mean, variance, N / k.samples, C, momentum, unbias);
     }
     for (I i = 0; i < NC; i++) {
         s.rstd[i] = 1.0f / sqrtf(s.rstd[i] + eps);
@@ -222,19 +245,21 @@ void forward(In x, const float *gamma, const float *beta, In shortcut, T *restri
     multiply_add(x, s.scale, s.shift, shortcut, y, N, P, C, then);
 }
 
-/* With g = dy behind the ReLU, M and V the mixed moments, r = 1/sqrt(V + eps), A = sum g x and B = sum g over the positions:
+/* With g = dy behind the ReLU, M and V the mixed moments, r = 1 / sqrt(V + eps), A = sum g x and B = sum g over the
+ * positions:
  *   dbeta = sum_n B    dgamma = sum_n (A - M B) r    dM = -scale B    dV = -(A - M B) gamma r^3 / 2
  *   pooling k, block b of m members: dM_b = w_k sum dM, dV_b = w_k sum dV, and for each member with mean u
  *   du += (dM_b + 2 dV_b (u - M_b)) / m    dv += dV_b / m
  *   dx = g scale + x slope + offset    slope = 2 bessel dv / P    offset = du / P - slope u
  * `work` holds six [N][C] tables. */
-void backward(In dy, In x, In y, const float *gamma, float *saved, T *restrict dx, T *restrict dshortcut, float *dgamma, float *dbeta,
-              float *dmean_weights, float *dvariance_weights, float *work, int then, I N, I P, I C, I K, const I *samples,
-              const I *channels, const float *mean_weights, const float *variance_weights, float bessel) {
+void backward(In dy, In x, In y, const float *gamma, float *saved, T *restrict dx, T *restrict dshortcut, float *dgamma,
+              float *dbeta, float *dmean_weights, float *dvariance_weights, float *work, int then, I N, I P, I C, I K,
+              const I *samples, const I *channels, const float *mean_weights, const float *variance_weights,
+              float bessel) {
     const I NC = N * C;
     Saved s = saved_at(saved, NC);
-    float *dM = work, *dV = work + NC, *du = work + 2 * NC, *dv = work + 3 * NC, *dMb = work + 4 * NC, *dVb = work + 5 * NC;
-    sums(x, dy, y, dshortcut, dV, dM, N, P, C, then); /* A and B, replaced in place below */
+    float *dM = work, *dV = dM + NC, *du = dV + NC, *dv = du + NC, *dMb = dv + NC, *dVb = dMb + NC;
+    sums(x, dy, y, dshortcut ? dshortcut : dx, dV, dM, N, P, C, then); /* A and B, replaced in place below */
     memset(dgamma, 0, sizeof(float) * C);
     memset(dbeta, 0, sizeof(float) * C);
     for (I n = 0; n < N; n++)
@@ -247,29 +272,28 @@ void backward(In dy, In x, In y, const float *gamma, float *saved, T *restrict d
             dV[i] = -0.5f * centred * gamma[c] * s.rstd[i] * s.rstd[i] * s.rstd[i];
         }
     memset(du, 0, sizeof(float) * 2 * NC); /* and dv behind it */
-    for (I k = 0; k < K; k++) {
-        const float *mean = s.pooled + 2 * k * NC, *variance = mean + NC;
-        const I across = C / channels[k], blocks = N / samples[k] * across;
-        const float members = (float)(samples[k] * channels[k]);
-        gather(dM, dMb, N, C, samples[k], channels[k]);
-        gather(dV, dVb, N, C, samples[k], channels[k]);
-        const float wm = weight(mean_weights, k) / members, wv = weight(variance_weights, k) / members;
+    for (I i = 0; i < K; i++) {
+        const Pooling k = pooling(N, C, samples[i], channels[i]);
+        const float *mean = s.pooled + 2 * i * NC, *variance = mean + NC;
+        gather(dM, dMb, k, N, C);
+        gather(dV, dVb, k, N, C);
+        const float wm = weight(mean_weights, i) / k.members, wv = weight(variance_weights, i) / k.members;
         double dwm = 0, dwv = 0;
-        for (I b = 0; b < blocks; b++) {
+        for (I b = 0; b < k.blocks; b++) {
             dwm += (double)dMb[b] * mean[b];
             dwv += (double)dVb[b] * variance[b];
             dMb[b] *= wm;
             dVb[b] *= wv;
         }
         if (mean_weights) {
-            dmean_weights[k] = (float)dwm;
-            dvariance_weights[k] = (float)dwv;
+            dmean_weights[i] = (float)dwm;
+            dvariance_weights[i] = (float)dwv;
         }
         for (I n = 0; n < N; n++)
             for (I c = 0; c < C; c++) {
-                const I i = n * C + c, b = n / samples[k] * across + c / channels[k];
-                du[i] += dMb[b] + 2.0f * dVb[b] * (s.mean[i] - mean[b]);
-                dv[i] += dVb[b];
+                const I b = block(k, n, c);
+                du[n * C + c] += dMb[b] + 2.0f * dVb[b] * (s.mean[n * C + c] - mean[b]);
+                dv[n * C + c] += dVb[b];
             }
     }
     for (I i = 0; i < NC; i++) {

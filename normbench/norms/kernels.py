@@ -1,4 +1,4 @@
-"""The compiled form of the moment norms: ``kernels.c`` built once per machine with its C compiler, and called through ctypes.
+"""The compiled form of the moment norms: ``kernels.c``, built once per machine and called through ctypes.
 
 Without a compiler, on a GPU and in other precisions than fp32 and bf16, there are none and torch takes over.
 ``NORMBENCH_KERNELS=off`` turns them off.
@@ -23,6 +23,41 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-std=gn
 Pair = tuple[int, int]
 
 
+class Running(NamedTuple):
+    """Statistics that follow those of the last pooling, averaged over its norm batches.
+
+    ``running += momentum * (average - running)``
+
+    Attributes:
+        mean: [C], updated in place.
+        variance: [C], updated in place.
+        momentum: weight of the newest batch.
+        unbias: multiplies the batch's variance first.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    momentum: float
+    unbias: float
+
+
+class Method(NamedTuple):
+    """What to compute: poolings (samples, channels), variances over H·W or H·W - 1, eps, a ReLU or not."""
+
+    blocks: tuple[Pair, ...]
+    bessel: bool
+    eps: float
+    relu: bool
+
+    def then(self, shortcut: Tensor | None) -> int:
+        """The enumeration of kernels.c: nothing, a ReLU, or the addition of a shortcut and a ReLU follow."""
+        return int(self.relu) + int(shortcut is not None)
+
+    def correction(self, positions: int) -> float:
+        """What turns a biased variance over the positions into the one wanted."""
+        return positions / (positions - 1) if self.bessel else 1.0
+
+
 class Kernels:
     """Normalization of channels-last tensors of one dtype, forward and backward, by its own statistics."""
 
@@ -42,18 +77,18 @@ class Kernels:
         mean_weights: Tensor | None,
         variance_weights: Tensor | None,
         shortcut: Tensor | None,
-        method: "Method",
-        running: "Running | None",
+        method: Method,
+        running: Running | None,
     ) -> tuple[Tensor, Tensor]:
         """y, and what backward needs; moves the running statistics on."""
         N, C, H, W = x.shape
-        y, saved = torch.empty_like(x), torch.empty((6 + 2 * len(method.blocks), N * C))
-        kept = running or Running(None, None, 0.0, 0.0)
+        y, saved = torch.empty_like(x), torch.empty((6 + 2 * len(method.blocks), N * C), dtype=torch.float32)
+        mean, variance, momentum, unbias = running or (None, None, 0.0, 0.0)
         self._library.forward(
-            *(_at(tensor) for tensor in (x, gamma, beta, shortcut, y, saved, kept.mean, kept.variance)),
+            *(_at(tensor) for tensor in (x, gamma, beta, shortcut, y, saved, mean, variance)),
             *(method.then(shortcut), N, H * W, C, *_pairs(method.blocks)),
             *(_at(mean_weights), _at(variance_weights), method.correction(H * W), method.eps),
-            *(kept.momentum, kept.unbias),
+            *(momentum, unbias),
         )
         return y, saved
 
@@ -66,7 +101,7 @@ class Kernels:
         mean_weights: Tensor | None,
         variance_weights: Tensor | None,
         saved: Tensor,
-        method: "Method",
+        method: Method,
         with_shortcut: bool,
     ) -> tuple[Tensor | None, ...]:
         """The gradients of x, gamma, beta, the mixing weights and the shortcut."""
@@ -75,7 +110,7 @@ class Kernels:
             torch.empty_like(x),
             torch.empty_like(gamma),
             torch.empty_like(gamma),
-            torch.empty(6 * N * C),
+            torch.empty(6 * N * C, dtype=torch.float32),
         )
         dmean_weights, dvariance_weights = (
             None if weights is None else torch.empty_like(weights)
@@ -91,39 +126,6 @@ class Kernels:
         return dx, dgamma, dbeta, dmean_weights, dvariance_weights, dshortcut
 
 
-class Running(NamedTuple):
-    """Statistics that follow those of the last pooling: ``running += momentum * (average over its blocks - running)``.
-
-    Attributes:
-        mean: [C], updated in place.
-        variance: [C], updated in place.
-        momentum: weight of the newest batch.
-        unbias: multiplies the batch's variance first.
-    """
-
-    mean: Tensor | None
-    variance: Tensor | None
-    momentum: float
-    unbias: float
-
-
-class Method(NamedTuple):
-    """What to compute: poolings as (samples, channels), variances over H·W or H·W - 1, eps, and a ReLU behind it."""
-
-    blocks: tuple[Pair, ...]
-    bessel: bool
-    eps: float
-    relu: bool
-
-    def then(self, shortcut: Tensor | None) -> int:
-        """The enumeration of kernels.c: nothing, a ReLU, or the addition of a shortcut and a ReLU follow."""
-        return int(self.relu) + int(shortcut is not None)
-
-    def correction(self, positions: int) -> float:
-        """What turns a biased variance over the positions into the one wanted."""
-        return positions / (positions - 1) if self.bessel else 1.0
-
-
 def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -136,12 +138,9 @@ def _pairs(blocks: tuple[Pair, ...]) -> tuple[int, Any, Any]:
 
 
 def suited(x: Tensor, gamma: Tensor) -> Kernels | None:
-    """The compiled kernels for tensors like x, or None where torch must do."""
-    if (
-        x.device.type != "cpu"
-        or x.dtype not in (torch.float32, torch.bfloat16)
-        or gamma.dtype != torch.float32
-    ):
+    """The compiled kernels for tensors like x and parameters like gamma, or None where torch must do."""
+    in_reach = x.device.type == gamma.device.type == "cpu" and gamma.dtype == torch.float32
+    if not in_reach or x.dtype not in (torch.float32, torch.bfloat16):
         return None
     return _build(x.dtype == torch.bfloat16)
 
@@ -167,7 +166,7 @@ def _cache_directory() -> Path:
 
 
 def _key(compiler: str, flags: tuple[str, ...]) -> str:
-    """Differs where the code would: source, compiler, flags, and the processor that -march=native looks at."""
+    """Differs where the code would: source, compiler, flags, and the processor behind -march=native."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     processor = platform.processor() or platform.machine()
     with_features = Path("/proc/cpuinfo")

@@ -1,4 +1,4 @@
-"""Layer normalization (Ba, Kiros & Hinton 2016, arXiv 1607.06450, equation 3): every sample over all its channels."""
+"""Layer normalization (Ba et al. 2016, arXiv 1607.06450, equation 3): a sample over all its channels."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ from normbench.norms.normalization import Normalization
 
 
 class LayerNorm(MomentNorm):
-    """Statistics of each sample over C, H and W; gamma and beta are one number a channel, as for the other methods."""
+    """Statistics over C, H and W; gamma and beta are one number a channel, as for the other methods."""
 
     def statistics(self, C: int) -> Statistics:
         """All channels of a sample share them."""

@@ -1,14 +1,14 @@
 """One idea under BN, LN, IN, GN and SN: which samples and channels share a mean and a variance.
 
-Everything starts from the mean and variance of each channel of each sample over its H·W positions. A method pools these
-over blocks of samples and channels (SN mixes three such poolings); gamma, beta and the pooled statistics then make one
-multiply-add per element:
+Everything starts from the mean and variance of each channel of each sample over its H·W positions. A method
+pools these over blocks of samples and channels (SN mixes three such poolings); gamma, beta and the pooled
+statistics then make one multiply-add per element:
 
     y[n, c, h, w] = x[n, c, h, w] * scale[n, c] + shift[n, c]
     scale = gamma / sqrt(variance + eps),   shift = beta - mean * scale
 
-This file is the definition, in plain torch for any device and precision. On a CPU with a C compiler the same arithmetic
-runs in :mod:`normbench.norms.kernels`; ``tests/test_norms.py`` holds the two together.
+This file is the definition, in plain torch for any device and precision. On a CPU with a C compiler the same
+arithmetic runs in :mod:`normbench.norms.kernels`; ``tests/test_kernels.py`` holds the two together.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Means and variances, [N, C] each (or, where block members share them, anything that broadcasts to it)."""
+    """Means and variances: of maps [N, C] each; of blocks [N / samples, 1, C / channels, 1] each."""
 
     mean: Tensor
     variance: Tensor
@@ -39,7 +39,7 @@ class Statistics(NamedTuple):
     """How a layer normalizes a batch: a mixture of poolings.
 
     Attributes:
-        blocks: K poolings.
+        blocks: K poolings; running statistics follow the last.
         mean_weights: [K] mixing weights of the K means; None for a single pooling.
         variance_weights: [K] mixing weights of the K variances; None for a single pooling.
         bessel: start from variances over H·W - 1 instead of H·W.
@@ -51,7 +51,7 @@ class Statistics(NamedTuple):
     bessel: bool = False
 
     def check(self, N: int, C: int, positions: int) -> None:
-        """Refuse a batch of N samples, C channels and H·W positions that these statistics are not defined for.
+        """Refuse N samples of C channels and H·W positions that these statistics are not defined for.
 
         Raises:
             ShapeError: says which rule is broken.
@@ -61,26 +61,27 @@ class Statistics(NamedTuple):
                 raise ShapeError(f"groups of {channels} channels do not divide {C} channels")
             if N % samples:
                 raise ShapeError(f"a norm batch of {samples} samples does not divide a batch of {N}")
-            if samples * channels * positions == 1:
-                raise ShapeError(
-                    "a mean and variance over one value per channel normalize everything to zero"
-                )
+        last = self.blocks[-1]
+        if last.samples * last.channels * positions == 1:
+            raise ShapeError("each mean and variance would be that of a single value, and every output beta")
         if self.bessel and positions == 1:
-            raise ShapeError("one position has no unbiased variance")
+            raise ShapeError("the unbiased variance over the positions of a map needs two of them")
 
 
-def moments(x: Tensor) -> Moments:
-    """Mean and biased variance of x, [N, C, H, W], over H and W, in fp32 (float64 for float64 input)."""
+def moments(x: Tensor, bessel: bool = False) -> Moments:
+    """Mean and variance of x, [N, C, H, W], over H·W (``bessel``: H·W - 1), in fp32 or float64."""
     rows = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
     mean = rows.mean(-1)
-    return Moments(mean, (rows - mean[..., None]).square().mean(-1))
+    variance = (rows - mean[..., None]).square().mean(-1)
+    positions = rows.shape[-1]
+    return Moments(mean, variance * (positions / (positions - 1)) if bessel else variance)
 
 
 def pool(parts: Moments, block: Block) -> Moments:
     """The moments of blocks, [N / samples, 1, C / channels, 1] each.
 
-    By the law of total variance, the variance of a block is the mean of its members' variances plus the variance of
-    their means: nothing is subtracted that could cancel.
+    By the law of total variance, the variance of a block is the mean of its members' variances plus the
+    variance of their means: nothing is subtracted that could cancel.
     """
     N, C = parts.mean.shape
     shape = N // block.samples, block.samples, C // block.channels, block.channels
@@ -138,7 +139,7 @@ def normalize(
         beta: [C].
         statistics: which samples and channels share a mean and a variance.
         eps: added to the variance before the square root.
-        shortcut: [N, C, H, W], added to the normalized x; only together with ``relu``.
+        shortcut: [N, C, H, W], added to the normalized x.
         relu: end with max(·, 0).
         running: statistics to move on by those of the last pooling.
 
@@ -148,13 +149,12 @@ def normalize(
     if (compiled := kernels.suited(x, gamma)) is not None:
         method = kernels.Method(statistics.blocks, statistics.bessel, eps, relu)
         weights = statistics.mean_weights, statistics.variance_weights
-        y: Tensor = _Compiled.apply(x, gamma, beta, *weights, shortcut, method, running, compiled)
-        return y
-    N, C, H, W = x.shape
-    mean, variance = moments(x)
-    if statistics.bessel:
-        variance = variance * (H * W / (H * W - 1))
-    pooled = [pool(Moments(mean, variance), block) for block in statistics.blocks]
+        added = shortcut if relu else None  # the kernels add only in front of a ReLU
+        y: Tensor = _Compiled.apply(x, gamma, beta, *weights, added, method, running, compiled)
+        return y if relu else finish(y, shortcut, relu)
+    N, C, _, _ = x.shape
+    own = moments(x, statistics.bessel)
+    pooled = [pool(own, block) for block in statistics.blocks]
     if running is not None:
         follow(running, pooled[-1])
     parts = [spread_out(part, block, N, C) for part, block in zip(pooled, statistics.blocks, strict=True)]
@@ -164,43 +164,46 @@ def normalize(
 @torch.no_grad()
 def follow(running: kernels.Running, pooled: Moments) -> None:
     """Move running statistics on by the average over the norm batches."""
-    if running.mean is not None and running.variance is not None:
-        mean, variance = (part.mean(0).flatten().to(running.mean) for part in pooled)
-        running.mean.lerp_(mean, running.momentum)
-        running.variance.lerp_(variance * running.unbias, running.momentum)
+    mean, variance = (part.mean(0).flatten().to(running.mean) for part in pooled)
+    running.mean.lerp_(mean, running.momentum)
+    running.variance.lerp_(variance * running.unbias, running.momentum)
 
 
 def finish(y: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
-    """What follows the normalization in a residual block."""
+    """What follows the normalization in a residual block, in y's dtype."""
     if shortcut is not None:
-        y = y + shortcut
+        y = y + shortcut.to(y.dtype)
     return torch.relu(y) if relu else y
 
 
 class _Compiled(torch.autograd.Function):
-    """The same by the compiled kernels, with the hand-derived backward pass; saves x, y and [N, C] numbers only."""
+    """The same by the compiled kernels, with a hand-derived backward pass; keeps x, y and [N, C] numbers."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
         """See :func:`normalize`."""
-        x, gamma, beta, mean_weights, variance_weights, shortcut, method, running, compiled = arguments
+        x, *parameters, shortcut, method, running, compiled = arguments
         x = x.contiguous(memory_format=torch.channels_last)
+        parameters = [one if one is None else one.contiguous() for one in parameters]
         if shortcut is not None:
-            shortcut = shortcut.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        y, saved = compiled.forward(x, gamma, beta, mean_weights, variance_weights, shortcut, method, running)
+            shortcut = shortcut.to(x.dtype).expand_as(x).contiguous(memory_format=torch.channels_last)
+        y, saved = compiled.forward(x, *parameters, shortcut, method, running)
         ctx.method, ctx.compiled, ctx.with_shortcut = method, compiled, shortcut is not None
-        ctx.save_for_backward(x, y, gamma, mean_weights, variance_weights, saved)
+        gamma, _beta, *weights = parameters
+        ctx.save_for_backward(x, y, gamma, *weights, saved)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """The gradients of x, gamma, beta, the mixing weights and the shortcut."""
+        if torch.is_grad_enabled():  # create_graph=True; (once_differentiable would cost more than the check)
+            raise RuntimeError("the compiled kernels have no second derivative; NORMBENCH_KERNELS=off has")
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         return *ctx.compiled.backward(dy, *ctx.saved_tensors, ctx.method, ctx.with_shortcut), None, None, None
 
 
 class MomentNorm(nn.Module):
-    """A layer that normalizes by pooled moments, then scales by gamma and shifts by beta, [N, C, H, W] -> the same.
+    """A layer that normalizes by pooled moments, then scales by gamma and shifts by beta.
 
     A method is a subclass that says which statistics it takes.
 
@@ -234,10 +237,10 @@ class MomentNorm(nn.Module):
 
 
 class RunningMomentNorm(MomentNorm):
-    """A moment norm whose last block looks across samples, and so keeps that block's running statistics for inference.
+    """A moment norm whose last block looks across samples: it keeps running statistics of that for inference.
 
-    ``running = (1 - momentum) * running + momentum * (average over the norm batches)``, with the unbiased variance, as
-    torch.nn.BatchNorm2d has it. Momentum 0.1 here is the decay 0.9 of the papers.
+    ``running = (1 - momentum) * running + momentum * (average over the norm batches)``, with the unbiased
+    variance, as torch.nn.BatchNorm2d has it. Momentum 0.1 here is the decay 0.9 of the papers.
 
     Args:
         channels: C.
@@ -278,9 +281,9 @@ class RunningMomentNorm(MomentNorm):
     def _infer(self, x: Tensor, statistics: Statistics) -> Tensor:
         N, C, H, W = x.shape
         parts = []
-        if len(statistics.blocks) > 1:
-            mean, variance = moments(x)
-            own = Moments(mean, variance * (H * W / (H * W - 1)) if statistics.bessel else variance)
-            parts = [spread_out(pool(own, block), block, N, C) for block in statistics.blocks[:-1]]
+        if within := statistics.blocks[:-1]:  # the last is replaced by the running statistics
+            statistics._replace(blocks=within).check(N, C, H * W)
+            own = moments(x, statistics.bessel)
+            parts = [spread_out(pool(own, block), block, N, C) for block in within]
         parts.append(Moments(self.running_mean.expand(N, C), self.running_var.expand(N, C)))
         return multiply_add(x, *affine(mix(parts, statistics), self.gamma, self.beta, self.eps))

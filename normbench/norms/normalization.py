@@ -14,7 +14,7 @@ class ShapeError(ValueError):
     """A method cannot normalize maps of this shape."""
 
 
-def _no_layer(channels: int) -> nn.Module:
+def _no_layer(_channels: int) -> nn.Module:
     return nn.Identity()
 
 
@@ -26,13 +26,13 @@ def _add(shortcut: Tensor, branch: Tensor) -> Tensor:
     return shortcut + branch
 
 
-def _no_clip(parameters: Iterable[nn.Parameter]) -> None:
+def _no_clip(_parameters: Iterable[nn.Parameter]) -> None:
     return None
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """What a method does to a network: four places it may act in, each doing nothing unless the method sets it.
+    """What a method does to a network: four places to act in, each doing nothing unless the method sets it.
 
     Attributes:
         layer: channels -> the module that follows a convolution, [N, C, H, W] -> [N, C, H, W].
@@ -47,7 +47,7 @@ class Normalization:
     clip: Callable[[Iterable[nn.Parameter]], None] = _no_clip
 
     def relu(self, layer: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """relu(layer(x)), or relu(residual(shortcut, layer(x))); in one pass where the layer ``takes_relu``."""
+        """relu(layer(x)) or relu(residual(shortcut, layer(x))); in one pass if the layer ``takes_relu``."""
         if getattr(layer, "takes_relu", False) and (shortcut is None or self.residual is _add):
             one_pass: Tensor = layer(x, shortcut, relu=True)
             return one_pass
@@ -56,7 +56,7 @@ class Normalization:
 
 
 def build(norm: Choice, norm_batch_size: int | None) -> Normalization:
-    """The normalization that a trial names; ``norm_batch_size`` reaches the methods that look across samples."""
+    """The normalization that a trial names; ``norm_batch_size`` is for methods that look across samples."""
     method = NORMS[norm.name]
     across = {"norm_batch_size": norm_batch_size} if method.across_samples else {}
     normalization: Normalization = method.load()(**norm.options, **across)
@@ -64,5 +64,5 @@ def build(norm: Choice, norm_batch_size: int | None) -> Normalization:
 
 
 def is_norm_parameter(name: str, parameter: Tensor) -> bool:
-    """Gamma, beta and a method's own parameters, as opposed to the weights of convolutions and linear layers."""
+    """Gamma, beta and a method's own parameters, and not what convolutions and linear layers learn."""
     return parameter.ndim <= 1 and not name.startswith("linear.")

@@ -1,4 +1,4 @@
-"""Switchable normalization (Luo et al. 2019, arXiv 1806.10779, equations 2 to 5): learned mixtures of IN, LN and BN."""
+"""Switchable normalization (Luo et al. 2019, arXiv 1806.10779, equations 2 to 5): IN, LN and BN, mixed."""
 
 from functools import partial
 
@@ -36,10 +36,11 @@ class SwitchNorm(RunningMomentNorm):
 
 
 class OfficialSwitchNorm(SwitchNorm):
-    """What the authors' released code computes (switchable_norm.py, SwitchNorm2d), which is not what the paper says.
+    """What the authors' released code (SwitchNorm2d) computes, which is not what the paper says.
 
-    Its IN variance is unbiased (H·W - 1), and LN's and BN's are pooled from it and so are neither biased nor unbiased;
-    the running variance starts at 0 and averages them as they are. On 1×1 maps that code divides by zero; this refuses.
+    Its IN variance is unbiased (H·W - 1), and LN's and BN's are pooled from it and so are neither biased nor
+    unbiased; the running variance starts at 0 and averages them as they are. On 1×1 maps that code divides by
+    zero; this refuses.
     """
 
     def __init__(self, channels: int, eps: float, momentum: float, norm_batch_size: int) -> None:

@@ -6,6 +6,8 @@ Shared by them: ``figure`` (select, draw, write), ``panels`` (what may share axe
 
 from normbench.lookup import Entry, Table, one_of
 
+SHARED = ("caption", "figure", "panels", "published", "style")  # files that are not a figure
+
 PUBLISHED_OPTION = one_of(
     ("none", "befranke_resnet20", "hickmann_resnet20", "groupnorm_resnet50", "switchable_resnet50"),
     "lay a published series over the figure, thin and dashed, with its source in the caption",

@@ -48,7 +48,7 @@ def _trials(panels: Panels) -> str:
     ]
     for key, between in (("normbench", " to "), ("torch", " to "), ("device", " / ")):
         values = {str(record.provenance[key]) for record in panels.records if record.provenance.get(key)}
-        ordered = sorted(values, key=lambda value: [int(number) for number in re.findall(r"\d+", value)])
+        ordered = sorted(sorted(values), key=lambda value: [int(n) for n in re.findall(r"\d+", value)])
         ends = ordered if key == "device" else [*ordered[:1], *ordered[1:][-1:]]
         if ends:
             parts.append(f"{'' if key == 'device' else f'{key} '}{between.join(ends)}")

@@ -145,7 +145,7 @@ def draw(selection: Curves, canvas: "Canvas") -> None:
     bands = _bands(selection.columns)
     across = max(map(len, bands))
     canvas.set_size_inches(style.WIDTH, 3.9 if len(bands) == 1 else 3.4 * len(bands))
-    several = len({column.panel for column in selection.columns}) > 1
+    headed = any(column.panel for column in selection.columns)
     limits = {quantity: _limits(selection.columns, quantity) for quantity in QUANTITIES}
     for row, band in enumerate(bands):
         for place, column in enumerate(band):
@@ -158,7 +158,7 @@ def draw(selection: Curves, canvas: "Canvas") -> None:
                 if under == 0:
                     panel = textwrap.fill(column.panel, 100) if place == 0 else ""
                     size = style.size_heading(column.axis, column.size)
-                    axes.set_title(f"{panel}\n{size}" if several else size)
+                    axes.set_title(f"{panel}\n{size}" if headed else size)
     canvas.align_ylabels()
     style.legend(canvas, _entries(selection))
 

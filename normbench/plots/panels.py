@@ -48,10 +48,6 @@ class Cell:
         """The trials that ran to their end, by seed. Only these enter a mean."""
         return tuple(record for record in self.records if record.status == "done")
 
-    def count(self, status: str) -> int:
-        """How many trials ended like that."""
-        return sum(record.status == status for record in self.records)
-
 
 @dataclass(frozen=True)
 class Curve:

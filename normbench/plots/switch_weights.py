@@ -151,9 +151,9 @@ def draw(selection: SwitchWeights, canvas: "Canvas") -> None:
     canvas.set_size_inches(style.WIDTH, 5.2 * count)
     grid = canvas.add_gridspec(count, 1)
     for place, block in enumerate(selection.blocks):
-        upper, lower = grid[place, 0].subgridspec(2, 1, height_ratios=(2.2, 3.0))
-        _draw_by_size(canvas, upper.subgridspec(1, 2), block)
-        _draw_by_depth(canvas, lower.subgridspec(2, len(block.sizes)), block)
+        parts = grid[place, 0].subgridspec(2, 1, height_ratios=(2.2, 3.0))
+        _draw_by_size(canvas, parts[0, 0].subgridspec(1, 2), block)
+        _draw_by_depth(canvas, parts[1, 0].subgridspec(2, len(block.sizes)), block)
     style.legend(canvas, [(style.entry(style.of_method(member)), member) for member in MEMBERS])
 
 

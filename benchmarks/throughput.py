@@ -1,0 +1,221 @@
+"""Training throughput of normbench beside a plain PyTorch loop, on both cores of a small machine.
+
+    python benchmarks/throughput.py --data DIR [--dataset '{name: folder, folder: cifar10-jpeg}'] [--rounds 3]
+
+Plain: what one would write first. PIL transforms, a DataLoader with two workers, fp32, torch's own
+layers, ``loss.item()`` every step, as many threads as cores. Ours: one single-thread process a core, each
+training a trial as ``normbench run`` does, in the precision asked for. The two take turns; every figure is
+the median over rounds of images per second of the whole machine.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision.transforms as T
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+
+from normbench.data import decoded
+from normbench.data.augment import Images
+from normbench.models.network import network
+from normbench.optim import optimizer
+from normbench.provenance import device_name, git_state
+from normbench.trial import Trial
+
+CORES = len(os.sched_getaffinity(0))
+WARM_UP = 3
+
+
+class PlainBlock(nn.Module):
+    """A basic block as in torchvision, with the CIFAR networks' parameter-free shortcut."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: Any) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.norm1 = norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = norm(channels)
+        self.stride, self.new = stride, channels - channels_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        if self.new:
+            x = F.pad(
+                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.new // 2, self.new - self.new // 2)
+            )
+        return F.relu(x + y)
+
+
+def plain_resnet(depth: int, norm: Any) -> nn.Module:
+    n = (depth - 2) // 6
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), norm(16), nn.ReLU()]
+    channels_in = 16
+    for channels in (16, 32, 64):
+        for i in range(n):
+            layers.append(PlainBlock(channels_in, channels, 2 if i == 0 and channels > 16 else 1, norm))
+            channels_in = channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+PLAIN_NORMS: dict[str, Any] = {
+    "batch": nn.BatchNorm2d,
+    "group": lambda channels: nn.GroupNorm(8, channels),
+    "layer": lambda channels: nn.GroupNorm(1, channels),
+    "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+}
+
+
+class PlainDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    def __init__(self, dataset: decoded.Decoded) -> None:
+        self.split = dataset.train
+        self.transform = T.Compose(
+            [
+                T.RandomCrop(32, padding=4),
+                T.RandomHorizontalFlip(),
+                T.ToTensor(),
+                T.Normalize(dataset.mean, dataset.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.split.indices)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int]:
+        index = self.split.indices[item]
+        return self.transform(Image.fromarray(self.split.images[index])), int(self.split.labels[index])
+
+
+def plain(dataset: decoded.Decoded, depth: int, norm: str, batch_size: int, seconds: float) -> float:
+    torch.set_num_threads(CORES)
+    model = plain_resnet(depth, PLAIN_NORMS[norm])
+    sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    loader = torch.utils.data.DataLoader(
+        PlainDataset(dataset), batch_size, shuffle=True, num_workers=2, drop_last=True
+    )
+    steps, began = -WARM_UP, 0.0
+    for x, y in loader:
+        loss = F.cross_entropy(model(x), y)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        loss.item()
+        steps += 1
+        if steps <= 0:
+            began = time.perf_counter()
+        elif time.perf_counter() - began > seconds:
+            break
+    return steps * batch_size / (time.perf_counter() - began)
+
+
+def ours(trial: Trial, data: Path, seconds: float, barrier: Any, answers: Any) -> None:
+    """The inner loop of train.py for a while, beside the other processes."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    dataset = decoded.load(trial.dataset, data)
+    model, _ = network(trial, len(dataset.classes))
+    model = model.to(memory_format=torch.channels_last)
+    sgd = optimizer(trial, model)
+    training = Images(dataset.train, dataset.mean, dataset.std, torch.device("cpu"))
+    batches = (
+        batch
+        for epoch in range(1000)
+        for images, labels in training.training_chunks(trial.seed, epoch, trial.batch_size, augment=True)
+        for batch in zip(images.split(trial.batch_size), labels.split(trial.batch_size), strict=True)
+    )
+    steps, began = -WARM_UP, 0.0
+    for x, y in batches:
+        for group in sgd.param_groups:
+            group["lr"] = 1e-3
+        with torch.autocast("cpu", torch.bfloat16, enabled=trial.precision == "bf16"):
+            logits = model(x)
+        loss = F.cross_entropy(logits.float(), y)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        steps += 1
+        if steps == 0:
+            barrier.wait()
+        if steps <= 0:
+            began = time.perf_counter()
+        elif time.perf_counter() - began > seconds:
+            break
+    answers.put(steps * trial.batch_size / (time.perf_counter() - began))
+
+
+def ours_on_all_cores(trial: Trial, data: Path, seconds: float) -> float:
+    context = multiprocessing.get_context("spawn")
+    barrier, answers = context.Barrier(CORES), context.Queue()
+    crew = [context.Process(target=ours, args=(trial, data, seconds, barrier, answers)) for _ in range(CORES)]
+    for process in crew:
+        process.start()
+    speeds = [answers.get(timeout=600) for _ in crew]
+    for process in crew:
+        process.join()
+    return sum(speeds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=decoded.default_directory())
+    parser.add_argument("--dataset", default="shapes", help="as in a config")
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--norms", nargs="+", default=["batch", "group"])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[128, 32, 8, 2])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "throughput.json")
+    chosen = parser.parse_args()
+    base = Trial.model_validate({"dataset": yaml.safe_load(chosen.dataset), "model": f"resnet{chosen.depth}"})
+    decoded.prepare(base.dataset, chosen.data, print)
+    dataset = decoded.load(base.dataset, chosen.data)
+    rows = []
+    print(f"ResNet-{chosen.depth}, {CORES} cores, images/s, median of {chosen.rounds} (ratio to plain)")
+    for norm in chosen.norms:
+        for batch_size in chosen.batch_sizes:
+            speeds: dict[str, list[float]] = {}
+            for _ in range(chosen.rounds):
+                speed = plain(dataset, chosen.depth, norm, batch_size, chosen.seconds)
+                speeds.setdefault("plain", []).append(speed)
+                for precision in chosen.precisions:
+                    settings = {"norm": norm, "batch_size": batch_size, "precision": precision}
+                    trial = Trial.model_validate(base.model_dump() | {"norm_batch_size": None} | settings)
+                    speeds.setdefault(precision, []).append(
+                        ours_on_all_cores(trial, chosen.data, chosen.seconds)
+                    )
+            median = {name: statistics.median(values) for name, values in speeds.items()}
+            ratios = {
+                name: statistics.median(a / b for a, b in zip(speeds[name], speeds["plain"], strict=True))
+                for name in chosen.precisions
+            }
+            rows.append(
+                {"norm": norm, "batch_size": batch_size, "images_per_second": speeds, "ratio": ratios}
+            )
+            shown = "  ".join(f"{name} {median[name]:6.0f} ({ratios[name]:.2f}×)" for name in ratios)
+            print(f"{norm:9s} batch {batch_size:4d}  plain {median['plain']:6.0f}  {shown}", flush=True)
+    machine = {
+        "processor": device_name(torch.device("cpu")),
+        "cores": CORES,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "git": git_state(),
+    }
+    result = {"machine": machine, "depth": chosen.depth, "seconds": chosen.seconds, "rows": rows}
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(chosen.out)
+
+
+if __name__ == "__main__":
+    main()

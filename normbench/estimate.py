@@ -1,0 +1,84 @@
+"""How long a sweep will take: by stored records of its kind on this machine, else by a short probe."""
+
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from normbench.config import Execute
+from normbench.data import DataError, decoded
+from normbench.records import Record
+from normbench.trial import Trial
+
+EVALUATION_COST = 1 / 3  # of an image trained: there is no backward pass
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected times.
+
+    Attributes:
+        seconds: of each trial that could be estimated, by its id, alone on one worker.
+        from_records: how many of them from stored records; the others were probed.
+        unknown: why some could not be, or None.
+        unusable: why some cannot run at all; found only where a probe was needed.
+    """
+
+    seconds: dict[str, float]
+    from_records: int
+    unknown: str | None
+    unusable: tuple[str, ...] = ()
+
+    def wall_seconds(self, workers: int) -> float:
+        """All of them, on so many workers."""
+        longest = max(self.seconds.values(), default=0.0)
+        return max(sum(self.seconds.values()) / workers, longest)
+
+
+def kind(trial: Trial) -> tuple[Any, ...]:
+    """Trials of one kind cost the same per image."""
+    images = tuple((key, value) for key, value in trial.dataset if key not in decoded.SIZES.values())
+    batches = trial.batch_size, trial.norm_batch_size
+    return images, trial.model, trial.norm, *batches, trial.precision, trial.augment
+
+
+def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, place: Execute) -> Estimate:
+    """Expect of every trial what was seen of its kind; probe what was never seen."""
+    here = platform.node(), place.threads
+    seen: dict[tuple[Any, ...], list[float]] = {}
+    for record in records:
+        there = record.provenance.get("host"), record.provenance.get("threads")
+        if record.images_per_second and there == here:
+            seen.setdefault(kind(record.trial), []).append(record.images_per_second)
+    speeds = {seen_kind: median(values) for seen_kind, values in seen.items()}
+    seconds: dict[str, float] = {}
+    from_records, unknown = 0, None
+    unusable: dict[str, None] = {}
+    for trial in trials:
+        own = kind(trial)
+        try:
+            dataset = decoded.load(trial.dataset, data)
+            if own not in speeds:
+                from normbench.probe import images_per_second
+
+                speeds[own] = images_per_second(trial, dataset, place.device, place.threads)
+        except DataError as error:
+            unknown = str(error)
+        except ValueError as error:
+            unusable[str(error)] = None
+        except (RuntimeError, MemoryError) as error:
+            unknown = f"the probe of {trial.id} failed: {str(error).partition(chr(10))[0]}"
+        else:
+            from_records += own in seen
+            evaluations = -(-trial.epochs // trial.evaluate_every)
+            images = trial.epochs * len(dataset.train.indices)
+            images += int(evaluations * len(dataset.test.indices) * EVALUATION_COST)
+            seconds[trial.id] = images / speeds[own]
+    return Estimate(seconds, from_records, unknown, tuple(unusable))
+
+
+def relative_cost(trial: Trial) -> float:
+    """Work of a trial in arbitrary units: every update costs about as much as a few images more."""
+    return trial.epochs * (1 + 6 / trial.batch_size)

@@ -1,0 +1,157 @@
+"""How a command ends: its exit code, what a user then reads (one line a problem), and how to go on."""
+
+import errno
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, Self
+
+from normbench.config import ConfigError
+from normbench.data import DataError
+from normbench.located import printable
+from normbench.lookup import UnknownName
+from normbench.plots.panels import CannotDrawError
+from normbench.records import NewerRecordError, RecordsInUse
+from normbench.sweep import Unusable
+
+OK, INTERNAL, USAGE, UNFINISHED, DATA, IN_USE, DISK = range(7)
+INTERRUPTED = 128  # plus the signal's number
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SHOW_CURSOR = b"\x1b[?25h"  # which a live table hides
+
+
+class Unfinished(Exception):
+    """A run is over, and not all of its trials are done.
+
+    Attributes:
+        again: what ``--retry`` must name for another run to try all of them.
+    """
+
+    def __init__(self, again: Sequence[str] = ()) -> None:
+        super().__init__("not all trials are done")
+        self.again = tuple(again)
+
+
+class Stopped(BaseException):
+    """A signal asked for the end. No ``Exception``, so that nothing on the way takes it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = INTERRUPTED + number
+
+
+CODES: tuple[tuple[type[Exception], int], ...] = (
+    (Unfinished, UNFINISHED),
+    (ConfigError, USAGE),
+    (Unusable, USAGE),
+    (NewerRecordError, USAGE),
+    (UnknownName, USAGE),
+    (CannotDrawError, USAGE),
+    (DataError, DATA),
+    (RecordsInUse, IN_USE),
+    (OSError, DISK),
+)
+
+
+class Stop:
+    """SIGINT and SIGTERM while trials run: the first asks for an orderly end, the next one ends the process.
+
+    Before anybody has asked whether to stop there is nothing to put in order, and the first one raises
+    ``Stopped``.
+
+    Args:
+        arguments: of the command line, for the last words.
+        say: is told when somebody asks after the first signal.
+    """
+
+    def __init__(self, arguments: Sequence[str], say: Callable[[str], None]) -> None:
+        self.signal = 0
+        self._say = say
+        self._asked = self._said = False
+        self._last_words = f"{how_to_go_on(arguments, INTERRUPTED)}\n".encode()
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._on) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        self._asked = True
+        if self.signal and not self._said:
+            self._said = True  # here and not in the handler, which may have interrupted another line
+            self._say("stopping: running trials save their state (once more to stop at once)")
+        return self.signal != 0
+
+    def _on(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal:
+            os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + self._last_words)
+            os._exit(INTERRUPTED + number)
+        self.signal = number
+        if not self._asked:
+            raise Stopped(number)
+
+
+def code_of(error: BaseException) -> int:
+    """The exit code that an exception ends a command with."""
+    if isinstance(error, Stopped):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED + signal.SIGINT
+    return next((code for kind, code in CODES if isinstance(error, kind)), INTERNAL)
+
+
+def words_of(error: BaseException) -> str:
+    """What a user is told: one line a problem, never a traceback; nothing where all is said already."""
+    if isinstance(error, Unfinished | Stopped | KeyboardInterrupt):
+        return ""
+    if isinstance(error, OSError):
+        path = f"{error.filename}: " if error.filename else ""
+        hint = " (free some space)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{path}{error.strerror or str(error) or type(error).__name__}{hint}"
+    if code_of(error) == INTERNAL:
+        return f"internal fault: {type(error).__name__}: {printable(str(error), 500)} (--debug shows where)"
+    return str(error)
+
+
+def how_to_go_on(arguments: Sequence[str], code: int, again: Sequence[str] = ()) -> str:
+    """The last line of a command that did not end well.
+
+    Args:
+        arguments: of the command line.
+        code: the exit code.
+        again: what ``--retry`` must name.
+    """
+    retry = ["--retry", ",".join(again)] if again else []
+    command = shlex.join(["normbench", *arguments, *retry])
+    first = "mend that, then " if code == USAGE else ""
+    return f"{first}{'resume' if arguments[:1] == ['run'] else 'go on'} with: {command}"
+
+
+def explain(error: Any, arguments: Sequence[str]) -> int:
+    """Tell the user about an exception that ended a command, and how to go on; gives the exit code."""
+    if "--debug" in arguments and not isinstance(error, Unfinished):
+        traceback.print_exception(error)
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # Typer's own, about the command line
+        error.show()
+        known = getattr(getattr(error, "ctx", None), "command_path", "normbench")
+        complain(f"go on with: {known} --help")
+        return int(error.exit_code)
+    code = code_of(error)
+    complain(words_of(error))
+    complain(how_to_go_on(arguments, code, getattr(error, "again", ())))
+    return code
+
+
+def complain(words: str) -> None:
+    """Write lines to stderr, none of which can do anything to the terminal."""
+    for line in words.splitlines():
+        print(printable(line, 8192), file=sys.stderr)  # noqa: T201

@@ -1,0 +1,142 @@
+"""What ``show`` and ``export`` print about records."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from normbench.console import duration, percent, result_of
+from normbench.located import printable
+from normbench.lookup import UnknownName, nearest, shortened
+from normbench.plots.figure import Row, as_csv
+from normbench.records import Record
+from normbench.results import Tell, find, named
+from normbench.tabular import as_json, as_table
+
+ERROR = ".error.txt"
+COLUMNS = ("epoch", "train loss", "train accuracy", "test loss", "test accuracy", "lr", "seconds")
+FORMATS = ("csv", "json")
+
+
+def trial_as_text(results: Path, prefix: str) -> str:
+    """The one trial whose id begins with ``prefix``, as every experiment that has it knows it.
+
+    Settings, end, provenance and epochs; or why it failed.
+
+    Raises:
+        UnknownName: there is none, or more than one.
+    """
+    names = named(results, None)
+    files: dict[Path, str] = {}
+    for name in names:
+        for path in sorted((results / name).iterdir()):
+            if path.suffix == ".json" or path.name.endswith(ERROR):
+                files[path] = path.name.removesuffix(".json").removesuffix(ERROR)
+    found = {path: trial for path, trial in files.items() if trial.startswith(prefix)}
+    ids = sorted(set(found.values()))
+    if not found:
+        hint = nearest(prefix, files.values())
+        raise UnknownName(
+            f"no trial {shortened(prefix)} in {results}{hint}; 'normbench status' shows what is"
+        )
+    if len(ids) > 1:
+        some = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
+        raise UnknownName(
+            f"{shortened(prefix)} begins the ids of {len(ids)} trials, give more of one: {some}"
+        )
+    return "\n\n".join(map(_one_trial, found))
+
+
+def _one_trial(path: Path) -> str:
+    place = printable(str(path), 4096)
+    if path.name.endswith(ERROR):
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+        return "\n".join([f"{place}: failed", *(printable(line, 1000) for line in lines)])
+    try:
+        record = Record.from_json(path.read_bytes())
+    except ValueError as error:
+        return f"{place}: not a valid record ({printable(str(error), 500)}); 'normbench run' trains it anew"
+    rows = [
+        (
+            str(epoch.epoch),
+            _loss(epoch.train_loss),
+            percent(epoch.train_accuracy),
+            _loss(epoch.test_loss),
+            percent(epoch.test_accuracy),
+            f"{epoch.lr:.3g}",
+            f"{epoch.seconds:.1f}",
+        )
+        for epoch in record.epochs
+    ]
+    speed = f"; {record.images_per_second:.0f} images/s" if record.images_per_second else ""
+    return "\n".join(
+        [
+            place,
+            f"{record.status}: {result_of(record)}{speed}; {duration(record.seconds)}",
+            "trial:",
+            *_settings(record.trial.model_dump(mode="json")),
+            "ran with:",
+            *_settings(record.provenance | {"data": record.data}),
+            as_table(COLUMNS, rows),
+        ]
+    )
+
+
+def _settings(values: dict[str, Any]) -> list[str]:
+    return [f"  {printable(key)}: {printable(json.dumps(value), 1000)}" for key, value in values.items()]
+
+
+def _loss(loss: float | None) -> str:
+    return "–" if loss is None else f"{loss:.4f}"
+
+
+def exported(results: Path, experiment: str, kind: str, tell: Tell) -> str:
+    """All records of an experiment: whole, as a JSON list, or one CSV row a trial.
+
+    Raises:
+        UnknownName: there is no such experiment or format.
+    """
+    if kind not in FORMATS:
+        hint = nearest(kind, FORMATS)
+        raise UnknownName(f"--format: unknown format {shortened(kind)}{hint}; known: {', '.join(FORMATS)}")
+    (name,) = named(results, experiment)
+    records = sorted(find(results, name, tell).records, key=lambda record: record.trial.id)
+    if kind == "json":
+        return as_json([json.loads(record.to_json()) for record in records])
+    rows = [_row(record) for record in records]
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return as_csv([{key: row.get(key) for key in columns} for row in rows])
+
+
+def _row(record: Record) -> Row:
+    row: Row = {"id": record.trial.id, "status": record.status}
+    row |= _flat("", record.trial.model_dump(mode="json"))
+    final = record.final
+    row |= {
+        "test_accuracy": final.test_accuracy if final else None,
+        "test_accuracy_median5": final.test_accuracy_median5 if final else None,
+        "epochs_run": len(record.epochs),
+        "images_per_second": record.images_per_second,
+        "seconds": record.seconds,
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "data": printable(record.data, 1000),
+    }
+    return row | _flat("provenance.", record.provenance)
+
+
+def _flat(prefix: str, values: dict[str, Any]) -> Row:
+    """Nested mappings as dotted columns."""
+    row: Row = {}
+    for key, value in values.items():
+        column = f"{prefix}{printable(key)}"
+        match value:
+            case dict():
+                row |= _flat(f"{column}.", value)
+            case str():
+                row[column] = printable(value, 1000)
+            case None | bool() | float():
+                row[column] = value
+            case int() if abs(value) < 2**63:
+                row[column] = value
+            case _:
+                row[column] = printable(json.dumps(value), 1000)
+    return row

@@ -1,0 +1,120 @@
+"""How far a running trial is: the books that it keeps, and takes along through a checkpoint."""
+
+import math
+import time
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normbench.trial import Trial
+
+
+class Diverged(Exception):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class Progress:
+    """How far a trial is: with the weights and momenta, all that it needs to go on.
+
+    Attributes:
+        step: updates so far, over all epochs.
+        position: images of this epoch so far; the next update begins there.
+        loss_sum: of this epoch's updates.
+        correct: images of this epoch that were classified rightly before the update.
+        last_loss: of the latest update.
+        epochs: those that are over, as in ``Epoch``.
+        diagnostics: what the layers said of themselves at their ends, as in ``Record``.
+        train_seconds: spent on updates, over all epochs and attempts.
+        test_seconds: spent on evaluations.
+    """
+
+    step: int = 0
+    position: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    last_loss: float | None = None
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    diagnostics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    train_seconds: float = 0.0
+    test_seconds: float = 0.0
+    _unsettled: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list, init=False)
+    settled_at: float = field(default_factory=time.monotonic, init=False)
+    saved_at: float = field(default_factory=time.monotonic, init=False)
+
+    def to_state(self) -> dict[str, Any]:
+        """For a checkpoint; ``Progress(**state)`` is where it was. Everything must be settled."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+
+    def updated(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """One update was made; its loss is looked at later, since that waits for the device."""
+        self.step += 1
+        self.position += len(labels)
+        self._unsettled.append((loss.detach(), logits.detach(), labels))
+
+    def settle(self) -> None:
+        """Bring sums and times up to date.
+
+        Losses are added one by one, so that it does not matter to the last bit when this is called.
+
+        Raises:
+            Diverged: a loss is not finite; ``step`` is that of the first such update.
+        """
+        since, self.settled_at = self.settled_at, time.monotonic()
+        if not self._unsettled:
+            self.test_seconds += self.settled_at - since
+            return
+        losses, logits, labels = zip(*self._unsettled, strict=True)
+        self._unsettled = []
+        for later, loss in zip(range(len(losses) - 1, -1, -1), torch.stack(losses).tolist(), strict=True):
+            if not math.isfinite(loss):
+                self.step -= later
+                raise Diverged(f"the training loss is {loss}")
+            self.loss_sum += loss
+            self.last_loss = loss
+        self.correct += int((torch.cat(logits).argmax(1) == torch.cat(labels)).sum())
+        self.settled_at = time.monotonic()  # only now has the device done it all
+        self.train_seconds += self.settled_at - since
+
+    def end_epoch(
+        self,
+        steps: int,
+        test_loss: float | None,
+        test_accuracy: float | None,
+        lr: float,
+        diagnoses: dict[str, list[dict[str, Any]]],
+    ) -> None:
+        """Close the books of an epoch of so many ``steps``."""
+        self.settle()
+        seconds = self.train_seconds + self.test_seconds - sum(epoch["seconds"] for epoch in self.epochs)
+        self.epochs.append(
+            {
+                "epoch": len(self.epochs) + 1,
+                "train_loss": self.loss_sum / steps,
+                "train_accuracy": self.correct / self.position,
+                "test_loss": test_loss,
+                "test_accuracy": test_accuracy,
+                "lr": lr,
+                "seconds": seconds,
+            }
+        )
+        for key, layers in diagnoses.items():
+            self.diagnostics.setdefault(key, []).append({"epoch": len(self.epochs), "layers": layers})
+        self.position, self.loss_sum, self.correct = 0, 0.0, 0
+
+    def images_per_second(self, trial: Trial) -> float | None:
+        """Training throughput so far, evaluations aside; None before the first update."""
+        return self.step * trial.batch_size / self.train_seconds if self.train_seconds else None
+
+    def news(self, trial: Trial) -> dict[str, Any]:
+        """For whoever watches."""
+        return {
+            "epoch": len(self.epochs) + 1,
+            "epochs": trial.epochs,
+            "images": self.step * trial.batch_size,
+            "images_per_second": self.images_per_second(trial),
+            "train_loss": self.last_loss,
+            "test_accuracy": self.epochs[-1]["test_accuracy"] if self.epochs else None,
+        }

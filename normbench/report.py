@@ -1,0 +1,199 @@
+"""What ``run``, ``plan`` and ``status`` print about sweeps, as text or JSON."""
+
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from normbench import sweep
+from normbench.console import counted, duration, result_of
+from normbench.estimate import Estimate, estimate
+from normbench.executors import EXECUTORS
+from normbench.located import printable
+from normbench.lookup import UnknownName, nearest, shortened
+from normbench.records import Failure, Record, Store
+from normbench.results import experiments, find, named
+from normbench.sweep import RETRIABLE, STATES, Survey
+from normbench.tabular import as_json, as_table
+from normbench.trial import Trial
+
+CONDITIONS = ("normbench", "git", "torch", "device")  # of the provenance; other values may give other numbers
+
+
+def states_to_retry(text: str) -> tuple[str, ...]:
+    """``failed,diverged`` as a tuple.
+
+    Raises:
+        UnknownName: a state that cannot be run again.
+    """
+    states = tuple(word.strip() for word in text.split(",") if word.strip() not in ("", "none"))
+    for state in states:
+        if state not in RETRIABLE:
+            known = ", ".join((*RETRIABLE, "none"))
+            hint = nearest(state, RETRIABLE)
+            raise UnknownName(f"--retry: unknown state {shortened(state)}{hint}; known: {known}")
+    return states
+
+
+def place(executor: str | None, workers: int | None) -> dict[str, str | int]:
+    """The settings of ``execute`` that the command line gives, checked.
+
+    Raises:
+        UnknownName: there is no such executor.
+    """
+    given: dict[str, str | int] = {}
+    if executor is not None:
+        try:
+            given["executor"] = EXECUTORS[executor].name
+        except UnknownName as error:
+            raise UnknownName(f"--executor: {error}; known: {', '.join(EXECUTORS)}") from None
+    if workers is not None:
+        given["workers"] = workers
+    return given
+
+
+def more_to_retry(survey: Survey, retried: Collection[str]) -> tuple[str, ...]:
+    """What ``--retry`` must name to try all that is not done; nothing where ``retried`` covers it."""
+    ended = {state for state in survey.counts() if state in RETRIABLE}
+    return () if ended <= {*retried} else tuple(state for state in RETRIABLE if state in ended | {*retried})
+
+
+def run_as_text(survey: Survey, results: Path) -> str:
+    """Where the records are, how many, and which did not end well."""
+    store = Store(results / survey.experiment.name)
+    trials = counted(len(survey.experiment.trials), "trial")
+    lines = [f"{printable(str(store.directory), 4096)}: {trials}, {_states(survey.counts())}"]
+    for trial in survey.experiment.trials:
+        state = survey.state(trial)
+        if state == "failed":
+            reason = result_of(Failure(survey.errors[trial.id]))
+            lines.append(f"  {trial.id}: {reason} (see {printable(str(store.error_path(trial.id)), 4096)})")
+        elif state not in ("done", "missing"):
+            lines.append(f"  {trial.id}: {result_of(survey.records[trial.id])}")
+    return "\n".join(lines)
+
+
+def run_as_json(survey: Survey, results: Path) -> str:
+    """The same, with every trial's state and accuracy."""
+    trials = [
+        {
+            "id": trial.id,
+            "state": survey.state(trial),
+            "test_accuracy": _accuracy(survey.records.get(trial.id)),
+        }
+        for trial in survey.experiment.trials
+    ]
+    name = survey.experiment.name
+    whole = {"experiment": name, "directory": str(results / name), "counts": survey.counts()}
+    return as_json(whole | {"trials": trials})
+
+
+def expect(survey: Survey, results: Path, data: Path) -> Estimate:
+    """What the missing trials will take, judged by all records below ``results``.
+
+    Raises:
+        Unusable: some of them cannot run at all.
+    """
+    missing = [trial for trial in survey.experiment.trials if survey.state(trial) in ("missing", "failed")]
+    records = (
+        record
+        for name in (experiments(results) if missing else ())
+        for record in Store(results / name).load()[0].values()
+    )
+    expected = estimate(missing, records, data, survey.experiment.execute)
+    if expected.unusable:
+        raise sweep.Unusable("\n".join(expected.unusable))
+    return expected
+
+
+def plan_as_text(survey: Survey, expected: Estimate) -> str:
+    """Every trial, then the sums."""
+    rows = []
+    for trial in survey.experiment.trials:
+        seconds = expected.seconds.get(trial.id)
+        rows.append((trial.id, survey.state(trial), "" if seconds is None else duration(seconds)))
+    lines = [f"{counted(len(rows), 'trial')}: {_states(survey.counts())}"]
+    if expected.seconds:
+        workers = _workers(survey)
+        probed = len(expected.seconds) - expected.from_records
+        sources = {"stored records of this machine": expected.from_records, "a short probe": probed}
+        by = ", ".join(f"{counted(count, 'trial')} by {source}" for source, count in sources.items() if count)
+        whole = duration(expected.wall_seconds(workers))
+        lines.append(f"time: about {whole} on {counted(workers, 'worker')} ({by})")
+    if expected.unknown:
+        of = "some trials" if expected.seconds else "every trial"
+        lines.append(f"time: unknown for {of}: {printable(expected.unknown, 4096)}")
+    lines.append(f"disk: about {_size(_disk(survey))} of records; checkpoints of running trials come and go")
+    return as_table(("trial", "state", "expected"), rows) + "\n".join(lines)
+
+
+def plan_as_json(survey: Survey, expected: Estimate) -> str:
+    """The same; a trial's seconds are those of one worker, the sum's those of all together."""
+    trials = [
+        {"id": trial.id, "state": survey.state(trial), "expected_seconds": expected.seconds.get(trial.id)}
+        for trial in survey.experiment.trials
+    ]
+    sums = {
+        "trials_by_records": expected.from_records,
+        "trials_by_probe": len(expected.seconds) - expected.from_records,
+        "unknown": expected.unknown,
+        "workers": _workers(survey),
+        "expected_seconds": expected.wall_seconds(_workers(survey)),
+        "record_bytes": _disk(survey),
+    }
+    return as_json({"experiment": survey.experiment.name, "counts": survey.counts(), "trials": trials} | sums)
+
+
+def status_as_json(results: Path, experiment: str | None) -> str:
+    """By experiment: trials in each state, and the versions, devices and data they ran with."""
+    return as_json([_status(results, name) for name in named(results, experiment)])
+
+
+def status_as_text(results: Path, experiment: str | None) -> str:
+    """The same as a table, with a note where trials of one experiment ran under different conditions."""
+    rows, notes = [], []
+    for name in named(results, experiment):
+        status = _status(results, name)
+        rows.append((name, *(str(status["counts"].get(state, 0)) for state in STATES)))
+        for what in (*CONDITIONS, "data"):
+            if len(values := status[what]) > 1:
+                shown = ", ".join(f"{value} ({count})" for value, count in values.items())
+                notes.append(f"{name}: trials ran with {len(values)} different values of {what}: {shown}")
+        notes += status["damaged"]
+    return as_table(("experiment", *STATES), rows) + "\n".join(printable(note, 4096) for note in notes)
+
+
+def _status(results: Path, name: str) -> dict[str, Any]:
+    damaged: list[str] = []
+    found = find(results, name, damaged.append)
+    counts = found.survey.counts() if found.survey else Counter(record.status for record in found.records)
+    ran = {key: Counter(str(record.provenance.get(key)) for record in found.records) for key in CONDITIONS}
+    data = Counter(f"{record.trial.dataset.name} {record.data[:12]}" for record in found.records)
+    return {"experiment": name, "counts": counts, "damaged": damaged, "data": data} | ran
+
+
+def _accuracy(record: Record | None) -> float | None:
+    return record.final.test_accuracy if record and record.final else None
+
+
+def _states(counts: Counter[Any]) -> str:
+    return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+
+
+def _workers(survey: Survey) -> int:
+    place = survey.experiment.execute
+    return 1 if place.executor == "serial" else sweep.workers(place)
+
+
+def _disk(survey: Survey) -> int:
+    """Bytes of all records: some 3 kB each, 200 an epoch, and 200 more for each layer with weights to log."""
+
+    def size(trial: Trial) -> int:
+        layers = int(trial.model.name.removeprefix("resnet")) if trial.norm.name == "switchable" else 0
+        return 3000 + trial.epochs * 200 * (1 + layers)
+
+    return sum(map(size, survey.experiment.trials))
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

@@ -1,0 +1,159 @@
+"""The normalization table as test cases: every method in every variant, and layers and maps to try it on.
+
+Nothing here names a method, so one that is added to the table meets every test, or fails for lack of a
+reference.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import numpy as np
+import pytest
+import torch
+from numpy_norms import REFERENCES
+from torch import Tensor, nn
+
+from normbench.norms import NORMS, kernels
+from normbench.norms.normalization import Normalization, build
+from normbench.trial import Choice, Trial
+
+SMALLEST_DEVIATION = 0.45  # of any set of at least two values that a method normalizes in ``maps``
+
+
+class Shape(NamedTuple):
+    """A batch of maps, and how many of its samples share statistics."""
+
+    N: int
+    norm_batch: int
+    C: int
+    H: int
+    W: int
+
+    @property
+    def values(self) -> int:
+        return self.N * self.C * self.H * self.W
+
+
+class Arithmetic(NamedTuple):
+    """A precision and the code that computes in it."""
+
+    dtype: torch.dtype
+    path: Literal["torch", "compiled"]
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}-{self.path}"
+
+
+FLOAT64 = Arithmetic(torch.float64, "torch")
+ARITHMETICS = [
+    FLOAT64,
+    Arithmetic(torch.float32, "torch"),
+    Arithmetic(torch.float32, "compiled"),
+    Arithmetic(torch.bfloat16, "torch"),
+    Arithmetic(torch.bfloat16, "compiled"),
+]
+FORMATS = pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"]
+)
+
+
+def variants() -> Iterator[Any]:
+    """Every method of the table, once for every combination of the words its options choose from."""
+    for method in NORMS.values():
+        words = {
+            key: get_args(option.annotation)
+            for key, option in method.options.items()
+            if get_origin(option.annotation) is Literal
+        }
+        for chosen in itertools.product(*words.values()):
+            choice = Trial(norm={"name": method.name} | dict(zip(words, chosen, strict=True))).norm
+            yield pytest.param(choice, id="-".join((method.name, *chosen)))
+
+
+VARIANTS = list(variants())
+EVERY_METHOD = pytest.mark.parametrize("norm", VARIANTS)
+EVERY_AFFINE_METHOD = pytest.mark.parametrize(
+    "norm", [variant for variant in VARIANTS if NORMS[variant.values[0].name].affine]
+)
+
+
+def fitted(norm: Choice, channels: int) -> Choice:
+    """The method with as many groups as divide the channels."""
+    if "groups" not in norm.options:
+        return norm
+    return norm.model_copy(update={"groups": math.gcd(norm.options["groups"], channels)})
+
+
+def normalization(norm: Choice, channels: int, norm_batch: int) -> Normalization:
+    return build(fitted(norm, channels), norm_batch)
+
+
+def layer(norm: Choice, channels: int, norm_batch: int, seed: int = 0) -> nn.Module:
+    """A float64 layer whose parameters, drawn from 0.5 to 1.5, all matter to the result."""
+    module = normalization(norm, channels, norm_batch).layer(channels).double()
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=random, dtype=torch.float64) + 0.5)
+            parameter.copy_(parameter.float())  # the same number in every precision
+    return module
+
+
+def reference(norm: Choice, channels: int, norm_batch: int) -> Any:
+    """The method in NumPy, freshly initialised."""
+    across = {"norm_batch_size": norm_batch} if NORMS[norm.name].across_samples else {}
+    return REFERENCES[norm.name](channels, **fitted(norm, channels).options, **across)
+
+
+def maps(shape: Shape, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """float64 maps, exact in ``dtype``, well conditioned: whatever shares statistics, its values differ.
+
+    A checkerboard over samples, channels and positions, with random offsets by channel and scales by map.
+    """
+    N, _, C, H, W = shape
+    random = np.random.RandomState(seed)
+    sign = 1 - 2.0 * (np.indices((N, C, H, W)).sum(0) % 2)
+    values = sign * random.uniform(0.7, 1.3, (N, C, H, W)) * random.uniform(0.7, 1.5, (N, C, 1, 1))
+    return torch.from_numpy(values + random.uniform(-1, 1, (1, C, 1, 1))).to(dtype).double()
+
+
+def like(x: Tensor, arithmetic: Arithmetic, memory_format: torch.memory_format) -> Tensor:
+    """A leaf tensor of these values in that precision and memory order."""
+    return x.to(arithmetic.dtype).contiguous(memory_format=memory_format).detach().clone().requires_grad_()
+
+
+def put(module: nn.Module, arithmetic: Arithmetic) -> nn.Module:
+    """The layer as training has it: parameters and buffers in fp32 below float64."""
+    return module.double() if arithmetic.dtype == torch.float64 else module.float()
+
+
+def take(arithmetic: Arithmetic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the layers compute by this path; skip where this machine cannot."""
+    if arithmetic.path == "torch":
+        monkeypatch.setattr(kernels, "suited", lambda x, gamma: None)
+    elif kernels.path(torch.device("cpu")) != "compiled":
+        pytest.skip("no C compiler here")
+
+
+def rounding(dtype: torch.dtype, summed: int, x: Tensor, size: float = 1.0) -> float:
+    """How far normalized ``maps`` may be from exact: eps · sqrt(summed) · size.
+
+    Roundings add up like a random walk, hence the root. The size is that of |x| / deviation, before the
+    mean cancels. bf16 maps are summed in fp32.
+    """
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    return eps * math.sqrt(summed) * size * float(x.detach().abs().max()) / SMALLEST_DEVIATION
+
+
+def half_ulp(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """What storing y in bf16 may cost; nothing in the precisions that sums are taken in."""
+    return y.abs() * (torch.finfo(dtype).eps / 2 if dtype == torch.bfloat16 else 0.0)
+
+
+def assert_within(actual: Tensor, exact: Tensor, bound: Tensor | float, what: str = "") -> None:
+    """|actual - exact| <= bound in every element."""
+    with torch.no_grad():
+        excess = float(((actual.double() - exact).abs() - bound).max())
+    assert excess <= 0, f"{what} is off by {excess:.3g} more than allowed"

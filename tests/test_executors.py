@@ -1,0 +1,420 @@
+"""The contract of every executor, by the table itself; then what only separate processes can promise."""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normbench.executors import EXECUTORS
+from normbench.records import Failure, Interrupted, Record
+from normbench.trial import Trial
+
+Outcome = Record | Failure
+Tell = Callable[[dict[str, Any]], bool]
+Execute = Callable[..., Generator[tuple[Trial, Outcome]]]
+PATIENCE = 30.0  # seconds until a wait that should end at once is given up
+
+
+# ---- work: it must be importable where the trials run, and needs no torch
+
+
+def record_of(trial: Trial, **diagnostics: Any) -> Record:
+    return Record(
+        schema=1, trial=trial, status="diverged", epochs=(), images_per_second=None, seconds=0.0,
+        peak_memory_bytes=1, diagnostics=diagnostics, data="none", provenance={"pid": os.getpid()},
+    )  # fmt: skip
+
+
+def trivial(trial: Trial, tell: Tell) -> Record:
+    tell({"epoch": trial.seed, "images": 1})
+    return record_of(trial, seed=trial.seed)
+
+
+class Unpicklable(Exception):
+    def __init__(self) -> None:
+        super().__init__("cannot cross")
+        self.lock = threading.Lock()
+
+
+def odd_ones_raise(trial: Trial, tell: Tell) -> Record:
+    if trial.seed % 4 == 1:
+        raise ValueError(f"seed {trial.seed}")
+    if trial.seed % 4 == 3:
+        raise Unpicklable
+    return record_of(trial)
+
+
+def with_a_result_that_does_not_pickle(trial: Trial, tell: Tell) -> Record:
+    return record_of(trial).model_copy(update={"diagnostics": {"lock": threading.Lock()}})
+
+
+def until_told_to_stop(trial: Trial, tell: Tell, *, saved: Path) -> Record:
+    while not tell({"epoch": 1}):
+        select.select([], [], [], 0.01)
+    (saved / str(trial.seed)).touch()
+    raise Interrupted(trial.id)
+
+
+def one_ends_and_the_others_go_on(trial: Trial, tell: Tell, *, saved: Path) -> Record:
+    return trivial(trial, tell) if trial.seed == 0 else until_told_to_stop(trial, tell, saved=saved)
+
+
+def deaf(trial: Trial, tell: Tell) -> Record:
+    """Never asks whether to stop."""
+    tell({"epoch": 1})
+    while True:
+        select.select([], [], [], 60)
+
+
+def dies(trial: Trial, tell: Tell, *, attempts: Path, signal_: int | None, times: int) -> Record:
+    """Seed 1 takes its process with it, the first ``times`` times."""
+    if trial.seed == 1:
+        with attempts.open("a") as file:
+            file.write("x")
+        if len(attempts.read_text()) <= times:
+            if signal_ is None:
+                os._exit(7)
+            os.kill(os.getpid(), signal_)
+    return trivial(trial, tell)
+
+
+def big(trial: Trial, tell: Tell) -> Record:
+    """More than a pipe holds."""
+    tell({"epoch": 1, "much": "x" * 1_000_000})
+    return record_of(trial, much="x" * 1_000_000)
+
+
+# ---- the contract
+
+
+@pytest.fixture
+def trials(tiny: Callable[..., Trial]) -> Callable[[int], list[Trial]]:
+    return lambda count: [tiny(seed=seed) for seed in range(count)]
+
+
+@pytest.fixture(params=EXECUTORS)
+def execute(request: pytest.FixtureRequest) -> Execute:
+    found: Execute = EXECUTORS[request.param].load()
+    return found
+
+
+@pytest.fixture
+def pool() -> Execute:
+    """For promises that one process cannot make."""
+    found: Execute = EXECUTORS["pool"].load()
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """No child process, running or dead, and no open pipe."""
+    before = _open_files()
+    yield
+    assert multiprocessing.active_children() == []
+    with contextlib.suppress(
+        ChildProcessError
+    ):  # multiprocessing's resource tracker may be one, and it lives
+        assert os.waitpid(-1, os.WNOHANG) == (0, 0)
+    assert [kind for kind in _open_files() - before if kind.startswith("socket")] == []
+
+
+def _open_files() -> Counter[str]:
+    """What this process has open, where the system shows it."""
+    files: Counter[str] = Counter()
+    for link in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            files[str(link.readlink())] += 1
+    return files
+
+
+def outcomes(
+    execute: Execute, work: Callable[..., Record], trials: list[Trial], workers: int = 2
+) -> dict[int, Outcome]:
+    """All of them, by seed."""
+    found = list(execute(work, trials, workers=workers, report=lambda *_: None, stop=lambda: False))
+    assert Counter(trial.id for trial, _ in found) == Counter(trial.id for trial in trials)
+    return {trial.seed: outcome for trial, outcome in found}
+
+
+class TestEveryExecutor:
+    def test_every_trial_comes_out_once_with_its_own_record(
+        self, execute: Execute, trials: Callable[[int], list[Trial]]
+    ) -> None:
+        for seed, outcome in outcomes(execute, trivial, trials(7)).items():
+            assert isinstance(outcome, Record)
+            assert outcome.trial.seed == seed
+            assert outcome.diagnostics == {"seed": seed}
+
+    def test_no_trials_are_no_work(self, execute: Execute) -> None:
+        assert outcomes(execute, trivial, []) == {}
+
+    def test_an_exception_is_a_failure_with_its_traceback_and_ends_nothing_else(
+        self, execute: Execute, trials: Callable[[int], list[Trial]]
+    ) -> None:
+        found = outcomes(execute, odd_ones_raise, trials(6))
+
+        assert [type(found[seed]) for seed in range(6)] == [Record, Failure] * 3
+        for seed, reason in (1, "ValueError: seed 1"), (5, "ValueError: seed 5"):
+            failure = found[seed]
+            assert isinstance(failure, Failure)
+            assert failure.reason == reason
+            assert "in odd_ones_raise" in failure.traceback
+        unpicklable = found[3]
+        assert isinstance(unpicklable, Failure)
+        assert unpicklable.reason.endswith("Unpicklable: cannot cross")
+
+    def test_news_reach_the_caller_in_order(
+        self, execute: Execute, trials: Callable[[int], list[Trial]]
+    ) -> None:
+        news: list[tuple[int, dict[str, Any]]] = []
+
+        def report(trial: Trial, event: dict[str, Any]) -> None:
+            news.append((trial.seed, event))
+
+        for trial, _ in execute(trivial, trials(5), workers=2, report=report, stop=lambda: False):
+            assert (trial.seed, {"epoch": trial.seed, "images": 1}) in news, "before the trial's end"
+        assert len(news) == 5
+
+    def test_more_than_a_pipe_holds_gets_through(
+        self, execute: Execute, trials: Callable[[int], list[Trial]]
+    ) -> None:
+        for outcome in outcomes(execute, big, trials(3)).values():
+            assert isinstance(outcome, Record)
+            assert len(outcome.diagnostics["much"]) == 1_000_000
+
+    def test_stop_ends_it_and_running_trials_save_their_state(
+        self, execute: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+    ) -> None:
+        running: set[int] = set()
+        work = partial(until_told_to_stop, saved=tmp_path)
+
+        found = list(
+            execute(
+                work,
+                trials(5),
+                workers=2,
+                report=lambda trial, _: running.add(trial.seed),
+                stop=lambda: len(running) >= (2 if execute.__module__.endswith("pool") else 1),
+            )
+        )
+
+        assert found == []
+        assert running
+        assert {int(path.name) for path in tmp_path.iterdir()} == running
+
+    def test_closing_it_is_stopping_it(
+        self, execute: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+    ) -> None:
+        work = partial(one_ends_and_the_others_go_on, saved=tmp_path)
+        running = execute(work, trials(4), workers=2, report=lambda *_: None, stop=lambda: False)
+        trial, _ = next(running)
+        assert trial.seed == 0
+
+        running.close()
+
+        assert list(running) == []
+
+    def test_a_stop_before_the_start_runs_nothing(
+        self, execute: Execute, trials: Callable[[int], list[Trial]]
+    ) -> None:
+        assert list(execute(trivial, trials(3), workers=2, report=pytest.fail, stop=lambda: True)) == []
+
+    def test_300_trivial_trials_all_come_out(
+        self, execute: Execute, trials: Callable[[int], list[Trial]]
+    ) -> None:
+        assert len(outcomes(execute, trivial, trials(300))) == 300
+
+
+@pytest.mark.parametrize("name", [name for name in EXECUTORS if name != "serial"])
+def test_results_are_those_of_the_serial_executor_to_the_last_bit(
+    name: str, tiny: Callable[..., Trial], tiny_data: Path, tmp_path: Path
+) -> None:
+    from test_train import numbers
+
+    from normbench.sweep import work
+
+    trials = [tiny(norm="batch", seed=0), tiny(norm="switchable", precision="bf16", seed=1)]
+    results = []
+    for executor in "serial", name:
+        place = (tmp_path / executor).joinpath
+        task = partial(work, data=tiny_data, checkpoints=place, device="cpu", threads=1)
+        found = outcomes(EXECUTORS[executor].load(), task, trials, workers=1)
+        results.append({seed: numbers(one) for seed, one in found.items() if isinstance(one, Record)})
+
+    assert len(results[0]) == 2
+    assert results[0] == results[1]
+
+
+# ---- what only separate processes can promise
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSEGV, None], ids=["kill", "segfault", "exit"])
+def test_a_trial_whose_process_dies_once_is_tried_again_and_disturbs_nobody(
+    pool: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path, signal_: int | None
+) -> None:
+    work = partial(dies, attempts=tmp_path / "attempts", signal_=signal_, times=1)
+
+    found = outcomes(pool, work, trials(6))
+
+    assert all(isinstance(outcome, Record) for outcome in found.values())
+    assert (tmp_path / "attempts").read_text() == "xx"
+
+
+@pytest.mark.parametrize(
+    ("signal_", "end"), [(signal.SIGKILL, "was killed by SIGKILL"), (None, "ended with exit code 7")]
+)
+def test_a_trial_whose_process_always_dies_fails_and_the_others_do_not(
+    pool: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path, signal_: int | None, end: str
+) -> None:
+    work = partial(dies, attempts=tmp_path / "attempts", signal_=signal_, times=99)
+
+    found = outcomes(pool, work, trials(4))
+
+    failure = found.pop(1)
+    assert failure == Failure(f"the worker process {end}, 2 times on this trial")
+    assert all(isinstance(outcome, Record) for outcome in found.values())
+    assert (tmp_path / "attempts").read_text() == "xx", "one retry and no more"
+
+
+def test_workers_are_as_many_as_asked_for_and_are_used_again(
+    pool: Execute, trials: Callable[[int], list[Trial]]
+) -> None:
+    found = outcomes(pool, trivial, trials(30), workers=2)
+
+    pids = {outcome.provenance["pid"] for outcome in found.values() if isinstance(outcome, Record)}
+    assert 1 <= len(pids) <= 2
+    assert os.getpid() not in pids
+
+
+def test_a_result_that_does_not_pickle_is_a_failure_that_says_so(
+    pool: Execute, trials: Callable[[int], list[Trial]]
+) -> None:
+    failure = outcomes(pool, with_a_result_that_does_not_pickle, trials(1))[0]
+
+    assert isinstance(failure, Failure)
+    assert "pickle" in failure.reason
+
+
+def test_a_worker_that_does_not_listen_is_ended_when_patience_is(
+    pool: Execute, trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("normbench.executors.pool.PATIENCE_SECONDS", 0.1)
+    news: list[object] = []
+
+    found = list(pool(deaf, trials(1), workers=1, report=lambda *_: news.append(1), stop=lambda: bool(news)))
+
+    assert found == []
+    assert news
+
+
+def test_patience_is_shorter_than_the_five_seconds_a_stop_may_take() -> None:
+    from normbench.executors import pool
+
+    assert pool.POLL_SECONDS + pool.PATIENCE_SECONDS < 5
+
+
+RUNNER = """
+import pickle, sys
+from normbench.executors.pool import execute
+if __name__ == "__main__":
+    work, trials = pickle.load(sys.stdin.buffer)
+    list(execute(work, trials, workers=2, report=lambda *_: print("news", flush=True), stop=lambda: False))
+"""
+
+
+def children_of(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(line) for line in found.stdout.split()]
+
+
+def gone(pid: int) -> bool:
+    """No longer there, or a zombie that waits for an init that does not reap."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_workers_of_a_killed_runner_save_and_end_by_themselves(
+    trials: Callable[[int], list[Trial]], tmp_path: Path
+) -> None:
+    script = tmp_path / "runner.py"
+    script.write_text(RUNNER)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as runner:
+        assert runner.stdin is not None
+        assert runner.stdout is not None
+        pickle.dump((partial(until_told_to_stop, saved=saved), trials(2)), runner.stdin)
+        runner.stdin.close()
+        assert runner.stdout.readline() == b"news\n"
+        workers = children_of(runner.pid)
+        assert len(workers) >= 2
+        runner.kill()
+
+    deadline = time.monotonic() + PATIENCE
+    while not all(map(gone, workers)):
+        assert time.monotonic() < deadline, f"still there: {[pid for pid in workers if not gone(pid)]}"
+        select.select([], [], [], 0.02)
+    assert {path.name for path in saved.iterdir()} <= {"0", "1"}
+    assert list(saved.iterdir())
+
+
+def test_the_signals_of_a_process_group_do_not_end_workers(
+    pool: Execute, trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C reaches them too; only the runner decides what it means."""
+    monkeypatch.setattr("normbench.executors.pool.RETRIES", 0)
+    signalled: list[int] = []
+
+    def report(trial: Trial, event: dict[str, Any]) -> None:
+        if not signalled:
+            signalled.extend(child.pid or 0 for child in multiprocessing.active_children())
+            for pid in signalled:
+                os.kill(pid, signal.SIGINT)
+                os.kill(pid, signal.SIGTERM)
+
+    found = list(pool(trivial, trials(20), workers=2, report=report, stop=lambda: False))
+
+    assert signalled
+    assert [outcome for _, outcome in found if isinstance(outcome, Failure)] == []
+
+
+def test_a_signal_while_a_worker_starts_does_not_end_it(
+    pool: Execute, trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python starts with a handler that raises KeyboardInterrupt, and must never get to see the signal."""
+    monkeypatch.setattr("normbench.executors.pool.RETRIES", 0)
+    process_class = multiprocessing.get_context("spawn").Process
+    start = process_class.start
+    signalled: list[int] = []
+
+    def start_and_interrupt(process: Any) -> None:
+        start(process)
+        os.kill(process.pid, signal.SIGINT)
+        signalled.append(process.pid)
+
+    monkeypatch.setattr(process_class, "start", start_and_interrupt)
+    found = outcomes(pool, trivial, trials(4), workers=2)
+
+    assert signalled
+    assert [outcome for outcome in found.values() if isinstance(outcome, Failure)] == []

@@ -1,0 +1,128 @@
+"""What a user reads at the end, and what signals do. The codes themselves are caused in test_cli.py."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from normbench import exits
+from normbench.config import ConfigError
+from normbench.data import DataError
+from normbench.lookup import UnknownName
+from normbench.records import RecordsInUse
+from normbench.sweep import Unusable
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("x"), 2),
+        (Unusable("x"), 2),
+        (UnknownName("x"), 2),
+        (exits.Unfinished(), 3),
+        (DataError("x"), 4),
+        (RecordsInUse("x"), 5),
+        (OSError(errno.EIO, "x"), 6),
+        (RuntimeError("x"), 1),
+        (KeyError("x"), 1),
+        (KeyboardInterrupt(), 130),
+        (exits.Stopped(signal.SIGINT), 130),
+        (exits.Stopped(signal.SIGTERM), 143),
+    ],
+)
+def test_every_kind_of_end_has_its_code(error: BaseException, code: int) -> None:
+    assert exits.code_of(error) == code
+
+
+def test_an_error_of_the_system_names_the_path_and_the_fix() -> None:
+    words = exits.words_of(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/disk"))
+    assert words == "/full/disk: No space left on device (free some space)"
+
+
+def test_an_error_of_the_system_without_words_is_named() -> None:
+    assert exits.words_of(OSError()) == "OSError"
+
+
+def test_all_problems_are_told_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    exits.complain(exits.words_of(ConfigError("a:1:1: x", "a:2:1: y")))
+    assert capsys.readouterr().err == "a:1:1: x\na:2:1: y\n"
+
+
+def test_no_message_reaches_the_terminal_raw(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (RuntimeError("\x1b[2J[red]"), DataError("\x1b[2J[red]"), OSError(5, "x", "\x1b[2J[red]")):
+        exits.complain(exits.words_of(error))
+    written = capsys.readouterr().err
+    assert "\x1b" not in written
+    assert written.count("\\x1b[2J[red]") == 3
+
+
+def test_the_command_to_go_on_with_is_quoted_for_the_shell() -> None:
+    line = exits.how_to_go_on(["run", "my file.yaml", "sweep.batch_size=[2,8]"], exits.DISK)
+    assert line == "resume with: normbench run 'my file.yaml' 'sweep.batch_size=[2,8]'"
+
+
+def test_the_command_to_go_on_with_runs_what_is_not_done() -> None:
+    line = exits.how_to_go_on(["run", "a.yaml"], exits.UNFINISHED, ("failed", "diverged"))
+    assert line == "resume with: normbench run a.yaml --retry failed,diverged"
+
+
+def test_what_is_wrong_with_a_config_comes_before_going_on() -> None:
+    assert exits.how_to_go_on(["run", "a"], exits.USAGE) == "mend that, then resume with: normbench run a"
+    assert exits.how_to_go_on(["plan", "a"], exits.USAGE) == "mend that, then go on with: normbench plan a"
+
+
+def test_a_signal_before_anything_runs_ends_at_once() -> None:
+    with pytest.raises(exits.Stopped) as stopped, exits.Stop([], lambda _: None):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.code == 143
+
+
+@pytest.mark.parametrize("number", exits.SIGNALS)
+def test_the_first_signal_is_an_answer_to_who_asks(number: int) -> None:
+    said: list[str] = []
+    with exits.Stop([], said.append) as stop:
+        assert not stop()
+        os.kill(os.getpid(), number)
+        assert stop()
+        assert stop()
+        assert stop.signal == number
+    assert len(said) == 1
+    assert "once more" in said[0]
+
+
+def test_signals_do_afterwards_what_they_did_before() -> None:
+    before = [signal.getsignal(number) for number in exits.SIGNALS]
+    with exits.Stop([], lambda _: None):
+        pass
+    assert [signal.getsignal(number) for number in exits.SIGNALS] == before
+
+
+STUBBORN = """
+import signal, time
+from normbench.exits import Stop
+with Stop(["run", "a b.yaml"], lambda words: print(words, flush=True)) as stop:
+    stop()
+    print("running", flush=True)
+    while not stop():
+        time.sleep(0.02)
+    while True:
+        signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", exits.SIGNALS)
+def test_the_second_signal_ends_what_does_not_end_by_itself(number: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(number)
+        assert process.stdout.readline().startswith("stopping")
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 128 + number
+        assert process.stderr.read() == "resume with: normbench run 'a b.yaml'\n"

@@ -1,0 +1,384 @@
+"""The compiled kernels against the plain torch definition, and what happens where there are none."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from norm_cases import (
+    ARITHMETICS,
+    EVERY_AFFINE_METHOD,
+    FLOAT64,
+    FORMATS,
+    Arithmetic,
+    Shape,
+    assert_within,
+    half_ulp,
+    layer,
+    like,
+    maps,
+    normalization,
+    put,
+    rounding,
+    take,
+)
+from torch import Tensor
+
+from normbench.norms import kernels
+from normbench.norms.moments import Block, MomentNorm, RunningMomentNorm, Statistics, normalize
+from normbench.trial import Choice
+
+FP32 = Arithmetic(torch.float32, "compiled")
+CPU = torch.device("cpu")
+DRIVER = """
+#include <stdlib.h>
+static void *array(size_t n) { return calloc(n, 1); }
+int main(void) {
+    enum { N = 4, C = 20, K = 3 };
+    const I samples[K] = {1, 1, 2}, channels[K] = {1, C, 1};
+    for (I P = 1; P <= 9; P += 4)
+        for (int then = PLAIN; then <= ADD_RELU; then++) {
+            const size_t maps = sizeof(T) * N * P * C, row = sizeof(float) * C, table = row * N;
+            T *x = array(maps), *y = array(maps), *dy = array(maps), *dx = array(maps);
+            T *s = then == ADD_RELU ? array(maps) : NULL, *ds = then == ADD_RELU ? array(maps) : NULL;
+            for (I i = 0; i < N * P * C; i++) x[i] = dy[i] = put((float)(i % 7));
+            float *gamma = array(row), *beta = array(row), *dgamma = array(row), *dbeta = array(row);
+            float *saved = array(table * (6 + 2 * K)), *work = array(table * 6);
+            float *mean = array(row), *var = array(row);
+            float *w = array(4 * K), *dw = array(4 * K), *dv = array(4 * K);
+            forward(x, gamma, beta, s, y, saved, mean, var, then, N, P, C, K, samples, channels, w, w,
+                    1, 1e-5f, 0.1f, 1);
+            backward(dy, x, y, gamma, saved, dx, ds, dgamma, dbeta, dw, dv, work, then, N, P, C,
+                     K, samples, channels, w, w, 1);
+            void *all[] = {x, y, dy, dx, s, ds, gamma, beta, dgamma, dbeta,
+                           saved, work, mean, var, w, dw, dv};
+            for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) free(all[i]);
+        }
+    return 0;
+}
+"""
+needs_compiler = pytest.mark.skipif(kernels.path(CPU) != "compiled", reason="no C compiler here")
+ENDINGS = pytest.mark.parametrize("ending", ["plain", "relu", "shortcut and relu"])
+
+# fewer positions than sums are kept apart; channels in whole registers, in part of one, and in both
+SHAPES = [
+    Shape(2, 2, 8, 1, 3),
+    Shape(8, 4, 100, 2, 2),
+    Shape(6, 3, 24, 5, 7),
+    Shape(4, 4, 64, 8, 8),
+    Shape(2, 2, 16, 32, 32),
+]
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Look for the kernels anew in this test, and again after it."""
+    kernels._build.cache_clear()
+    yield
+    kernels._build.cache_clear()
+
+
+def _run(
+    norm: Choice,
+    shape: Shape,
+    arithmetic: Arithmetic,
+    ending: str,
+    memory_format: torch.memory_format,
+    inputs: tuple[Tensor, Tensor, Tensor],
+) -> dict[str, Tensor]:
+    """Output, gradients and buffers of one training step of a layer."""
+    module, seam = layer(norm, shape.C, shape.norm_batch), normalization(norm, shape.C, shape.norm_batch)
+    put(module, arithmetic)
+    x, shortcut, dy = (like(one, arithmetic, memory_format) for one in inputs)
+    if ending == "plain":
+        y = module(x)
+    else:
+        y = seam.relu(module, x, shortcut if ending == "shortcut and relu" else None)
+    torch.autograd.backward(y, dy.detach())
+    leaves = {"x": x, **dict(module.named_parameters())} | (
+        {"shortcut": shortcut} if "shortcut" in ending else {}
+    )
+    gradients = {f"gradient of {name}": leaf.grad for name, leaf in leaves.items()}
+    assert all(gradient is not None for gradient in gradients.values())
+    return {"y": y.detach()} | gradients | dict(module.named_buffers())  # type: ignore[return-value]
+
+
+@needs_compiler
+@EVERY_AFFINE_METHOD
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("arithmetic", ARITHMETICS[1:], ids=str)
+@ENDINGS
+@FORMATS
+def test_every_path_gives_the_float64_output_and_all_its_gradients(
+    norm: Choice,
+    shape: Shape,
+    arithmetic: Arithmetic,
+    ending: str,
+    memory_format: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The truth is automatic differentiation of the torch definition at float64, for inputs exact in bf16.
+
+    The rounding of sums is allowed, and where maps are stored in bf16 half a unit in the last place: once if
+    compiled; in torch, which stores what lies between, every time that it is stored. dy is 0 next to the
+    ReLU's kink, which rounding may push a value across.
+    """
+    x, shortcut = maps(shape, 0, torch.bfloat16), maps(shape, 1, torch.bfloat16)
+    dy = torch.from_numpy(np.random.RandomState(2).standard_normal(x.shape)).bfloat16().double()
+    with pytest.MonkeyPatch.context() as only_here:
+        take(FLOAT64, only_here)
+        kink = _run(norm, shape, FLOAT64, ending, memory_format, (x, shortcut, dy))["y"]
+        if ending != "plain":
+            module = layer(norm, shape.C, shape.norm_batch)
+            before = module(x) + (shortcut if "shortcut" in ending else 0)
+            dy = torch.where(before.detach().abs() < 0.03, 0, dy)
+        exact = _run(norm, shape, FLOAT64, ending, memory_format, (x, shortcut, dy))
+        assert torch.equal(kink, exact["y"])
+
+    take(arithmetic, monkeypatch)
+    actual = _run(norm, shape, arithmetic, ending, memory_format, (x, shortcut, dy))
+
+    assert actual.keys() == exact.keys()
+    stores = 1 if arithmetic.path == "compiled" else 4
+    sums = rounding(arithmetic.dtype, shape.values, x, size=1.5)
+    for name, expected in exact.items():
+        bound = half_ulp(expected, actual[name].dtype)
+        if actual[name].dtype == torch.bfloat16 and stores > 1:
+            bound = stores * half_ulp(
+                expected.abs().max(), torch.bfloat16
+            )  # of the largest thing that was added
+        if name in ("y", "gradient of x", "gradient of shortcut"):
+            assert_within(actual[name], expected, bound + sums * float(dy.abs().max()), name)
+        elif name.startswith("gradient"):
+            assert_within(actual[name], expected, 4 * sums * float(dy.abs().max()), name)
+        else:
+            assert_within(actual[name], expected, sums, name)
+
+
+@needs_compiler
+@EVERY_AFFINE_METHOD
+@ENDINGS
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_not_a_number_comes_out_as_none_wherever_torch_says_so(
+    norm: Choice, ending: str, bad: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the ReLU and the gradients too: a divergence that max(·, 0) hid would be a lost result."""
+    shape = Shape(4, 2, 24, 3, 3)
+    x, shortcut = maps(shape, 0, torch.bfloat16), maps(shape, 1, torch.bfloat16)
+    x[1, 3, 1, 1] = bad
+    if "shortcut" in ending:
+        shortcut[2, 5, 0, 0] = float("nan")
+    results = {}
+    for path in ("compiled", "torch"):
+        with monkeypatch.context() as only_here:
+            arithmetic = Arithmetic(dtype, path)  # type: ignore[arg-type]
+            take(arithmetic, only_here)
+            inputs = x, shortcut, torch.ones_like(x)
+            results[path] = _run(norm, shape, arithmetic, ending, torch.channels_last, inputs)
+    y = results["compiled"]["y"]
+    assert y[1, 3].isnan().all()
+    assert "shortcut" not in ending or y[2, 5, 0, 0].isnan()
+    for name, expected in results["torch"].items():
+        assert torch.equal(results["compiled"][name].isfinite(), expected.isfinite()), name
+
+
+@needs_compiler
+@EVERY_AFFINE_METHOD
+def test_an_infinite_or_missing_gradient_is_passed_on(norm: Choice) -> None:
+    shape = Shape(2, 2, 16, 3, 3)
+    dy = torch.ones(2, 16, 3, 3)
+    dy[0, 2, 1, 1] = float("inf")
+    result = _run(norm, shape, FP32, "relu", torch.channels_last, (maps(shape), maps(shape), dy))
+    y = result["y"]
+    dy[0, 2, 1, 1] = float("nan")
+    assert y[0, 2, 1, 1] == 0 or not result["gradient of x"][0, 2].isfinite().any()
+    result = _run(norm, shape, FP32, "plain", torch.channels_last, (maps(shape), maps(shape), dy))
+    assert result["gradient of x"][0, 2].isnan().all()
+    assert result["gradient of gamma"][2].isnan()
+
+
+@needs_compiler
+@FORMATS
+@pytest.mark.parametrize("path", ["torch", "compiled"])
+def test_a_shortcut_is_added_with_and_without_a_relu(
+    path: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of x's shape, or one that broadcasts to it; of another precision than x's; the result has x's."""
+    take(Arithmetic(torch.float32, path), monkeypatch)  # type: ignore[arg-type]
+    x = maps(Shape(4, 4, 8, 3, 3)).float().contiguous(memory_format=memory_format)
+    gamma, beta, statistics = torch.ones(8), torch.zeros(8), Statistics((Block(samples=4),))
+    y = normalize(x, gamma, beta, statistics, 1e-5)
+    for shortcut in (torch.randn(4, 8, 3, 3), torch.randn(1, 8, 1, 1), torch.randn(4, 8, 3, 3).double()):
+        shortcut.requires_grad_()
+        together = normalize(x, gamma, beta, statistics, 1e-5, shortcut)
+        assert_within(together, (y + shortcut.float()).double(), 1e-6)
+        rectified = normalize(x, gamma, beta, statistics, 1e-5, shortcut, relu=True)
+        assert_within(rectified, torch.relu(y + shortcut.float()).double(), 1e-6)
+        assert together.dtype == rectified.dtype == torch.float32
+        rectified.sum().backward()
+        assert shortcut.grad is not None
+        assert shortcut.grad.shape == shortcut.shape
+        assert shortcut.grad.sum() == (rectified > 0).sum()
+
+
+@needs_compiler
+def test_maps_in_any_memory_order_give_the_same() -> None:
+    """Slices, transposes, expanded gradients and parameters are copied into the order that is read."""
+    module = layer_of_one_idea()
+    whole = torch.randn(4, 24, 6, 10, generator=torch.Generator().manual_seed(0))
+    for x in (whole[:, ::2, 1:4, ::3], whole.transpose(2, 3), whole[:1].expand(4, 24, 6, 10), whole[:, :1]):
+        results = []
+        for one in (x, x.contiguous(), x.contiguous(memory_format=torch.channels_last)):
+            leaf = one.detach().requires_grad_()
+            y = module(leaf)
+            module.zero_grad()
+            (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().expand(3).sum().backward()
+            assert leaf.grad is not None
+            assert module.gamma.grad is not None
+            results.append((y, leaf.grad, module.gamma.grad))
+        for result in results[1:]:
+            for one, other in zip(result, results[0], strict=True):
+                assert torch.equal(one, other)
+
+
+def layer_of_one_idea() -> MomentNorm:
+    """Instance norm without a number of channels, for maps of any."""
+
+    class Any(MomentNorm):
+        def statistics(self, C: int) -> Statistics:
+            return Statistics((Block(),))
+
+        def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
+            gamma, beta = self.gamma.expand(x.shape[1]), self.beta.expand(x.shape[1])
+            return normalize(x, gamma, beta, self.statistics(x.shape[1]), self.eps, shortcut, relu)
+
+    return Any(1, 1e-5)
+
+
+@needs_compiler
+def test_a_second_derivative_is_refused_and_not_wrong() -> None:
+    x = torch.randn(2, 8, 3, 3, requires_grad=True)
+    y = normalize(x, torch.ones(8), torch.zeros(8), Statistics((Block(),)), 1e-5)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(y.square().sum(), x, create_graph=True)
+
+
+@needs_compiler
+def test_a_large_mean_does_not_drown_the_variance() -> None:
+    """Deviations of 1 around 10,000, where fp32 has steps of 1e-3: E[x²] - E[x]² would give anything."""
+    signs = torch.from_numpy(1 - 2.0 * (np.indices((2, 16, 8, 8)).sum(0) % 2))
+    y = normalize((10_000 + signs).float(), torch.ones(16), torch.zeros(16), Statistics((Block(),)), 1e-5)
+    assert_within(y, signs, 2e-3)
+
+
+@needs_compiler
+def test_bf16_is_rounded_as_torch_rounds_it() -> None:
+    """To nearest, ties to even; infinities and NaN of any payload stay. With gamma 0 every output is beta."""
+    bits = [0x3F800000, 0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0xBF808000, 0x00008000, 0x7F7FFFFF]
+    bits += [0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000]
+    beta = torch.from_numpy(np.array(bits, dtype=np.uint32).view(np.float32))
+    x = maps(Shape(1, 1, len(bits), 1, 2)).bfloat16()
+    y = normalize(x, torch.zeros_like(beta), beta, Statistics((Block(),)), 1e-5)
+    torch.testing.assert_close(y[0, :, 0, 0], beta.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+# where there are none
+
+
+def test_the_kernels_are_for_fp32_and_bf16_maps_with_fp32_parameters_on_a_cpu() -> None:
+    x, gamma = torch.ones(1, 8, 2, 2), torch.ones(8)
+    assert kernels.suited(x.double(), gamma.double()) is None
+    assert kernels.suited(x, gamma.double()) is None
+    assert kernels.suited(x.half(), gamma) is None
+    assert kernels.suited(x.to("meta"), gamma.to("meta")) is None
+    assert kernels.path(torch.device("cuda")) == "torch"
+
+
+def test_the_environment_turns_them_off(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORMBENCH_KERNELS", "off")
+    assert kernels.path(CPU) == "torch"
+    assert kernels.suited(torch.ones(1, 8, 2, 2), torch.ones(8)) is None
+
+
+def test_without_a_compiler_torch_takes_over(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "/no/such/compiler")
+    assert kernels.path(CPU) == "torch"
+    module = RunningMomentNormOfAll(8, 1e-5, 0.1, 4)
+    assert module(torch.randn(4, 8, 3, 3)).shape == (4, 8, 3, 3)
+
+
+class RunningMomentNormOfAll(RunningMomentNorm):
+    def statistics(self, C: int) -> Statistics:
+        return Statistics((Block(samples=4),))
+
+
+@pytest.mark.parametrize(
+    "behaviour", ["exit 1", "exit 0", 'case "$1" in --version) echo 1;; *) exit 1;; esac']
+)
+def test_with_a_compiler_that_fails_torch_takes_over(
+    behaviour: str, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not start, makes no library, or refuses the source; nothing is left in the cache."""
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\n{behaviour}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert kernels.path(CPU) == "torch"
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+@needs_compiler
+def test_an_unwritable_cache_is_no_error(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert kernels.path(CPU) == "torch"
+
+
+@needs_compiler
+def test_they_are_built_once_for_a_source_compiler_and_processor(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kernels.path(CPU) == "compiled"
+    (built,) = (tmp_path / "normbench").iterdir()
+    when = built.stat().st_mtime_ns
+    kernels._build.cache_clear()
+    assert kernels.path(CPU) == "compiled"
+    assert built.stat().st_mtime_ns == when
+    changed = tmp_path / "kernels.c"
+    changed.write_bytes(kernels.SOURCE.read_bytes() + b"\n")
+    monkeypatch.setattr(kernels, "SOURCE", changed)
+    kernels._build.cache_clear()
+    assert kernels.path(CPU) == "compiled"
+    assert len(list((tmp_path / "normbench").iterdir())) == 2
+
+
+@needs_compiler
+def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
+    compiler = os.environ.get("CC", "cc")
+    for extra in ([], ["-DBF16"]):
+        command = [compiler, "-Wall", "-Wextra", "-Werror", "-O1", "-fsyntax-only", "-std=gnu11", *extra]
+        done = subprocess.run([*command, str(kernels.SOURCE)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@needs_compiler
+def test_no_read_or_write_leaves_its_array(tmp_path: Path) -> None:
+    """Forward and backward, for every kind of pooling and ending, under the address and UB sanitizers."""
+    program = tmp_path / "drive.c"
+    program.write_text(f'#include "{kernels.SOURCE}"\n' + DRIVER)
+    for extra in ([], ["-DBF16"]):
+        binary = tmp_path / "drive"
+        flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-std=gnu11"]
+        command = [os.environ.get("CC", "cc"), *flags, *extra, str(program), "-o", str(binary), "-lm"]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this compiler has no sanitizers")
+        done = subprocess.run([str(binary)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

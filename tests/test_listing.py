@@ -1,0 +1,33 @@
+"""The tables as a user reads them; over the tables themselves, so that every entry is shown."""
+
+import pytest
+
+from normbench.listing import TABLES, tables
+from normbench.lookup import UnknownName
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_entry_is_listed_with_its_options(name: str) -> None:
+    lines = tables(name).splitlines()
+    assert [line.partition(":")[0] for line in lines if not line.startswith(" ")] == list(TABLES[name])
+    for entry in TABLES[name].values():
+        assert f"{entry.name}: {entry.summary}" in lines
+        for key, option in entry.options.items():
+            assert any(line.startswith(f"    {key} = ") and option.meaning in line for line in lines)
+
+
+def test_all_tables_come_with_headings() -> None:
+    assert [line for line in tables(None).splitlines() if line and line[0] != " "] == [
+        f"{name}:" for name in TABLES
+    ]
+
+
+def test_a_choice_lists_what_can_be_chosen() -> None:
+    assert "(paper, official)" in tables("norms")
+
+
+def test_an_unknown_list_names_the_nearest() -> None:
+    with pytest.raises(
+        UnknownName, match=r"unknown list 'model' \(did you mean 'models'\?\); known: norms, models"
+    ):
+        tables("model")

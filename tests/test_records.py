@@ -1,0 +1,370 @@
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from normbench.records import Epoch, Failure, NewerRecordError, Record, RecordsInUse, Store, write_atomically
+from normbench.trial import Trial
+
+Tiny = Callable[..., Trial]
+NUMBER = (int, float)
+
+
+@pytest.fixture(scope="module")
+def real(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """What training gave, with a method that has something to say of itself."""
+    from conftest import tiny_trial
+
+    from normbench.train import train
+
+    trial = tiny_trial(norm="switchable", epochs=3, evaluate_every=2)
+    return train(trial, tiny_data, tmp_path_factory.mktemp("real") / "checkpoint")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "experiment")
+
+
+# ---- the shape of a record
+
+
+def test_a_record_has_this_shape_and_no_other(real: Record) -> None:
+    record = json.loads(real.to_json())
+
+    assert {key: type(value) for key, value in record.items()} == {
+        "schema": int,
+        "trial": dict,
+        "status": str,
+        "epochs": list,
+        "final": dict,
+        "failure": type(None),
+        "images_per_second": float,
+        "seconds": float,
+        "peak_memory_bytes": int,
+        "diagnostics": dict,
+        "data": str,
+        "provenance": dict,
+    }
+    assert record["schema"] == 1
+    assert record["status"] == "done"
+    assert set(record["final"]) == {"test_accuracy", "test_accuracy_median5"}
+    assert len(record["data"]) == 64
+
+
+def test_a_records_trial_has_every_resolved_value_and_the_id(real: Record) -> None:
+    assert json.loads(real.to_json())["trial"] == {
+        "id": real.trial.id,
+        "dataset": {
+            "name": "folder", "folder": "tiny", "image_size": 8, "train_size": None, "test_size": None,
+        },
+        "model": {"name": "resnet8", "width": 0.5},
+        "norm": {"name": "switchable", "variance": "paper", "eps": 1e-5, "momentum": 0.1},
+        "batch_size": 10,
+        "norm_batch_size": 10,
+        "epochs": 3,
+        "optimizer": {
+            "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "weight_decay_on_norm": True,
+        },
+        "lr_reference_batch": 128,
+        "schedule": {"name": "cosine", "warmup_epochs": 0.0},
+        "label_smoothing": 0.0,
+        "augment": True,
+        "precision": "fp32",
+        "zero_init_residual": False,
+        "evaluate_every": 2,
+        "seed": 0,
+    }  # fmt: skip
+
+
+def test_an_epoch_has_this_shape(real: Record) -> None:
+    first, second, last = json.loads(real.to_json())["epochs"]
+
+    assert {key: type(value) for key, value in second.items()} == {
+        "epoch": int,
+        "train_loss": float,
+        "train_accuracy": float,
+        "test_loss": float,
+        "test_accuracy": float,
+        "lr": float,
+        "seconds": float,
+    }
+    assert set(first) == set(second) == set(last)
+    assert [epoch["epoch"] for epoch in (first, second, last)] == [1, 2, 3]
+    assert first["test_loss"] is first["test_accuracy"] is None, (
+        "every second epoch is evaluated, and the last"
+    )
+    assert last["test_accuracy"] is not None
+
+
+def test_provenance_and_diagnostics_have_this_shape(real: Record) -> None:
+    record = json.loads(real.to_json())
+
+    assert set(record["provenance"]) == {
+        "normbench", "git", "python", "torch", "device", "host", "threads", "flags", "path",
+    }  # fmt: skip
+    assert set(record["provenance"]["flags"]) == {
+        "precision", "deterministic_convolutions", "tf32", "flush_denormal",
+    }  # fmt: skip
+    assert set(record["provenance"]["path"]) == {"norm", "memory_format"}
+    (weights,) = record["diagnostics"].values()
+    assert list(record["diagnostics"]) == ["switch_weights"]
+    assert [entry["epoch"] for entry in weights] == [1, 2, 3]
+    for layer in weights[0]["layers"]:
+        assert {key: len(value) for key, value in layer.items() if key != "layer"} == {
+            "mean": 3,
+            "variance": 3,
+        }
+
+
+# ---- there and back
+
+
+def test_a_record_survives_being_stored(real: Record, store: Store) -> None:
+    store.save(real)
+
+    assert store.load() == ({real.trial.id: real}, {})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_neither_written_nor_read(real: Record, value: float) -> None:
+    fields = {name: getattr(real, name) for name in Record.model_fields if name != "schema_version"}
+    with pytest.raises(ValueError, match=r"seconds\n.*finite"):
+        Record(schema=1, **(fields | {"seconds": value}))
+
+    values = json.loads(real.to_json()) | {"seconds": value}
+    with pytest.raises(ValueError, match="is no number that a record may hold"):
+        Record.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "bytes", "list", "deep", "short of a key", "another id"]
+)
+def test_a_damaged_record_is_named_and_set_aside(real: Record, store: Store, damage: str) -> None:
+    store.save(real)
+    path = store.record_path(real.trial.id)
+    whole = path.read_bytes()
+    values = json.loads(whole)
+    path.write_bytes(
+        {
+            "truncated": whole[: len(whole) // 2],
+            "empty": b"",
+            "bytes": bytes(range(256)),
+            "list": b"[1, 2]",
+            "deep": b"[" * 100_000,
+            "short of a key": json.dumps({key: values[key] for key in values if key != "seconds"}).encode(),
+            "another id": json.dumps(values | {"trial": values["trial"] | {"seed": 1}}).encode(),
+        }[damage]
+    )
+
+    records, damaged = store.load()
+    assert records == {}
+    assert list(damaged) == [path]
+    assert "\n" not in damaged[path]
+
+    store.set_aside(damaged)
+    assert store.load() == ({}, {})
+    assert [kept.name for kept in (store.directory / "corrupt").iterdir()] == [path.name]
+
+
+def test_what_is_set_aside_twice_is_kept_twice(real: Record, store: Store) -> None:
+    path = store.record_path(real.trial.id)
+    for content in (b"first", b"second", b"third"):
+        write_atomically(path, content)
+        store.set_aside([path])
+
+    kept = {file.read_bytes() for file in (store.directory / "corrupt").iterdir()}
+    assert kept == {b"first", b"second", b"third"}
+
+
+def test_no_bit_flip_in_the_settings_goes_unnoticed(real: Record) -> None:
+    """The id vouches for the settings. (A digit of a result can turn into another: JSON has no checksum.)"""
+    whole = real.to_json().encode()
+    begin, end = whole.index(b'"trial"'), whole.index(b'"status"')
+    for position in random.Random(0).choices(range(begin * 8, end * 8), k=300):
+        flipped = bytearray(whole)
+        flipped[position // 8] ^= 1 << position % 8
+        try:
+            record = Record.from_json(bytes(flipped))
+        except ValueError:
+            continue
+        assert record == real, f"bit {position} changed {whole[position // 8 - 20 : position // 8 + 20]!r}"
+
+
+def test_a_record_under_the_name_of_another_trial_is_damaged(real: Record, store: Store, tiny: Tiny) -> None:
+    other = tiny(seed=5)
+    store.save(real)
+    store.record_path(real.trial.id).rename(store.record_path(other.id))
+
+    records, damaged = store.load()
+
+    assert records == {}
+    assert damaged == {store.record_path(other.id): f"its settings give the trial id {real.trial.id}"}
+
+
+def test_a_record_of_a_newer_schema_asks_for_a_newer_normbench(real: Record) -> None:
+    newer = json.loads(real.to_json()) | {"schema": 2, "something": "new"}
+
+    with pytest.raises(ValueError, match="needs a newer normbench: its schema is 2, this one reads 1"):
+        Record.from_json(json.dumps(newer))
+
+
+def test_a_record_of_a_newer_schema_is_neither_read_nor_taken_for_damaged(real: Record, store: Store) -> None:
+    store.save(real)
+    path = store.record_path(real.trial.id)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 2}))
+
+    with pytest.raises(NewerRecordError, match=f"^{path}: needs a newer normbench"):
+        store.load()
+
+
+def test_a_wrong_value_is_named_by_its_place(real: Record) -> None:
+    values = json.loads(real.to_json())
+    values["epochs"][1]["train_loss"] = "low"
+
+    with pytest.raises(ValueError, match=r"^epochs\.1\.train_loss: "):
+        Record.from_json(json.dumps(values))
+
+
+# ---- files
+
+
+def test_saving_removes_the_trials_own_error_and_checkpoints_only(
+    real: Record, store: Store, tiny: Tiny
+) -> None:
+    other = tiny(seed=1).id
+    for trial_id in (real.trial.id, other, f"{real.trial.id}0"):
+        for slot in "01":
+            write_atomically(Path(f"{store.checkpoint_path(trial_id)}.{slot}.ckpt"), b"state")
+        store.save_error(trial_id, "Traceback\nValueError: no")
+
+    store.save(real)
+
+    assert store.error(real.trial.id) is None
+    assert store.error(other) == "Traceback\nValueError: no"
+    left = {path.name.partition(".")[0] for path in (store.directory / "checkpoints").iterdir()}
+    assert left == {other, f"{real.trial.id}0"}
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_atomically(path, b"old")
+    for broken in ("os.fsync", "pathlib.Path.replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(broken, _fail)
+            with pytest.raises(OSError, match="No space"):
+                write_atomically(path, b"new")
+
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.json", b"old")]
+
+
+def _fail(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_have_the_permissions_the_user_wants(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "a.json", b"{}")
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_failures_reason_is_its_last_line() -> None:
+    assert Failure("Traceback\n  File x\nValueError: no\n").reason == "ValueError: no"
+    assert Failure("").reason
+
+
+def test_an_error_of_any_characters_is_kept(store: Store) -> None:
+    store.save_error("trial", "broken \udcff name, Größe 3×3")
+
+    assert store.error("trial") == "broken \\udcff name, Größe 3×3"
+
+
+# ---- the lock
+
+OWNER = """
+import sys
+from pathlib import Path
+from normbench.records import Store
+with Store(Path(sys.argv[1])).locked():
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_runner_is_refused_by_name_and_let_in_when_the_first_is_killed(store: Store) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(store.directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"locked\n"
+        with pytest.raises(RecordsInUse, match=f"{store.directory} is in use by process {owner.pid} on "):
+            store.locked().__enter__()
+
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        with store.locked():
+            assert str(os.getpid()) in (store.directory / ".owner").read_text()
+
+
+def test_the_lock_is_not_passed_on_to_worker_processes(store: Store) -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with store.locked():
+        child = context.Process(target=theirs.recv_bytes)
+        child.start()
+    with store.locked():
+        assert child.is_alive()
+    ours.send_bytes(b"end")
+    child.join()
+    child.close()
+    ours.close()
+    theirs.close()
+
+
+def test_a_runner_clears_away_what_a_killed_one_left_behind(real: Record, store: Store, tiny: Tiny) -> None:
+    store.save(real)
+    unfinished = tiny(seed=1).id
+    litter = [
+        store.directory / ".x.json-0.tmp",
+        store.directory / "checkpoints" / ".x-0.tmp",
+        Path(f"{store.checkpoint_path(real.trial.id)}.0.ckpt"),
+    ]
+    wanted = Path(f"{store.checkpoint_path(unfinished)}.0.ckpt")
+    for path in [*litter, wanted]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+
+    with store.locked():
+        pass
+
+    assert [path.name for path in litter if path.exists()] == []
+    assert wanted.exists()
+    assert store.load() == ({real.trial.id: real}, {})
+
+
+def test_what_is_no_file_is_no_record(store: Store) -> None:
+    (store.directory / "folder.json").mkdir(parents=True)
+
+    assert store.load() == ({}, {})
+
+
+def test_a_test_that_was_not_made_is_null() -> None:
+    epoch = Epoch(
+        epoch=1, train_loss=1.0, train_accuracy=0.5, test_loss=None, test_accuracy=None, lr=0.1, seconds=1.0
+    )
+
+    assert json.loads(epoch.model_dump_json())["test_accuracy"] is None

@@ -1,0 +1,151 @@
+"""What run, plan and status say of sweeps, whole and not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from normbench import config, report, sweep
+from normbench.estimate import Estimate
+from normbench.lookup import UnknownName
+from normbench.records import Record, Store
+
+
+@pytest.fixture
+def store(lab: Path) -> Store:
+    return Store(lab / "results/tiny")
+
+
+def records(store: Store) -> list[Record]:
+    return sorted(store.load()[0].values(), key=lambda record: record.trial.id)
+
+
+def survey() -> sweep.Survey:
+    return sweep.survey(config.load(Path("tiny.yaml")), Path("results"))
+
+
+def changed(record: Record, **provenance: str) -> Record:
+    return record.model_copy(update={"provenance": record.provenance | provenance})
+
+
+def end_badly(store: Store) -> list[str]:
+    """One trial diverged, one out of memory, one failed, one left; their ids."""
+    first, second, third, last = records(store)
+    failure = {"step": 7, "why": "the training loss is inf"}
+    store.save(first.model_copy(update={"status": "diverged", "final": None, "failure": failure}))
+    failure = {"step": 1, "why": "\x1b[31mno memory"}
+    store.save(second.model_copy(update={"status": "out_of_memory", "final": None, "failure": failure}))
+    store.discard(third.trial.id)
+    store.save_error(third.trial.id, "Traceback\n  ...\nValueError: [red]bad\x1b[0m\n")
+    return [record.trial.id for record in (first, second, third, last)]
+
+
+def test_a_run_lists_what_did_not_end_well(store: Store) -> None:
+    first, second, third, _ = end_badly(store)
+    lines = report.run_as_text(survey(), Path("results")).splitlines()
+    assert lines[0] == "results/tiny: 4 trials, 1 done, 1 diverged, 1 out_of_memory, 1 failed"
+    assert sorted(lines[1:]) == [
+        f"  {first}: diverged at step 7: the training loss is inf",
+        f"  {second}: out_of_memory at step 1: \\x1b[31mno memory",
+        f"  {third}: failed: ValueError: [red]bad\\x1b[0m (see results/tiny/{third}.error.txt)",
+    ]
+
+
+def test_a_run_as_json_has_every_trial(store: Store) -> None:
+    _, _, _, last = end_badly(store)
+    whole = json.loads(report.run_as_json(survey(), Path("results")))
+    assert whole["experiment"] == "tiny"
+    assert whole["directory"] == "results/tiny"
+    assert whole["counts"] == {"done": 1, "diverged": 1, "out_of_memory": 1, "failed": 1}
+    accuracies = {trial["id"]: trial["test_accuracy"] for trial in whole["trials"]}
+    assert [trial for trial, accuracy in accuracies.items() if accuracy is not None] == [last]
+
+
+def test_more_must_be_retried_than_was(store: Store) -> None:
+    end_badly(store)
+    assert report.more_to_retry(survey(), ("failed",)) == ("failed", "diverged", "out_of_memory")
+    assert report.more_to_retry(survey(), ()) == ("failed", "diverged", "out_of_memory")
+    assert report.more_to_retry(survey(), ("failed", "diverged", "out_of_memory")) == ()
+
+
+def test_the_states_to_retry_are_words_with_commas() -> None:
+    assert report.states_to_retry("failed, diverged") == ("failed", "diverged")
+    assert report.states_to_retry("none") == ()
+    with pytest.raises(UnknownName, match=r"--retry: unknown state 'done'.*; known: failed, diverged"):
+        report.states_to_retry("failed,done")
+
+
+def test_a_plan_shows_states_times_and_sums(store: Store) -> None:
+    end_badly(store)
+    here = survey()
+    third = next(trial for trial in here.experiment.trials if here.state(trial) == "failed")
+    expected = Estimate({third.id: 3725.0}, from_records=1, unknown=None)
+    text = report.plan_as_text(here, expected)
+    (line,) = (line for line in text.splitlines() if line.startswith(third.id))
+    assert line.split(maxsplit=2) == [third.id, "failed", "1 h 02 min"]
+    assert "4 trials: 1 done, 1 diverged, 1 out_of_memory, 1 failed\n" in text
+    assert "time: about 1 h 02 min on 1 worker (1 trial by stored records of this machine)\n" in text
+    whole = json.loads(report.plan_as_json(here, expected))
+    assert whole["expected_seconds"] == 3725.0
+    assert whole["trials_by_records"] == 1
+    assert whole["trials_by_probe"] == 0
+    assert {trial["expected_seconds"] for trial in whole["trials"]} == {None, 3725.0}
+
+
+def test_a_plan_says_what_it_does_not_know(store: Store) -> None:
+    text = report.plan_as_text(survey(), Estimate({}, 0, "\x1b[2Jno data"))
+    assert "time: unknown for every trial: \\x1b[2Jno data\n" in text
+
+
+def test_disk_is_in_the_unit_that_fits(lab: Path) -> None:
+    (lab / "tiny.yaml").write_text((lab / "tiny.yaml").read_text().replace("[batch,", "[switchable,"))
+    many = sweep.survey(config.load(lab / "tiny.yaml", ["trial.epochs=1000"]), lab / "results")
+    assert "disk: about 4.0 MB of records" in report.plan_as_text(many, Estimate({}, 0, None))
+    assert "disk: about 14 kB of records" in report.plan_as_text(
+        sweep.survey(
+            config.load(lab / "tiny.yaml", ["sweep.norm=[batch]", "trial.epochs=20"]), lab / "results"
+        ),
+        Estimate({}, 0, None),
+    )
+
+
+def test_nothing_is_expected_of_what_is_done(store: Store, tmp_path: Path) -> None:
+    assert report.expect(survey(), Path("results"), tmp_path / "no data") == Estimate({}, 0, None)
+
+
+def test_status_counts_by_state(store: Store) -> None:
+    end_badly(store)
+    heading, row = report.status_as_text(Path("results"), None).splitlines()
+    assert heading.split() == ["experiment", "done", "diverged", "out_of_memory", "failed", "missing"]
+    assert row.split() == ["tiny", "1", "1", "1", "1", "0"]
+    (whole,) = json.loads(report.status_as_json(Path("results"), "tiny"))
+    assert whole["counts"] == {"done": 1, "diverged": 1, "out_of_memory": 1, "failed": 1}
+
+
+def test_status_tells_of_different_conditions(store: Store) -> None:
+    first, second, *_ = records(store)
+    store.save(changed(first, torch="1.0\x1b[2J"))
+    store.save(second.model_copy(update={"data": "f" * 64}))
+    text = report.status_as_text(Path("results"), None)
+    assert "tiny: trials ran with 2 different values of torch: " in text
+    assert "1.0\\x1b[2J (1)" in text
+    assert "tiny: trials ran with 2 different values of data: " in text
+    assert "folder ffffffffffff (1)" in text
+    assert "values of device" not in text
+
+
+def test_status_tells_of_damage(store: Store) -> None:
+    path = store.record_path(records(store)[0].trial.id)
+    path.write_text("{")
+    (store.directory / "experiment.yaml").unlink()
+    _, row, plan, damaged = report.status_as_text(Path("results"), None).splitlines()
+    assert row.split() == ["tiny", "3", "0", "0", "0", "0"]
+    assert "there is no experiment.yaml" in plan
+    assert damaged.startswith(f"results/tiny/{path.name}: not a valid record")
+
+
+def test_only_known_executors_are_taken() -> None:
+    assert report.place(None, None) == {}
+    assert report.place("serial", 3) == {"executor": "serial", "workers": 3}
+    with pytest.raises(UnknownName, match=r"--executor: unknown executor 'pol' \(did you mean 'pool'\?\)"):
+        report.place("pol", None)

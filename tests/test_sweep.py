@@ -1,0 +1,481 @@
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_train import numbers
+
+from normbench import config, sweep
+from normbench.data import DataError
+from normbench.records import Failure, Record, RecordsInUse, Store
+from normbench.sweep import Listener, Survey, Unusable
+from normbench.trial import Trial
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "trial": {
+        "dataset": {"name": "folder", "folder": "tiny", "image_size": 8},
+        "model": {"name": "resnet8", "width": 0.5},
+        "batch_size": 10,
+        "epochs": 2,
+    },
+    "sweep": {"norm": ["group", "batch"], "seed": [0, 1]},
+    "execute": {"executor": "serial"},
+}
+NO_DATA = Path("/nonexistent/data")
+
+
+@dataclass
+class Lab:
+    """Runs experiments of tiny trials."""
+
+    directory: Path
+    data: Path
+
+    @property
+    def results(self) -> Path:
+        return self.directory / "results"
+
+    @property
+    def store(self) -> Store:
+        return Store(self.results / "tiny")
+
+    def experiment(self, **changes: Any) -> config.Experiment:
+        path = self.directory / "tiny.yaml"
+        path.write_text(json.dumps(TINY | changes))  # JSON is YAML
+        return config.load(path)
+
+    def run(self, experiment: config.Experiment | None = None, **options: Any) -> "Seen":
+        seen = Seen()
+        data = options.pop("data", self.data)
+        seen.survey = sweep.run(experiment or self.experiment(), self.results, data, listener=seen, **options)
+        return seen
+
+
+@dataclass
+class Seen(Listener):
+    """What a run told, and how it ended."""
+
+    said: list[str] = field(default_factory=list)
+    begun: list[str] = field(default_factory=list)
+    ended: dict[str, Record | Failure] = field(default_factory=dict)
+    events: int = 0
+    survey: Survey | None = None
+
+    def say(self, words: str) -> None:
+        self.said.append(words)
+
+    def begin(self, survey: Survey, missing: Sequence[Trial]) -> None:
+        self.begun = [trial.id for trial in missing]
+
+    def event(self, trial: Trial, event: dict[str, Any]) -> None:
+        self.events += 1
+
+    def outcome(self, trial: Trial, outcome: Record | Failure) -> None:
+        self.ended[trial.id] = outcome
+
+    @property
+    def counts(self) -> dict[str, int]:
+        assert self.survey is not None
+        return dict(self.survey.counts())
+
+
+@pytest.fixture
+def lab(tmp_path: Path, tiny_data: Path) -> Lab:
+    return Lab(tmp_path, tiny_data)
+
+
+@contextlib.contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, *ids: str) -> Iterator[None]:
+    """Training raises for these trials."""
+    from normbench import train as training
+
+    real = training.train
+
+    def train(trial: Trial, *arguments: Any) -> Record:
+        if trial.id in ids:
+            raise ValueError(f"no luck with seed {trial.seed}")
+        return real(trial, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train", train)
+        yield
+
+
+def contents(directory: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file, with what betrays that it was written again."""
+    return {
+        str(path.relative_to(directory)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+# ---- what is missing, and nothing else
+
+
+def test_a_run_gives_every_trial_its_record(lab: Lab) -> None:
+    seen = lab.run()
+
+    ids = [trial.id for trial in lab.experiment().trials]
+    assert seen.begun == ids
+    assert seen.counts == {"done": 4}
+    assert seen.events >= 8, "at least one an epoch"
+    assert seen.survey is not None
+    assert seen.ended == seen.survey.records
+    assert sorted(path.stem for path in lab.store.directory.glob("*.json")) == sorted(ids)
+    assert list((lab.store.directory / "checkpoints").iterdir()) == []
+
+
+def test_running_again_does_nothing_and_needs_no_data(lab: Lab) -> None:
+    lab.run()
+    before = contents(lab.results)
+
+    seen = lab.run(data=NO_DATA)
+
+    assert seen.begun == []
+    assert seen.events == 0
+    assert seen.counts == {"done": 4}
+    assert contents(lab.results) == before
+
+
+AGAIN = """
+import json, sys
+from pathlib import Path
+from normbench import config, sweep
+path, results, data = map(Path, sys.argv[1:])
+survey = sweep.run(config.load(path), results, data)
+print(json.dumps([dict(survey.counts()), "torch" in sys.modules]))
+"""
+
+
+def test_running_again_does_not_load_torch(lab: Lab) -> None:
+    lab.run()
+
+    again = subprocess.run(
+        [sys.executable, "-c", AGAIN, str(lab.directory / "tiny.yaml"), str(lab.results), str(NO_DATA)],
+        capture_output=True,
+        check=True,
+    )
+
+    assert json.loads(again.stdout) == [{"done": 4}, False]
+
+
+def test_only_what_is_missing_is_run(lab: Lab) -> None:
+    lab.run()
+    gone = lab.experiment().trials[2].id
+    lab.store.record_path(gone).unlink()
+    kept = contents(lab.results)
+
+    seen = lab.run()
+
+    assert seen.begun == [gone]
+    after = contents(lab.results)
+    assert {key: after[key] for key in kept} == kept
+
+
+def test_a_wider_experiment_keeps_what_it_has(lab: Lab) -> None:
+    lab.run()
+
+    seen = lab.run(lab.experiment(sweep={"norm": ["group", "batch"], "seed": [0, 1, 2]}))
+
+    assert sorted(trial_id.partition("-")[0] for trial_id in seen.begun) == ["batch", "group"]
+    assert seen.counts == {"done": 6}
+
+
+def test_a_narrower_experiment_leaves_the_other_records_alone(lab: Lab) -> None:
+    lab.run()
+
+    seen = lab.run(lab.experiment(sweep={"norm": ["group"]}))
+
+    assert seen.counts == {"done": 1}
+    assert seen.begun == []
+    assert len(list(lab.store.directory.glob("*.json"))) == 4
+
+
+def test_the_experiment_is_kept_beside_its_records(lab: Lab) -> None:
+    lab.run()
+
+    assert sweep.stored(lab.results, "tiny") == lab.experiment()
+    with pytest.raises(config.ConfigError, match=r"other/experiment\.yaml: cannot be read"):
+        sweep.stored(lab.results, "other")
+
+
+def test_a_survey_changes_nothing(lab: Lab) -> None:
+    assert sweep.survey(lab.experiment(), lab.results).counts() == {"missing": 4}
+    assert not lab.results.exists()
+
+
+# ---- failures
+
+
+def test_a_failure_is_kept_and_tried_again_by_the_next_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = lab.experiment().trials[1].id
+    with failing(monkeypatch, bad):
+        seen = lab.run()
+    assert seen.counts == {"done": 3, "failed": 1}
+    assert seen.survey is not None
+    assert seen.survey.errors[bad].endswith("ValueError: no luck with seed 1\n")
+    assert lab.store.error_path(bad).exists()
+
+    seen = lab.run()
+
+    assert seen.begun == [bad]
+    assert seen.counts == {"done": 4}
+    assert not lab.store.error_path(bad).exists()
+
+
+def test_without_retry_a_failure_stays(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = lab.experiment().trials[1].id
+    with failing(monkeypatch, bad):
+        lab.run()
+
+    seen = lab.run(retry=())
+
+    assert seen.begun == []
+    assert seen.counts == {"done": 3, "failed": 1}
+
+
+def test_fail_fast_stops_at_the_first_failure(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, *_ = (trial.id for trial in lab.experiment().trials)
+    with failing(monkeypatch, second):
+        seen = lab.run(fail_fast=True)
+
+    assert list(seen.ended) == [first, second]
+    assert seen.counts == {"done": 1, "failed": 1, "missing": 2}
+
+
+@pytest.mark.parametrize("status", ["diverged", "out_of_memory"])
+def test_results_that_are_not_done_are_run_again_only_if_asked(lab: Lab, status: str) -> None:
+    lab.run()
+    trial_id = lab.experiment().trials[0].id
+    path = lab.store.record_path(trial_id)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status, "final": None}))
+    assert lab.run().begun == []
+
+    seen = lab.run(retry=("failed", status))
+
+    assert seen.begun == [trial_id]
+    assert seen.counts == {"done": 4}
+
+
+def test_a_result_is_not_forgotten_when_it_cannot_be_run_again(lab: Lab) -> None:
+    lab.run()
+    trial_id = lab.experiment().trials[0].id
+    path = lab.store.record_path(trial_id)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "diverged", "final": None}))
+
+    with pytest.raises(DataError):
+        lab.run(retry=("diverged",), data=NO_DATA)
+
+    assert path.exists()
+
+
+def test_a_damaged_record_is_set_aside_and_its_trial_run_again(lab: Lab) -> None:
+    lab.run()
+    trial_id = lab.experiment().trials[3].id
+    path = lab.store.record_path(trial_id)
+    path.write_bytes(path.read_bytes()[:100])
+
+    seen = lab.run()
+
+    assert seen.begun == [trial_id]
+    assert seen.counts == {"done": 4}
+    assert (lab.store.directory / "corrupt" / path.name).stat().st_size == 100
+    (line,) = seen.said
+    assert str(path) in line
+    assert "corrupt" in line
+
+
+def test_when_a_result_cannot_be_written_the_executor_is_told_to_stop_at_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the exception is forgotten: until then workers would go on, for nobody."""
+    closed = []
+
+    def execute(work: object, trials: Sequence[Trial], **_: object) -> Iterator[tuple[Trial, Failure]]:
+        try:
+            yield trials[0], Failure("no")
+        finally:
+            closed.append(True)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(lab.results))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("normbench.executors.serial.execute", execute)
+        patch.setattr(Store, "save_error", full)
+        with pytest.raises(OSError, match="No space") as caught:
+            lab.run()
+    assert caught.tb is not None, "the exception still holds on to the run"
+    assert closed
+
+    assert lab.run().counts == {"done": 4}
+
+
+# ---- before anything trains
+
+
+def test_all_that_cannot_run_is_said_at_once_and_nothing_trains(lab: Lab) -> None:
+    sweeps = [
+        {"norm": [{"name": "group", "groups": 5}], "seed": [0, 1]},
+        {"norm": ["instance"], "dataset.image_size": [4]},
+        {"norm": ["layer"], "batch_size": [100]},
+        {"norm": ["layer"]},
+    ]
+    with pytest.raises(Unusable) as caught:
+        lab.run(lab.experiment(sweep=sweeps))
+
+    groups, positions, batch = str(caught.value).splitlines()
+    assert "group" in groups
+    assert "5 groups do not divide 8 channels" in groups
+    assert "instance" in positions
+    assert "[10, 32, 1, 1]" in positions
+    assert batch == "batch_size 100 is more than the 64 training images"
+    assert list(lab.store.directory.glob("*.json")) == []
+    assert not (lab.store.directory / sweep.PLAN).exists()
+
+
+def test_data_that_cannot_be_had_end_the_run_before_it_begins(lab: Lab) -> None:
+    with pytest.raises(DataError, match="nonexistent"):
+        lab.run(data=NO_DATA)
+
+
+# ---- one runner
+
+
+def test_a_second_runner_is_refused(lab: Lab) -> None:
+    with lab.store.locked(), pytest.raises(RecordsInUse, match=f"is in use by process {os.getpid()} on "):
+        lab.run()
+
+    assert lab.run().counts == {"done": 4}
+
+
+# ---- stop and go
+
+
+@pytest.mark.parametrize("executor", ["serial", "pool"])
+def test_a_stopped_sweep_goes_on_as_if_it_had_not_been(lab: Lab, executor: str) -> None:
+    experiment = lab.experiment(execute={"executor": executor, "workers": 2})
+    seen = Seen()
+    stopped = sweep.run(
+        experiment, lab.results, lab.data, listener=seen, stop=lambda: seen.events >= 1 + len(seen.ended)
+    )
+    assert stopped.counts()["missing"] >= 1, "it did stop"
+
+    assert lab.run().counts == {"done": 4}, "in this process, whoever began it"
+    assert all_numbers(lab.store) == undisturbed_numbers(lab)
+
+
+def all_numbers(store: Store) -> dict[str, dict[str, Any]]:
+    records, damaged = store.load()
+    assert damaged == {}
+    return {trial_id: numbers(record) for trial_id, record in records.items()}
+
+
+def undisturbed_numbers(lab: Lab, **changes: Any) -> dict[str, dict[str, Any]]:
+    other = Lab(lab.directory / "undisturbed", lab.data)
+    other.directory.mkdir()
+    other.run(other.experiment(**(changes | {"execute": {"executor": "serial"}})))
+    return all_numbers(other.store)
+
+
+def test_workers_are_as_many_as_the_cores_carry_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+    assert sweep.workers(config.Execute()) == 8
+    assert sweep.workers(config.Execute(threads=3)) == 2
+    assert sweep.workers(config.Execute(threads=99)) == 1
+    assert sweep.workers(config.Execute(workers=5)) == 5
+
+
+# ---- killed, again and again
+
+KILLS = int(os.environ.get("NORMBENCH_SOAK", 0))  # a longer soak: NORMBENCH_SOAK=100
+MANY: dict[str, Any] = {"sweep": {"norm": ["group", "batch", "switchable"], "seed": [0, 1, 2, 3]}}
+
+
+class Pulse(Listener):
+    """Says through a pipe that it lives."""
+
+    def __init__(self, pipe: "Connection[Any, Any]") -> None:
+        self.pipe = pipe
+
+    def event(self, trial: Trial, event: dict[str, Any]) -> None:
+        self.pipe.send_bytes(b"x")
+
+
+def runner(path: Path, results: Path, data: Path, pipe: "Connection[Any, Any]") -> None:
+    """A runner in a process of its own, at the head of its own group."""
+    from normbench import train as training
+
+    os.setsid()
+    training.REPORT_SECONDS, training.CHECKPOINT_SECONDS = 0.0, -1.0  # a checkpoint after every update
+    sweep.run(config.load(path), results, data, listener=Pulse(pipe))
+
+
+@pytest.mark.parametrize(("executor", "kills"), [("serial", KILLS or 10), ("pool", KILLS or 2)])
+def test_no_kill_loses_a_finished_trial_or_runs_it_twice(lab: Lab, executor: str, kills: int) -> None:
+    """SIGKILL at random instants, of the runner alone or of all its processes; this process does the rest."""
+    context = multiprocessing.get_context("forkserver")  # a spawned runner takes seconds to import torch
+    context.set_forkserver_preload(["normbench.train", "torch._dynamo"])
+    changes = MANY | {"execute": {"executor": executor, "workers": 2}}
+    expected = undisturbed_numbers(lab, **changes)
+    instants = random.Random(0)
+    killed, round_, place = 0, 0, lab
+    while killed < kills:
+        round_ += 1
+        place = Lab(lab.directory / f"round{round_}", lab.data)
+        place.directory.mkdir()
+        place.experiment(**changes)
+        ended = False
+        while not ended and killed < kills:
+            finished = finished_in(place)
+            ended = not run_and_kill(context, place, 0.3 * instants.random(), group=killed % 2 == 1)
+            killed += not ended
+            now = finished_in(place)
+            assert {name: now.get(name) for name in finished} == finished
+        finished = finished_in(place)
+        seen = place.run(place.experiment(**MANY))
+        assert len(seen.begun) == 12 - len(finished)
+        assert all_numbers(place.store) == expected
+        assert [path.name for path in place.results.rglob("*.tmp")] == []
+
+
+def finished_in(place: Lab) -> dict[str, bytes]:
+    """The records, with their times, which would be others if a trial ran again."""
+    return {path.name: path.read_bytes() for path in place.store.directory.glob("*.json")}
+
+
+def run_and_kill(
+    context: "multiprocessing.context.ForkServerContext", place: Lab, after: float, group: bool
+) -> bool:
+    """Kill a runner so many seconds after its first sign of life; False if it ended by itself before that."""
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(
+        target=runner, args=(place.directory / "tiny.yaml", place.results, place.data, theirs)
+    )
+    process.start()
+    theirs.close()
+    with contextlib.suppress(EOFError):
+        ours.recv_bytes()
+    process.join(after)
+    alive = process.is_alive()
+    if alive:
+        assert process.pid is not None
+        (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    process.close()
+    ours.close()
+    return alive
