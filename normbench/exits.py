@@ -138,7 +138,7 @@ def how_to_go_on(arguments: Sequence[str], code: int, again: Sequence[str] = ())
 
 def explain(error: Any, arguments: Sequence[str]) -> int:
     """Tell the user about an exception that ended a command, and how to go on; gives the exit code."""
-    if "--debug" in arguments and not isinstance(error, Unfinished):
+    if "--debug" in arguments and not isinstance(error, Unfinished | Stopped):
         traceback.print_exception(error)
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # Typer's own, about the command line
         error.show()

@@ -54,7 +54,7 @@ def _one_trial(path: Path) -> str:
     try:
         record = Record.from_json(path.read_bytes())
     except ValueError as error:
-        return f"{place}: not a valid record ({printable(str(error), 500)}); 'normbench run' trains it anew"
+        return f"{place}: not a valid record ({printable(str(error), 500)})"
     rows = [
         (
             str(epoch.epoch),

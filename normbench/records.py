@@ -45,6 +45,10 @@ class Final(Finite):
     test_accuracy_median5: float = Field(description="median of the last five evaluations")
 
 
+class NewerRecordError(ValueError):
+    """A record that a later version of normbench wrote: nothing is wrong with it, but it cannot be read here."""
+
+
 class Record(Finite):
     """What one trial gave: its settings, its course, its end and where it ran."""
 
