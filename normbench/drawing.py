@@ -56,7 +56,7 @@ def draw(
             if one == "batch_size" and published:
                 options["published"] = published
             said: list[str] = []
-            paths = render(one, found.records, place, kinds, options, title=name, tell=said.append)
+            paths = render(one, found.records, place, kinds, options, title=found.title, tell=said.append)
             if not (paths or chosen):
                 unasked += said
                 said = []

@@ -37,6 +37,12 @@ class Found:
         """As it was last run; None if its plan cannot be read."""
         return self.survey.experiment if self.survey else None
 
+    @property
+    def title(self) -> str:
+        """What stands above its figures: the name, and the description where its plan has one."""
+        description = self.experiment.document.get("description") if self.experiment else None
+        return f"{self.name}: {description}" if description else self.name
+
 
 def experiments(results: Path) -> list[str]:
     """The experiments that have records or a plan below ``results``, by name.

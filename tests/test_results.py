@@ -71,3 +71,11 @@ def test_a_damaged_record_is_left_out_and_told(lab: Path) -> None:
     assert len(find(lab / "results", "tiny", said.append).records) == 3
     assert len(said) == 1
     assert said[0].startswith(f"{path}: not a valid record, left out (")
+
+
+def test_a_title_is_the_name_and_the_description_of_the_plan(lab: Path) -> None:
+    plan = lab / "results/tiny/experiment.yaml"
+    plan.write_text(plan.read_text() + "description: two methods, CIFAR-10 (JPEG copy)\n")
+    assert find(lab / "results", "tiny", pytest.fail).title == "tiny: two methods, CIFAR-10 (JPEG copy)"
+    plan.unlink()
+    assert find(lab / "results", "tiny", lambda _: None).title == "tiny"
