@@ -46,7 +46,7 @@ class Final(Finite):
 
 
 class NewerRecordError(ValueError):
-    """A record that a later version of normbench wrote: nothing is wrong with it, but it cannot be read here."""
+    """A later version of normbench wrote this record: nothing is wrong with it, but it cannot be read here."""
 
 
 class Record(Finite):
@@ -99,7 +99,8 @@ class Record(Finite):
             raise ValueError("not a record: expected a JSON object")
         schema = values.get("schema")
         if isinstance(schema, int) and schema > SCHEMA:
-            raise NewerRecordError(f"needs a newer normbench: its schema is {schema}, this one reads {SCHEMA}")
+            words = f"needs a newer normbench: its schema is {schema}, this one reads {SCHEMA}"
+            raise NewerRecordError(words)
         try:
             return cls.model_validate(values, strict=False)
         except ValidationError as error:
