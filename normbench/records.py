@@ -46,7 +46,7 @@ class Final(Finite):
 
 
 class NewerRecordError(ValueError):
-    """A later version of normbench wrote this record: nothing is wrong with it, but it cannot be read here."""
+    """A later version of normbench wrote this record. Nothing is wrong with it, but it cannot be read."""
 
 
 class Record(Finite):
