@@ -1,8 +1,9 @@
 """train(trial) -> Record: the whole of a training run, top to bottom."""
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +29,20 @@ REPORT_SECONDS = 0.5
 CHECKPOINT_SECONDS = 20.0
 
 
+@contextlib.contextmanager
+def _settled_arithmetic() -> Iterator[None]:
+    """Settings of the whole process that training wants, and that others in it must find as they were."""
+    deterministic = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    torch.set_flush_denormal(True)  # dying activations would otherwise slow a CPU down a hundredfold
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.backends.cudnn.deterministic = deterministic
+
+
+@_settled_arithmetic()
 def train(
     trial: Trial, data: Path, checkpoint: Path, device: str = "cpu", report: Report = lambda _: False
 ) -> Record:
@@ -52,8 +67,6 @@ def train(
         OSError: a checkpoint could not be written.
     """
     where = torch.device(device)
-    torch.set_flush_denormal(True)  # dying activations would otherwise slow a CPU down a hundredfold
-    torch.backends.cudnn.deterministic = True
     reset_peak_memory(where)
     dataset = decoded.load(trial.dataset, data)
     steps_per_epoch = len(dataset.train.indices) // trial.batch_size

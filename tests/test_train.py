@@ -406,3 +406,13 @@ def test_times_add_up(run: Run) -> None:
     assert record.images_per_second >= 180 / record.seconds
     assert record.peak_memory_bytes > 10e6
     assert record.provenance["threads"] == torch.get_num_threads()
+
+
+def test_training_leaves_the_arithmetic_of_its_process_as_it_was(
+    tiny: Tiny, tiny_data: Path, tmp_path: Path
+) -> None:
+    smallest = 5e-324
+    assert smallest / 1.0 > 0
+    train(tiny(epochs=1), tiny_data, tmp_path / "checkpoint")
+    assert smallest * 1.0 > 0, "subnormal numbers are zero now"
+    assert torch.backends.cudnn.deterministic is False
