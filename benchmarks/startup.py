@@ -44,8 +44,6 @@ def finish(path: Path, results: Path) -> int:
         "train_accuracy": 0.8,
         "test_loss": 0.6,
         "test_accuracy": 0.7,
-        "lr": 0.1,
-        "seconds": 9.0,
     }
     epochs = tuple(Epoch(epoch=number + 1, lr=0.1, seconds=9.0, **numbers) for number in range(100))
     for trial in experiment.trials:

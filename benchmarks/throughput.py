@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--norms", nargs="+", default=["batch", "group"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[128, 32, 8, 2])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "throughput.json")
     chosen = parser.parse_args()

@@ -130,9 +130,7 @@ def _serve(pipe: "Connection[Any, Any]", work: "Work") -> None:
 
     def tell(event: dict[str, Any]) -> bool:
         try:
-            if (
-                not pipe.poll()
-            ):  # the runner has nothing to say to a busy worker, so only the end can be there
+            if not pipe.poll():  # nothing is ever sent to a busy worker: only the end can be there
                 pipe.send(("event", event))
                 return False
         except OSError:
