@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from normbench.bases import Files, Unreadable
 from normbench.cells import TRIAL_KEYS, merged, trials_of
 from normbench.executors import EXECUTORS
 from normbench.located import Node, Problem, Spot, printable
@@ -17,7 +18,7 @@ from normbench.lookup import UnknownName
 from normbench.plots import FIGURES
 from normbench.trial import Choice, Count, Frozen, Trial, choice_from
 from normbench.validation import check, meant, paths, unknown
-from normbench.yaml_strict import MAX_BYTES, read, read_bytes, write
+from normbench.yaml_strict import read, write
 
 MAX_TRIALS = 100_000  # no setting may ask for more
 SHOWN = 100  # problems; a generated file can hold more than anybody reads
@@ -90,11 +91,12 @@ class _Document(Frozen):
 
 
 KEYS = (
+    "extends",
     *_Document.model_fields,
     *(f"trial.{key}" for key in TRIAL_KEYS),
     *(f"execute.{key}" for key in paths(Execute)),
 )
-OVERRIDABLE = (*KEYS, *(f"sweep.{key}" for key in TRIAL_KEYS))
+OVERRIDABLE = (*KEYS[1:], *(f"sweep.{key}" for key in TRIAL_KEYS))
 
 
 @dataclass(frozen=True)
@@ -151,22 +153,27 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def _refusal(problems: Iterable[Problem]) -> ConfigError:
-    """All problems, those of the file by line, then those of the command line in the order given."""
-    ordered = sorted(problems, key=lambda each: (each.spot.line or math.inf, each.spot.column))
+    """All problems, those of each file by line, then those of the command line in the order given."""
+    listed = list(problems)
+    files = list(dict.fromkeys(each.spot.source for each in listed if each.spot.line))
+
+    def place(each: Problem) -> tuple[float, int, int]:
+        at = each.spot
+        return (files.index(at.source), at.line, at.column) if at.line else (math.inf, 0, at.column)
+
+    ordered = sorted(listed, key=place)
     lines = list(dict.fromkeys(map(str, ordered)))
     rest = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return ConfigError(*lines[:SHOWN], *rest)
 
 
 def _read_file(path: Path) -> tuple[Node | None, list[Problem]]:
-    source = printable(str(path), 4096)
+    files = Files()
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        words = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{source}: cannot be read: {words}") from None
-    return read_bytes(raw, source)
+        root = files.document(path)
+    except Unreadable as error:
+        raise ConfigError(f"{printable(str(path), 4096)}: {error}") from None
+    return root, files.problems
 
 
 def _overridden(root: Node | None, text: str, problems: list[Problem]) -> Node | None:

@@ -51,8 +51,8 @@ def draw(
         chosen = _chosen(found, figure)
         drawn: list[Path] = []
         unasked: list[str] = []  # why a figure that nobody named is not drawn: of interest if none is
-        for one in chosen or FIGURES:
-            options = dict(chosen.get(one, {}))
+        for one, given in chosen or [(kind.name, {}) for kind in FIGURES.values() if not kind.of]:
+            options = dict(given)
             if one == "batch_size" and published:
                 options["published"] = published
             said: list[str] = []
@@ -69,11 +69,13 @@ def draw(
     return written
 
 
-def _chosen(found: Found, figure: str | None) -> Mapping[str, Mapping[str, Any]]:
+def _chosen(found: Found, figure: str | None) -> Sequence[tuple[str, Mapping[str, Any]]]:
     """Figures that were asked for by name, with their options; none where nobody asked."""
     plots = found.survey.experiment.plots if found.survey else ()
-    of_config = {choice.name: choice.options for choice in plots}
-    return of_config if figure is None else {figure: of_config.get(figure, {})}
+    of_config = [(choice.name, choice.options) for choice in plots]
+    if figure is None:
+        return of_config
+    return [one for one in of_config if one[0] == figure] or [(figure, {})]
 
 
 def _check(kind: str, given: Iterable[str], known: Sequence[str]) -> None:

@@ -41,7 +41,8 @@ def kind(trial: Trial) -> tuple[Any, ...]:
     """Trials of one kind cost the same per image."""
     images = tuple((key, value) for key, value in trial.dataset if key not in decoded.SIZES.values())
     batches = trial.batch_size, trial.norm_batch_size
-    return images, trial.model, trial.norm, *batches, trial.precision, trial.augment
+    steps = trial.norm_every, trial.clip, bool(trial.dropout)
+    return images, trial.model, trial.norm, *batches, *steps, trial.precision, trial.augment
 
 
 def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, place: Execute) -> Estimate:
@@ -59,11 +60,11 @@ def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, pla
     for trial in trials:
         own = kind(trial)
         try:
-            dataset = decoded.load(trial.dataset, data)
+            extent = decoded.extent(trial.dataset, data)
             if own not in speeds:
                 from normbench.probe import images_per_second
 
-                speeds[own] = images_per_second(trial, dataset, place.device, place.threads)
+                speeds[own] = images_per_second(trial, extent, place.device, place.threads)
         except DataError as error:
             unknown = str(error)
         except ValueError as error:
@@ -73,8 +74,8 @@ def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, pla
         else:
             from_records += own in seen
             evaluations = -(-trial.epochs // trial.evaluate_every)
-            images = trial.epochs * len(dataset.train.indices)
-            images += int(evaluations * len(dataset.test.indices) * EVALUATION_COST)
+            images = trial.epochs * extent.train
+            images += int(evaluations * extent.test * EVALUATION_COST)
             seconds[trial.id] = images / speeds[own]
     return Estimate(seconds, from_records, unknown, tuple(unusable))
 

@@ -11,11 +11,12 @@ from normbench.executors import EXECUTORS
 from normbench.located import printable
 from normbench.lookup import Entry, Table, UnknownName, nearest, shortened
 from normbench.models import MODELS
-from normbench.norms import NORMS
+from normbench.norms import CLIPS, NORMS
 from normbench.plots import FIGURES
 
 TABLES: dict[str, Table[Any]] = {
     "norms": NORMS,
+    "clips": CLIPS,
     "models": MODELS,
     "datasets": DATASETS,
     "executors": EXECUTORS,

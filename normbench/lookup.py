@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 
 class UnknownName(LookupError):
@@ -50,6 +50,16 @@ def count(default: int | None, meaning: str) -> Option:
     return Option(positive if default is not None else positive | None, default, meaning)
 
 
+def whole(default: int, meaning: str) -> Option:
+    """A whole number of at least 0."""
+    return Option(Annotated[int, Field(ge=0)], default, meaning)
+
+
+def at_least(least: float, default: float, meaning: str) -> Option:
+    """A finite number of at least ``least``."""
+    return Option(Annotated[float, Field(ge=least, allow_inf_nan=False)], default, meaning)
+
+
 def positive(default: float, meaning: str) -> Option:
     """A finite number above 0."""
     return Option(Annotated[float, Field(gt=0, allow_inf_nan=False)], default, meaning)
@@ -68,6 +78,22 @@ def text(default: str, meaning: str, pattern: str) -> Option:
 def one_of(choices: tuple[str, ...], meaning: str) -> Option:
     """One of ``choices``; the first is the default."""
     return Option(Literal[choices], choices[0], meaning)
+
+
+def flag(default: bool, meaning: str) -> Option:
+    """True or false."""
+    return Option(bool, default, meaning)
+
+
+def some_of(choices: tuple[str, ...], default: tuple[str, ...], meaning: str) -> Option:
+    """Any of ``choices`` but not all; kept once each and in the order in which they are listed here."""
+
+    def in_order(chosen: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(choice for choice in choices if choice in chosen)
+
+    some = Field(strict=False, max_length=len(choices) - 1)
+    word = Literal[choices]  # type: ignore[valid-type]  # the words are known when the table is made
+    return Option(Annotated[tuple[word, ...], some, AfterValidator(in_order)], default, meaning)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from normbench.data.decoded import Decoded
+from normbench.data.decoded import Extent
+from normbench.devices import device
 from normbench.models.network import check, network
 from normbench.optim import optimizer
 from normbench.trial import Trial
@@ -19,24 +20,21 @@ SECONDS = 0.3
 CACHE = "XDG_CACHE_HOME"
 
 
-def images_per_second(trial: Trial, dataset: Decoded, device: str, threads: int = 1) -> float:
+def images_per_second(trial: Trial, data: Extent, place: str, threads: int = 1) -> float:
     """Training throughput of one worker of so many threads, the others idle. Leaves no file behind.
 
     Raises:
         ValueError: the trial cannot run; the message says why.
     """
-    classes, size = len(dataset.classes), dataset.train.images.shape[1]
-    if trial.batch_size > len(dataset.train.indices):
-        images = len(dataset.train.indices)
+    classes, size, images, _ = data
+    if trial.batch_size > images:
         raise ValueError(f"batch_size {trial.batch_size} is more than the {images} training images")
+    where = device(place)
     check(trial, classes, size)
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"execute.device {device}: there is no GPU that torch can use; auto or cpu will do")
     with _threads(threads), _cache_that_goes():
-        model, norm = network(trial, classes)
+        model = network(trial, classes)
         model = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        sgd, parameters = optimizer(trial, model), list(model.parameters())
+        sgd = optimizer(trial, model)
         x = torch.randn(trial.batch_size, 3, size, size, device=where)
         x = x.contiguous(memory_format=torch.channels_last)
         y = torch.zeros(trial.batch_size, dtype=torch.long, device=where)
@@ -46,7 +44,7 @@ def images_per_second(trial: Trial, dataset: Decoded, device: str, threads: int 
                 logits = model(x)
             sgd.zero_grad()
             F.cross_entropy(logits.float(), y).backward()  # type: ignore[no-untyped-call]
-            norm.clip(parameters)
+            model.clip()
             sgd.step()
             if where.type == "cuda":
                 torch.cuda.synchronize(where)

@@ -30,10 +30,10 @@ def provenance(device: torch.device, precision: str) -> dict[str, Any]:
         "flags": {
             "precision": precision,
             "deterministic_convolutions": torch.backends.cudnn.deterministic,
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
             "flush_denormal": True,
         },
-        "path": {"norm": kernels.path(device), "memory_format": "channels_last"},
+        "path": {"norm": kernels.path(device, precision == "bf16"), "memory_format": "channels_last"},
     }
 
 
@@ -73,6 +73,7 @@ def git_state() -> str | None:
 def reset_peak_memory(device: torch.device) -> None:
     """Let ``peak_memory_bytes`` count from here on, where the system can (CUDA, Linux)."""
     if device.type == "cuda":
+        torch.cuda.current_device()  # which starts CUDA; the reset does not
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR_REFS.exists():
         with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_serializer, model
 
 from normbench.trial import Frozen, Trial
 
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2  # 1 knew none of the settings in trial.ADDED; they are then as before
 Status = Literal["done", "diverged", "out_of_memory"]
 
 
@@ -52,7 +52,7 @@ class NewerRecordError(ValueError):
 class Record(Finite):
     """What one trial gave: its settings, its course, its end and where it ran."""
 
-    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_version: Literal[1, 2] = Field(SCHEMA, alias="schema")
     trial: Trial
     status: Status
     epochs: tuple[Epoch, ...]
@@ -230,10 +230,6 @@ class Store:
             corrupt.mkdir(exist_ok=True)
             names = itertools.chain([path.name], (f"{path.name}.{number}" for number in itertools.count(2)))
             path.replace(next(corrupt / name for name in names if not (corrupt / name).exists()))
-
-    def discard(self, trial_id: str) -> None:
-        """Forget a record, so that its trial runs again."""
-        self.record_path(trial_id).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -1,6 +1,8 @@
 """A sweep: which trials of an experiment are missing, run those, save what they give."""
 
+import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 State = Literal["done", "diverged", "out_of_memory", "failed", "missing"]
 STATES: tuple[State, ...] = ("done", "diverged", "out_of_memory", "failed", "missing")
 RETRIABLE = ("failed", "diverged", "out_of_memory")
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 PLAN = "experiment.yaml"  # beside the records, so that figures and status know what was asked for
 
 
@@ -127,9 +130,7 @@ def run(
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         if missing:
-            prepare(missing, data, listener.say)
-            for trial in missing:  # not earlier: if nothing can run, nothing is forgotten
-                store.discard(trial.id)
+            prepare(missing, data, listener.say, experiment.execute.device)
         _write_plan(experiment, store.directory / PLAN)
         listener.begin(before, missing)
         if missing:
@@ -137,15 +138,20 @@ def run(
     return survey(experiment, results)
 
 
-def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None]) -> None:
-    """Have every data set decoded, and every trial's network looked through.
+def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], device: str = "auto") -> None:
+    """Have every data set decoded, every trial's network looked through, and the device found.
 
     Raises:
         DataError: a data set cannot be had.
         Unusable: with all reasons, one a line.
     """
+    from normbench import devices
     from normbench.models.network import check
 
+    try:
+        devices.device(device)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
     for choice in dict.fromkeys(trial.dataset for trial in trials):
         decoded.prepare(choice, data, say)
     problems: dict[str, None] = {}
@@ -168,20 +174,35 @@ def work(
     """Run one trial where this process is. torch is loaded here, and not by who only reads records."""
     import torch
 
+    from normbench import devices
     from normbench.train import train
 
     torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return train(trial, data, checkpoints(trial.id), device, tell)
+    return train(trial, data, checkpoints(trial.id), str(devices.device(device)), tell)
 
 
 def workers(execute: config.Execute) -> int:
-    """As many as the cores carry, unless a number is given."""
+    """As many as the cores carry, or one on a GPU, unless a number is given.
+
+    Trials that shared a GPU could run out of memory by each other's doing, and that is a result.
+    """
     if execute.workers != "auto":
         return execute.workers
+    if execute.device != "cpu" and (execute.device != "auto" or _has_gpu()):
+        return 1
+    return max(1, _cores() // execute.threads)
+
+
+def _has_gpu() -> bool:
+    """Without loading torch: whoever only asks how long a sweep takes should not wait for it."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+
+def _cores() -> int:
+    """The cores that this process may use, by its affinity and by the quota of its container."""
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, ours // execute.threads)
+    quota = re.match(r"(\d+) (\d+)", QUOTA.read_text()) if QUOTA.exists() else None
+    return min(ours, math.ceil(int(quota[1]) / int(quota[2]))) if quota else ours
 
 
 def _shapes(trial: Trial) -> tuple[Any, ...]:

@@ -16,11 +16,11 @@ from normbench import checkpoints
 from normbench.data import DataError, decoded
 from normbench.data.augment import Images
 from normbench.models.network import network
-from normbench.norms.normalization import Normalization
+from normbench.norms.normalization import Clock, Timed
 from normbench.optim import learning_rate, optimizer
 from normbench.progress import Diverged, Progress
-from normbench.provenance import peak_memory_bytes, provenance, reset_peak_memory
-from normbench.records import Epoch, Final, Interrupted, Record, Status
+from normbench.provenance import git_state, peak_memory_bytes, provenance, reset_peak_memory
+from normbench.records import SCHEMA, Epoch, Final, Interrupted, Record, Status
 from normbench.trial import Trial
 
 Report = Callable[[dict[str, Any]], bool]
@@ -32,14 +32,16 @@ CHECKPOINT_SECONDS = 20.0
 @contextlib.contextmanager
 def _settled_arithmetic() -> Iterator[None]:
     """Settings of the whole process that training wants, and that others in it must find as they were."""
-    deterministic = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
+    cudnn = torch.backends.cudnn
+    deterministic, tf32 = cudnn.deterministic, cudnn.allow_tf32
+    cudnn.deterministic, cudnn.allow_tf32 = True, False  # fp32 is fp32
     torch.set_flush_denormal(True)  # dying activations would otherwise slow a CPU down a hundredfold
     try:
         yield
     finally:
         torch.set_flush_denormal(False)
-        torch.backends.cudnn.deterministic = deterministic
+        cudnn.deterministic, cudnn.allow_tf32 = deterministic, tf32
+        torch.cuda.empty_cache()  # for whoever shares the GPU; nothing where there is none
 
 
 @_settled_arithmetic()
@@ -67,6 +69,7 @@ def train(
         OSError: a checkpoint could not be written.
     """
     where = torch.device(device)
+    git_state()  # of the code that is loaded now; by the end somebody may have committed
     reset_peak_memory(where)
     dataset = decoded.load(trial.dataset, data)
     steps_per_epoch = len(dataset.train.indices) // trial.batch_size
@@ -98,14 +101,16 @@ def train(
     try:
         training = Images(dataset.train, dataset.mean, dataset.std, where)
         testing = Images(dataset.test, dataset.mean, dataset.std, where)
-        model, norm, sgd, progress = _resumed(trial, len(dataset.classes), where, checkpoint, owner, report)
-        parameters = list(model.parameters())
+        model, sgd, progress = _resumed(trial, len(dataset.classes), where, checkpoint, owner, report)
+        timed = [module for module in model.modules() if isinstance(module, Timed)]
         while (epoch := len(progress.epochs)) < trial.epochs:
             model.train()
             for chunk in training.training_chunks(
                 trial.seed, epoch, trial.batch_size, trial.augment, start=progress.position
             ):
                 for x, y in zip(*(torch.split(all_, trial.batch_size) for all_ in chunk), strict=True):
+                    for module in timed:
+                        module.at(Clock(progress.step, steps_per_epoch, trial.epochs))
                     for group in sgd.param_groups:
                         group["lr"] = learning_rate(trial, progress.step, steps_per_epoch)
                     with torch.autocast(where.type, torch.bfloat16, enabled=trial.precision == "bf16"):
@@ -113,7 +118,7 @@ def train(
                     loss = F.cross_entropy(logits.float(), y, label_smoothing=trial.label_smoothing)
                     sgd.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
-                    norm.clip(parameters)
+                    model.clip()  # type: ignore[operator]
                     sgd.step()
                     progress.updated(loss, logits, y)
                     pause()
@@ -124,7 +129,10 @@ def train(
             )
             lr = learning_rate(trial, progress.step - 1, steps_per_epoch)
             progress.end_epoch(steps_per_epoch, test_loss, test_accuracy, lr, _diagnoses(model))
-        save()
+        try:
+            save()  # so that whoever is killed before the record is stored has lost nothing
+        except OSError as error:
+            report({"warning": f"the state of {trial.id} could not be saved ({error})"})
     except Diverged as error:
         status = "diverged"
         failure = {"step": progress.step, "last_finite_loss": progress.last_loss, "why": str(error)}
@@ -135,7 +143,7 @@ def train(
 
     epochs = tuple(Epoch(**epoch) for epoch in progress.epochs)
     return Record(
-        schema=1,
+        schema=SCHEMA,
         trial=trial,
         status=status,
         epochs=epochs,
@@ -182,26 +190,26 @@ def final(epochs: tuple[Epoch, ...]) -> Final:
 
 def _resumed(
     trial: Trial, classes: int, where: torch.device, checkpoint: Path, owner: str, report: Report
-) -> tuple[nn.Module, Normalization, torch.optim.SGD, Progress]:
-    """Network, normalization, optimizer and progress, as the newest usable checkpoint has them, or new."""
+) -> tuple[nn.Module, torch.optim.SGD, Progress]:
+    """Network, optimizer and progress, as the newest usable checkpoint has them, or new."""
 
     def say(words: str) -> None:
         report({"warning": words})
 
-    def begun() -> tuple[nn.Module, Normalization, torch.optim.SGD]:
-        model, norm = network(trial, classes)
+    def begun() -> tuple[nn.Module, torch.optim.SGD]:
+        model = network(trial, classes)
         model = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model, norm, optimizer(trial, model)
+        return model, optimizer(trial, model)
 
     for path, state in checkpoints.load(checkpoint, owner, say):
-        model, norm, sgd = begun()
+        model, sgd = begun()
         try:
             model.load_state_dict(state["model"])
             sgd.load_state_dict(state["optimizer"])
             for parameter, kept in sgd.state.items():
                 if kept["momentum_buffer"].shape != parameter.shape:
                     raise ValueError("a momentum is not of its parameter's shape")
-            return model, norm, sgd, Progress(**state["progress"])
+            return model, sgd, Progress(**state["progress"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             say(f"{path} does not fit this network ({str(error).partition(chr(10))[0]}) and is not used")
     return *begun(), Progress()

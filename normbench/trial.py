@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 from normbench.data import DATASETS
 from normbench.lookup import Entry, Table, nearest, shortened
 from normbench.models import MODELS
-from normbench.norms import NORMS
+from normbench.norms import CLIPS, NORMS
 
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(abs)]  # abs(-0.0) is 0.0
@@ -99,8 +99,10 @@ if TYPE_CHECKING:
     Dataset: TypeAlias = Choice
     Model: TypeAlias = Choice
     Norm: TypeAlias = Choice
+    Clip: TypeAlias = Choice
 else:
-    Dataset, Model, Norm = choice_from(DATASETS), choice_from(MODELS), choice_from(NORMS)
+    Dataset, Model = choice_from(DATASETS), choice_from(MODELS)
+    Norm, Clip = choice_from(NORMS), choice_from(CLIPS)
 
 
 class Optimizer(Frozen):
@@ -132,6 +134,17 @@ def _named_schedule(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+# Settings that came after the first records, with the value that means "as before". At that value they are
+# left out of the hash: the ids of finished trials never move.
+ADDED: dict[str, Any] = {
+    "norm_every": 1,
+    "clip": {"name": "none"},
+    "dropout": 0.0,
+    "init_scale": 1.0,
+    "norm.frozen_epochs": 0,
+}
+
+
 class Trial(Frozen):
     """One training run. Equal trials have equal ids; anything that changes the numbers changes the id."""
 
@@ -142,6 +155,8 @@ class Trial(Frozen):
     norm_batch_size: Count | None = Field(
         None, description="samples that share statistics; all of the batch by default"
     )
+    norm_every: Count = Field(1, description="normalize after every so many convolutions")
+    clip: Clip = Field("none", description="what is done to the gradients", validate_default=True)
     epochs: Count = 100
     optimizer: Optimizer = Optimizer()
     lr_reference_batch: Count | None = Field(
@@ -150,6 +165,8 @@ class Trial(Frozen):
     schedule: Annotated[Schedule, BeforeValidator(_named_schedule)] = Schedule()
     label_smoothing: BelowOne = 0.0
     augment: bool = Field(True, description="random crop out of 4 pixels of padding, and random flip")
+    dropout: BelowOne = Field(0.0, description="share dropped between the two convolutions of a block")
+    init_scale: Positive = Field(1.0, description="multiplies the weights that training starts from")
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_init_residual: bool = Field(
         False, description="gamma starts at 0 in the last norm of every residual block"
@@ -171,9 +188,24 @@ class Trial(Frozen):
         elif self.batch_size % self.norm_batch_size:
             words = f"norm_batch_size {self.norm_batch_size} does not divide batch_size {self.batch_size}"
             raise conflict(words, "norm_batch_size", "batch_size")
-        if not method.affine:
-            fields["zero_init_residual"] = False
+        if (frozen := self.norm.options.get("frozen_epochs", 0)) > self.epochs:
+            words = f"frozen_epochs {frozen} is more than epochs {self.epochs}"
+            raise conflict(words, "norm.frozen_epochs", "epochs")
+        network = MODELS[self.model.name]
+        if not method.layers:
+            fields["norm_every"], fields["zero_init_residual"] = 1, False
+        elif self.norm_every > network.layers:
+            words = f"norm_every {self.norm_every} is more than the {network.layers} layers of {network.name}"
+            raise conflict(words, "norm_every", "model")
+        if method.preactivation and not network.preactivation:
+            words = f"{method.name} is for pre-activation networks only, such as preact_{network.name}"
+            raise conflict(words, "norm", "model")
+        if not (method.affine and self.optimizer.weight_decay):
             fields["optimizer"] = self.optimizer.model_copy(update={"weight_decay_on_norm": True})
+        if network.preactivation and self.zero_init_residual:
+            words = f"zero_init_residual: the blocks of {network.name} do not end in a norm"
+            raise conflict(words, "zero_init_residual", "model")
+        fields["evaluate_every"] = min(self.evaluate_every, self.epochs)
         if self.schedule.warmup_epochs > self.epochs:
             words = f"warmup_epochs {self.schedule.warmup_epochs:g} is more than epochs {self.epochs}"
             raise conflict(words, "schedule.warmup_epochs", "epochs")
@@ -181,12 +213,23 @@ class Trial(Frozen):
 
     @property
     def id(self) -> str:
-        """A readable prefix and a hash of all resolved values, for example ``group-resnet8-b32-s0-1f3a…``."""
-        values = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """A readable prefix and a hash of all resolved values, for example ``group-resnet8-b32-s0-1f3a…``.
+
+        (All but those of ``ADDED`` that are as before.)
+        """
+        resolved = self.model_dump(mode="json")
+        for dotted, as_before in ADDED.items():
+            *outer, key = dotted.split(".")
+            holder = resolved[outer[0]] if outer else resolved
+            if key in holder and holder[key] == as_before:
+                del holder[key]
+        values = json.dumps(resolved, sort_keys=True, separators=(",", ":"))
         norm_batch = (
             f"-n{self.norm_batch_size}" if self.norm_batch_size not in (None, self.batch_size) else ""
         )
-        prefix = f"{self.norm.name}-{self.model.name}-b{self.batch_size}{norm_batch}-s{self.seed}"
+        prefix = f"{self.norm.name}-{self.model.name}-b{self.batch_size}{norm_batch}-s{self.seed}".replace(
+            "_", "-"
+        )
         return f"{prefix}-{hashlib.sha256(values.encode()).hexdigest()[:12]}"
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from PIL import Image
 from normbench import config, sweep
 from normbench.cli import main
 from normbench.data import decoded
+from normbench.norms import NORMS
 from normbench.trial import Trial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: more threads only wait for each other
@@ -88,10 +89,13 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny_trial(**settings: Any) -> Trial:
     """A trial on ``tiny_data`` that takes a fraction of a second; ``settings`` replace its own."""
+    norm = settings.get("norm", "group")
+    method = NORMS[norm if isinstance(norm, str) else norm["name"]]
+    family = "preact_resnet" if method.preactivation else "resnet"
     return Trial.model_validate(
         {
             "dataset": {"name": "folder", "folder": "tiny", "image_size": 8},
-            "model": {"name": "resnet8", "width": 0.5},
+            "model": {"name": f"{family}8", "width": 0.5},
             "norm": "group",
             "batch_size": 10,
             "epochs": 2,

@@ -95,8 +95,11 @@ class GroupNorm(LayerNorm):
 class BatchNorm(LayerNorm):
     """Ioffe & Szegedy 2015, algorithm 1 for every norm batch; algorithm 2 (m / (m - 1)) for inference."""
 
-    def __init__(self, channels: int, eps: float, momentum: float, norm_batch_size: int) -> None:
+    def __init__(
+        self, channels: int, eps: float, momentum: float, norm_batch_size: int, frozen_epochs: int = 0
+    ) -> None:
         super().__init__(channels, eps)
+        assert not frozen_epochs, "training as ever"
         self.momentum, self.norm_batch_size = momentum, norm_batch_size
         self.running_mean, self.running_var = np.zeros(channels), np.ones(channels)
 
@@ -126,6 +129,25 @@ class BatchNorm(LayerNorm):
             variances.append(sigma2 * m / (m - 1))
         self.follow(means, variances)
         return y
+
+
+class BatchRenorm(BatchNorm):
+    """Ioffe 2017, algorithm 1, for every norm batch; ``bounds`` are the r_max and d_max of the moment."""
+
+    def __init__(
+        self, channels: int, eps: float, momentum: float, norm_batch_size: int, **end: float
+    ) -> None:
+        super().__init__(channels, eps, momentum, norm_batch_size)
+        self.bounds, self.end = (1.0, 0.0), end
+
+    def normalized(self, x: Array, mu: Array, sigma2: Array) -> Array:
+        if not self.training:
+            return super().normalized(x, mu, sigma2)
+        r_max, d_max = self.bounds
+        sigma_b, sigma = np.sqrt(sigma2 + self.eps), np.sqrt(self.running_var + self.eps)
+        r = np.clip(sigma_b / sigma, 1 / r_max, r_max)
+        d = np.clip((mu - self.running_mean) / sigma, -d_max, d_max)
+        return self.affine((x - per_channel(mu)) / per_channel(sigma_b) * per_channel(r) + per_channel(d))
 
 
 class SwitchNorm(BatchNorm):
@@ -206,4 +228,5 @@ REFERENCES: dict[str, Any] = {
     "instance": InstanceNorm,
     "group": GroupNorm,
     "switchable": switchable,
+    "batch_renorm": BatchRenorm,
 }

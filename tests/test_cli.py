@@ -116,7 +116,7 @@ def test_1_an_internal_fault_is_one_line(lab: Path, cli: Cli, monkeypatch: pytes
         (["show", "layer"], "no trial 'layer' in results"),
         (["export", "tinny"], "did you mean 'tiny'?"),
         (["export", "tiny", "--format", "cvs"], "--format: unknown format 'cvs' (did you mean 'csv'?)"),
-        (["list", "norm"], "unknown list 'norm' (did you mean 'norms'?); known: norms, models"),
+        (["list", "norm"], "unknown list 'norm' (did you mean 'norms'?); known: norms, clips, models"),
         (["data", "shape"], "unknown dataset 'shape' (did you mean 'shapes'?)"),
         (["data", "shapes", "train_sice=10"], "train_sice"),
     ],
@@ -157,7 +157,7 @@ def test_3_a_failed_trial_is_tried_again_unless_told_otherwise(
 
     ids = [path.stem for path in (lab / "results/tiny").glob("group-*.json")]
     for trial in ids:
-        Store(lab / "results/tiny").discard(trial)
+        Store(lab / "results/tiny").record_path(trial).unlink()
     with monkeypatch.context() as patch:
         patch.setattr("normbench.train.train", broken)
         ended = cli("run", "tiny.yaml")
@@ -212,7 +212,7 @@ def test_6_a_file_where_a_directory_must_be(lab: Path, cli: Cli) -> None:
 
 def test_6_a_disk_that_is_full(lab: Path, cli: Cli) -> None:
     lost = some_record(lab).trial.id
-    Store(lab / "results/tiny").discard(lost)
+    Store(lab / "results/tiny").record_path(lost).unlink()
     before = {path: path.read_bytes() for path in (lab / "results/tiny").glob("*.json")}
     with files_of_at_most(200):
         ended = cli("run", "tiny.yaml")

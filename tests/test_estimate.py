@@ -83,6 +83,21 @@ def test_data_that_are_not_there_leave_the_time_open(records: list[Record], tmp_
     assert "not decoded yet" in expected.unknown
 
 
+@pytest.mark.parametrize("name", ["shapes", "cifar10", "cifar100"])
+def test_sets_of_known_extent_need_not_be_there(name: str, tmp_path: Path) -> None:
+    trial = Trial(dataset={"name": name, "train_size": 100}, model="resnet8", norm="none", batch_size=50)
+    expected = estimate([trial], [], tmp_path, HERE)
+    assert expected.unknown is None
+    assert set(expected.seconds) == {trial.id}
+
+
+def test_the_known_extent_of_the_shapes_is_theirs(tmp_path: Path) -> None:
+    dataset = Trial(dataset={"name": "shapes", "test_size": 50}).dataset
+    expected = decoded.extent(dataset, tmp_path)
+    decoded.prepare(dataset, tmp_path)
+    assert decoded.extent(dataset, tmp_path) == expected
+
+
 def test_what_cannot_run_is_told_with_all_reasons(records: list[Record], tiny_data: Path) -> None:
     group = like(records[0], norm={"name": "group", "groups": 8})
     large = like(records[0], norm="layer", batch_size=65)
@@ -122,11 +137,11 @@ def test_a_probe_measures_and_leaves_all_as_it_was(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = torch.get_num_threads(), dict(os.environ)
     trial = records[0].trial
-    assert probe.images_per_second(trial, decoded.load(trial.dataset, tiny_data), "cpu", 2) > 0
+    assert probe.images_per_second(trial, decoded.extent(trial.dataset, tiny_data), "cpu", 2) > 0
     assert (torch.get_num_threads(), dict(os.environ)) == before
     assert not list(tmp_path.iterdir())
     monkeypatch.delenv("XDG_CACHE_HOME")
-    probe.images_per_second(trial, decoded.load(trial.dataset, tiny_data), "cpu")
+    probe.images_per_second(trial, decoded.extent(trial.dataset, tiny_data), "cpu")
     assert "XDG_CACHE_HOME" not in os.environ
 
 

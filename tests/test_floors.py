@@ -20,13 +20,14 @@ from normbench.data import DATASETS
 from normbench.executors import EXECUTORS
 from normbench.lookup import Table
 from normbench.models import MODELS
-from normbench.norms import NORMS
+from normbench.norms import CLIPS, NORMS
 from normbench.plots import FIGURES
 
 
-def behind(table: Table[Any]) -> tuple[str, ...]:
-    """The modules that a table's entries live in, so that a new entry has its floor already."""
-    targets = {entry.target.partition(":")[0] for entry in table.values()}
+def behind(*tables: Table[Any]) -> tuple[str, ...]:
+    """The modules that tables' entries live in, so that a new entry has its floor already."""
+    targets = {entry.target.partition(":")[0] for table in tables for entry in table.values()}
+    targets -= {"normbench.norms.normalization"}  # which has the clip that does nothing
     return tuple(sorted(target.removeprefix("normbench.") for target in targets))
 
 
@@ -40,11 +41,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # what a trial is, and how YAML is read and checked
     ("trial", "validation", "yaml_strict", "plots.style"),
     # what a trial leaves behind; the seam between networks and methods
-    ("records", "cells", "norms.normalization", "norms.kernels"),
+    ("records", "cells", "bases", "norms.normalization", "norms.kernels"),
     # what a trial is made of
-    ("config", "checkpoints", "optim", "provenance", "progress"),
-    ("norms.moments", "data.cache", *behind(MODELS), *behind(DATASETS)),
-    behind(NORMS),
+    ("config", "checkpoints", "optim", "provenance", "progress", "devices"),
+    ("norms.moments", "norms.weights", "data.cache", "models.blocks", *behind(DATASETS)),
+    (*behind(NORMS, CLIPS), *behind(MODELS)),
     ("models.network", "data.decoded", *behind(EXECUTORS)),
     # the training loop; how long it may take
     ("data.augment", "probe"),
@@ -62,9 +63,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 
 MAY_IMPORT_TORCH = {
-    *("norms.kernels", "norms.normalization", "norms.moments", *behind(NORMS)),
-    *("models.network", *behind(MODELS), "data.augment"),
-    *("optim", "checkpoints", "progress", "provenance", "train", "probe"),
+    *("norms.kernels", "norms.normalization", "norms.moments", "norms.weights", *behind(NORMS, CLIPS)),
+    *("models.network", "models.blocks", *behind(MODELS), "data.augment"),
+    *("optim", "checkpoints", "devices", "progress", "provenance", "train", "probe"),
 }
 
 # functions that load torch when, and only when, it is time to compute
@@ -76,12 +77,12 @@ LAZY = {
     ("data.cifar", "_download"),
 }
 
-TABLES: dict[str, Table[Any]] = {
-    "norms": NORMS,
-    "models": MODELS,
-    "data": DATASETS,
-    "executors": EXECUTORS,
-    "plots": FIGURES,
+TABLES: dict[str, tuple[Table[Any], ...]] = {
+    "norms": (NORMS, CLIPS),
+    "models": (MODELS,),
+    "data": (DATASETS,),
+    "executors": (EXECUTORS,),
+    "plots": (FIGURES,),
 }
 
 PACKAGE = Path(normbench.__file__).parent
@@ -194,7 +195,7 @@ def test_modules_are_loaded_by_name_in_one_place_only(module: str) -> None:
 @pytest.mark.parametrize("package", TABLES)
 def test_every_file_of_a_package_is_in_its_table_or_its_list_of_shared_files(package: str) -> None:
     files = {module.removeprefix(f"{package}.") for module in MODULES if module.startswith(f"{package}.")}
-    targets = {entry.target.partition(":")[0] for entry in TABLES[package].values()}
+    targets = {f"normbench.{module}" for module in behind(*TABLES[package])}
     listed = {target.removeprefix(f"normbench.{package}.") for target in targets}
     shared = set(importlib.import_module(f"normbench.{package}").SHARED)
     assert not listed & shared
@@ -207,8 +208,8 @@ def test_every_package_has_a_table() -> None:
 
 @pytest.mark.parametrize("package", TABLES)
 def test_there_is_code_behind_every_entry(package: str) -> None:
-    for entry in TABLES[package].values():
-        assert entry.load() is not None
+    for table in TABLES[package]:
+        assert all(entry.load() is not None for entry in table.values())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from norm_cases import (
     layer,
     like,
     maps,
-    normalization,
     put,
     rounding,
     take,
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from normbench.norms import kernels
 from normbench.norms.moments import Block, MomentNorm, RunningMomentNorm, Statistics, normalize
+from normbench.norms.normalization import relu
 from normbench.trial import Choice
 
 FP32 = Arithmetic(torch.float32, "compiled")
@@ -90,13 +90,13 @@ def _run(
     inputs: tuple[Tensor, Tensor, Tensor],
 ) -> dict[str, Tensor]:
     """Output, gradients and buffers of one training step of a layer."""
-    module, seam = layer(norm, shape.C, shape.norm_batch), normalization(norm, shape.C, shape.norm_batch)
+    module = layer(norm, shape.C, shape.norm_batch)
     put(module, arithmetic)
     x, shortcut, dy = (like(one, arithmetic, memory_format) for one in inputs)
     if ending == "plain":
         y = module(x)
     else:
-        y = seam.relu(module, x, shortcut if ending == "shortcut and relu" else None)
+        y = relu(module, x, shortcut if ending == "shortcut and relu" else None)
     torch.autograd.backward(y, dy.detach())
     leaves = {"x": x, **dict(module.named_parameters())} | (
         {"shortcut": shortcut} if "shortcut" in ending else {}
@@ -358,6 +358,35 @@ def test_they_are_built_once_for_a_source_compiler_and_processor(
     kernels._build.cache_clear()
     assert kernels.path(CPU) == "compiled"
     assert len(list((tmp_path / "normbench").iterdir())) == 2
+
+
+@needs_compiler
+def test_a_damaged_library_in_the_cache_is_built_anew(
+    fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kernels.path(CPU) == "compiled"
+    (whole,) = (tmp_path / "normbench").iterdir()
+    built = tmp_path / "another" / "normbench" / whole.name  # one that is loaded would not be looked at
+    built.parent.mkdir(parents=True)
+    built.write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    kernels._build.cache_clear()
+    assert kernels.path(CPU) == "compiled"
+    assert built.stat().st_size > 0
+
+
+def test_running_statistics_of_several_channels_are_refused() -> None:
+    running = kernels.Running(torch.zeros(4), torch.ones(4), 0.1, 1.0)
+    with pytest.raises(ValueError, match="must be of single channels"):
+        normalize(
+            torch.ones(2, 4, 3, 3),
+            torch.ones(4),
+            torch.zeros(4),
+            Statistics((Block(channels=4),)),
+            1e-5,
+            running=running,
+        )
 
 
 @needs_compiler

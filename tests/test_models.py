@@ -10,10 +10,11 @@ from norm_cases import EVERY_AFFINE_METHOD, EVERY_METHOD, fitted
 from torch import Tensor, nn
 
 from normbench.models import MODELS
+from normbench.models.blocks import Dropout, Shortcut
 from normbench.models.network import check, network
-from normbench.models.resnet import Block, _Shortcut
+from normbench.models.resnet import Block
 from normbench.norms import kernels
-from normbench.norms.normalization import ShapeError
+from normbench.norms.normalization import Clock, ShapeError
 from normbench.trial import Choice, Trial
 
 # of each with batch normalization and 10 classes; table 6 of He et al. gives some of them in millions
@@ -25,13 +26,20 @@ PARAMETERS = {
     "resnet44": 658_586,
     "resnet56": 853_018,
     "resnet110": 1_727_962,
-}
+    # two 1×1 projections more, and a norm at the end in place of the one behind the first convolution
+    **{
+        f"preact_resnet{depth}": count + 16 * 32 + 32 * 64 + 2 * (64 - 16) - 2 * (32 + 64) + 2 * (16 + 32)
+        for depth, count in {
+            8: 75_290, 14: 172_506, 20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962,
+        }.items()
+    },
+}  # fmt: skip
 HE_ET_AL_MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
 
 
 def made(model: Any = "resnet8", norm: Any = "batch", classes: int = 10, **settings: Any) -> nn.Module:
-    return network(Trial(model=model, norm=norm, **settings), classes)[0]
+    return network(Trial(model=model, norm=norm, **settings), classes)
 
 
 @pytest.fixture
@@ -40,6 +48,11 @@ def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # the architecture
+
+
+def _deepens(module: nn.Module) -> bool:
+    """All but the projections of shortcuts."""
+    return not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1)
 
 
 def test_every_network_has_its_number_of_parameters_written_here() -> None:
@@ -58,7 +71,8 @@ def test_the_number_of_parameters_is_he_et_als(name: str) -> None:
 @EVERY_MODEL
 def test_the_depth_is_the_number_of_convolutions_and_linear_layers(name: str) -> None:
     modules = list(made(name).modules())
-    assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in modules) == int(name[len("resnet") :])
+    deep = [module for module in modules if isinstance(module, nn.Conv2d | nn.Linear) and _deepens(module)]
+    assert len(deep) == int(name.removeprefix("preact_").removeprefix("resnet"))
     assert all(module.bias is None for module in modules if isinstance(module, nn.Conv2d))
 
 
@@ -94,14 +108,14 @@ def test_the_width_multiplies_the_channels(width: float, channels: list[int]) ->
 def test_the_shortcut_is_indexing_and_padding(shape: tuple[int, ...], stride: int, new_channels: int) -> None:
     """He et al.'s option A, in value and gradient, exactly; and by finite differences."""
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    y = _Shortcut.apply(x, stride, new_channels)
+    y = Shortcut.apply(x, stride, new_channels)
     before = new_channels // 2
     expected = F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, new_channels - before))
     assert torch.equal(y, expected)
     assert y.is_contiguous(memory_format=torch.channels_last)
     dy = torch.randn_like(y)
     assert torch.equal(*(torch.autograd.grad(result, x, dy)[0] for result in (y, expected)))
-    assert torch.autograd.gradcheck(_Shortcut.apply, (x, stride, new_channels))
+    assert torch.autograd.gradcheck(Shortcut.apply, (x, stride, new_channels))
 
 
 class _TheirBlock(nn.Module):
@@ -199,13 +213,13 @@ def test_the_start_is_a_function_of_the_seed_alone(norm: Choice) -> None:
     """Whatever the global generator has been through; which is left as it was."""
     trial = Trial(model="resnet8", norm=norm.model_dump(), seed=3)
     torch.manual_seed(0)
-    one = network(trial, 10)[0].state_dict()
+    one = network(trial, 10).state_dict()
     torch.randn(17)
     before = torch.get_rng_state()
-    other = network(trial, 10)[0].state_dict()
+    other = network(trial, 10).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    another_seed = network(trial.model_copy(update={"seed": 4}), 10)[0].state_dict()
+    another_seed = network(trial.model_copy(update={"seed": 4}), 10).state_dict()
     assert not torch.equal(one["conv.weight"], another_seed["conv.weight"])
 
 
@@ -227,14 +241,15 @@ def test_every_method_starts_from_the_same_convolutions_and_linear_layer(norm: C
 
 @EVERY_MODEL
 def test_the_convolutions_start_as_he_et_al_say(name: str) -> None:
-    """Normal with variance 2 / (9 · channels out), gamma 1, beta 0.
+    """Normal with variance 2 / (k² · channels out), gamma 1, beta 0.
 
     Five standard errors: of n draws, the mean's is σ / √n and the deviation's σ / √(2n).
     """
     model = made(name)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            sigma, n = math.sqrt(2 / (9 * module.out_channels)), module.weight.numel()
+            fan_out = module.kernel_size[0] ** 2 * module.out_channels
+            sigma, n = math.sqrt(2 / fan_out), module.weight.numel()
             assert abs(float(module.weight.detach().mean())) < 5 * sigma / math.sqrt(n)
             assert abs(float(module.weight.detach().std()) - sigma) < 5 * sigma / math.sqrt(2 * n)
         elif hasattr(module, "gamma"):
@@ -311,3 +326,68 @@ def test_the_check_needs_neither_memory_nor_time_for_the_maps() -> None:
 
 def test_without_a_normalization_any_shape_will_do() -> None:
     check(Trial(model="resnet8", norm="none", batch_size=1), 10, 1)
+
+
+# settings of the network
+
+
+@pytest.mark.parametrize("name", ["resnet14", "preact_resnet14"])
+@pytest.mark.parametrize("k", [1, 2, 3, 13])
+def test_a_norm_stands_after_every_kth_convolution_only(name: str, k: int) -> None:
+    """In the order in which the convolutions run."""
+    model = made(name, norm_every=k, batch_size=2)
+    order = [
+        name.rpartition(".")[2].startswith(("norm", "last_norm")) and not isinstance(module, nn.Identity)
+        for name, module in _as_they_run(model)
+        if name.rpartition(".")[2].startswith(("norm", "last_norm"))
+    ]
+    assert len(order) == 13
+    assert [place for place, normalized in enumerate(order, 1) if normalized] == list(range(k, 14, k))
+
+
+def _as_they_run(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    ran: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda m, *_, name=name: ran.append((name, m)))
+    model(torch.randn(2, 3, 8, 8))
+    return ran
+
+
+def test_the_initial_scale_multiplies_weights_and_nothing_else() -> None:
+    plain, scaled = made(seed=3), made(seed=3, init_scale=3.0)
+    for (name, one), other in zip(plain.named_parameters(), scaled.parameters(), strict=True):
+        assert torch.equal(other, 3 * one if one.ndim > 1 else one), name
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean_and_is_gone_at_inference() -> None:
+    """Of 2¹⁸ values: five standard errors of a share of 0.3."""
+    torch.manual_seed(0)
+    layer = Dropout(0.3)
+    layer.at(Clock(0, 1, 1))
+    x = torch.ones(64, 64, 8, 8)
+    y = layer(x)
+    assert abs(float((y == 0).float().mean()) - 0.3) < 5 * math.sqrt(0.3 * 0.7 / y.numel())
+    assert set(y.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.7))}
+    assert layer.eval()(x) is x
+
+
+def test_every_update_and_every_layer_drops_others() -> None:
+    torch.manual_seed(0)
+    one, other = Dropout(0.5), Dropout(0.5)
+    x = torch.ones(1, 8, 4, 4)
+    masks = []
+    for layer, step in ((one, 0), (one, 1), (other, 0)):
+        layer.at(Clock(step, 10, 1))
+        masks.append(layer(x))
+    one.at(Clock(0, 10, 1))
+    assert torch.equal(one(x), masks[0])
+    assert not any(torch.equal(masks[a], masks[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_dropout_stands_between_the_two_convolutions_of_every_block() -> None:
+    for name in ("resnet14", "preact_resnet14"):
+        model = made(name, dropout=0.5)
+        places = [path for path, module in model.named_modules() if isinstance(module, Dropout)]
+        assert len(places) == 6
+        assert all(path.endswith(".dropout") for path in places)

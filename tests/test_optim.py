@@ -75,7 +75,7 @@ def test_updates_are_those_of_torchs_sgd(nesterov: bool, decay_on_norm: bool) ->
         "weight_decay_on_norm": decay_on_norm,
     }  # fmt: skip
     trial = Trial(model="resnet8", optimizer=settings)
-    ours, theirs = (network(trial, 10)[0] for _ in range(2))
+    ours, theirs = (network(trial, 10) for _ in range(2))
     decayed = {
         name: 0.0 if "norm" in name and not decay_on_norm else 0.01 for name, _ in theirs.named_parameters()
     }
@@ -101,7 +101,7 @@ def test_all_parameters_are_trained_and_those_of_the_norms_may_be_spared_the_dec
     settings = {"model": "resnet8", "norm": norm.model_dump()}
     for spared in (False, True):
         trial = Trial(**settings, optimizer={"weight_decay": 0.5, "weight_decay_on_norm": not spared})
-        model, _ = network(trial, 10)
+        model = network(trial, 10)
         decay = {
             id(parameter): group["weight_decay"]
             for group in optimizer(trial, model).param_groups

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from normbench.records import Epoch, Failure, NewerRecordError, Record, RecordsInUse, Store, write_atomically
-from normbench.trial import Trial
+from normbench.trial import ADDED, Trial
 
 Tiny = Callable[..., Trial]
 NUMBER = (int, float)
@@ -54,7 +54,7 @@ def test_a_record_has_this_shape_and_no_other(real: Record) -> None:
         "data": str,
         "provenance": dict,
     }
-    assert record["schema"] == 1
+    assert record["schema"] == 2
     assert record["status"] == "done"
     assert set(record["final"]) == {"test_accuracy", "test_accuracy_median5"}
     assert len(record["data"]) == 64
@@ -70,6 +70,8 @@ def test_a_records_trial_has_every_resolved_value_and_the_id(real: Record) -> No
         "norm": {"name": "switchable", "variance": "paper", "eps": 1e-5, "momentum": 0.1},
         "batch_size": 10,
         "norm_batch_size": 10,
+        "norm_every": 1,
+        "clip": {"name": "none"},
         "epochs": 3,
         "optimizer": {
             "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "weight_decay_on_norm": True,
@@ -78,6 +80,8 @@ def test_a_records_trial_has_every_resolved_value_and_the_id(real: Record) -> No
         "schedule": {"name": "cosine", "warmup_epochs": 0.0},
         "label_smoothing": 0.0,
         "augment": True,
+        "dropout": 0.0,
+        "init_scale": 1.0,
         "precision": "fp32",
         "zero_init_residual": False,
         "evaluate_every": 2,
@@ -210,17 +214,38 @@ def test_a_record_under_the_name_of_another_trial_is_damaged(real: Record, store
     assert damaged == {store.record_path(other.id): f"its settings give the trial id {real.trial.id}"}
 
 
-def test_a_record_of_a_newer_schema_asks_for_a_newer_normbench(real: Record) -> None:
-    newer = json.loads(real.to_json()) | {"schema": 2, "something": "new"}
+def test_a_record_of_the_first_schema_is_the_trial_with_all_that_was_added_as_before(real: Record) -> None:
+    older = json.loads(real.to_json()) | {"schema": 1}
+    for dotted in ADDED:
+        *outer, key = dotted.split(".")
+        holder = older["trial"][outer[0]] if outer else older["trial"]
+        holder.pop(key, None)
 
-    with pytest.raises(ValueError, match="needs a newer normbench: its schema is 2, this one reads 1"):
+    read = Record.from_json(json.dumps(older))
+
+    assert read.trial == real.trial
+    assert read.schema_version == 1, "it stays what it was"
+
+
+def test_the_committed_records_of_the_first_schema_are_still_found_under_their_ids() -> None:
+    paths = sorted((Path(__file__).parent.parent / "results" / "cifar10_cpu").glob("*.json"))
+    records = {path.stem: Record.from_json(path.read_bytes()) for path in paths}
+
+    assert len(records) >= 25
+    assert all(record.trial.id == stem for stem, record in records.items())
+
+
+def test_a_record_of_a_newer_schema_asks_for_a_newer_normbench(real: Record) -> None:
+    newer = json.loads(real.to_json()) | {"schema": 3, "something": "new"}
+
+    with pytest.raises(ValueError, match="needs a newer normbench: its schema is 3, this one reads 2"):
         Record.from_json(json.dumps(newer))
 
 
 def test_a_record_of_a_newer_schema_is_neither_read_nor_taken_for_damaged(real: Record, store: Store) -> None:
     store.save(real)
     path = store.record_path(real.trial.id)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 2}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 3}))
 
     with pytest.raises(NewerRecordError, match=f"^{path}: needs a newer normbench"):
         store.load()

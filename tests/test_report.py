@@ -35,7 +35,7 @@ def end_badly(store: Store) -> list[str]:
     store.save(first.model_copy(update={"status": "diverged", "final": None, "failure": failure}))
     failure = {"step": 1, "why": "\x1b[31mno memory"}
     store.save(second.model_copy(update={"status": "out_of_memory", "final": None, "failure": failure}))
-    store.discard(third.trial.id)
+    store.record_path(third.trial.id).unlink()
     store.save_error(third.trial.id, "Traceback\n  ...\nValueError: [red]bad\x1b[0m\n")
     return [record.trial.id for record in (first, second, third, last)]
 

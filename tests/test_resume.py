@@ -112,6 +112,30 @@ def test_a_trial_stopped_four_times_ends_as_one_that_was_not(
     assert stopped.end(stopped.run()[0]) == undisturbed.end(undisturbed.run()[0])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"norm": {"name": "weight_norm", "data_init": True}},
+        {"norm": {"name": "batch", "frozen_epochs": 1}},
+        {"norm": {"name": "batch_renorm", "warmup_epochs": 0.3, "ramp_epochs": 1.0}},
+        {"clip": "agc"},
+        {"clip": {"name": "gradient_norm", "max_norm": 0.5}},
+        {"dropout": 0.3},
+        {"norm": "normalizer_free", "clip": "agc", "dropout": 0.2, "init_scale": 0.5},
+    ],
+    ids=str,
+)
+def test_what_depends_on_the_time_or_counts_goes_on_where_it_was(
+    bench: Callable[..., Bench], settings: dict[str, Any]
+) -> None:
+    undisturbed, stopped = (bench(name, **settings) for name in ("undisturbed", "stopped"))
+
+    for at in (2, 3, 4, 6):
+        stopped.stop(at=at)
+
+    assert stopped.end(stopped.run()[0]) == undisturbed.end(undisturbed.run()[0])
+
+
 @pytest.mark.parametrize("at", range(1, REPORTS + 1))
 def test_it_does_not_matter_where_a_trial_is_stopped(
     bench: Callable[..., Bench], at: int, expected: tuple[Any, Any]

@@ -281,6 +281,27 @@ def test_a_result_is_not_forgotten_when_it_cannot_be_run_again(lab: Lab) -> None
     assert path.exists()
 
 
+def test_results_to_be_run_again_stay_until_there_is_another(lab: Lab) -> None:
+    lab.run()
+    paths = [lab.store.record_path(trial.id) for trial in lab.experiment().trials]
+    for path in paths:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "diverged", "final": None}))
+
+    lab.run(retry=("diverged",), stop=lambda: True)
+
+    assert all(path.exists() for path in paths)
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_runs(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    execute = {"executor": "serial", "device": "cuda:1"}
+    with pytest.raises(sweep.Unusable, match=r"execute.device cuda:1: there is no GPU that torch can use"):
+        lab.run(lab.experiment(execute=execute))
+    assert not any(lab.store.directory.glob("*.error.txt"))
+
+
 def test_a_damaged_record_is_set_aside_and_its_trial_run_again(lab: Lab) -> None:
     lab.run()
     trial_id = lab.experiment().trials[3].id
@@ -392,11 +413,26 @@ def undisturbed_numbers(lab: Lab, **changes: Any) -> dict[str, dict[str, Any]]:
 
 def test_workers_are_as_many_as_the_cores_carry_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(sweep, "QUOTA", Path("not/there"))
 
-    assert sweep.workers(config.Execute()) == 8
-    assert sweep.workers(config.Execute(threads=3)) == 2
-    assert sweep.workers(config.Execute(threads=99)) == 1
+    assert sweep.workers(config.Execute(device="cpu")) == 8
+    assert sweep.workers(config.Execute(device="cpu", threads=3)) == 2
+    assert sweep.workers(config.Execute(device="cpu", threads=99)) == 1
     assert sweep.workers(config.Execute(workers=5)) == 5
+
+
+def test_a_containers_quota_of_cores_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(sweep, "QUOTA", tmp_path / "cpu.max")
+    for quota, cores in (("250000 100000", 3), ("max 100000", 8), ("9900000 100000", 8)):
+        sweep.QUOTA.write_text(quota)
+        assert sweep.workers(config.Execute(device="cpu")) == cores
+
+
+def test_trials_have_a_gpu_for_themselves_unless_told() -> None:
+    assert sweep.workers(config.Execute(device="cuda")) == 1
+    assert sweep.workers(config.Execute(device="cuda:1", threads=4)) == 1
+    assert sweep.workers(config.Execute(device="cuda", workers=3)) == 3
 
 
 # ---- killed, again and again

@@ -105,7 +105,7 @@ def test_one_epoch_is_what_a_plain_loop_computes(run: Run, tiny: Tiny, tiny_data
     record, trial = run(**settings), tiny(**settings)
     dataset = decoded.load(trial.dataset, tiny_data)
     images = Images(dataset.train, dataset.mean, dataset.std, torch.device("cpu"))
-    model, _ = network(trial, 4)
+    model = network(trial, 4)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     sgd = torch.optim.SGD(model.parameters(), momentum=0.9, lr=1.0)
     losses, correct = [], 0
@@ -152,7 +152,7 @@ def test_evaluation_is_the_mean_over_all_test_images(tiny: Tiny, tiny_data: Path
     trial = tiny(norm="batch")
     dataset = decoded.load(trial.dataset, tiny_data)
     images = Images(dataset.test, dataset.mean, dataset.std, torch.device("cpu"))
-    model, _ = network(trial, 4)
+    model = network(trial, 4)
     (chunk,) = images.in_order(100)
     with torch.inference_mode():
         logits = model.eval()(chunk.images)
@@ -170,7 +170,7 @@ def test_evaluation_does_not_depend_on_its_batch(
     trial = tiny(norm="switchable")
     dataset = decoded.load(trial.dataset, tiny_data)
     images = Images(dataset.test, dataset.mean, dataset.std, torch.device("cpu"))
-    model, _ = network(trial, 4)
+    model = network(trial, 4)
     whole = evaluate(model, images, "fp32")
     monkeypatch.setattr(training, "EVALUATION_BATCH", 7)
 
@@ -215,7 +215,7 @@ def test_switchable_records_its_weights_every_epoch_for_every_layer(run: Run, ti
 
     (entries,) = record.diagnostics.values()
     assert [entry["epoch"] for entry in entries] == [1, 2, 3]
-    model, _ = network(tiny(norm="switchable"), 4)
+    model = network(tiny(norm="switchable"), 4)
     layers = [name for name, module in model.named_modules() if hasattr(module, "importance")]
     assert len(layers) == 7, "one behind each of the seven convolutions of a ResNet-8"
     for entry in entries:
@@ -271,7 +271,7 @@ def poison_forward(
     real, calls = training.network, 0
 
     def network_with_fault(trial: Trial, classes: int) -> Any:
-        model, norm = real(trial, classes)
+        model = real(trial, classes)
 
         def hook(module: nn.Module, _: object, logits: torch.Tensor) -> torch.Tensor:
             nonlocal calls
@@ -279,7 +279,7 @@ def poison_forward(
             return with_(logits) if module.training and calls == at else logits
 
         model.register_forward_hook(hook)
-        return model, norm
+        return model
 
     monkeypatch.setattr(training, "network", network_with_fault)
 
@@ -291,9 +291,9 @@ def test_a_test_loss_that_is_no_number_is_divergence(run: Run, monkeypatch: pyte
     real = training.network
 
     def ruined(trial: Trial, classes: int) -> Any:
-        model, norm = real(trial, classes)
+        model = real(trial, classes)
         model.register_forward_hook(lambda _module, _inputs, logits: ruin(logits))
-        return model, norm
+        return model
 
     monkeypatch.setattr(training, "network", ruined)
     record = run()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from normbench.norms import NORMS
-from normbench.trial import Trial
+from normbench.trial import ADDED, Trial
 
 # One other valid value for every setting, so that every one can be shown to change the id.
 OTHER: dict[str, Any] = {
@@ -17,12 +17,16 @@ OTHER: dict[str, Any] = {
     "norm": "switchable",
     "batch_size": 64,
     "norm_batch_size": 32,
+    "norm_every": 2,
+    "clip": "agc",
     "epochs": 99,
     "optimizer": {"lr": 0.2},
     "lr_reference_batch": None,
     "schedule": "step",
     "label_smoothing": 0.1,
     "augment": False,
+    "dropout": 0.1,
+    "init_scale": 2.0,
     "precision": "bf16",
     "zero_init_residual": True,
     "evaluate_every": 2,
@@ -42,6 +46,9 @@ SUBSETS = st.sets(st.sampled_from(sorted(OTHER)))
 
 
 def trial(**settings: Any) -> Trial:
+    norm = settings.get("norm")
+    if isinstance(norm, str) and norm in NORMS and NORMS[norm].preactivation:
+        settings = {"model": "preact_resnet20"} | settings
     return Trial.model_validate(settings)
 
 
@@ -75,6 +82,15 @@ def test_other_values_cover_every_setting():
     assert set(OTHER) == set(Trial.model_fields)
     for field, inner in OTHER_INNER.items():
         assert set(inner) == set(type(getattr(Trial(), field)).model_fields)
+
+
+@pytest.mark.parametrize("dotted", ADDED)
+def test_an_added_setting_that_is_as_before_is_the_default(dotted):
+    """Else leaving it out would not mean the same trial."""
+    values = Trial().model_dump(mode="json")
+    for key in dotted.split("."):
+        values = values[key]
+    assert values == ADDED[dotted]
 
 
 @pytest.mark.parametrize("field", OTHER)
@@ -146,14 +162,19 @@ def test_norm_batch_size_cannot_matter_to_a_norm_within_samples(name):
 @pytest.mark.parametrize("name", [name for name, method in NORMS.items() if method.across_samples])
 def test_norm_batch_size_is_the_batch_size_unless_it_is_given(name):
     assert trial(norm=name, batch_size=32).id == trial(norm=name, batch_size=32, norm_batch_size=32).id
-    assert trial(norm=name, norm_batch_size=4).id.startswith(f"{name}-resnet20-b128-n4-s0-")
+    assert "-b128-n4-s0-" in trial(norm=name, norm_batch_size=4).id
 
 
 @pytest.mark.parametrize("name", [name for name, method in NORMS.items() if not method.affine])
-def test_settings_of_gamma_cannot_matter_without_gamma(name):
+def test_the_weight_decay_of_norms_cannot_matter_to_a_method_without_parameters(name):
+    assert trial(norm=name, optimizer={"weight_decay_on_norm": False}).id == trial(norm=name).id
+
+
+@pytest.mark.parametrize("name", [name for name, method in NORMS.items() if not method.layers])
+def test_settings_of_layers_cannot_matter_without_layers(name):
     plain = trial(norm=name)
     assert trial(norm=name, zero_init_residual=True).id == plain.id
-    assert trial(norm=name, optimizer={"weight_decay_on_norm": False}).id == plain.id
+    assert trial(norm=name, norm_every=100).id == plain.id
 
 
 @pytest.mark.parametrize(
@@ -163,6 +184,21 @@ def test_settings_of_gamma_cannot_matter_without_gamma(name):
         ({"norm_batch_size": 256}, "norm_batch_size 256 does not divide batch_size 128"),
         ({"optimizer": {"nesterov": True, "momentum": 0.0}}, "nesterov needs a momentum above 0"),
         ({"schedule": {"warmup_epochs": 2.5}, "epochs": 2}, "warmup_epochs 2.5 is more than epochs 2"),
+        ({"norm_every": 20}, "norm_every 20 is more than the 19 layers of resnet20"),
+        (
+            {"norm": "normalizer_free", "model": "resnet20"},
+            "networks only, such as preact_resnet20",
+        ),
+        ({"norm": "evonorm_s0", "model": "resnet8"}, "such as preact_resnet8"),
+        ({"model": "preact_resnet8", "zero_init_residual": True}, "do not end in a norm"),
+        (
+            {"norm": {"name": "batch", "frozen_epochs": 3}, "epochs": 2},
+            "frozen_epochs 3 is more than epochs 2",
+        ),
+        ({"norm": {"name": "batch_renorm", "r_max": 0.5}}, "greater than or equal to 1"),
+        ({"clip": {"name": "agc", "threshold": 0.0}}, "greater than 0"),
+        ({"clip": {"name": "agc", "exclude": ["stage4"]}}, "stage3"),
+        ({"clip": "acg"}, r"unknown clip 'acg' \(did you mean 'agc'\?\)"),
         ({"norm": "grup"}, r"unknown norm 'grup' \(did you mean 'group'\?\)"),
     ],
 )

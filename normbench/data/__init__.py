@@ -50,6 +50,17 @@ class Source:
     decode: Callable[..., Arrays]
 
 
+@dataclass(frozen=True)
+class Dataset(Entry):
+    """A data set.
+
+    Attributes:
+        extent: classes, side of the images in pixels, training and test images; None where that depends.
+    """
+
+    extent: tuple[int, int, int, int] | None = None
+
+
 SIZES = {
     "train_size": count(None, "use this many training images, the same number of each class"),
     "test_size": count(None, "use this many test images, the same number of each class"),
@@ -60,27 +71,30 @@ FOLDER = text(
     pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
 )
 
-DATASETS: Table[Entry] = Table(
+DATASETS: Table[Dataset] = Table(
     "dataset",
-    Entry(
+    Dataset(
         "shapes",
         "ten drawn shapes, 32×32 RGB, made by code; nothing is downloaded",
         "normbench.data.shapes:SHAPES",
         SIZES,
+        extent=(10, 32, 6_000, 2_000),
     ),
-    Entry(
+    Dataset(
         "cifar10",
         "CIFAR-10 (Krizhevsky 2009), downloaded by torchvision",
         "normbench.data.cifar:CIFAR10",
         SIZES,
+        extent=(10, 32, 50_000, 10_000),
     ),
-    Entry(
+    Dataset(
         "cifar100",
         "CIFAR-100 (Krizhevsky 2009), downloaded by torchvision",
         "normbench.data.cifar:CIFAR100",
         SIZES,
+        extent=(100, 32, 50_000, 10_000),
     ),
-    Entry(
+    Dataset(
         "folder",
         "any tree of image files, train/<class>/… and test/<class>/…",
         "normbench.data.folder:IMAGE_FOLDER",

@@ -5,7 +5,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,22 @@ class Decoded:
     content: str
 
 
+class Extent(NamedTuple):
+    """How much there is of a data set.
+
+    Attributes:
+        classes: how many.
+        size: side of the square images, in pixels.
+        train: training images in use.
+        test: test images in use.
+    """
+
+    classes: int
+    size: int
+    train: int
+    test: int
+
+
 def default_directory() -> Path:
     """``NORMBENCH_DATA``, or ``normbench`` in the user's cache directory (XDG base directories)."""
     if chosen := os.environ.get("NORMBENCH_DATA"):
@@ -81,6 +97,22 @@ def prepare(dataset: Choice, directory: Path, say: Say = lambda _: None) -> None
     whole = cache.arrays(*cache.state())
     for split, option in SIZES.items():
         _used(whole, split, dataset.options[option])
+
+
+def extent(dataset: Choice, directory: Path) -> Extent:
+    """How much there is of ``dataset``: of a prepared one by looking, else as far as it is known beforehand.
+
+    Raises:
+        DataError: it is not prepared, and not known; or damaged.
+    """
+    known = DATASETS[dataset.name].extent
+    if known is not None and not _cache(dataset, directory).exists():
+        classes, size, *sizes = known
+        chosen = (dataset.options[option] for option in SIZES.values())
+        return Extent(classes, size, *(some or all_ for some, all_ in zip(chosen, sizes, strict=True)))
+    found = load(dataset, directory)
+    images = len(found.train.indices), len(found.test.indices)
+    return Extent(len(found.classes), found.train.images.shape[1], *images)
 
 
 def load(dataset: Choice, directory: Path) -> Decoded:

@@ -1,20 +1,42 @@
 """The networks. ONE FILE = ONE NETWORK FAMILY; this table lists them all."""
 
+from dataclasses import dataclass
+
 from normbench.lookup import Entry, Table, positive
 
-SHARED = ("network",)  # files that are not a network family
+SHARED = ("blocks", "network")  # files that are not a network family
 
 WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages")
 
-MODELS: Table[Entry] = Table(
+
+@dataclass(frozen=True)
+class Network(Entry):
+    """A network.
+
+    Attributes:
+        layers: how many normalization layers it asks for: one for every convolution of the main path.
+        preactivation: its blocks begin with norm and ReLU, and nothing acts upon their sum.
+    """
+
+    layers: int = 0
+    preactivation: bool = False
+
+
+MODELS: Table[Network] = Table(
     "model",
     *(
-        Entry(
-            f"resnet{depth}",
-            f"{depth}-layer CIFAR ResNet (He et al. 2016)",
-            f"normbench.models.resnet:resnet{depth}",
+        Network(
+            f"{family}{depth}",
+            f"{depth}-layer CIFAR {words}",
+            f"normbench.models.{family}:{family}{depth}",
             {"width": WIDTH},
+            layers=depth - 1,
+            preactivation=family == "preact_resnet",
         )
+        for family, words in {
+            "resnet": "ResNet (He et al. 2016)",
+            "preact_resnet": "pre-activation ResNet (He et al. 2016b); with normalizer_free: NF-ResNet",
+        }.items()
         for depth in (8, 14, 20, 32, 44, 56, 110)
     ),
 )

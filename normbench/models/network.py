@@ -6,19 +6,31 @@ import torch
 from torch import Tensor, nn
 
 from normbench.models import MODELS
-from normbench.norms.normalization import Normalization, ShapeError, build
+from normbench.norms.normalization import ShapeError, build
 from normbench.trial import Trial
 
 
-def network(trial: Trial, classes: int) -> tuple[nn.Module, Normalization]:
-    """The trial's network, initialised by the seed alone, and its normalization (for ``clip``)."""
+def network(trial: Trial, classes: int) -> nn.Module:
+    """The trial's network, initialised by the seed alone; ``network.clip()`` acts on its gradients."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(trial.seed)  # torch.manual_seed would reseed the GPUs for good
-        norm = build(trial.norm, trial.norm_batch_size)
-        model: nn.Module = MODELS[trial.model.name].load()(classes=classes, norm=norm, **trial.model.options)
+        norm = build(trial.norm, trial.norm_batch_size, trial.norm_every, trial.clip)
+        builder = MODELS[trial.model.name].load()
+        model: nn.Module = builder(classes=classes, norm=norm, dropout=trial.dropout, **trial.model.options)
+        if trial.init_scale != 1:
+            _scale_weights(model, trial.init_scale)
         if trial.zero_init_residual:
             model.zero_init_residual()  # type: ignore[operator]  # every network of the table has it
-    return model, norm
+        model.clip = norm.clip(model)
+    return model
+
+
+@torch.no_grad()
+def _scale_weights(model: nn.Module, scale: float) -> None:
+    """Multiply what convolutions and linear layers start from; gamma, beta and biases stay."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(scale)
 
 
 def check(trial: Trial, classes: int, image_size: int) -> None:
@@ -34,7 +46,7 @@ def check(trial: Trial, classes: int, image_size: int) -> None:
         reached = f"layer {layer} of {trial.model.name}, which gets maps of shape {list(inputs[0].shape)}"
 
     with torch.device("meta"):
-        model, _ = network(trial, classes)
+        model = network(trial, classes)
         for name, module in model.named_modules():
             module.register_forward_pre_hook(partial(note, name))
         try:

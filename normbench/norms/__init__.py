@@ -2,9 +2,25 @@
 
 from dataclasses import dataclass
 
-from normbench.lookup import Entry, Table, count, fraction, one_of, positive
+from normbench.lookup import (
+    Entry,
+    Table,
+    at_least,
+    count,
+    flag,
+    fraction,
+    one_of,
+    positive,
+    some_of,
+    whole,
+)
 
-SHARED = ("kernels", "moments", "normalization")  # files that are not a method but what the methods stand on
+SHARED = (
+    "kernels",
+    "moments",
+    "normalization",
+    "weights",
+)  # files that are not a method but what the methods stand on
 
 
 @dataclass(frozen=True)
@@ -13,11 +29,19 @@ class Method(Entry):
 
     Attributes:
         across_samples: its statistics are taken over several samples, so ``norm_batch_size`` matters to it.
-        affine: its layers carry gamma and beta, so ``zero_init_residual``, ``weight_decay_on_norm`` matter.
+        affine: it has parameters of its own, so ``weight_decay_on_norm`` matters.
+        layers: it puts layers between convolutions, so ``norm_every`` and ``zero_init_residual`` matter.
+        running: its layers keep running statistics, so ``evaluate`` matters to it.
+        folds: at inference its layers are a fixed multiply-add per channel, which a convolution can take in.
+        preactivation: it is only defined for networks whose blocks begin with it (``preact_resnet…``).
     """
 
     across_samples: bool = False
     affine: bool = True
+    layers: bool = True
+    running: bool = False
+    folds: bool = False
+    preactivation: bool = False
 
 
 EPS = positive(1e-5, "added to the variance before the square root")
@@ -28,15 +52,28 @@ VARIANCE = one_of(
     ("paper", "official"), "the paper's biased variances, or those of the authors' released code"
 )
 
+BEHIND = {
+    "layer": one_of(
+        ("group", "none"), "what follows a convolution: group normalization, or nothing but a bias"
+    ),
+    "groups": count(8, "groups the channels are split into, for layer: group"),
+}
+
 NORMS: Table[Method] = Table(
     "norm",
-    Method("none", "no normalization", "normbench.norms.none:none", affine=False),
+    Method("none", "no normalization", "normbench.norms.none:none", affine=False, layers=False),
     Method(
         "batch",
         "batch normalization (Ioffe & Szegedy 2015)",
         "normbench.norms.batch:batch",
-        {"eps": EPS, "momentum": MOMENTUM},
+        {
+            "eps": EPS,
+            "momentum": MOMENTUM,
+            "frozen_epochs": whole(0, "last epochs in which the running statistics stand still and are used"),
+        },
         across_samples=True,
+        running=True,
+        folds=True,
     ),
     Method("layer", "layer normalization (Ba et al. 2016)", "normbench.norms.layer:layer", {"eps": EPS}),
     Method(
@@ -57,5 +94,98 @@ NORMS: Table[Method] = Table(
         "normbench.norms.switchable:switchable",
         {"variance": VARIANCE, "eps": EPS, "momentum": MOMENTUM},
         across_samples=True,
+        running=True,
+    ),
+    Method(
+        "batch_renorm",
+        "batch renormalization (Ioffe 2017)",
+        "normbench.norms.batch_renorm:batch_renorm",
+        {
+            "eps": EPS,
+            "momentum": MOMENTUM,
+            "r_max": at_least(1, 3.0, "bound of r in the end, and 1 / r_max its lower one"),
+            "d_max": at_least(0, 5.0, "bound of |d| in the end"),
+            "warmup_epochs": at_least(0, 1.0, "epochs with r = 1 and d = 0, which is batch normalization"),
+            "ramp_epochs": at_least(0, 4.0, "epochs after that in which the bounds grow linearly"),
+        },
+        across_samples=True,
+        running=True,
+        folds=True,
+    ),
+    Method(
+        "filter_response",
+        "filter response normalization with its threshold (Singh & Krishnan 2020)",
+        "normbench.norms.filter_response:filter_response",
+        {"eps": positive(1e-6, "added to the mean of squares before the square root")},
+    ),
+    Method(
+        "evonorm_s0",
+        "EvoNorm S0: norm and activation in one (Liu et al. 2020); pre-activation networks",
+        "normbench.norms.evonorm:evonorm_s0",
+        {"groups": count(8, "groups the channels are split into"), "eps": EPS},
+        preactivation=True,
+    ),
+    Method(
+        "evonorm_b0",
+        "EvoNorm B0: norm and activation in one (Liu et al. 2020); pre-activation networks",
+        "normbench.norms.evonorm:evonorm_b0",
+        {"eps": EPS, "momentum": MOMENTUM},
+        across_samples=True,
+        running=True,
+        preactivation=True,
+    ),
+    Method(
+        "weight_norm",
+        "weight normalization (Salimans & Kingma 2016)",
+        "normbench.norms.weight_norm:weight_norm",
+        {
+            "data_init": flag(
+                False, "set g and bias by the first batch, so that channels have mean 0, variance 1"
+            )
+        },
+        layers=False,
+    ),
+    Method(
+        "weight_standardization",
+        "weight standardization (Qiao et al. 2019)",
+        "normbench.norms.weight_standardization:weight_standardization",
+        BEHIND | {"eps": positive(1e-5, "added to the variance of the weights before the square root")},
+    ),
+    Method(
+        "centred_weights",
+        "weights of mean 0 (Huang et al. 2017)",
+        "normbench.norms.centred_weights:centred_weights",
+        BEHIND,
+    ),
+    Method(
+        "normalizer_free",
+        "normalizer-free residual branches (Brock et al. 2021); pre-activation networks",
+        "normbench.norms.normalizer_free:normalizer_free",
+        {"alpha": positive(0.2, "scale of every residual branch")},
+        layers=False,
+        preactivation=True,
+    ),
+)
+
+PLACES = ("stem", "stage1", "stage2", "stage3", "final_linear")
+
+CLIPS: Table[Entry] = Table(
+    "clip",
+    Entry("none", "gradients as they are", "normbench.norms.normalization:no_clip"),
+    Entry(
+        "agc",
+        "adaptive gradient clipping, by the norm of each unit's weights (Brock et al. 2021)",
+        "normbench.norms.agc:agc",
+        {
+            "threshold": positive(0.01, "lambda: how long a unit's gradient may be against its weights"),
+            "eps": positive(1e-3, "the least norm of a unit's weights"),
+            "exclude": some_of(PLACES, ("final_linear",), "places whose weights are not clipped"),
+        },
+    ),
+    Entry(
+        "gradient_norm",
+        "clipping of the norm of the whole gradient (Pascanu et al. 2013)",
+        "normbench.norms.gradient_norm:gradient_norm",
+        {"max_norm": positive(1.0, "how long the whole gradient may be")},
     ),
 )

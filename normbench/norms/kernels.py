@@ -156,7 +156,11 @@ def _build(bf16: bool) -> Kernels | None:
         path = _cache_directory() / f"kernels-{_key(compiler, flags)}.so"
         if not path.exists():
             _compile(compiler, flags, path)
-        return Kernels(ctypes.CDLL(str(path)))
+        try:
+            return Kernels(ctypes.CDLL(str(path)))
+        except OSError:  # damaged, by a crash or a full disk
+            _compile(compiler, flags, path)
+            return Kernels(ctypes.CDLL(str(path)))
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -190,6 +194,6 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
         built.replace(path)
 
 
-def path(device: torch.device) -> str:
+def path(device: torch.device, bf16: bool = False) -> str:
     """Which arithmetic normalizes on this device, for the record."""
-    return "compiled" if device.type == "cpu" and _build(False) is not None else "torch"
+    return "compiled" if device.type == "cpu" and _build(bf16) is not None else "torch"

@@ -146,6 +146,8 @@ def normalize(
     Returns:
         y, [N, C, H, W] in x's dtype.
     """
+    if running is not None and statistics.blocks[-1].channels != 1:
+        raise ValueError("running statistics follow the last pooling, which must be of single channels")
     if (compiled := kernels.suited(x, gamma)) is not None:
         method = kernels.Method(statistics.blocks, statistics.bessel, eps, relu)
         weights = statistics.mean_weights, statistics.variance_weights
@@ -251,6 +253,7 @@ class RunningMomentNorm(MomentNorm):
 
     running_mean: Tensor
     running_var: Tensor
+    frozen = False  # the running statistics stand still and are used in training too
 
     def __init__(self, channels: int, eps: float, momentum: float, norm_batch_size: int) -> None:
         super().__init__(channels, eps)
@@ -267,7 +270,7 @@ class RunningMomentNorm(MomentNorm):
         """
         N, C, H, W = x.shape
         statistics = self.statistics(C)
-        if not self.training:
+        if not self.training or self.frozen:
             return finish(self._infer(x, statistics), shortcut, relu)
         statistics.check(N, C, H * W)
         unbias = self.unbias(self.norm_batch_size * H * W)

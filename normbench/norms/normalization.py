@@ -1,17 +1,60 @@
 """The seam between a network and a way to normalize it."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normbench.norms import NORMS
+from normbench.norms import CLIPS, NORMS
 from normbench.trial import Choice
 
 
 class ShapeError(ValueError):
     """A method cannot normalize maps of this shape."""
+
+
+class Clock(NamedTuple):
+    """When it is. ``Timed`` modules are told before every update.
+
+    Attributes:
+        step: updates made so far.
+        steps_per_epoch: updates of an epoch.
+        epochs: of the whole training.
+    """
+
+    step: int
+    steps_per_epoch: int
+    epochs: int
+
+    @property
+    def epoch(self) -> float:
+        """Epochs made so far."""
+        return self.step / self.steps_per_epoch
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A module that behaves otherwise as training goes on."""
+
+    def at(self, clock: Clock) -> None:
+        """Take note of when it is; called before every update."""
+
+
+class Sum(nn.Module):
+    """What ends a residual block: shortcut + branch.
+
+    Attributes:
+        beta: what the block's input is multiplied by in front of the branch.
+    """
+
+    beta = 1.0
+
+    def forward(self, shortcut: Tensor, branch: Tensor) -> Tensor:
+        """Both [N, C, H, W]."""
+        return shortcut + branch
 
 
 def _no_layer(_channels: int) -> nn.Module:
@@ -22,12 +65,27 @@ def _same_conv(conv: nn.Conv2d) -> nn.Module:
     return conv
 
 
-def _add(shortcut: Tensor, branch: Tensor) -> Tensor:
-    return shortcut + branch
+def _sum(_additions: int) -> Sum:
+    return Sum()
 
 
-def _no_clip(_parameters: Iterable[nn.Parameter]) -> None:
-    return None
+class Clip(nn.Module):
+    """What is done to the gradients, in place, after every backward pass; nothing, unless a subclass does it.
+
+    It is a module of the network, so that its state is kept and its diagnostics are asked for.
+    """
+
+    def forward(self) -> None:
+        """Act on the gradients of the network's parameters."""
+
+
+def no_clip() -> Callable[[nn.Module], Clip]:
+    """Gradients as they are."""
+    return _as_they_are
+
+
+def _as_they_are(_model: nn.Module) -> Clip:
+    return Clip()
 
 
 @dataclass(frozen=True)
@@ -37,30 +95,64 @@ class Normalization:
     Attributes:
         layer: channels -> the module that follows a convolution, [N, C, H, W] -> [N, C, H, W].
         conv: a convolution -> the module that takes its place (weight norm, weight standardization).
-        residual: (shortcut, branch) -> their sum, both [N, C, H, W].
-        clip: called with the parameters after the backward pass, before the optimizer.
+        residual: how many branches were added into a block's input since its variance was last 1 -> the
+            :class:`Sum` that ends the block.
+        clip: the network -> what acts on its gradients after every backward pass, before the optimizer.
     """
 
     layer: Callable[[int], nn.Module] = _no_layer
     conv: Callable[[nn.Conv2d], nn.Module] = _same_conv
-    residual: Callable[[Tensor, Tensor], Tensor] = _add
-    clip: Callable[[Iterable[nn.Parameter]], None] = _no_clip
-
-    def relu(self, layer: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """relu(layer(x)) or relu(residual(shortcut, layer(x))); in one pass if the layer ``takes_relu``."""
-        if getattr(layer, "takes_relu", False) and (shortcut is None or self.residual is _add):
-            one_pass: Tensor = layer(x, shortcut, relu=True)
-            return one_pass
-        y = layer(x)
-        return F.relu(y if shortcut is None else self.residual(shortcut, y))
+    residual: Callable[[int], Sum] = _sum
+    clip: Callable[[nn.Module], Clip] = _as_they_are
 
 
-def build(norm: Choice, norm_batch_size: int | None) -> Normalization:
-    """The normalization that a trial names; ``norm_batch_size`` is for methods that look across samples."""
+_PLAIN = Sum()
+
+
+def relu(layer: nn.Module, x: Tensor, shortcut: Tensor | None = None, residual: Sum = _PLAIN) -> Tensor:
+    """relu(layer(x)) or relu(residual(shortcut, layer(x))); in one pass if the layer ``takes_relu``.
+
+    A layer that ``takes_relu`` is called as ``layer(x, shortcut, relu=True)``; it may put another activation
+    in the ReLU's place.
+    """
+    if getattr(layer, "takes_relu", False) and (shortcut is None or type(residual) is Sum):
+        one_pass: Tensor = layer(x, shortcut, relu=True)
+        return one_pass
+    y = layer(x)
+    return F.relu(y if shortcut is None else residual(shortcut, y))
+
+
+def build(
+    norm: Choice, norm_batch_size: int | None, norm_every: int = 1, clip: Choice | None = None
+) -> Normalization:
+    """The normalization that a trial names.
+
+    Args:
+        norm: the method and its options.
+        norm_batch_size: samples that share statistics, for methods that look across samples.
+        norm_every: a layer after every so many convolutions, none after the others.
+        clip: what is done to the gradients.
+    """
     method = NORMS[norm.name]
     across = {"norm_batch_size": norm_batch_size} if method.across_samples else {}
     normalization: Normalization = method.load()(**norm.options, **across)
+    if norm_every > 1:
+        normalization = replace(normalization, layer=_every(norm_every, normalization.layer))
+    if clip is not None:
+        normalization = replace(normalization, clip=CLIPS[clip.name].load()(**clip.options))
     return normalization
+
+
+def _every(k: int, layer: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
+    """Every k-th layer that a network asks for, starting with the k-th; nothing in place of the others."""
+    asked = itertools.count(1)
+    return lambda channels: layer(channels) if next(asked) % k == 0 else nn.Identity()
+
+
+def place(parameter: str) -> str:
+    """Which of ``PLACES`` a parameter of a network belongs to, by its name there."""
+    first = parameter.partition(".")[0]
+    return {"conv": "stem", "norm": "stem", "last_norm": "stage3", "linear": "final_linear"}.get(first, first)
 
 
 def is_norm_parameter(name: str, parameter: Tensor) -> bool:

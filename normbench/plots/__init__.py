@@ -4,25 +4,55 @@ Shared by them: ``figure`` (select, draw, write), ``panels`` (what may share axe
 ``published``.
 """
 
-from normbench.lookup import Entry, Table, one_of
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from normbench.lookup import Entry, Table, one_of, text
 
 SHARED = ("caption", "figure", "panels", "published", "style")  # files that are not a figure
+
+
+@dataclass(frozen=True)
+class Kind(Entry):
+    """A kind of figure.
+
+    Attributes:
+        of: options that make another figure of it, and by which its files are named; one with such options is
+            drawn only where it is asked for.
+    """
+
+    of: tuple[str, ...] = ()
+
+    def stem(self, options: Mapping[str, Any]) -> str:
+        """The name of the figure's files, without their endings."""
+        return "-".join([self.name, *(str(options[key]) for key in self.of if key in options)])
+
 
 PUBLISHED_OPTION = one_of(
     ("none", "befranke_resnet20", "hickmann_resnet20", "groupnorm_resnet50", "switchable_resnet50"),
     "lay a published series over the figure, thin and dashed, with its source in the caption",
 )
 
-FIGURES: Table[Entry] = Table(
+KEY = text("batch_size", "a setting of the trials, such as norm.groups", r"^[a-z_]+(\.[a-z_]+)?$")
+
+FIGURES: Table[Kind] = Table(
     "figure",
-    Entry(
+    Kind(
         "batch_size",
         "accuracy against batch size, one curve a method",
         "normbench.plots.batch_size:FIGURE",
         {"published": PUBLISHED_OPTION},
     ),
-    Entry("curves", "loss and accuracy by epoch", "normbench.plots.curves:FIGURE"),
-    Entry(
+    Kind(
+        "setting",
+        "accuracy against any one setting, a curve for everything else that differs",
+        "normbench.plots.setting:FIGURE",
+        {"key": KEY},
+        of=("key",),
+    ),
+    Kind("curves", "loss and accuracy by epoch", "normbench.plots.curves:FIGURE"),
+    Kind(
         "switch_weights",
         "switchable norm's weights by batch size and depth",
         "normbench.plots.switch_weights:FIGURE",

@@ -2,17 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from normbench.plots.panels import AXIS_LABELS, Panels, counted, mixed_data, numerically
+from normbench.records import Record
 
 MOST_LISTED = 6  # cells named; the CSV has them all
 
 
 def about(panels: Panels) -> tuple[str, ...]:
     """Data, networks and budget; what became of the trials that did not finish; what the axis counts."""
-    sentences = [_trials(panels), *_unfinished(panels)]
+    sentences = [trials(panels.records), *_unfinished(panels)]
     if any(panel.axis == "norm_batch_size" for panel in panels.panels):
         sentences.append("Norm batch size: the samples of an update that share statistics.")
     return tuple(sentences)
@@ -31,12 +32,10 @@ def warnings(panels: Panels) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _trials(panels: Panels) -> str:
+def trials(records: Sequence[Record]) -> str:
     """One line: data, networks, budget, trials, seeds, and what they ran with."""
-    trials = [record.trial for record in panels.records]
-    cells = Counter(
-        (record.data, record.trial.model_copy(update={"seed": 0}).id) for record in panels.records
-    )
+    trials = [record.trial for record in records]
+    cells = Counter((record.data, record.trial.model_copy(update={"seed": 0}).id) for record in records)
     fewest, most = min(cells.values()), max(cells.values())
     seeds = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
     *shorter, longest = sorted({trial.epochs for trial in trials})
@@ -46,11 +45,11 @@ def _trials(panels: Panels) -> str:
         " / ".join([*map(str, shorter), counted(longest, "epoch")]),
         f"{counted(len(trials), 'trial')}, {seeds} each",
     ]
-    for key, between in (("normbench", " to "), ("torch", " to "), ("device", " / ")):
-        values = {str(record.provenance[key]) for record in panels.records if record.provenance.get(key)}
+    for key, between in (("normbench", " to "), ("torch", " to "), ("device", " / "), ("git", " / ")):
+        values = {str(record.provenance[key]) for record in records if record.provenance.get(key)}
         ordered = sorted(sorted(values), key=lambda value: [int(n) for n in re.findall(r"\d+", value)])
-        ends = ordered if key == "device" else [*ordered[:1], *ordered[1:][-1:]]
-        if ends:
+        ends = ordered if between == " / " else [*ordered[:1], *ordered[1:][-1:]]
+        if ends and (key != "git" or len(ends) > 1):  # of one state of the code nobody need be told
             parts.append(f"{'' if key == 'device' else f'{key} '}{between.join(ends)}")
     return "; ".join(parts) + "."
 

@@ -78,7 +78,7 @@ def render(
     title: str = "",
     tell: Callable[[str], object] = _silent,
 ) -> list[Path]:
-    """Draw figure ``name`` and write ``<out>/<name>.<format>`` for every format, and ``<out>/<name>.csv``.
+    """Draw figure ``name`` and write it to ``out`` in every format, and its numbers beside it as CSV.
 
     Args:
         options: the figure's own options; those not given have their defaults of the table of figures.
@@ -108,8 +108,9 @@ def render(
         return []
     for warning in selection.warnings:
         tell(f"figure {name}: {warning}")
-    content = {out / f"{name}.{kind}": draw(figure, selection, kind, title) for kind in formats}
-    content[out / f"{name}.csv"] = as_csv(figure.table(selection)).encode()
+    stem = entry.stem(options or {})
+    content = {out / f"{stem}.{kind}": draw(figure, selection, kind, title) for kind in formats}
+    content[out / f"{stem}.csv"] = as_csv(figure.table(selection)).encode()
     for path, data in content.items():
         write_atomically(path, data)
     return list(content)

@@ -125,7 +125,7 @@ def arrange(records: Iterable[Record]) -> Panels | None:
         for axis, fixed, members in _by_axis(setting)
     )
     if len(panels) > MOST_PANELS:
-        keys = _differing([_setting(record) for record in unique]) or ["batch_size"]
+        keys = differing([_setting(record) for record in unique]) or ["batch_size"]
         raise CannotDrawError(
             f"these trials would need {len(panels)} panels, more than {MOST_PANELS}, because they differ in "
             f"{', '.join(keys)}; draw fewer experiments at once"
@@ -133,23 +133,24 @@ def arrange(records: Iterable[Record]) -> Panels | None:
     return Panels(panels, tuple(sorted(series.values(), key=_series_order)), tuple(unique), copies)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys."""
+    all_: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        all_ |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return all_
 
 
 def _setting(record: Record) -> dict[str, Any]:
     """Everything that must be equal for two trials to share axes. Other images are another setting."""
     axes = {"norm", "batch_size", "norm_batch_size", "seed"}
-    setting = _flat(record.trial.model_dump(mode="json", exclude=axes)) | {"data": record.data}
+    setting = flat(record.trial.model_dump(mode="json", exclude=axes)) | {"data": record.data}
     if not NORMS[record.trial.norm.name].affine:  # of a trial without gamma these say nothing
         del setting["zero_init_residual"], setting["optimizer.weight_decay_on_norm"]
     return setting
 
 
-def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys that do not have one value throughout, in the order in which they are written."""
     values: dict[str, set[str]] = defaultdict(set)
     for setting in settings:
@@ -169,15 +170,16 @@ def _by_setting(records: Sequence[Record]) -> list[tuple[list[Record], str]]:
         if not fitting:
             groups.append((setting, [record]))
     mixed = bool(mixed_data(records))
-    keys = [key for key in _differing([setting for setting, _ in groups]) if key != "data" or mixed]
+    keys = [key for key in differing([setting for setting, _ in groups]) if key != "data" or mixed]
     headed = [
-        (members, [_said(key, setting[key]) for key in keys if key in setting]) for setting, members in groups
+        (members, [said(key, setting[key]) for key in keys if key in setting]) for setting, members in groups
     ]
     headed.sort(key=lambda item: [numerically(part) for part in item[1]])
     return [(members, ", ".join(parts)) for members, parts in headed]
 
 
-def _said(key: str, value: Any) -> str:
+def said(key: str, value: Any) -> str:
+    """A setting as a heading has it."""
     if key in ("dataset.name", "model.name"):
         return str(value)
     if key == "data":
@@ -239,7 +241,7 @@ def _series(records: Sequence[Record]) -> dict[tuple[str, str], Series]:
         default = json.dumps(defaults, sort_keys=True)
         texts = sorted(found, key=numerically)
         looks = sorted(texts, key=lambda text: text != default)
-        keys = _differing(list(found.values()))
+        keys = differing(list(found.values()))
         for text in texts:
             told = ", ".join(_option(key, found[text][key]) for key in keys)
             label = f"{method} ({told})" if told else method

@@ -61,6 +61,8 @@ FURTHER = (
     Style("#3D3D3D", "P", (0, (1, 2)), 5.4),
     Style("#A33B54", "*", (0, (6, 2, 2, 2)), 6.4),
     Style("#5F8F2F", "d", (0, (3, 2)), 5.4),
+    Style("#1F6F78", "8", (0, (7, 1, 1, 1)), 5.4),
+    Style("#B58A6A", "H", (0, (2, 1, 4, 1)), 5.4),
 )
 VARIANT_LINES: Sequence[Dashes] = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), SOLID)
 VARIANT_SHADES = (-0.45, 0.40, -0.75, 0.55)  # of the way to black, or to white

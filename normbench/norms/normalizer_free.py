@@ -1,0 +1,66 @@
+"""Normalizer-free residual networks (Brock et al. 2021, arXiv 2101.08692): no statistics of activations.
+
+Constants and order are those of the authors' released code (nf_resnet.py, base.py). Every ReLU is multiplied
+by gamma, so that it keeps a variance of 1; weights are standardized and divided by the root of their fan-in;
+and a block computes x + alpha · skip_gain · branch(beta · x) with beta = 1 / sqrt(expected variance of x).
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from normbench.norms.normalization import Normalization, Sum
+from normbench.norms.weights import FAN_IN, FunctionOfWeights, centred
+
+GAMMA = 1.7139588594436646  # as their code has it, an estimate of sqrt(2 / (1 - 1 / pi)) = 1.71286
+SMALLEST = 1e-4  # of fan-in · variance
+
+
+class ScaledStandardizedConv(FunctionOfWeights):
+    """gain · (W - mean) / sqrt(max(fan-in · variance, 1e-4)), and a bias; gain is learned, initially 1."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv, bias=True)
+        self.gain = nn.Parameter(self.weight.new_ones(conv.out_channels))
+
+    def effective(self) -> Tensor:
+        """The scaled standardized weights (fan-in · biased variance is a sum of squares)."""
+        centre = centred(self.weight)
+        scale = centre.square().sum(FAN_IN).clamp_min(SMALLEST).rsqrt() * self.gain
+        return centre * scale[:, None, None, None]
+
+
+class Gamma(nn.Module):
+    """gamma · x, and so gamma · relu(x) behind it: relu(gamma · x) is the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x * GAMMA
+
+
+class SkipInit(Sum):
+    """shortcut + alpha · skip_gain · branch; the gain is learned, initially 0 (De & Smith 2020, 2002.10444).
+
+    Args:
+        additions: branches summed in the block's input since its variance was last 1, each adding alpha².
+        alpha: the scale of a branch.
+    """
+
+    def __init__(self, additions: int, alpha: float) -> None:
+        super().__init__()
+        self.alpha, self.beta = alpha, (1 + additions * alpha**2) ** -0.5
+        self.skip_gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, shortcut: Tensor, branch: Tensor) -> Tensor:
+        """Both [N, C, H, W]."""
+        return shortcut + branch * (self.alpha * self.skip_gain)
+
+
+def normalizer_free(alpha: float) -> Normalization:
+    """Scaled standardized weights, gamma at every ReLU, scaled branches; pre-activation networks only."""
+    return Normalization(
+        layer=lambda _channels: Gamma(),
+        conv=ScaledStandardizedConv,
+        residual=partial(SkipInit, alpha=alpha),
+    )

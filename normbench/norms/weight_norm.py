@@ -1,0 +1,57 @@
+"""Weight normalization (Salimans & Kingma 2016, arXiv 1602.07868): weights as length times direction."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from normbench.norms.normalization import Clock, Normalization
+from normbench.norms.weights import FAN_IN, FunctionOfWeights
+
+
+class WeightNormConv(FunctionOfWeights):
+    """g · v / ‖v‖ for every output channel (equation 2), and a bias.
+
+    ``weight`` is v. Without ``data_init`` g starts at ‖v‖, which changes nothing about the convolution.
+
+    Args:
+        conv: the convolution that it takes the place of.
+        data_init: on the first training batch, set g and the bias such that every channel comes out with mean
+            0 and variance 1 (equations 5 and 6).
+    """
+
+    def __init__(self, conv: nn.Conv2d, data_init: bool) -> None:
+        super().__init__(conv, bias=True)
+        self.g = nn.Parameter(torch.linalg.vector_norm(self.weight.detach(), dim=FAN_IN))
+        self.data_init, self.due = data_init, False
+
+    def effective(self) -> Tensor:
+        """g · v / ‖v‖."""
+        direction: Tensor = self.weight / torch.linalg.vector_norm(self.weight, dim=FAN_IN, keepdim=True)
+        return self.g[:, None, None, None] * direction
+
+    def at(self, clock: Clock) -> None:
+        """The first update is the one that the data initialise."""
+        self.due = self.data_init and clock.step == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C', H', W']."""
+        if self.due and self.training:
+            self._initialise(x)
+            self.due = False
+        return super().forward(x)
+
+    @torch.no_grad()
+    def _initialise(self, x: Tensor) -> None:
+        assert self.bias is not None
+        self.g.fill_(1.0)
+        t = F.conv2d(x, self.effective(), None, self.stride, self.padding).float()
+        mean, deviation = t.mean((0, 2, 3)), t.std((0, 2, 3), correction=0).clamp_min(1e-6)
+        self.g.copy_(1 / deviation)
+        self.bias.copy_(-mean / deviation)
+
+
+def weight_norm(data_init: bool) -> Normalization:
+    """Every convolution weight-normalized, nothing between them."""
+    return Normalization(conv=partial(WeightNormConv, data_init=data_init))

@@ -1,0 +1,30 @@
+"""Weight standardization (Qiao et al. 2019, arXiv 1903.10520): weights of mean 0 and variance 1."""
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from normbench.norms.normalization import Normalization
+from normbench.norms.weights import FAN_IN, FunctionOfWeights, with_layer
+
+
+class StandardizedConv(FunctionOfWeights):
+    """(W - mean) / sqrt(biased variance + eps), over the fan-in of every output channel (equations 7, 8).
+
+    A channel of the output then has fan-in times the variance of the input: with no normalization behind it,
+    as in ``layer: none``, activations grow from layer to layer (normalizer-free networks divide that out).
+    """
+
+    def __init__(self, conv: nn.Conv2d, bias: bool, eps: float) -> None:
+        super().__init__(conv, bias)
+        self.eps = eps
+
+    def effective(self) -> Tensor:
+        """The standardized weights."""
+        centre = self.weight - self.weight.mean(FAN_IN, keepdim=True)
+        return centre * (centre.square().mean(FAN_IN, keepdim=True) + self.eps).rsqrt()
+
+
+def weight_standardization(layer: str, groups: int, eps: float) -> Normalization:
+    """Every convolution with standardized weights, and group normalization behind it or nothing."""
+    return with_layer(partial(StandardizedConv, eps=eps), layer, groups)

@@ -1,0 +1,218 @@
+"""Test accuracy against any one setting of a trial: means over seeds with 95 % intervals, and every seed."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from normbench.norms import NORMS
+from normbench.plots import caption, style
+from normbench.plots.figure import Figure, Options, Row
+from normbench.plots.panels import CannotDrawError, counted, differing, flat, said
+from normbench.records import Record
+from normbench.stats import Interval, mean_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.lines import Line2D
+
+MOST_SERIES = 12
+SPREAD = 0.36  # of the distance between two values, over which the series of one value stand
+
+
+@dataclass(frozen=True)
+class Spot:
+    """The seeds of one series at one value.
+
+    Attributes:
+        place: of the value among all values, from 0.
+        accuracies: fractions, of the finished trials, by seed.
+        interval: of their mean; None where no trial finished.
+        failures: the status of every other trial.
+    """
+
+    place: int
+    accuracies: tuple[float, ...]
+    interval: Interval | None
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Trials that differ in the setting and the seed alone; ``variant`` picks the look among its method's."""
+
+    method: str
+    variant: int
+    label: str
+    spots: tuple[Spot, ...]
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """All that is drawn; ``values`` are those of the setting, as they are labelled, in order."""
+
+    key: str
+    values: tuple[str, ...]
+    lines: tuple[Line, ...]
+    stopped: Mapping[str, int]
+    caption: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def select(records: Sequence[Record], options: Options) -> Accuracies | None:
+    """Last-epoch test accuracies of the trials that have the setting, by what else they differ in.
+
+    Raises:
+        CannotDrawError: they differ in so much else that the lines could not be told apart.
+    """
+    key = str(options.get("key", "batch_size"))
+    once = {record.trial.id: record for record in records}
+    chosen = sorted(once.values(), key=lambda record: (record.trial.seed, record.trial.id))
+    settings = {record.trial.id: _settings(record) for record in chosen}
+    chosen = [record for record in chosen if key in settings[record.trial.id]]
+    if not chosen:
+        return None
+    others = {one.trial.id: {k: v for k, v in settings[one.trial.id].items() if k != key} for one in chosen}
+    told = [name for name in differing(list(others.values())) if name != "norm.name"]
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in chosen:
+        other = others[record.trial.id]
+        words = ", ".join(said(name, other[name]) for name in told if name in other)
+        groups[record.trial.norm.name, words].append(record)
+    if len(groups) > MOST_SERIES:
+        raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {', '.join(told)}")
+    values = sorted({_text(settings[one.trial.id][key]) for one in chosen}, key=_order)
+    lines, variants = [], defaultdict[str, int](int)
+    for method, words in sorted(groups, key=lambda group: (list(NORMS).index(group[0]), _order(group[1]))):
+        cells: dict[int, list[Record]] = defaultdict(list)
+        for record in groups[method, words]:
+            cells[values.index(_text(settings[record.trial.id][key]))].append(record)
+        spots = tuple(_spot(place, cells[place]) for place in sorted(cells))
+        lines.append(Line(method, variants[method], f"{method} ({words})" if words else method, spots))
+        variants[method] += 1
+    return Accuracies(
+        key,
+        tuple(_shown(value) for value in values),
+        tuple(lines),
+        Counter[str](record.status for record in chosen if record.status != "done"),
+        (
+            caption.trials(chosen),
+            *_unfinished(lines, values),
+            "Test accuracy after the last epoch: mean and 95 % t-interval over seeds (a single seed has "
+            "none); small dots: single seeds.",
+        ),
+        (),
+    )
+
+
+def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
+    """Which means leave trials out."""
+    cells = [
+        f"{line.label} at {_shown(values[spot.place])} ({len(spot.accuracies)} of "
+        f"{counted(len(spot.accuracies) + len(spot.failures), 'seed')} left)"
+        for line in lines
+        for spot in line.spots
+        if spot.failures
+    ]
+    if cells:
+        yield f"Not finished, so in no mean: {', '.join(cells)}."
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """All settings but the seed. A norm batch that is the whole batch is no setting of its own."""
+    settings = flat(record.trial.model_dump(mode="json", exclude={"seed"})) | {"data": record.data}
+    if record.trial.norm_batch_size in (None, record.trial.batch_size):
+        del settings["norm_batch_size"]
+    return settings
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value)
+
+
+def _order(text: str) -> tuple[float, int, str]:
+    """Numbers by size, in front of everything else; lists by length."""
+    try:
+        return float(text), 0, ""
+    except ValueError:
+        return float("inf"), len(text), text
+
+
+def _shown(text: str) -> str:
+    value = json.loads(text)
+    if isinstance(value, list):
+        return ",\n".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _spot(place: int, records: Sequence[Record]) -> Spot:
+    values = tuple(record.final.test_accuracy for record in records if record.final)
+    failures = tuple(record.status for record in records if record.status != "done")
+    return Spot(place, values, mean_interval(values) if values else None, failures)
+
+
+def table(selection: Accuracies) -> list[Row]:
+    """One row a spot. Accuracies are fractions."""
+    return [
+        {
+            "setting": selection.key,
+            "value": selection.values[spot.place].replace("\n", " "),
+            "norm": line.method,
+            "line": line.label,
+            "finished": len(spot.accuracies),
+            **{status: spot.failures.count(status) for status in style.FAILURES},
+            "test_accuracy": spot.interval.mean if spot.interval else None,
+            "low": spot.interval.low if spot.interval else None,
+            "high": spot.interval.high if spot.interval else None,
+            "seeds": " ".join(map(str, spot.accuracies)),
+        }
+        for line in selection.lines
+        for spot in line.spots
+    ]
+
+
+def draw(selection: Accuracies, canvas: "Canvas") -> None:
+    """One panel; the values stand at equal distances."""
+    canvas.set_size_inches(style.WIDTH, 3.7)
+    axes = canvas.add_subplot()
+    for order, line in enumerate(selection.lines):
+        shift = SPREAD * ((order + 0.5) / len(selection.lines) - 0.5)
+        _draw_line(axes, line, shift)
+    axes.set_xticks(range(len(selection.values)), selection.values)
+    axes.set_xlim(-0.5, len(selection.values) - 0.5)
+    axes.set_xlabel(selection.key)
+    axes.set_ylabel("test accuracy (%)")
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -1.0) - (0.08 * (high - low) if selection.stopped else 0), min(high, 101.0))
+    style.legend(canvas, _entries(selection))
+
+
+def _draw_line(axes: "Axes", line: Line, shift: float) -> None:
+    look = style.of_method(line.method, line.variant)
+    drawn = [(spot, spot.interval) for spot in line.spots if spot.interval]
+    xs = [spot.place + shift for spot, _ in drawn]
+    means = [100 * interval.mean for _, interval in drawn]
+    reaches = [100 * (interval.high - interval.mean) for _, interval in drawn]
+    axes.plot(xs, means, color=look.color, linestyle=look.line, zorder=3, **look.marks)
+    axes.errorbar(xs, means, reaches, color=look.color, linestyle="none", elinewidth=1.0, capsize=2.2)
+    for spot in line.spots:
+        percents = [100 * value for value in spot.accuracies]
+        beside = [spot.place + shift - 0.03] * len(percents)
+        axes.plot(beside, percents, ".", color=look.color, markersize=4, alpha=0.55, mew=0)
+        for place, status in enumerate(sorted(spot.failures)):
+            mark = style.failure(status, look.color)
+            height = 0.03 + 0.05 * place
+            axes.plot(
+                [spot.place + shift], [height], transform=axes.get_xaxis_transform(), clip_on=False, **mark
+            )
+
+
+def _entries(selection: Accuracies) -> Iterator[tuple["Line2D", str]]:
+    for line in selection.lines:
+        yield style.entry(style.of_method(line.method, line.variant)), line.label
+    yield from style.failure_entries(selection.stopped)
+
+
+FIGURE = Figure(select, draw, table)
