@@ -53,7 +53,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("sweep",),
     # figures
     ("plots.panels",),
-    ("plots.caption", "plots.figure"),
+    ("plots.caption", "plots.figure", "plots.values"),
     behind(FIGURES),
     # the command line
     ("results", "console", "listing", "tabular", "exits"),

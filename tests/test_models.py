@@ -374,7 +374,9 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean_and_is_gone_at_inference() 
 
 def test_every_update_and_every_layer_drops_others() -> None:
     torch.manual_seed(0)
-    one, other = Dropout(0.5), Dropout(0.5)
+    one = Dropout(0.5)
+    torch.rand(1)  # as the weights between two layers are drawn
+    other = Dropout(0.5)
     x = torch.ones(1, 8, 4, 4)
     masks = []
     for layer, step in ((one, 0), (one, 1), (other, 0)):
@@ -391,3 +393,17 @@ def test_dropout_stands_between_the_two_convolutions_of_every_block() -> None:
         places = [path for path, module in model.named_modules() if isinstance(module, Dropout)]
         assert len(places) == 6
         assert all(path.endswith(".dropout") for path in places)
+
+
+def test_a_network_with_dropout_starts_from_the_same_weights_and_can_be_checked() -> None:
+    plain, dropping = made(seed=3), made(seed=3, dropout=0.5)
+    for one, other in zip(plain.parameters(), dropping.parameters(), strict=True):
+        assert torch.equal(one, other)
+    check(Trial(model="resnet8", dropout=0.5), 10, 32)
+
+
+def test_the_initial_scale_reaches_what_computes_with_a_function_of_its_weights() -> None:
+    """g of weight normalization is the length that the weights start with."""
+    x = torch.randn(2, 3, 8, 8)
+    plain, scaled = (made("resnet8", "weight_norm", seed=3, init_scale=scale) for scale in (1.0, 3.0))
+    torch.testing.assert_close(scaled.conv(x), 3 * plain.conv(x))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from normbench.norms.normalization import Clock
 
 CHANNELS_LAST = torch.channels_last
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: its multiples are far apart
 
 
 class Position(NamedTuple):
@@ -71,20 +72,22 @@ class Dropout(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.generator = torch.Generator()
-        self.key = int(torch.randint(2**62, ()))  # off the seed that the network is initialised by
+        self.step = 0
+        with torch.random.fork_rng(devices=[]):  # weights are drawn as in a network without dropout
+            self.key = int(torch.randint(2**62, (), device="cpu"))
 
     def at(self, clock: Clock) -> None:
-        """Draw this update's values from a stream of its own."""
-        self.generator.manual_seed((self.key + clock.step * 0x9E3779B97F4A7C15) % 2**64)
+        """Take this update's values from a stream of its own."""
+        self.step = clock.step
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H, W]."""
-        if not self.training:
+        if not self.training or x.is_meta:
             return x
-        kept = torch.rand(x.shape[0], *x.shape[2:], x.shape[1], generator=self.generator) >= self.rate
-        scale = kept.to(x).div_(1 - self.rate).movedim(-1, 1)  # drawn in channels-last order
-        return x * scale
+        random = torch.Generator(x.device).manual_seed((self.key + self.step * GOLDEN) % 2**64)
+        N, C, H, W = x.shape
+        kept = torch.rand(N, H, W, C, generator=random, device=x.device) >= self.rate
+        return x * kept.movedim(-1, 1).to(x.dtype).div_(1 - self.rate)
 
 
 def dropout(rate: float) -> nn.Module:

@@ -1,12 +1,13 @@
 """From a trial to its network, and the check that its method can normalize every map in it."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from normbench.models import MODELS
-from normbench.norms.normalization import ShapeError, build
+from normbench.norms.normalization import Normalization, ShapeError, build
 from normbench.trial import Trial
 
 
@@ -16,21 +17,29 @@ def network(trial: Trial, classes: int) -> nn.Module:
         torch.default_generator.manual_seed(trial.seed)  # torch.manual_seed would reseed the GPUs for good
         norm = build(trial.norm, trial.norm_batch_size, trial.norm_every, trial.clip)
         builder = MODELS[trial.model.name].load()
-        model: nn.Module = builder(classes=classes, norm=norm, dropout=trial.dropout, **trial.model.options)
-        if trial.init_scale != 1:
-            _scale_weights(model, trial.init_scale)
+        model: nn.Module = builder(
+            classes=classes,
+            norm=_scaled(norm, trial.init_scale),
+            dropout=trial.dropout,
+            **trial.model.options,
+        )
+        with torch.no_grad():
+            model.get_parameter("linear.weight").mul_(trial.init_scale)
         if trial.zero_init_residual:
             model.zero_init_residual()  # type: ignore[operator]  # every network of the table has it
         model.clip = norm.clip(model)
     return model
 
 
-@torch.no_grad()
-def _scale_weights(model: nn.Module, scale: float) -> None:
-    """Multiply what convolutions and linear layers start from; gamma, beta and biases stay."""
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.mul_(scale)
+def _scaled(norm: Normalization, scale: float) -> Normalization:
+    """The same method, upon convolutions that start from ``scale`` times their weights."""
+
+    @torch.no_grad()
+    def conv(replaced: nn.Conv2d) -> nn.Module:
+        replaced.weight.mul_(scale)
+        return norm.conv(replaced)
+
+    return replace(norm, conv=conv)
 
 
 def check(trial: Trial, classes: int, image_size: int) -> None:

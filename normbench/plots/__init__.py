@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from normbench.lookup import Entry, Table, one_of, text
+from normbench.lookup import Entry, Option, Table, one_of, text
 
-SHARED = ("caption", "figure", "panels", "published", "style")  # files that are not a figure
+SHARED = ("caption", "figure", "panels", "published", "style", "values")  # files that are not a figure
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,11 @@ PUBLISHED_OPTION = one_of(
     "lay a published series over the figure, thin and dashed, with its source in the caption",
 )
 
-KEY = text("batch_size", "a setting of the trials, such as norm.groups", r"^[a-z_]+(\.[a-z_]+)?$")
+
+def key(default: str) -> Option:
+    """The dotted key of a setting."""
+    return text(default, "a setting of the trials, such as norm.groups", r"^[a-z_]+(\.[a-z_]+)?$")
+
 
 FIGURES: Table[Kind] = Table(
     "figure",
@@ -48,8 +52,15 @@ FIGURES: Table[Kind] = Table(
         "setting",
         "accuracy against any one setting, a curve for everything else that differs",
         "normbench.plots.setting:FIGURE",
-        {"key": KEY},
+        {"key": key("batch_size")},
         of=("key",),
+    ),
+    Kind(
+        "heat_map",
+        "accuracy over two settings",
+        "normbench.plots.heat_map:FIGURE",
+        {"x": key("batch_size"), "y": key("norm.name")},
+        of=("x", "y"),
     ),
     Kind("curves", "loss and accuracy by epoch", "normbench.plots.curves:FIGURE"),
     Kind(

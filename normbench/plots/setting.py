@@ -1,15 +1,15 @@
 """Test accuracy against any one setting of a trial: means over seeds with 95 % intervals, and every seed."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from normbench.norms import NORMS
 from normbench.plots import caption, style
 from normbench.plots.figure import Figure, Options, Row
-from normbench.plots.panels import CannotDrawError, counted, differing, flat, said
+from normbench.plots.panels import CannotDrawError, counted, differing, said
+from normbench.plots.values import order, settings_of, shown, written
 from normbench.records import Record
 from normbench.stats import Interval, mean_interval
 
@@ -70,7 +70,7 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
     key = str(options.get("key", "batch_size"))
     once = {record.trial.id: record for record in records}
     chosen = sorted(once.values(), key=lambda record: (record.trial.seed, record.trial.id))
-    settings = {record.trial.id: _settings(record) for record in chosen}
+    settings = {record.trial.id: settings_of(record) for record in chosen}
     chosen = [record for record in chosen if key in settings[record.trial.id]]
     if not chosen:
         return None
@@ -83,18 +83,18 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
         groups[record.trial.norm.name, words].append(record)
     if len(groups) > MOST_SERIES:
         raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {', '.join(told)}")
-    values = sorted({_text(settings[one.trial.id][key]) for one in chosen}, key=_order)
+    values = sorted({written(settings[one.trial.id][key]) for one in chosen}, key=order)
     lines, variants = [], defaultdict[str, int](int)
-    for method, words in sorted(groups, key=lambda group: (list(NORMS).index(group[0]), _order(group[1]))):
+    for method, words in sorted(groups, key=lambda group: (list(NORMS).index(group[0]), order(group[1]))):
         cells: dict[int, list[Record]] = defaultdict(list)
         for record in groups[method, words]:
-            cells[values.index(_text(settings[record.trial.id][key]))].append(record)
+            cells[values.index(written(settings[record.trial.id][key]))].append(record)
         spots = tuple(_spot(place, cells[place]) for place in sorted(cells))
         lines.append(Line(method, variants[method], f"{method} ({words})" if words else method, spots))
         variants[method] += 1
     return Accuracies(
         key,
-        tuple(_shown(value) for value in values),
+        tuple(shown(value) for value in values),
         tuple(lines),
         Counter[str](record.status for record in chosen if record.status != "done"),
         (
@@ -110,7 +110,7 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
 def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
     """Which means leave trials out."""
     cells = [
-        f"{line.label} at {_shown(values[spot.place])} ({len(spot.accuracies)} of "
+        f"{line.label} at {shown(values[spot.place])} ({len(spot.accuracies)} of "
         f"{counted(len(spot.accuracies) + len(spot.failures), 'seed')} left)"
         for line in lines
         for spot in line.spots
@@ -118,33 +118,6 @@ def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
     ]
     if cells:
         yield f"Not finished, so in no mean: {', '.join(cells)}."
-
-
-def _settings(record: Record) -> dict[str, Any]:
-    """All settings but the seed. A norm batch that is the whole batch is no setting of its own."""
-    settings = flat(record.trial.model_dump(mode="json", exclude={"seed"})) | {"data": record.data}
-    if record.trial.norm_batch_size in (None, record.trial.batch_size):
-        del settings["norm_batch_size"]
-    return settings
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value)
-
-
-def _order(text: str) -> tuple[float, int, str]:
-    """Numbers by size, in front of everything else; lists by length."""
-    try:
-        return float(text), 0, ""
-    except ValueError:
-        return float("inf"), len(text), text
-
-
-def _shown(text: str) -> str:
-    value = json.loads(text)
-    if isinstance(value, list):
-        return ",\n".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _spot(place: int, records: Sequence[Record]) -> Spot:
@@ -177,8 +150,8 @@ def draw(selection: Accuracies, canvas: "Canvas") -> None:
     """One panel; the values stand at equal distances."""
     canvas.set_size_inches(style.WIDTH, 3.7)
     axes = canvas.add_subplot()
-    for order, line in enumerate(selection.lines):
-        shift = SPREAD * ((order + 0.5) / len(selection.lines) - 0.5)
+    for place, line in enumerate(selection.lines):
+        shift = SPREAD * ((place + 0.5) / len(selection.lines) - 0.5)
         _draw_line(axes, line, shift)
     axes.set_xticks(range(len(selection.values)), selection.values)
     axes.set_xlim(-0.5, len(selection.values) - 0.5)
