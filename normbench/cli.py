@@ -202,7 +202,8 @@ def list_(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="WHAT", help="norms, clips, models, datasets, executors or figures; all, if none is named"
+            metavar="WHAT",
+            help="norms, clips, models, datasets, evaluations, executors or figures; all, if none is named",
         ),
     ] = None,
     _debug: Debug = False,

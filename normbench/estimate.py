@@ -73,7 +73,7 @@ def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, pla
             unknown = f"the probe of {trial.id} failed: {str(error).partition(chr(10))[0]}"
         else:
             from_records += own in seen
-            evaluations = -(-trial.epochs // trial.evaluate_every)
+            evaluations = -(-trial.epochs // trial.evaluate_every) + len(trial.evaluate)
             images = trial.epochs * extent.train
             images += int(evaluations * extent.test * EVALUATION_COST)
             seconds[trial.id] = images / speeds[own]

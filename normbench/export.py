@@ -8,7 +8,7 @@ from normbench.console import duration, percent, result_of
 from normbench.located import printable
 from normbench.lookup import UnknownName, nearest, shortened
 from normbench.plots.figure import Row, as_csv
-from normbench.records import Record
+from normbench.records import Measured, Record
 from normbench.results import Tell, find, named
 from normbench.tabular import as_json, as_table
 
@@ -76,9 +76,33 @@ def _one_trial(path: Path) -> str:
             *_settings(record.trial.model_dump(mode="json")),
             "ran with:",
             *_settings(record.provenance | {"data": record.data}),
+            *_measured(record),
             as_table(COLUMNS, rows),
         ]
     )
+
+
+def _measured(record: Record) -> list[str]:
+    """A heading and the results of ``evaluate``, one a line; nothing if there are none."""
+    rows = []
+    for result in record.inference:
+        numbers = dict(result.numbers)
+        loss, accuracy = numbers.pop("test_loss", None), numbers.pop("test_accuracy", None)
+        others = ", ".join(f"{key} {_short(value)}" for key, value in numbers.items())
+        rows.append((_evaluation(result, " "), _loss(loss), percent(accuracy), others))
+    return ["inference:", as_table(("evaluation", "test loss", "test accuracy", ""), rows)] if rows else []
+
+
+def _evaluation(result: Measured, between: str) -> str:
+    """``batch size 8``, or with another character between the words."""
+    options = (f"{key}{between}{value}" for key, value in result.options.items())
+    return between.join([result.name, *options])
+
+
+def _short(number: float | None) -> str:
+    if number is None:
+        return "–"
+    return f"{number:.3g}" if isinstance(number, float) else str(number)
 
 
 def _settings(values: dict[str, Any]) -> list[str]:
@@ -120,6 +144,8 @@ def _row(record: Record) -> Row:
         "peak_memory_bytes": record.peak_memory_bytes,
         "data": printable(record.data, 1000),
     }
+    for result in record.inference:
+        row |= _flat(f"inference.{_evaluation(result, '_')}.", dict(result.numbers))
     return row | _flat("provenance.", record.provenance)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from normbench.config import checked_dataset
 from normbench.data import DATASETS, decoded
 from normbench.executors import EXECUTORS
+from normbench.inference import EVALUATIONS
 from normbench.located import printable
 from normbench.lookup import Entry, Table, UnknownName, nearest, shortened
 from normbench.models import MODELS
@@ -19,6 +20,7 @@ TABLES: dict[str, Table[Any]] = {
     "clips": CLIPS,
     "models": MODELS,
     "datasets": DATASETS,
+    "evaluations": EVALUATIONS,
     "executors": EXECUTORS,
     "figures": FIGURES,
 }

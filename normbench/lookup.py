@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 
 class UnknownName(LookupError):
@@ -50,9 +51,9 @@ def count(default: int | None, meaning: str) -> Option:
     return Option(positive if default is not None else positive | None, default, meaning)
 
 
-def whole(default: int, meaning: str) -> Option:
-    """A whole number of at least 0."""
-    return Option(Annotated[int, Field(ge=0)], default, meaning)
+def whole(default: int, meaning: str, least: int = 0) -> Option:
+    """A whole number of at least ``least``."""
+    return Option(Annotated[int, Field(ge=least)], default, meaning)
 
 
 def at_least(least: float, default: float, meaning: str) -> Option:
@@ -75,14 +76,26 @@ def text(default: str, meaning: str, pattern: str) -> Option:
     return Option(Annotated[str, Field(pattern=pattern)], default, meaning)
 
 
-def one_of(choices: tuple[str, ...], meaning: str) -> Option:
-    """One of ``choices``; the first is the default."""
-    return Option(Literal[choices], choices[0], meaning)
+def sizes(default: tuple[int, ...], meaning: str) -> Option:
+    """Whole numbers of at least 2, each once, ascending."""
+    listed = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)]
+    return Option(Annotated[listed, AfterValidator(_ascending)], default, meaning)
+
+
+def _ascending(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if not numbers:
+        raise PydanticCustomError("expected", "expected a list of one or more sizes")
+    return tuple(sorted(set(numbers)))
 
 
 def flag(default: bool, meaning: str) -> Option:
     """True or false."""
     return Option(bool, default, meaning)
+
+
+def one_of(choices: tuple[str, ...], meaning: str) -> Option:
+    """One of ``choices``; the first is the default."""
+    return Option(Literal[choices], choices[0], meaning)
 
 
 def some_of(choices: tuple[str, ...], default: tuple[str, ...], meaning: str) -> Option:

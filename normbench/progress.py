@@ -111,7 +111,7 @@ class Progress:
     def news(self, trial: Trial) -> dict[str, Any]:
         """For whoever watches."""
         return {
-            "epoch": len(self.epochs) + 1,
+            "epoch": min(len(self.epochs) + 1, trial.epochs),  # behind the last there is still ``evaluate``
             "epochs": trial.epochs,
             "images": self.step * trial.batch_size,
             "images_per_second": self.images_per_second(trial),

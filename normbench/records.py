@@ -45,6 +45,14 @@ class Final(Finite):
     test_accuracy_median5: float = Field(description="median of the last five evaluations")
 
 
+class Measured(Finite):
+    """One result of one evaluation of the trained network."""
+
+    name: str = Field(description="of the evaluation")
+    options: dict[str, int] = Field({}, description="its options, and what tells its results apart")
+    numbers: dict[str, int | float | None] = Field(description="None: not finite")
+
+
 class NewerRecordError(ValueError):
     """A later version of normbench wrote this record. Nothing is wrong with it, but it cannot be read."""
 
@@ -58,6 +66,7 @@ class Record(Finite):
     epochs: tuple[Epoch, ...]
     final: Final | None = Field(None, description="None unless the status is 'done'")
     failure: dict[str, Any] | None = Field(None, description="where a trial that is not 'done' ended")
+    inference: tuple[Measured, ...] = Field((), description="by the trial's ``evaluate``, if it is 'done'")
     images_per_second: float | None
     seconds: float
     peak_memory_bytes: int

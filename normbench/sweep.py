@@ -161,6 +161,7 @@ def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], dev
         try:
             if trial.batch_size > images:
                 raise ValueError(f"batch_size {trial.batch_size} is more than the {images} training images")
+            _check_evaluations(trial, len(dataset.test.indices))
             check(trial, len(dataset.classes), dataset.train.images.shape[1])
         except ValueError as error:
             problems[str(error)] = None
@@ -207,7 +208,19 @@ def _cores() -> int:
 
 def _shapes(trial: Trial) -> tuple[Any, ...]:
     """All that decides the shapes of a trial's maps, and which of them its method can normalize."""
-    return trial.dataset, trial.model, trial.norm, trial.batch_size, trial.norm_batch_size
+    return trial.dataset, trial.model, trial.norm, trial.batch_size, trial.norm_batch_size, trial.evaluate
+
+
+def _check_evaluations(trial: Trial, images: int) -> None:
+    """Refuse batches of test images that there are too few of."""
+    for choice in trial.evaluate:
+        match choice.model_dump():
+            case {"name": "batch", "sizes": sizes} if max(sizes) > images:
+                raise ValueError(f"evaluate: batch size {max(sizes)} is more than the {images} test images")
+            case {"name": "neighbours", "batch_size": size} if 2 * size > images:
+                raise ValueError(
+                    f"evaluate: neighbours needs two batches of {size}, more than the {images} test images"
+                )
 
 
 def _write_plan(experiment: config.Experiment, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,16 +16,16 @@ from torch import nn
 from normbench import checkpoints
 from normbench.data import DataError, decoded
 from normbench.data.augment import Images
+from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Trained, score
 from normbench.models.network import network
 from normbench.norms.normalization import Clock, Timed
 from normbench.optim import learning_rate, optimizer
 from normbench.progress import Diverged, Progress
 from normbench.provenance import git_state, peak_memory_bytes, provenance, reset_peak_memory
-from normbench.records import SCHEMA, Epoch, Final, Interrupted, Record, Status
+from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Record, Status
 from normbench.trial import Trial
 
 Report = Callable[[dict[str, Any]], bool]
-EVALUATION_BATCH = 500
 REPORT_SECONDS = 0.5
 CHECKPOINT_SECONDS = 20.0
 
@@ -81,9 +82,11 @@ def train(
     progress = Progress()
     status: Status = "done"
     failure: dict[str, Any] | None = None
+    measured: tuple[Measured, ...] = ()
 
     def save() -> None:
         state = {"model": model.state_dict(), "optimizer": sgd.state_dict(), "progress": progress.to_state()}
+        state |= {"evaluations": evaluations.state_dict()}
         checkpoints.save(checkpoint, owner, progress.step, state)
         progress.saved_at = time.monotonic()
 
@@ -101,16 +104,19 @@ def train(
     try:
         training = Images(dataset.train, dataset.mean, dataset.std, where)
         testing = Images(dataset.test, dataset.mean, dataset.std, where)
-        model, sgd, progress = _resumed(trial, len(dataset.classes), where, checkpoint, owner, report)
-        timed = [module for module in model.modules() if isinstance(module, Timed)]
+        model, sgd, evaluations, progress = _resumed(
+            trial, len(dataset.classes), where, checkpoint, owner, report
+        )
+        timed: list[Timed] = [module for module in model.modules() if isinstance(module, Timed)]
+        timed.append(evaluations)
         while (epoch := len(progress.epochs)) < trial.epochs:
             model.train()
             for chunk in training.training_chunks(
                 trial.seed, epoch, trial.batch_size, trial.augment, start=progress.position
             ):
                 for x, y in zip(*(torch.split(all_, trial.batch_size) for all_ in chunk), strict=True):
-                    for module in timed:
-                        module.at(Clock(progress.step, steps_per_epoch, trial.epochs))
+                    for one in timed:
+                        one.at(Clock(progress.step, steps_per_epoch, trial.epochs))
                     for group in sgd.param_groups:
                         group["lr"] = learning_rate(trial, progress.step, steps_per_epoch)
                     with torch.autocast(where.type, torch.bfloat16, enabled=trial.precision == "bf16"):
@@ -129,6 +135,9 @@ def train(
             )
             lr = learning_rate(trial, progress.step - 1, steps_per_epoch)
             progress.end_epoch(steps_per_epoch, test_loss, test_accuracy, lr, _diagnoses(model))
+        if trial.evaluate:
+            measured = evaluations.results(Trained(model, trial, training, testing, pause))
+            progress.settle()
         try:
             save()  # so that whoever is killed before the record is stored has lost nothing
         except OSError as error:
@@ -149,6 +158,7 @@ def train(
         epochs=epochs,
         final=final(epochs) if status == "done" else None,
         failure=failure,
+        inference=measured,
         images_per_second=progress.images_per_second(trial),
         seconds=progress.train_seconds + progress.test_seconds,
         peak_memory_bytes=peak_memory_bytes(where),
@@ -158,7 +168,6 @@ def train(
     )
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module, images: Images, precision: str, pause: Callable[[], None] = lambda: None
 ) -> tuple[float, float]:
@@ -169,17 +178,10 @@ def evaluate(
     Raises:
         Diverged: the cross-entropy is not finite.
     """
-    model.eval()
-    loss, correct = torch.zeros((), dtype=torch.float64), 0
-    for x, y in images.in_order(EVALUATION_BATCH):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(x).float()
-        loss += F.cross_entropy(logits, y, reduction="sum").cpu()
-        correct += int((logits.argmax(1) == y).sum())
-        pause()
-    if not loss.isfinite():
-        raise Diverged(f"the loss on the test set is {float(loss)}")
-    return float(loss) / len(images), correct / len(images)
+    loss, accuracy = score(model.eval(), images.in_order(EVALUATION_BATCH), precision, pause)
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss on the test set is {loss}")
+    return loss, accuracy
 
 
 def final(epochs: tuple[Epoch, ...]) -> Final:
@@ -190,26 +192,27 @@ def final(epochs: tuple[Epoch, ...]) -> Final:
 
 def _resumed(
     trial: Trial, classes: int, where: torch.device, checkpoint: Path, owner: str, report: Report
-) -> tuple[nn.Module, torch.optim.SGD, Progress]:
-    """Network, optimizer and progress, as the newest usable checkpoint has them, or new."""
+) -> tuple[nn.Module, torch.optim.SGD, Evaluations, Progress]:
+    """Network, optimizer, evaluations and progress, as the newest usable checkpoint has them, or new."""
 
     def say(words: str) -> None:
         report({"warning": words})
 
-    def begun() -> tuple[nn.Module, torch.optim.SGD]:
+    def begun() -> tuple[nn.Module, torch.optim.SGD, Evaluations]:
         model = network(trial, classes)
         model = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model, optimizer(trial, model)
+        return model, optimizer(trial, model), Evaluations(trial, model)
 
     for path, state in checkpoints.load(checkpoint, owner, say):
-        model, sgd = begun()
+        model, sgd, evaluations = begun()
         try:
             model.load_state_dict(state["model"])
             sgd.load_state_dict(state["optimizer"])
             for parameter, kept in sgd.state.items():
                 if kept["momentum_buffer"].shape != parameter.shape:
                     raise ValueError("a momentum is not of its parameter's shape")
-            return model, sgd, Progress(**state["progress"])
+            evaluations.load_state_dict(state["evaluations"])
+            return model, sgd, evaluations, Progress(**state["progress"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             say(f"{path} does not fit this network ({str(error).partition(chr(10))[0]}) and is not used")
     return *begun(), Progress()

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from normbench.data import DATASETS
+from normbench.inference import EVALUATIONS
 from normbench.lookup import Entry, Table, nearest, shortened
 from normbench.models import MODELS
 from normbench.norms import CLIPS, NORMS
@@ -100,9 +101,11 @@ if TYPE_CHECKING:
     Model: TypeAlias = Choice
     Norm: TypeAlias = Choice
     Clip: TypeAlias = Choice
+    Evaluation: TypeAlias = Choice
 else:
     Dataset, Model = choice_from(DATASETS), choice_from(MODELS)
     Norm, Clip = choice_from(NORMS), choice_from(CLIPS)
+    Evaluation = choice_from(EVALUATIONS)
 
 
 class Optimizer(Frozen):
@@ -142,6 +145,7 @@ ADDED: dict[str, Any] = {
     "dropout": 0.0,
     "init_scale": 1.0,
     "norm.frozen_epochs": 0,
+    "evaluate": [],
 }
 
 
@@ -173,6 +177,9 @@ class Trial(Frozen):
     )
     evaluate_every: Count = Field(
         1, description="epochs between evaluations on the test set; the last is always evaluated"
+    )
+    evaluate: Annotated[tuple[Evaluation, ...], Field(strict=False)] = Field(
+        (), description="what is measured of the trained network by other statistics"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
@@ -209,6 +216,31 @@ class Trial(Frozen):
         if self.schedule.warmup_epochs > self.epochs:
             words = f"warmup_epochs {self.schedule.warmup_epochs:g} is more than epochs {self.epochs}"
             raise conflict(words, "schedule.warmup_epochs", "epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _canonical_evaluate(self) -> Self:
+        """Each evaluation once, in the order of their table; none of what the method's layers do not have."""
+        method = NORMS[self.norm.name]
+        usable = {
+            choice: list(EVALUATIONS).index(choice.name)
+            for choice in self.evaluate
+            if method.running and (method.folds or not EVALUATIONS[choice.name].folds)
+        }
+        self.__dict__["evaluate"] = tuple(
+            sorted(usable, key=lambda each: (usable[each], *each.options.values()))
+        )
+        for choice in self.evaluate:
+            match choice.model_dump():
+                case {"name": "cumulative", "epochs": last} if last > self.epochs:
+                    words = f"evaluate: cumulative epochs {last} is more than epochs {self.epochs}"
+                    raise conflict(words, "evaluate", "epochs")
+                case {"name": "precise", "samples": samples} if samples < self.batch_size:
+                    words = f"evaluate: precise samples {samples} is less than batch_size {self.batch_size}"
+                    raise conflict(words, "evaluate", "batch_size")
+                case {"name": "neighbours", "batch_size": size, "samples": samples} if samples < 2 * size:
+                    words = f"evaluate: neighbours samples {samples} is less than two batches of {size}"
+                    raise conflict(words, "evaluate")
         return self
 
     @property

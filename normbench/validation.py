@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -39,7 +39,9 @@ def paths(model: type[BaseModel]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for key, field in model.model_fields.items():
         found[key] = None
-        found |= {f"{key}.{inner}": None for each in _models(field.annotation) for inner in each.model_fields}
+        if get_origin(field.annotation) is not tuple:  # the entries of a list have no key
+            inside = (inner for each in _models(field.annotation) for inner in each.model_fields)
+            found |= {f"{key}.{inner}": None for inner in inside}
     return tuple(found)
 
 
@@ -243,6 +245,8 @@ def _advice(kind: str, value: object) -> str:
             r"[-+]?[0-9]+" if kind == "int_type" else r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?", number
         ):
             return f" (a number is written without quotes or '_': {number})"
+    if kind == "tuple_type" and isinstance(value, str):
+        return f" (write [{value}])" if value.isidentifier() else ""
     if kind == "string_type" and isinstance(value, int | float):
         return " (put it in quotes)"
     return ""

@@ -178,7 +178,7 @@ max_trials: 1e3
         ("name: 3", ":1:7: name: expected text, got 3 (put it in quotes)"),
         ("name: x\ntrial:", ":2:7: trial: expected a mapping of trial settings, got nothing"),
         ("name: x\nexecute: pool", ":2:10: execute: expected a mapping, got 'pool'"),
-        ("name: x\nplots: curves", ":2:8: plots: expected a list, got 'curves'"),
+        ("name: x\nplots: curves", ":2:8: plots: expected a list, got 'curves' (write [curves])"),
         ("name: x\nworkers: 3", ":2:1: workers: unknown key (did you mean 'execute.workers'?)"),
         ("name: x\nepocs: 3", ":2:1: epocs: unknown key (did you mean 'trial.epochs'?)"),
         ("name: x\nmax_trials: 100001", ":2:13: max_trials: must be at most 100000, got 100001"),
@@ -283,7 +283,7 @@ def test_every_key_that_can_be_overridden_is_a_key_of_the_document(problems):
     for key in OVERRIDABLE:
         if key.startswith(("name", "description")) or key in ("trial", "sweep"):
             continue
-        told = problems("name: x\ntrial: {norm: group}", f"{key}=[[]]")
+        told = problems("name: x\ntrial: {norm: group}", f"{key}=[[[]]]")
         assert not [problem for problem in told if "unknown key" in problem]
 
 

@@ -18,6 +18,7 @@ import pytest
 import normbench
 from normbench.data import DATASETS
 from normbench.executors import EXECUTORS
+from normbench.inference import EVALUATIONS
 from normbench.lookup import Table
 from normbench.models import MODELS
 from normbench.norms import CLIPS, NORMS
@@ -37,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("",),
     ("lookup", "stats", "streams", "plots.published"),
     # the tables: what exists, by name, without loading it
-    ("norms", "models", "data", "executors", "plots", "located"),
+    ("norms", "models", "data", "executors", "inference", "plots", "located"),
     # what a trial is, and how YAML is read and checked
     ("trial", "validation", "yaml_strict", "plots.style"),
     # what a trial leaves behind; the seam between networks and methods
@@ -48,7 +49,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (*behind(NORMS, CLIPS), *behind(MODELS)),
     ("models.network", "data.decoded", *behind(EXECUTORS)),
     # the training loop; how long it may take
-    ("data.augment", "probe"),
+    ("data.augment", "probe", "inference.running"),
+    ("inference.evaluation",),
+    behind(EVALUATIONS),
     ("train", "estimate"),
     ("sweep",),
     # figures
@@ -65,6 +68,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 MAY_IMPORT_TORCH = {
     *("norms.kernels", "norms.normalization", "norms.moments", "norms.weights", *behind(NORMS, CLIPS)),
     *("models.network", "models.blocks", *behind(MODELS), "data.augment"),
+    *("inference.evaluation", "inference.running", *behind(EVALUATIONS)),
     *("optim", "checkpoints", "devices", "progress", "provenance", "train", "probe"),
 }
 
@@ -80,6 +84,7 @@ LAZY = {
 TABLES: dict[str, tuple[Table[Any], ...]] = {
     "norms": (NORMS, CLIPS),
     "models": (MODELS,),
+    "inference": (EVALUATIONS,),
     "data": (DATASETS,),
     "executors": (EXECUTORS,),
     "plots": (FIGURES,),

@@ -24,8 +24,9 @@ CENTRE = {"batch": 0.70, "layer": 0.60, "instance": 0.55, "group": 0.65, "switch
 
 
 def record(
-    norm="batch", batch_size=8, seed=0, *, accuracy=None, status="done", data=DATA, diagnostics=None, **trial
-):
+    norm="batch", batch_size=8, seed=0, *, accuracy=None, status="done", data=DATA, diagnostics=None,
+    inference=(), **trial
+):  # fmt: skip
     """A record with a made-up course: accuracy rises by epoch, and by seed a little."""
     name = norm if isinstance(norm, str) else norm["name"]
     settings = {
@@ -47,7 +48,7 @@ def record(
             | {"test_loss": 2.1 - value, "test_accuracy": value, "seconds": 1.0}
         )
     values = {
-        "schema": 1,
+        "schema": 2,
         "trial": settings,
         "status": status,
         "epochs": course,
@@ -56,6 +57,7 @@ def record(
         "seconds": 3.0,
         "peak_memory_bytes": 1,
         "diagnostics": diagnostics or {},
+        "inference": list(inference),
         "data": data,
         "provenance": {"normbench": "0.1.0", "torch": "2.11.0", "device": "a CPU"},
     }
@@ -75,6 +77,16 @@ def weights(batch, layers=("stem", "stage1.0.norm1")):
     return {"switch_weights": [at(1, 1 / 3), at(2, batch)]}
 
 
+def evaluated(accuracy, **gaps):
+    """Results by name, with accuracies so far from ``accuracy``; of ``batch``, gaps by size."""
+    found = [("batch", {"size": size}, gap) for size, gap in gaps.pop("batch", {}).items()]
+    found += [(name, {}, gap) for name, gap in gaps.items()]
+    return [
+        {"name": name, "options": options, "numbers": {"test_loss": 1.0, "test_accuracy": accuracy + gap}}
+        for name, options, gap in found
+    ]
+
+
 @pytest.fixture(scope="module")
 def sweep():
     """Five methods, three batch sizes, three seeds; one diverged, one out of memory."""
@@ -86,6 +98,7 @@ def sweep():
             seed,
             status=failed.get((norm, size, seed), "done"),
             diagnostics=weights(0.1 + size / 100 + seed / 1000) if norm == "switchable" else None,
+            inference=evaluated(0.7, precise=0.01 * seed, removed=-0.5) if norm == "batch" else (),
         )
         for norm in ("batch", "layer", "instance", "group", "switchable")
         for size in (2, 8, 32)
@@ -247,7 +260,8 @@ assert not {"torch", "matplotlib.pyplot"} & sys.modules.keys(), "drawing"
 
 def test_selecting_loads_neither_torch_nor_matplotlib_and_drawing_no_pyplot(tmp_path):
     path = tmp_path / "record.json"
-    path.write_text(record("switchable", diagnostics=weights(0.5)).to_json())
+    inference = evaluated(0.7, precise=0.01)
+    path.write_text(record("switchable", diagnostics=weights(0.5), inference=inference).to_json())
     subprocess.run([sys.executable, "-c", WITHOUT, path], check=True)
 
 

@@ -47,6 +47,7 @@ def test_a_record_has_this_shape_and_no_other(real: Record) -> None:
         "epochs": list,
         "final": dict,
         "failure": type(None),
+        "inference": list,
         "images_per_second": float,
         "seconds": float,
         "peak_memory_bytes": int,
@@ -85,6 +86,7 @@ def test_a_records_trial_has_every_resolved_value_and_the_id(real: Record) -> No
         "precision": "fp32",
         "zero_init_residual": False,
         "evaluate_every": 2,
+        "evaluate": [],
         "seed": 0,
     }  # fmt: skip
 

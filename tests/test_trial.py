@@ -30,6 +30,7 @@ OTHER: dict[str, Any] = {
     "precision": "bf16",
     "zero_init_residual": True,
     "evaluate_every": 2,
+    "evaluate": ["precise"],
     "seed": 1,
 }
 OTHER_INNER: dict[str, dict[str, Any]] = {

@@ -85,8 +85,11 @@ class Images:
     def in_order(self, size: int) -> Iterator[Chunk]:
         """All images as they are, ``size`` at a time."""
         for first in range(0, len(self), size):
-            chosen = torch.arange(first, min(first + size, len(self)))
-            yield Chunk(self._normalized(self._pick(chosen)), self._labels[chosen.to(self._device)])
+            yield self.at(torch.arange(first, min(first + size, len(self))))
+
+    def at(self, chosen: Tensor) -> Chunk:
+        """Images as they are, by their numbers in order, int64 [n]."""
+        return Chunk(self._normalized(self._pick(chosen)), self._labels[chosen.to(self._device)])
 
     def _fetch(self, chosen: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(self._split.images[self._split.indices[chosen]])

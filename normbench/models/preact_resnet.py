@@ -6,6 +6,7 @@ any other method, the same network on equal terms.
 
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ class PreactBlock(nn.Module):
 
     Where a stage begins, the shortcut is a strided 1×1 convolution of the activated input.
     """
+
+    into_norm: ClassVar = {"conv1": "norm2"}  # outputs that go there and nowhere else
 
     def __init__(self, position: Position, norm: Normalization, drop: float) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ class Block(nn.Module):
     Where a stage begins, the shortcut takes every second row and column and fills the new channels with
     zeros.
     """
+
+    into_norm: ClassVar = {"conv1": "norm1", "conv2": "norm2"}  # outputs that go there and nowhere else
 
     def __init__(self, position: Position, norm: Normalization, drop: float) -> None:
         super().__init__()
@@ -45,6 +48,8 @@ class ResNet(nn.Module):
         norm: what stands behind every convolution.
         dropout: the share dropped between the two convolutions of a block, behind the ReLU.
     """
+
+    into_norm: ClassVar = {"conv": "norm"}
 
     def __init__(self, depth: int, width: float, classes: int, norm: Normalization, dropout: float) -> None:
         super().__init__()

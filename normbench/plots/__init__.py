@@ -62,6 +62,11 @@ FIGURES: Table[Kind] = Table(
         {"x": key("batch_size"), "y": key("norm.name")},
         of=("x", "y"),
     ),
+    Kind(
+        "inference_statistics",
+        "accuracy gaps of one network by other statistics at inference",
+        "normbench.plots.inference_statistics:FIGURE",
+    ),
     Kind("curves", "loss and accuracy by epoch", "normbench.plots.curves:FIGURE"),
     Kind(
         "switch_weights",

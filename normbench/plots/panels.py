@@ -111,10 +111,11 @@ def arrange(records: Iterable[Record]) -> Panels | None:
     once: dict[str, Record] = {}
     copies = 0
     for record in records:
-        kept = once.setdefault(record.trial.id, record)
+        course = record.trial.model_copy(update={"evaluate": ()}).id  # what is evaluated makes no other
+        kept = once.setdefault(course, record)
         if kept is not record:
             copies += 1
-            once[record.trial.id] = min(kept, record, key=Record.to_json)
+            once[course] = min(kept, record, key=lambda one: (-len(one.inference), one.to_json()))
     if not once:
         return None
     unique = sorted(once.values(), key=lambda record: (record.trial.seed, record.trial.id))
@@ -143,7 +144,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _setting(record: Record) -> dict[str, Any]:
     """Everything that must be equal for two trials to share axes. Other images are another setting."""
-    axes = {"norm", "batch_size", "norm_batch_size", "seed"}
+    axes = {"norm", "batch_size", "norm_batch_size", "seed", "evaluate"}  # what is evaluated changes no other
     setting = flat(record.trial.model_dump(mode="json", exclude=axes)) | {"data": record.data}
     if not NORMS[record.trial.norm.name].affine:  # of a trial without gamma these say nothing
         del setting["zero_init_residual"], setting["optimizer.weight_decay_on_norm"]

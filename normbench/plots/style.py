@@ -109,6 +109,11 @@ def of_method(name: str, variant: int = 0) -> Style:
         style = METHODS[name]
     else:
         style = FURTHER[[known for known in NORMS if known not in METHODS].index(name) % len(FURTHER)]
+    return varied(style, variant)
+
+
+def varied(style: Style, variant: int) -> Style:
+    """The look of the ``variant``-th further set of options of what has this look; 0 is the first set."""
     if variant == 0:
         return style
     turn = (variant - 1) % len(VARIANT_LINES)

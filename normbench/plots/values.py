@@ -9,7 +9,9 @@ from normbench.records import Record
 
 def settings_of(record: Record) -> dict[str, Any]:
     """All settings but the seed, by dotted key. A norm batch that is the whole batch is none of its own."""
-    settings = flat(record.trial.model_dump(mode="json", exclude={"seed"})) | {"data": record.data}
+    settings = flat(record.trial.model_dump(mode="json", exclude={"seed", "evaluate"})) | {
+        "data": record.data
+    }
     if record.trial.norm_batch_size in (None, record.trial.batch_size):
         del settings["norm_batch_size"]
     return settings
