@@ -247,6 +247,7 @@ class Store:
         Raises:
             RecordsInUse: another runner holds it; the message names that runner.
         """
+        made = not self.directory.exists()
         self.directory.mkdir(parents=True, exist_ok=True)
         owner = self.directory / ".owner"
         lock = FileLock(self.directory / ".lock")
@@ -261,6 +262,10 @@ class Store:
             yield
         finally:
             owner.unlink(missing_ok=True)
+            if made and [path.name for path in self.directory.iterdir()] == [".lock"]:
+                (self.directory / ".lock").unlink()  # while it is still held: nobody else can hold this one
+                with contextlib.suppress(OSError):  # somebody else has just begun here
+                    self.directory.rmdir()
             lock.release()
 
     def _tidy(self) -> None:

@@ -302,6 +302,12 @@ def test_a_device_that_is_not_there_is_refused_before_anything_runs(
     assert not any(lab.store.directory.glob("*.error.txt"))
 
 
+def test_what_cannot_run_leaves_no_directory_behind(lab: Lab) -> None:
+    with pytest.raises(sweep.Unusable):
+        lab.run(lab.experiment(trial=TINY["trial"] | {"batch_size": 1000}))
+    assert not lab.store.directory.exists()
+
+
 def test_a_damaged_record_is_set_aside_and_its_trial_run_again(lab: Lab) -> None:
     lab.run()
     trial_id = lab.experiment().trials[3].id
