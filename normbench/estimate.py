@@ -41,7 +41,7 @@ def kind(trial: Trial) -> tuple[Any, ...]:
     """Trials of one kind cost the same per image."""
     images = tuple((key, value) for key, value in trial.dataset if key not in decoded.SIZES.values())
     batches = trial.batch_size, trial.norm_batch_size
-    steps = trial.norm_every, trial.clip, bool(trial.dropout)
+    steps = trial.norm_every, trial.clip, bool(trial.dropout), trial.online, trial.whiten, trial.diagnose
     return images, trial.model, trial.norm, *batches, *steps, trial.precision, trial.augment
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from normbench.config import checked_dataset
-from normbench.data import DATASETS, decoded
+from normbench.data import DATASETS, WHITENINGS, decoded
 from normbench.executors import EXECUTORS
 from normbench.inference import EVALUATIONS
 from normbench.located import printable
@@ -20,6 +20,7 @@ TABLES: dict[str, Table[Any]] = {
     "clips": CLIPS,
     "models": MODELS,
     "datasets": DATASETS,
+    "whitenings": WHITENINGS,
     "evaluations": EVALUATIONS,
     "executors": EXECUTORS,
     "figures": FIGURES,

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_serializer, model
 
 from normbench.trial import Frozen, Trial
 
-SCHEMA: Literal[2] = 2  # 1 knew none of the settings in trial.ADDED; they are then as before
+SCHEMA: Literal[3] = 3  # earlier ones knew fewer of the settings in trial.ADDED; they are then as before
 Status = Literal["done", "diverged", "out_of_memory"]
 
 
@@ -60,7 +60,7 @@ class NewerRecordError(ValueError):
 class Record(Finite):
     """What one trial gave: its settings, its course, its end and where it ran."""
 
-    schema_version: Literal[1, 2] = Field(SCHEMA, alias="schema")
+    schema_version: Literal[1, 2, 3] = Field(SCHEMA, alias="schema")
     trial: Trial
     status: Status
     epochs: tuple[Epoch, ...]

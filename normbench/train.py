@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from normbench import checkpoints
-from normbench.data import DataError, decoded
+from normbench.data import WHITENINGS, DataError, decoded
 from normbench.data.augment import Images
-from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Trained, score
+from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Trained, infer, score
 from normbench.models.network import network
 from normbench.norms.normalization import Clock, Timed
 from normbench.optim import learning_rate, optimizer
 from normbench.progress import Diverged, Progress
+from normbench.propagation import signal_propagation
 from normbench.provenance import git_state, peak_memory_bytes, provenance, reset_peak_memory
 from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Record, Status
 from normbench.trial import Trial
@@ -102,13 +103,18 @@ def train(
             raise Interrupted(trial.id)
 
     try:
-        training = Images(dataset.train, dataset.mean, dataset.std, where)
-        testing = Images(dataset.test, dataset.mean, dataset.std, where)
+        whitening = WHITENINGS[trial.whiten.name].load()(dataset, **trial.whiten.options)
+        training, testing = (
+            Images(split, dataset.mean, dataset.std, where, whitening)
+            for split in (dataset.train, dataset.test)
+        )
         model, sgd, evaluations, progress = _resumed(
             trial, len(dataset.classes), where, checkpoint, owner, report
         )
         timed: list[Timed] = [module for module in model.modules() if isinstance(module, Timed)]
         timed.append(evaluations)
+        if not progress.step:
+            progress.diagnosed(_probed(trial, model, training))
         while (epoch := len(progress.epochs)) < trial.epochs:
             model.train()
             for chunk in training.training_chunks(
@@ -119,6 +125,8 @@ def train(
                         one.at(Clock(progress.step, steps_per_epoch, trial.epochs))
                     for group in sgd.param_groups:
                         group["lr"] = learning_rate(trial, progress.step, steps_per_epoch)
+                    online = trial.online and not epoch
+                    predicted = _prediction(model, x, trial.precision) if online else None
                     with torch.autocast(where.type, torch.bfloat16, enabled=trial.precision == "bf16"):
                         logits = model(x)
                     loss = F.cross_entropy(logits.float(), y, label_smoothing=trial.label_smoothing)
@@ -126,7 +134,7 @@ def train(
                     loss.backward()  # type: ignore[no-untyped-call]
                     model.clip()  # type: ignore[operator]
                     sgd.step()
-                    progress.updated(loss, logits, y)
+                    progress.updated(loss, logits, y, predicted)
                     pause()
             pause(due=True)
             tested = (epoch + 1) % trial.evaluate_every == 0 or epoch + 1 == trial.epochs
@@ -134,7 +142,8 @@ def train(
                 evaluate(model, testing, trial.precision, pause) if tested else (None, None)
             )
             lr = learning_rate(trial, progress.step - 1, steps_per_epoch)
-            progress.end_epoch(steps_per_epoch, test_loss, test_accuracy, lr, _diagnoses(model))
+            found = _diagnoses(model) | _probed(trial, model, training)
+            progress.end_epoch(steps_per_epoch, test_loss, test_accuracy, lr, found)
         if trial.evaluate:
             measured = evaluations.results(Trained(model, trial, training, testing, pause))
             progress.settle()
@@ -162,7 +171,7 @@ def train(
         images_per_second=progress.images_per_second(trial),
         seconds=progress.train_seconds + progress.test_seconds,
         peak_memory_bytes=peak_memory_bytes(where),
-        diagnostics=progress.diagnostics,
+        diagnostics=progress.diagnostics | progress.online(),
         data=dataset.content,
         provenance=provenance(where, trial.precision),
     )
@@ -182,6 +191,14 @@ def evaluate(
     if not math.isfinite(loss):
         raise Diverged(f"the loss on the test set is {loss}")
     return loss, accuracy
+
+
+@torch.inference_mode()
+def _prediction(model: nn.Module, x: Tensor, precision: str) -> Tensor:
+    """Logits at inference, of a model that is in training mode and stays in it."""
+    logits = infer(model.eval(), x, precision)
+    model.train()
+    return logits
 
 
 def final(epochs: tuple[Epoch, ...]) -> Final:
@@ -233,6 +250,13 @@ def _diagnoses(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
                 raise Diverged(f"the {key} of {name} are not finite") from None
             of_all.setdefault(key, []).append({"layer": name} | values)
     return of_all
+
+
+def _probed(trial: Trial, model: nn.Module, images: Images) -> dict[str, list[dict[str, Any]]]:
+    """What the trial wants to know of the network as it is now."""
+    if "signal_propagation" not in trial.diagnose:
+        return {}
+    return {"signal_propagation": signal_propagation(model, images, trial)}
 
 
 def _is_out_of_memory(error: Exception) -> bool:

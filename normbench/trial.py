@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from normbench.data import DATASETS
+from normbench.data import DATASETS, WHITENINGS
 from normbench.inference import EVALUATIONS
 from normbench.lookup import Entry, Table, nearest, shortened
 from normbench.models import MODELS
@@ -102,10 +102,11 @@ if TYPE_CHECKING:
     Norm: TypeAlias = Choice
     Clip: TypeAlias = Choice
     Evaluation: TypeAlias = Choice
+    Whitening: TypeAlias = Choice
 else:
     Dataset, Model = choice_from(DATASETS), choice_from(MODELS)
     Norm, Clip = choice_from(NORMS), choice_from(CLIPS)
-    Evaluation = choice_from(EVALUATIONS)
+    Evaluation, Whitening = choice_from(EVALUATIONS), choice_from(WHITENINGS)
 
 
 class Optimizer(Frozen):
@@ -146,6 +147,9 @@ ADDED: dict[str, Any] = {
     "init_scale": 1.0,
     "norm.frozen_epochs": 0,
     "evaluate": [],
+    "online": False,
+    "diagnose": [],
+    "whiten": {"name": "none"},
 }
 
 
@@ -169,6 +173,10 @@ class Trial(Frozen):
     schedule: Annotated[Schedule, BeforeValidator(_named_schedule)] = Schedule()
     label_smoothing: BelowOne = 0.0
     augment: bool = Field(True, description="random crop out of 4 pixels of padding, and random flip")
+    whiten: Whitening = Field(
+        "none", description="what is done to the images instead of scaling channels", validate_default=True
+    )
+    online: bool = Field(False, description="predict every batch of the first epoch before learning from it")
     dropout: BelowOne = Field(0.0, description="share dropped between the two convolutions of a block")
     init_scale: Positive = Field(1.0, description="multiplies the weights that training starts from")
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -181,6 +189,11 @@ class Trial(Frozen):
     evaluate: Annotated[tuple[Evaluation, ...], Field(strict=False)] = Field(
         (), description="what is measured of the trained network by other statistics"
     )
+    diagnose: Annotated[
+        tuple[Literal["signal_propagation", "gradient_norm"], ...],
+        Field(strict=False),
+        AfterValidator(lambda chosen: tuple(sorted(set(chosen)))),
+    ] = Field((), description="what is measured of the network while it trains")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="after")

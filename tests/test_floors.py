@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import normbench
-from normbench.data import DATASETS
+from normbench.data import DATASETS, WHITENINGS
 from normbench.executors import EXECUTORS
 from normbench.inference import EVALUATIONS
 from normbench.lookup import Table
@@ -49,14 +49,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (*behind(NORMS, CLIPS), *behind(MODELS)),
     ("models.network", "data.decoded", *behind(EXECUTORS)),
     # the training loop; how long it may take
-    ("data.augment", "probe", "inference.running"),
-    ("inference.evaluation",),
+    ("data.whitening", "inference.running"),
+    ("data.augment", "probe"),
+    ("inference.evaluation", "propagation"),
     behind(EVALUATIONS),
     ("train", "estimate"),
     ("sweep",),
     # figures
     ("plots.panels",),
     ("plots.caption", "plots.figure", "plots.values"),
+    ("plots.lines",),
     behind(FIGURES),
     # the command line
     ("results", "console", "listing", "tabular", "exits"),
@@ -67,7 +69,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 MAY_IMPORT_TORCH = {
     *("norms.kernels", "norms.normalization", "norms.moments", "norms.weights", *behind(NORMS, CLIPS)),
-    *("models.network", "models.blocks", *behind(MODELS), "data.augment"),
+    *("models.network", "models.blocks", *behind(MODELS)),
+    *("data.augment", "data.whitening", "propagation"),
     *("inference.evaluation", "inference.running", *behind(EVALUATIONS)),
     *("optim", "checkpoints", "devices", "progress", "provenance", "train", "probe"),
 }
@@ -85,7 +88,7 @@ TABLES: dict[str, tuple[Table[Any], ...]] = {
     "norms": (NORMS, CLIPS),
     "models": (MODELS,),
     "inference": (EVALUATIONS,),
-    "data": (DATASETS,),
+    "data": (DATASETS, WHITENINGS),
     "executors": (EXECUTORS,),
     "plots": (FIGURES,),
 }

@@ -55,7 +55,7 @@ def test_a_record_has_this_shape_and_no_other(real: Record) -> None:
         "data": str,
         "provenance": dict,
     }
-    assert record["schema"] == 2
+    assert record["schema"] == 3
     assert record["status"] == "done"
     assert set(record["final"]) == {"test_accuracy", "test_accuracy_median5"}
     assert len(record["data"]) == 64
@@ -81,12 +81,15 @@ def test_a_records_trial_has_every_resolved_value_and_the_id(real: Record) -> No
         "schedule": {"name": "cosine", "warmup_epochs": 0.0},
         "label_smoothing": 0.0,
         "augment": True,
+        "whiten": {"name": "none"},
+        "online": False,
         "dropout": 0.0,
         "init_scale": 1.0,
         "precision": "fp32",
         "zero_init_residual": False,
         "evaluate_every": 2,
         "evaluate": [],
+        "diagnose": [],
         "seed": 0,
     }  # fmt: skip
 
@@ -238,16 +241,16 @@ def test_the_committed_records_of_the_first_schema_are_still_found_under_their_i
 
 
 def test_a_record_of_a_newer_schema_asks_for_a_newer_normbench(real: Record) -> None:
-    newer = json.loads(real.to_json()) | {"schema": 3, "something": "new"}
+    newer = json.loads(real.to_json()) | {"schema": 4, "something": "new"}
 
-    with pytest.raises(ValueError, match="needs a newer normbench: its schema is 3, this one reads 2"):
+    with pytest.raises(ValueError, match="needs a newer normbench: its schema is 4, this one reads 3"):
         Record.from_json(json.dumps(newer))
 
 
 def test_a_record_of_a_newer_schema_is_neither_read_nor_taken_for_damaged(real: Record, store: Store) -> None:
     store.save(real)
     path = store.record_path(real.trial.id)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 3}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 4}))
 
     with pytest.raises(NewerRecordError, match=f"^{path}: needs a newer normbench"):
         store.load()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.models import MODELS
-from normbench.norms.normalization import Normalization, ShapeError, build
+from normbench.norms.normalization import GradientNorms, Normalization, ShapeError, build
 from normbench.trial import Trial
 
 
@@ -27,7 +27,8 @@ def network(trial: Trial, classes: int) -> nn.Module:
             model.get_parameter("linear.weight").mul_(trial.init_scale)
         if trial.zero_init_residual:
             model.zero_init_residual()  # type: ignore[operator]  # every network of the table has it
-        model.clip = norm.clip(model)
+        clip = norm.clip(model)
+        model.clip = GradientNorms(model, clip) if "gradient_norm" in trial.diagnose else clip
     return model
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -77,6 +78,38 @@ class Clip(nn.Module):
 
     def forward(self) -> None:
         """Act on the gradients of the network's parameters."""
+
+
+class GradientNorms(Clip):
+    """Before ``clip`` acts: the norm of every parameter's gradient, averaged over an epoch's updates."""
+
+    def __init__(self, model: nn.Module, clip: Clip) -> None:
+        super().__init__()
+        self.watched = dict(model.named_parameters())
+        self.clip = clip
+        self.sums: Tensor
+        self.updates: Tensor
+        self.register_buffer("sums", torch.zeros(len(self.watched), dtype=torch.float64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.float64))
+
+    def at(self, clock: Clock) -> None:
+        """Average anew in every epoch."""
+        if clock.step % clock.steps_per_epoch == 0:
+            self.sums.zero_()
+            self.updates.zero_()
+
+    def forward(self) -> None:
+        """Note the norms; then clip."""
+        zero = self.sums.new_zeros(())
+        norms = [zero if one.grad is None else one.grad.norm().double() for one in self.watched.values()]
+        self.sums += torch.stack(norms)
+        self.updates += 1
+        self.clip()
+
+    def diagnostics(self) -> dict[str, dict[str, float]]:
+        """The mean norm, by parameter."""
+        means = (self.sums / self.updates.clamp_min(1)).tolist()
+        return {"gradient_norm": dict(zip(self.watched, means, strict=True))}
 
 
 def no_clip() -> Callable[[nn.Module], Clip]:

@@ -1,7 +1,7 @@
 """The figures. ONE FILE = ONE FIGURE; this table lists them all.
 
-Shared by them: ``figure`` (select, draw, write), ``panels`` (what may share axes), ``caption``, ``style`` and
-``published``.
+Shared by them: ``figure`` (select, draw, write), ``panels`` (what may share axes), ``lines`` (over an axis),
+``values``, ``caption``, ``style`` and ``published``.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,15 @@ from typing import Any
 
 from normbench.lookup import Entry, Option, Table, one_of, text
 
-SHARED = ("caption", "figure", "panels", "published", "style", "values")  # files that are not a figure
+SHARED = (
+    "caption",
+    "figure",
+    "lines",
+    "panels",
+    "published",
+    "style",
+    "values",
+)  # files that are not a figure
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,16 @@ FIGURES: Table[Kind] = Table(
         "inference_statistics",
         "accuracy gaps of one network by other statistics at inference",
         "normbench.plots.inference_statistics:FIGURE",
+    ),
+    Kind(
+        "online",
+        "accuracy of a single pass, every sample predicted before the network learns from it",
+        "normbench.plots.online:FIGURE",
+    ),
+    Kind(
+        "signal_propagation",
+        "means and variances of channels, and of branches, by depth",
+        "normbench.plots.signal_propagation:FIGURE",
     ),
     Kind("curves", "loss and accuracy by epoch", "normbench.plots.curves:FIGURE"),
     Kind(

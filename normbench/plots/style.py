@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 WIDTH = 7.2  # inches: the text width of a page, and 900 px at the 125 dpi of a screen
+MOST_MARKED = 24  # points of a line, beyond which markers would touch
 INK, FAINT = "#222222", "#8a8a8a"
 
 Dashes = tuple[float, Sequence[float]]
