@@ -9,6 +9,7 @@ from typing import Any
 
 from normbench.config import Execute
 from normbench.data import DataError, decoded
+from normbench.norms import NORMS
 from normbench.records import Record
 from normbench.trial import Trial
 
@@ -61,6 +62,9 @@ def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, pla
         own = kind(trial)
         try:
             extent = decoded.extent(trial.dataset, data)
+            if own not in speeds and NORMS[trial.norm.name].own:
+                unknown = "methods of your own are not tried before they run"
+                continue
             if own not in speeds:
                 from normbench.probe import images_per_second
 

@@ -18,7 +18,7 @@ from normbench.data import WHITENINGS, DataError, decoded
 from normbench.data.augment import Images
 from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Trained, infer, score
 from normbench.models.network import network
-from normbench.norms.normalization import Clock, Timed
+from normbench.norms.normalization import Clock, Timed, source_hash
 from normbench.optim import learning_rate, optimizer
 from normbench.progress import Diverged, Progress
 from normbench.propagation import signal_propagation
@@ -72,6 +72,7 @@ def train(
     """
     where = torch.device(device)
     git_state()  # of the code that is loaded now; by the end somebody may have committed
+    source = source_hash(trial.norm)  # likewise
     reset_peak_memory(where)
     dataset = decoded.load(trial.dataset, data)
     steps_per_epoch = len(dataset.train.indices) // trial.batch_size
@@ -173,7 +174,7 @@ def train(
         peak_memory_bytes=peak_memory_bytes(where),
         diagnostics=progress.diagnostics | progress.online(),
         data=dataset.content,
-        provenance=provenance(where, trial.precision),
+        provenance=provenance(where, trial.precision) | ({"own_norm_sha256": source} if source else {}),
     )
 
 

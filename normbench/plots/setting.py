@@ -85,7 +85,7 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
         raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {', '.join(told)}")
     values = sorted({written(settings[one.trial.id][key]) for one in chosen}, key=order)
     lines, variants = [], defaultdict[str, int](int)
-    for method, words in sorted(groups, key=lambda group: (list(NORMS).index(group[0]), order(group[1]))):
+    for method, words in sorted(groups, key=lambda group: (NORMS.position(group[0]), order(group[1]))):
         cells: dict[int, list[Record]] = defaultdict(list)
         for record in groups[method, words]:
             cells[values.index(written(settings[record.trial.id][key]))].append(record)
