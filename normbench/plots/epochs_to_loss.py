@@ -32,8 +32,8 @@ def select(records: Sequence[Record], options: Options) -> Lines | None:
     which = "the given loss" if given else "the least loss that all finished trials of the panel reach"
     sentences = (
         *caption.about(arranged),
-        f"Epochs until the training loss, the mean over an epoch, is at most {which}; between epochs on a straight "
-        "line. A trial that does not get there has no point. Thick: mean over seeds, if all have one.",
+        f"Epochs until the training loss, the mean over an epoch, is at most {which}; between epochs on a "
+        "straight line. A trial that does not get there has no point. Thick: the mean, if all have one.",
     )
     label = AXIS_LABELS[axes.pop()]
     return Lines(label, (drawn,), sentences, caption.warnings(arranged), sizes=sizes)
