@@ -134,7 +134,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: with everything that is wrong in the file and the overrides.
     """
-    root, problems = _read_file(path)
+    return _experiment(*_read_file(path), overrides)
+
+
+def on_command_line(overrides: Sequence[str]) -> Experiment:
+    """An experiment without a file: one trial as it is by default, but for ``KEY=VALUE`` each.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    spot = Spot("command line", 0, 0, "")
+    root = Node({"name": Node("command_line", replace(spot, path="name"))}, spot)
+    return _experiment(root, [], overrides)
+
+
+def _experiment(root: Node | None, problems: list[Problem], overrides: Sequence[str]) -> Experiment:
     for text in overrides:
         root = _overridden(root, text, problems)
     if root is not None and not isinstance(root.value, dict):

@@ -53,16 +53,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data.augment", "probe"),
     ("inference.evaluation", "propagation"),
     behind(EVALUATIONS),
-    ("train", "estimate"),
+    ("train", "estimate", "profiling"),
     ("sweep",),
     # figures
     ("plots.panels",),
     ("plots.caption", "plots.figure", "plots.values"),
-    ("plots.lines",),
+    ("plots.lines", "plots.costs"),
     behind(FIGURES),
     # the command line
     ("results", "console", "listing", "tabular", "exits"),
-    ("drawing", "export", "report"),
+    ("drawing", "export", "report", "costs"),
     ("cli",),
     ("__main__",),
 )
@@ -72,7 +72,7 @@ MAY_IMPORT_TORCH = {
     *("models.network", "models.blocks", *behind(MODELS)),
     *("data.augment", "data.whitening", "propagation"),
     *("inference.evaluation", "inference.running", *behind(EVALUATIONS)),
-    *("optim", "checkpoints", "devices", "progress", "provenance", "train", "probe"),
+    *("optim", "checkpoints", "devices", "progress", "provenance", "train", "probe", "profiling"),
 }
 
 # functions that load torch when, and only when, it is time to compute
@@ -80,6 +80,7 @@ LAZY = {
     ("sweep", "prepare"),
     ("sweep", "work"),
     ("estimate", "estimate"),
+    ("costs", "measure"),
     ("data.cifar", "official"),
     ("data.cifar", "_download"),
 }

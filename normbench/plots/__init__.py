@@ -12,15 +12,8 @@ from pydantic import Field
 
 from normbench.lookup import Entry, Option, Table, one_of, text
 
-SHARED = (
-    "caption",
-    "figure",
-    "lines",
-    "panels",
-    "published",
-    "style",
-    "values",
-)  # files that are not a figure
+# files that are no figure of records
+SHARED = ("caption", "costs", "figure", "lines", "panels", "published", "style", "values")
 
 
 @dataclass(frozen=True)
