@@ -68,7 +68,7 @@ INLINE void moments_block(In x, float *mean, float *variance, I P, I C, const in
     }
 }
 
-static void moments(In x, float *restrict mean, float *restrict variance, I N, I P, I C) {
+void moments(In x, float *restrict mean, float *restrict variance, I N, I P, I C) {
     EACH_BLOCK(moments_block(x + at, mean + k, variance + k, P, C, LANES),
                moments_block(x + at, mean + k, variance + k, P, C, lanes))
 }
@@ -97,7 +97,7 @@ INLINE void multiply_add_block(In x, Row scale, Row shift, In shortcut, T *restr
         }
 }
 
-static void multiply_add(In x, Row scale, Row shift, In shortcut, T *restrict y, I N, I P, I C, int then) {
+void multiply_add(In x, Row scale, Row shift, In shortcut, T *restrict y, I N, I P, I C, int then) {
 #define BLOCK(then, lanes) multiply_add_block(x + at, scale + k, shift + k, shortcut + at, y + at, P, C, then, lanes)
     if (then == PLAIN) EACH_BLOCK(BLOCK(PLAIN, LANES), BLOCK(PLAIN, lanes))
     else if (then == RELU) EACH_BLOCK(BLOCK(RELU, LANES), BLOCK(RELU, lanes))

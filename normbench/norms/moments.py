@@ -73,8 +73,12 @@ def moments(x: Tensor, bessel: bool = False) -> Moments:
     rows = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
     mean = rows.mean(-1)
     variance = (rows - mean[..., None]).square().mean(-1)
-    positions = rows.shape[-1]
-    return Moments(mean, variance * (positions / (positions - 1)) if bessel else variance)
+    return _corrected(Moments(mean, variance), rows.shape[-1], bessel)
+
+
+def _corrected(parts: Moments, positions: int, bessel: bool) -> Moments:
+    """The same with variances over so many positions, less one if so asked."""
+    return parts._replace(variance=parts.variance * (positions / (positions - 1))) if bessel else parts
 
 
 def pool(parts: Moments, block: Block) -> Moments:
@@ -271,7 +275,7 @@ class RunningMomentNorm(MomentNorm):
         N, C, H, W = x.shape
         statistics = self.statistics(C)
         if not self.training or self.frozen:
-            return finish(self._infer(x, statistics), shortcut, relu)
+            return self._infer(x, statistics, shortcut, relu)
         statistics.check(N, C, H * W)
         unbias = self.unbias(self.norm_batch_size * H * W)
         running = kernels.Running(self.running_mean, self.running_var, self.momentum, unbias)
@@ -281,12 +285,25 @@ class RunningMomentNorm(MomentNorm):
         """What turns a biased variance over ``values`` values into the one that is kept."""
         return values / (values - 1)
 
-    def _infer(self, x: Tensor, statistics: Statistics) -> Tensor:
+    def _infer(self, x: Tensor, statistics: Statistics, shortcut: Tensor | None, relu: bool) -> Tensor:
         N, C, H, W = x.shape
         parts = []
+        compiled = None if torch.is_grad_enabled() else kernels.suited(x, self.gamma)
+        if compiled is not None:
+            x = x.contiguous(memory_format=torch.channels_last)
         if within := statistics.blocks[:-1]:  # the last is replaced by the running statistics
             statistics._replace(blocks=within).check(N, C, H * W)
-            own = moments(x, statistics.bessel)
+            if compiled is None:
+                own = moments(x, statistics.bessel)
+            else:
+                own = _corrected(Moments(*compiled.moments(x)), H * W, statistics.bessel)
             parts = [spread_out(pool(own, block), block, N, C) for block in within]
         parts.append(Moments(self.running_mean.expand(N, C), self.running_var.expand(N, C)))
-        return multiply_add(x, *affine(mix(parts, statistics), self.gamma, self.beta, self.eps))
+        scale, shift = affine(mix(parts, statistics), self.gamma, self.beta, self.eps)
+        if compiled is None:
+            return finish(multiply_add(x, scale, shift), shortcut, relu)
+        added = None
+        if relu and shortcut is not None:
+            added = shortcut.to(x.dtype).expand_as(x).contiguous(memory_format=torch.channels_last)
+        y = compiled.multiply_add(x, scale.contiguous(), shift.contiguous(), added, relu)
+        return y if relu else finish(y, shortcut, relu)
