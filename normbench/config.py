@@ -61,6 +61,7 @@ class Execute(Frozen):
     executor: Annotated[str, AfterValidator(_listed)] = "pool"
     workers: int | Literal["auto"] = Field("auto", description="processes; auto: as many as cores allow")
     threads: Count = Field(1, description="threads of each process")
+    processes: Count = Field(1, description="processes that share every batch of a trial")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
     @field_validator("workers", mode="before")
@@ -69,6 +70,18 @@ class Execute(Frozen):
         if workers == "auto" or (type(workers) is int and workers >= 1):
             return workers
         raise PydanticCustomError("expected", "expected auto or a whole number of at least 1")
+
+    def refusal(self, trials: Iterable[Trial]) -> str | None:
+        """Why so many processes cannot share the trials' batches, or None."""
+        sizes = sorted({trial.batch_size for trial in trials if trial.batch_size % self.processes})
+        if not sizes:
+            return None
+        if self.processes > sizes[0]:
+            return f"{self.processes} processes are more than the samples of batch_size {sizes[0]}"
+        listed = ", ".join(map(str, sizes))
+        return (
+            f"{self.processes} processes cannot share batches equally, they do not divide batch_size {listed}"
+        )
 
     @field_validator("device", mode="before")
     @classmethod
@@ -147,6 +160,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     trials, more = trials_of(root, _limit(root), anywhere=KEYS)
     unreadable = {problem.spot for problem in problems}
     problems += [problem for problem in (*found, *more) if problem.spot not in unreadable]
+    if document is not None and (unshared := document.execute.refusal(trials)):
+        problems.append(Problem(root.value["execute"].value["processes"].spot, unshared))
     if problems or document is None:
         raise _refusal(problems)
     return Experiment(document.name, trials, document.execute, document.plots, root.plain())

@@ -19,6 +19,7 @@ SHARED = (
     "kernels",
     "moments",
     "normalization",
+    "shares",
     "weights",
 )  # files that are not a method but what the methods stand on
 
