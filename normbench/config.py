@@ -15,6 +15,7 @@ from normbench.cells import TRIAL_KEYS, merged, trials_of
 from normbench.executors import EXECUTORS
 from normbench.located import Node, Problem, Spot, printable
 from normbench.lookup import UnknownName
+from normbench.norms import NORMS
 from normbench.plots import FIGURES
 from normbench.trial import Choice, Count, Frozen, Trial, choice_from
 from normbench.validation import check, meant, paths, unknown
@@ -61,6 +62,7 @@ class Execute(Frozen):
     executor: Annotated[str, AfterValidator(_listed)] = "pool"
     workers: int | Literal["auto"] = Field("auto", description="processes; auto: as many as cores allow")
     threads: Count = Field(1, description="threads of each process")
+    processes: Count = Field(1, description="processes that share every batch of a trial")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
 
     @field_validator("workers", mode="before")
@@ -69,6 +71,21 @@ class Execute(Frozen):
         if workers == "auto" or (type(workers) is int and workers >= 1):
             return workers
         raise PydanticCustomError("expected", "expected auto or a whole number of at least 1")
+
+    def refusal(self, trials: Sequence[Trial]) -> str | None:
+        """Why so many processes cannot share the trials' batches, or None."""
+        own = [trial.norm.name for trial in trials if NORMS[trial.norm.name].own]
+        if own and self.processes > 1:
+            return f"{self.processes} processes would not share the statistics of {own[0]}, which is your own"
+        sizes = sorted({trial.batch_size for trial in trials if trial.batch_size % self.processes})
+        if not sizes:
+            return None
+        if self.processes > sizes[0]:
+            return f"{self.processes} processes are more than the samples of batch_size {sizes[0]}"
+        listed = ", ".join(map(str, sizes))
+        return (
+            f"{self.processes} processes cannot share batches equally, they do not divide batch_size {listed}"
+        )
 
     @field_validator("device", mode="before")
     @classmethod
@@ -161,6 +178,8 @@ def _experiment(root: Node | None, problems: list[Problem], overrides: Sequence[
     trials, more = trials_of(root, _limit(root), anywhere=KEYS)
     unreadable = {problem.spot for problem in problems}
     problems += [problem for problem in (*found, *more) if problem.spot not in unreadable]
+    if document is not None and (unshared := document.execute.refusal(trials)):
+        problems.append(Problem(root.value["execute"].value["processes"].spot, unshared))
     if problems or document is None:
         raise _refusal(problems)
     return Experiment(document.name, trials, document.execute, document.plots, root.plain())

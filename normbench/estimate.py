@@ -48,10 +48,11 @@ def kind(trial: Trial) -> tuple[Any, ...]:
 
 def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, place: Execute) -> Estimate:
     """Expect of every trial what was seen of its kind; probe what was never seen."""
-    here = platform.node(), place.threads
+    here = platform.node(), place.threads, place.processes
     seen: dict[tuple[Any, ...], list[float]] = {}
     for record in records:
-        there = record.provenance.get("host"), record.provenance.get("threads")
+        about = record.provenance
+        there = about.get("host"), about.get("threads"), about.get("processes", 1)
         if record.images_per_second and there == here:
             seen.setdefault(kind(record.trial), []).append(record.images_per_second)
     speeds = {seen_kind: median(values) for seen_kind, values in seen.items()}

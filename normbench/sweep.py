@@ -130,7 +130,7 @@ def run(
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         if missing:
-            prepare(missing, data, listener.say, experiment.execute.device)
+            prepare(missing, data, listener.say, experiment.execute)
         _write_plan(experiment, store.directory / PLAN)
         listener.begin(before, missing)
         if missing:
@@ -138,8 +138,8 @@ def run(
     return survey(experiment, results)
 
 
-def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], device: str = "auto") -> None:
-    """Have every data set decoded, every trial's network looked through, and the device found.
+def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], place: config.Execute) -> None:
+    """Have every data set decoded, every trial's network looked through, and the devices found.
 
     Raises:
         DataError: a data set cannot be had.
@@ -149,9 +149,11 @@ def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], dev
     from normbench.models.network import check
 
     try:
-        devices.device(device)
+        devices.of_processes(devices.device(place.device), place.processes)
     except ValueError as error:
         raise Unusable(str(error)) from None
+    if words := place.refusal(trials):
+        raise Unusable(f"execute.processes: {words}")
     for choice in dict.fromkeys(trial.dataset for trial in trials):
         decoded.prepare(choice, data, say)
     problems: dict[str, None] = {}
@@ -170,7 +172,14 @@ def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], dev
 
 
 def work(
-    trial: Trial, tell: "Tell", *, data: Path, checkpoints: Callable[[str], Path], device: str, threads: int
+    trial: Trial,
+    tell: "Tell",
+    *,
+    data: Path,
+    checkpoints: Callable[[str], Path],
+    device: str,
+    threads: int,
+    processes: int = 1,
 ) -> Record:
     """Run one trial where this process is. torch is loaded here, and not by who only reads records."""
     import torch
@@ -179,7 +188,7 @@ def work(
     from normbench.train import train
 
     torch.set_num_threads(threads)
-    return train(trial, data, checkpoints(trial.id), str(devices.device(device)), tell)
+    return train(trial, data, checkpoints(trial.id), str(devices.device(device)), tell, processes)
 
 
 def workers(execute: config.Execute) -> int:
@@ -191,7 +200,7 @@ def workers(execute: config.Execute) -> int:
         return execute.workers
     if execute.device != "cpu" and (execute.device != "auto" or _has_gpu()):
         return 1
-    return max(1, _cores() // execute.threads)
+    return max(1, _cores() // (execute.threads * execute.processes))
 
 
 def _has_gpu() -> bool:
@@ -239,7 +248,12 @@ def _execute(
     stop: Callable[[], bool],
 ) -> None:
     task = partial(
-        work, data=data, checkpoints=store.checkpoint_path, device=place.device, threads=place.threads
+        work,
+        data=data,
+        checkpoints=store.checkpoint_path,
+        device=place.device,
+        threads=place.threads,
+        processes=place.processes,
     )
     executor = EXECUTORS[place.executor].load()
     count = min(workers(place), len(missing))

@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # what a trial is, and how YAML is read and checked
     ("trial", "validation", "yaml_strict", "plots.style"),
     # what a trial leaves behind; the seam between networks and methods
-    ("records", "cells", "bases", "norms.normalization", "norms.kernels"),
+    ("records", "cells", "bases", "norms.normalization", "norms.kernels", "norms.shares"),
     # what a trial is made of
     ("config", "checkpoints", "optim", "provenance", "progress", "devices"),
     ("norms.moments", "norms.weights", "data.cache", "models.blocks", *behind(DATASETS)),
@@ -50,8 +50,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models.network", "data.decoded", *behind(EXECUTORS)),
     # the training loop; how long it may take
     ("data.whitening", "inference.running"),
-    ("data.augment", "probe"),
-    ("inference.evaluation", "propagation"),
+    ("data.augment", "probe", "update"),
+    ("inference.evaluation", "propagation", "followers"),
     behind(EVALUATIONS),
     ("train", "estimate", "profiling"),
     ("sweep",),
@@ -68,11 +68,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 
 MAY_IMPORT_TORCH = {
-    *("norms.kernels", "norms.normalization", "norms.moments", "norms.weights", *behind(NORMS, CLIPS)),
+    *("norms.kernels", "norms.normalization", "norms.moments", "norms.weights", "norms.shares"),
+    *behind(NORMS, CLIPS),
     *("models.network", "models.blocks", *behind(MODELS)),
     *("data.augment", "data.whitening", "propagation"),
     *("inference.evaluation", "inference.running", *behind(EVALUATIONS)),
     *("optim", "checkpoints", "devices", "progress", "provenance", "train", "probe", "profiling"),
+    *("update", "followers"),
 }
 
 # functions that load torch when, and only when, it is time to compute

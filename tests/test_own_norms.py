@@ -124,10 +124,10 @@ def test_its_record_has_the_hash_of_the_code(here: Path, tiny_data: Path) -> Non
 
 def test_it_is_given_the_norm_batch_if_it_takes_one(here: Path, tiny_data: Path) -> None:
     trial = tiny_trial(norm="my_norms:ghost", norm_batch_size=5)
-    sweep.prepare([trial], tiny_data, print)
+    sweep.prepare([trial], tiny_data, print, config.Execute())
 
     with pytest.raises(sweep.Unusable, match="AssertionError: 10"):
-        sweep.prepare([tiny_trial(norm="my_norms:ghost")], tiny_data, print)
+        sweep.prepare([tiny_trial(norm="my_norms:ghost")], tiny_data, print, config.Execute())
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_what_cannot_be_used_is_refused_before_training_in_one_line(
     here: Path, tiny_data: Path, norm: Any, words: str
 ) -> None:
     with pytest.raises(sweep.Unusable, match=words) as refused:
-        sweep.prepare([tiny_trial(norm=norm)], tiny_data, print)
+        sweep.prepare([tiny_trial(norm=norm)], tiny_data, print, config.Execute())
     assert "\n" not in str(refused.value)
     assert here == Path.cwd()
 
@@ -223,6 +223,14 @@ def test_options_are_part_of_the_trial(here: Path) -> None:
     assert Trial.model_validate_json(trial.model_dump_json()) == trial
 
 
+def test_several_processes_are_refused_since_nobody_knows_whether_it_looks_across_samples(here: Path) -> None:
+    path = here / "mine.yaml"
+    path.write_text(CONFIG.format(norms="'my_norms:scaled'") + "execute: {processes: 2}\n")
+
+    with pytest.raises(config.ConfigError, match="would not share the statistics of my_norms:scaled"):
+        config.load(path)
+
+
 PACKAGED = {
     "acme_norms.py": "from normbench.norms.group import group\n\ndef groups_of_two(channels_of=8):\n"
     "    return group(groups=channels_of // 2, eps=1e-5)\n",
@@ -273,6 +281,6 @@ def test_figures_have_a_look_for_it_and_put_it_behind_the_others() -> None:
 
 def test_random_numbers_of_the_check_leave_none_behind(here: Path, tiny_data: Path) -> None:
     before = torch.get_rng_state()
-    sweep.prepare([tiny_trial(norm="my_norms:scaled")], tiny_data, print)
+    sweep.prepare([tiny_trial(norm="my_norms:scaled")], tiny_data, print, config.Execute())
 
     assert torch.equal(torch.get_rng_state(), before)

@@ -20,6 +20,7 @@ SHARED = (
     "kernels",
     "moments",
     "normalization",
+    "shares",
     "weights",
 )  # files that are not a method but what the methods stand on
 

@@ -9,6 +9,9 @@ statistics then make one multiply-add per element:
 
 This file is the definition, in plain torch for any device and precision. On a CPU with a C compiler the same
 arithmetic runs in :mod:`normbench.norms.kernels`; ``tests/test_kernels.py`` holds the two together.
+
+Where several processes share a batch, what looks across samples pools the moments of all of them: that is all
+there is to synchronised normalization.
 """
 
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from normbench.norms import kernels
+from normbench.norms import kernels, shares
 from normbench.norms.normalization import ShapeError
 
 
@@ -53,9 +56,12 @@ class Statistics(NamedTuple):
     def check(self, N: int, C: int, positions: int) -> None:
         """Refuse N samples of C channels and H·W positions that these statistics are not defined for.
 
+        Where processes share a batch, N is this one's.
+
         Raises:
             ShapeError: says which rule is broken.
         """
+        N = shares.current().whole(N)
         for samples, channels in self.blocks:
             if C % channels:
                 raise ShapeError(f"groups of {channels} channels do not divide {C} channels")
@@ -99,6 +105,20 @@ def spread_out(pooled: Moments, block: Block, N: int, C: int) -> Moments:
     """What :func:`pool` gave, repeated for every member of its block, [N, C] each."""
     shape = N // block.samples, block.samples, C // block.channels, block.channels
     return Moments(*(part.expand(shape).reshape(N, C) for part in pooled))
+
+
+def whole_batch(own: Moments) -> Moments:
+    """The moments of the samples of all processes that share a batch, [P·N, C] each, from this one's."""
+    if shares.current().processes == 1:
+        return own
+    mean, variance = shares.gathered(torch.stack(own, 1)).unbind(1)
+    return Moments(mean, variance)
+
+
+def own_rows(moments: Moments) -> Moments:
+    """Of the moments of a whole batch, those of this process's samples."""
+    share = shares.current()
+    return Moments(*(share.rows(part) for part in moments))
 
 
 def mix(parts: Sequence[Moments], statistics: Statistics) -> Moments:
@@ -152,18 +172,27 @@ def normalize(
     """
     if running is not None and statistics.blocks[-1].channels != 1:
         raise ValueError("running statistics follow the last pooling, which must be of single channels")
-    if (compiled := kernels.suited(x, gamma)) is not None:
+    spanning = any(len(x) % block.samples for block in statistics.blocks)  # samples of other processes
+    if running is not None and shares.current().processes > 1 and not spanning:
+        with torch.no_grad():
+            follow(running, pool(whole_batch(moments(x, statistics.bessel)), statistics.blocks[-1]))
+        running = None
+    if not spanning and (compiled := kernels.suited(x, gamma)) is not None:
         method = kernels.Method(statistics.blocks, statistics.bessel, eps, relu)
         weights = statistics.mean_weights, statistics.variance_weights
         added = shortcut if relu else None  # the kernels add only in front of a ReLU
         y: Tensor = _Compiled.apply(x, gamma, beta, *weights, added, method, running, compiled)
         return y if relu else finish(y, shortcut, relu)
-    N, C, _, _ = x.shape
     own = moments(x, statistics.bessel)
+    if spanning:
+        own = whole_batch(own)
     pooled = [pool(own, block) for block in statistics.blocks]
     if running is not None:
         follow(running, pooled[-1])
+    N, C = own.mean.shape
     parts = [spread_out(part, block, N, C) for part, block in zip(pooled, statistics.blocks, strict=True)]
+    if spanning:
+        parts = [own_rows(part) for part in parts]
     return finish(multiply_add(x, *affine(mix(parts, statistics), gamma, beta, eps)), shortcut, relu)
 
 
