@@ -62,15 +62,30 @@ def nothing_left(started: list[Watched], tmp_path: Path) -> Callable[[], bool]:
     )
 
 
+@pytest.fixture
+def resumable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report after every update."""
+    monkeypatch.setattr(training, "REPORT_SECONDS", 0.0)
+
+
 # ---- the same numbers
 
 
-def test_several_processes_train_as_one(
-    tiny: Tiny, tiny_data: Path, tmp_path: Path, nothing_left: Callable[[], bool]
+@pytest.mark.usefixtures("resumable")
+def test_several_processes_train_as_one_and_leave_signals_to_the_runner(
+    tiny: Tiny, tiny_data: Path, tmp_path: Path, started: list[Watched], nothing_left: Callable[[], bool]
 ) -> None:
+    """Ctrl-C and a batch system's notice reach them all, and only the runner decides what follows."""
+
+    def disturb(event: dict[str, Any]) -> bool:
+        for follower in started:
+            follower.send_signal(signal.SIGINT)
+            follower.send_signal(signal.SIGTERM)
+        return False
+
     trial = tiny(norm="switchable", norm_batch_size=8, batch_size=16, dropout=0.2, clip="agc")
     alone = train(trial, tiny_data, tmp_path / "alone")
-    together = train(trial, tiny_data, tmp_path / "together", processes=4)
+    together = train(trial, tiny_data, tmp_path / "together", report=disturb, processes=4)
 
     assert together.provenance["processes"] == 4
     assert together.provenance["path"]["norm"] == "torch", "a norm batch is of two processes"
@@ -83,12 +98,6 @@ def test_several_processes_train_as_one(
 
 
 # ---- stopped and resumed
-
-
-@pytest.fixture
-def resumable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report after every update."""
-    monkeypatch.setattr(training, "REPORT_SECONDS", 0.0)
 
 
 class Together(Bench):
@@ -154,6 +163,17 @@ def test_a_follower_that_is_killed_fails_the_trial_and_says_so(
     with pytest.raises(Lost, match=r"^process 1 of 2 was killed by SIGKILL$"):
         train(tiny(batch_size=16), tiny_data, tmp_path / "trial", report=kill, processes=2)
 
+    assert nothing_left()
+
+
+def test_a_loss_that_is_no_number_is_a_result(
+    tiny: Tiny, tiny_data: Path, tmp_path: Path, nothing_left: Callable[[], bool]
+) -> None:
+    trial = tiny(norm="none", batch_size=16, optimizer={"lr": 1e30})
+
+    record = train(trial, tiny_data, tmp_path / "trial", processes=2)
+
+    assert record.status == "diverged"
     assert nothing_left()
 
 
