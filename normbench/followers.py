@@ -37,7 +37,11 @@ from normbench.trial import Trial
 from normbench.update import Update, is_out_of_memory, settled_arithmetic
 
 PATIENCE_SECONDS = 5.0  # for a follower whose connection has broken to say why
-SILENCE = timedelta(hours=1)  # of a process that is alive; the others wait while the leader evaluates
+# Ctrl-C and a batch system's notice reach the whole process group; the runner decides what they mean.
+FOR_THE_RUNNER = (signal.SIGINT, signal.SIGTERM)
+# How long a process that lives may be silent: the others wait while the leader evaluates. gloo notices at
+# once that a process has ended; NCCL does not, and ends the others after this time.
+SILENCE = {"gloo": timedelta(hours=1), "nccl": timedelta(minutes=10)}
 OUT_OF_MEMORY = 12  # exit code
 STATE, RENDEZVOUS = "state.pt", "rendezvous"
 
@@ -99,8 +103,8 @@ def followed(
                 follower.wait_until_ready()
             with _connected(directory, 0, processes, where) as share:
                 yield share
-        except Disconnected:
-            raise _why(crew, processes) from None
+        except Disconnected as error:
+            raise _why(crew, processes, error) from None
         finally:
             for follower in crew:
                 follower.end()
@@ -113,15 +117,18 @@ class _Follower:
         self.rank = rank
         self._errors = directory / f"{rank}.err"
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-        with self._errors.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "normbench.followers", str(directory), str(rank)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=os.environ | {"PYTHONPATH": path},
-                start_new_session=True,  # Ctrl-C is for the runner, who decides what it means
-            )
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_RUNNER)  # it takes over the mask
+        try:
+            with self._errors.open("wb") as errors:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "normbench.followers", str(directory), str(rank)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env=os.environ | {"PYTHONPATH": path},
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def wait_until_ready(self) -> None:
         """Until it has loaded everything.
@@ -152,7 +159,7 @@ class _Follower:
                 pipe.close()
 
 
-def _why(crew: list[_Follower], processes: int) -> Exception:
+def _why(crew: list[_Follower], processes: int, error: Disconnected) -> Exception:
     """What broke the connection: the end of a follower that did not itself end for a broken connection."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -164,7 +171,7 @@ def _why(crew: list[_Follower], processes: int) -> Exception:
     for rank, (code, words) in (causes or ends).items():
         words = f"process {rank} of {processes} {words}"
         return MemoryError(words) if code == OUT_OF_MEMORY else Lost(words)
-    return Lost(f"the connection of {processes} processes broke, and none has ended")
+    return Lost(f"the connection of {processes} processes broke, and none has ended: {error}")
 
 
 @contextlib.contextmanager
@@ -174,15 +181,16 @@ def _connected(directory: Path, rank: int, processes: int, where: torch.device) 
     Raises:
         Disconnected: not all came.
     """
+    backend = "nccl" if where.type == "cuda" else "gloo"
     excepthook = sys.excepthook  # torch puts another in its place, for good
     try:
         with _loopback():
             dist.init_process_group(
-                "nccl" if where.type == "cuda" else "gloo",
+                backend,
                 init_method=f"file://{directory / RENDEZVOUS}",
                 rank=rank,
                 world_size=processes,
-                timeout=SILENCE,
+                timeout=SILENCE[backend],
                 device_id=where if where.type == "cuda" else None,
             )
     except RuntimeError as error:
@@ -210,7 +218,7 @@ def _loopback() -> Iterator[None]:
 
 
 def _follow(start: dict[str, Any], rank: int, directory: Path) -> None:
-    """A follower's life, from the leader's state to the last update."""
+    """A follower's life: from the leader's state to the last update, and until the leader ends it."""
     trial = Trial.model_validate_json(start["trial"])
     where = torch.device(start["devices"][rank])
     torch.set_num_threads(start["threads"])
@@ -235,6 +243,7 @@ def _follow(start: dict[str, Any], rank: int, directory: Path) -> None:
                     update(step, x, y)
                     step += 1
             position = 0
+        os.read(sys.stdin.fileno(), 1)  # a connection closed now could take along what the leader still reads
 
 
 def _end_with_the_leader(directory: Path) -> None:
@@ -246,8 +255,6 @@ def _end_with_the_leader(directory: Path) -> None:
 
 def main() -> None:
     """A follower: ``python -m normbench.followers DIRECTORY RANK``, started by a leader."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the runner, who decides what they mean
-        signal.signal(number, signal.SIG_IGN)
     directory, rank = Path(sys.argv[1]), int(sys.argv[2])
     watch = threading.Thread(target=_end_with_the_leader, args=(directory,), daemon=True)
     watch.start()
