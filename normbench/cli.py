@@ -59,7 +59,8 @@ def run(
     results: Results = RESULTS,
     data: Data = None,
     executor: Annotated[
-        str | None, typer.Option(metavar="NAME", help="serial or pool, instead of the file's")
+        str | None,
+        typer.Option(metavar="NAME", help="where to run, instead of the file's; normbench list executors"),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="worker processes, instead of the file's")

@@ -14,7 +14,6 @@ from normbench.bases import Files, Unreadable
 from normbench.cells import TRIAL_KEYS, merged, trials_of
 from normbench.executors import EXECUTORS
 from normbench.located import Node, Problem, Spot, printable
-from normbench.lookup import UnknownName
 from normbench.norms import NORMS
 from normbench.plots import FIGURES
 from normbench.trial import Choice, Count, Frozen, Trial, choice_from
@@ -26,8 +25,9 @@ SHOWN = 100  # problems; a generated file can hold more than anybody reads
 
 if TYPE_CHECKING:
     Figure: TypeAlias = Choice
+    Executor: TypeAlias = Choice
 else:
-    Figure = choice_from(FIGURES)
+    Figure, Executor = choice_from(FIGURES), choice_from(EXECUTORS)
 
 
 class ConfigError(ValueError):
@@ -42,13 +42,6 @@ class ConfigError(ValueError):
         self.problems = problems
 
 
-def _listed(name: str) -> str:
-    try:
-        return EXECUTORS[name].name
-    except UnknownName as error:
-        raise PydanticCustomError("unknown", "{words}", {"words": str(error)}) from None
-
-
 def _directory_name(name: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
         return name
@@ -59,7 +52,7 @@ def _directory_name(name: str) -> str:
 class Execute(Frozen):
     """Where and how trials run. Nothing here changes a trial's numbers, so it is no part of its identity."""
 
-    executor: Annotated[str, AfterValidator(_listed)] = "pool"
+    executor: Executor = Field("pool", validate_default=True)
     workers: int | Literal["auto"] = Field("auto", description="processes; auto: as many as cores allow")
     threads: Count = Field(1, description="threads of each process")
     processes: Count = Field(1, description="processes that share every batch of a trial")
@@ -106,6 +99,8 @@ class _Document(Frozen):
     plots: Annotated[tuple[Figure, ...], Field(strict=False)] = ()
     max_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] = 10_000
 
+
+MODELS: dict[str, type[Frozen]] = {"trial": Trial, "execute": Execute}  # of the sections that are one
 
 KEYS = (
     "extends",
@@ -233,8 +228,10 @@ def _overridden(root: Node | None, text: str, problems: list[Problem]) -> Node |
     blocks = section.value if head == "sweep" and isinstance(section.value, list) else [section]
     if not all(isinstance(block.value, dict) for block in blocks):
         return root  # that is a problem of its own
-    put = merged if head == "trial" else Node.with_entries
-    changed = [put(block, {rest: node}) for block in blocks]
+    if head in MODELS:
+        changed = [merged(block, {rest: node}, MODELS[head]) for block in blocks]
+    else:
+        changed = [block.with_entries({rest: node}) for block in blocks]
     whole = replace(section, value=changed) if blocks is section.value else changed[0]
     return root.with_entries({head: whole})
 

@@ -76,9 +76,10 @@ def fraction(default: float, meaning: str) -> Option:
     return Option(Annotated[float, Field(gt=0, le=1)], default, meaning)
 
 
-def text(default: str, meaning: str, pattern: str) -> Option:
-    """A string that matches ``pattern``."""
-    return Option(Annotated[str, Field(pattern=pattern)], default, meaning)
+def text(default: str | None, meaning: str, pattern: str) -> Option:
+    """A string that matches ``pattern``; None, where that is the default, leaves it open."""
+    matching = Annotated[str, Field(pattern=pattern)]
+    return Option(matching if default is not None else matching | None, default, meaning)
 
 
 def sizes(default: tuple[int, ...], meaning: str) -> Option:

@@ -191,7 +191,7 @@ def _states(counts: Counter[Any]) -> str:
 
 def _workers(survey: Survey) -> int:
     place = survey.experiment.execute
-    return 1 if place.executor == "serial" else sweep.workers(place)
+    return 1 if place.executor.name == "serial" else sweep.workers(place) or 1
 
 
 def _disk(survey: Survey) -> int:

@@ -15,7 +15,7 @@ from normbench import config
 from normbench.data import decoded
 from normbench.executors import EXECUTORS
 from normbench.records import Failure, Record, Store, write_atomically
-from normbench.trial import Trial
+from normbench.trial import Choice, Trial
 
 if TYPE_CHECKING:
     from normbench.executors import Outcome, Tell
@@ -119,7 +119,9 @@ def run(
         DataError: a data set cannot be had.
         Unusable: a method cannot normalize a network's maps, or a batch is larger than the data.
         OSError: a record cannot be written.
+        CannotExecute: what the executor needs is not there.
     """
+    EXECUTORS[experiment.execute.executor.name].check()
     listener = listener or Listener()
     store = Store(results / experiment.name)
     with store.locked():
@@ -148,13 +150,14 @@ def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], pla
     from normbench import devices
     from normbench.models.network import check
 
-    try:
-        devices.of_processes(devices.device(place.device), place.processes)
-    except ValueError as error:
-        raise Unusable(str(error)) from None
+    if not EXECUTORS[place.executor.name].elsewhere:  # the devices there are not seen from here
+        try:
+            devices.of_processes(devices.device(place.device), place.processes)
+        except ValueError as error:
+            raise Unusable(str(error)) from None
     if words := place.refusal(trials):
         raise Unusable(f"execute.processes: {words}")
-    for choice in dict.fromkeys(trial.dataset for trial in trials):
+    for choice in _datasets(trials):
         decoded.prepare(choice, data, say)
     problems: dict[str, None] = {}
     for trial in {_shapes(trial): trial for trial in trials}.values():
@@ -191,13 +194,15 @@ def work(
     return train(trial, data, checkpoints(trial.id), str(devices.device(device)), tell, processes)
 
 
-def workers(execute: config.Execute) -> int:
-    """As many as the cores carry, or one on a GPU, unless a number is given.
+def workers(execute: config.Execute) -> int | None:
+    """As many as the cores carry, or one on a GPU, unless a number is given; None where others know.
 
     Trials that shared a GPU could run out of memory by each other's doing, and that is a result.
     """
     if execute.workers != "auto":
         return execute.workers
+    if EXECUTORS[execute.executor.name].elsewhere:
+        return None
     if execute.device != "cpu" and (execute.device != "auto" or _has_gpu()):
         return 1
     return max(1, _cores() // (execute.threads * execute.processes))
@@ -213,6 +218,10 @@ def _cores() -> int:
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = re.match(r"(\d+) (\d+)", QUOTA.read_text()) if QUOTA.exists() else None
     return min(ours, math.ceil(int(quota[1]) / int(quota[2]))) if quota else ours
+
+
+def _datasets(trials: Sequence[Trial]) -> list[Choice]:
+    return list(dict.fromkeys(trial.dataset for trial in trials))
 
 
 def _shapes(trial: Trial) -> tuple[Any, ...]:
@@ -247,17 +256,27 @@ def _execute(
     listener: Listener,
     stop: Callable[[], bool],
 ) -> None:
+    there = Store(store.directory.absolute()), data.absolute()  # trials need not run in this directory
     task = partial(
         work,
-        data=data,
-        checkpoints=store.checkpoint_path,
+        data=there[1],
+        checkpoints=there[0].checkpoint_path,
         device=place.device,
         threads=place.threads,
         processes=place.processes,
     )
-    executor = EXECUTORS[place.executor].load()
-    count = min(workers(place), len(missing))
-    outcomes = executor(task, missing, workers=count, report=listener.event, stop=stop)
+    most = workers(place)
+    outcomes = EXECUTORS[place.executor.name].load()(
+        task,
+        missing,
+        workers=None if most is None else min(most, len(missing)),
+        threads=place.threads * place.processes,
+        files=[path for choice in _datasets(missing) for path in decoded.files(choice, there[1])],
+        directory=there[0].directory / place.executor.name,
+        report=listener.event,
+        stop=stop,
+        **place.executor.options,
+    )
     with closing(outcomes):  # whatever happens here, running trials save their state
         for trial, outcome in outcomes:
             if isinstance(outcome, Failure):
@@ -270,6 +289,12 @@ def _execute(
 
 
 def on(experiment: config.Experiment, **execute: Any) -> config.Experiment:
-    """The same experiment at another place; None leaves a setting as it is."""
+    """The same experiment at another place; None leaves a setting as it is.
+
+    The executor that it has already keeps its options.
+    """
+    place = experiment.execute.model_dump()
     changed = {key: value for key, value in execute.items() if value is not None}
-    return replace(experiment, execute=experiment.execute.model_copy(update=changed))
+    if changed.get("executor") == place["executor"]["name"]:
+        del changed["executor"]
+    return replace(experiment, execute=config.Execute.model_validate(place | changed))

@@ -4,12 +4,13 @@ import os
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from clusters import RayCluster
 from PIL import Image
 
 from normbench import config, sweep
@@ -156,6 +157,21 @@ class Ended(NamedTuple):
 
 
 Cli = Callable[..., Ended]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    """One of two nodes for all tests; a test that kills a node starts another."""
+    cluster = RayCluster()
+    yield cluster
+    cluster.end()
+
+
+def place_of(name: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What ``execute.executor`` is in a config, with a cluster behind it where it needs one."""
+    if name == "ray":
+        return {"name": name, "address": request.getfixturevalue("ray_cluster").address}
+    return {"name": name}
 
 
 @pytest.fixture

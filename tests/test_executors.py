@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import place_of
 
+from normbench import config
 from normbench.executors import EXECUTORS
 from normbench.records import Failure, Interrupted, Record
 from normbench.trial import Trial
@@ -105,22 +107,38 @@ def trials(tiny: Callable[..., Trial]) -> Callable[[int], list[Trial]]:
     return lambda count: [tiny(seed=seed) for seed in range(count)]
 
 
+def executor(name: str, request: pytest.FixtureRequest) -> Execute:
+    """As a sweep calls it, with a cluster behind it where it needs one."""
+    choice = config.Execute(executor=place_of(name, request)).executor
+    directory = request.getfixturevalue("tmp_path") / name
+    return partial(EXECUTORS[name].load(), threads=1, files=(), directory=directory, **choice.options)
+
+
 @pytest.fixture(params=EXECUTORS)
 def execute(request: pytest.FixtureRequest) -> Execute:
-    found: Execute = EXECUTORS[request.param].load()
-    return found
+    return executor(request.param, request)
+
+
+@pytest.fixture(params=[name for name in EXECUTORS if name != "serial"])
+def apart(request: pytest.FixtureRequest) -> Execute:
+    """For promises that one process cannot make."""
+    return executor(request.param, request)
 
 
 @pytest.fixture
-def pool() -> Execute:
-    """For promises that one process cannot make."""
-    found: Execute = EXECUTORS["pool"].load()
-    return found
+def pool(request: pytest.FixtureRequest) -> Execute:
+    """For promises about child processes of the runner."""
+    return executor("pool", request)
+
+
+def name_of(execute: Execute) -> str:
+    assert isinstance(execute, partial)
+    return str(execute.func.__module__).rpartition(".")[2]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    """No child process, running or dead, and no open pipe."""
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No child process, running or dead, and no open pipe. (Ray keeps sockets while it is loaded.)"""
     before = _open_files()
     yield
     assert multiprocessing.active_children() == []
@@ -128,7 +146,8 @@ def _nothing_is_left() -> Iterator[None]:
         ChildProcessError
     ):  # multiprocessing's resource tracker may be one, and it lives
         assert os.waitpid(-1, os.WNOHANG) == (0, 0)
-    assert [kind for kind in _open_files() - before if kind.startswith("socket")] == []
+    if "[ray" not in request.node.name:
+        assert [kind for kind in _open_files() - before if kind.startswith("socket")] == []
 
 
 def _open_files() -> Counter[str]:
@@ -207,7 +226,7 @@ class TestEveryExecutor:
                 trials(5),
                 workers=2,
                 report=lambda trial, _: running.add(trial.seed),
-                stop=lambda: len(running) >= (2 if execute.__module__.endswith("pool") else 1),
+                stop=lambda: len(running) >= (1 if name_of(execute) == "serial" else 2),
             )
         )
 
@@ -238,9 +257,8 @@ class TestEveryExecutor:
         assert len(outcomes(execute, trivial, trials(300))) == 300
 
 
-@pytest.mark.parametrize("name", [name for name in EXECUTORS if name != "serial"])
 def test_results_are_those_of_the_serial_executor_to_the_last_bit(
-    name: str, tiny: Callable[..., Trial], tiny_data: Path, tmp_path: Path
+    apart: Execute, tiny: Callable[..., Trial], tiny_data: Path, tmp_path: Path
 ) -> None:
     from test_train import numbers
 
@@ -248,10 +266,10 @@ def test_results_are_those_of_the_serial_executor_to_the_last_bit(
 
     trials = [tiny(norm="batch", seed=0), tiny(norm="switchable", precision="bf16", seed=1)]
     results = []
-    for executor in "serial", name:
-        place = (tmp_path / executor).joinpath
+    for number, execute in enumerate((EXECUTORS["serial"].load(), apart)):
+        place = (tmp_path / str(number)).joinpath
         task = partial(work, data=tiny_data, checkpoints=place, device="cpu", threads=1)
-        found = outcomes(EXECUTORS[executor].load(), task, trials, workers=1)
+        found = outcomes(execute, task, trials, workers=1)
         results.append({seed: numbers(one) for seed, one in found.items() if isinstance(one, Record)})
 
     assert len(results[0]) == 2
@@ -263,28 +281,34 @@ def test_results_are_those_of_the_serial_executor_to_the_last_bit(
 
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSEGV, None], ids=["kill", "segfault", "exit"])
 def test_a_trial_whose_process_dies_once_is_tried_again_and_disturbs_nobody(
-    pool: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path, signal_: int | None
+    apart: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path, signal_: int | None
 ) -> None:
     work = partial(dies, attempts=tmp_path / "attempts", signal_=signal_, times=1)
 
-    found = outcomes(pool, work, trials(6))
+    found = outcomes(apart, work, trials(6))
 
     assert all(isinstance(outcome, Record) for outcome in found.values())
     assert (tmp_path / "attempts").read_text() == "xx"
 
 
-@pytest.mark.parametrize(
-    ("signal_", "end"), [(signal.SIGKILL, "was killed by SIGKILL"), (None, "ended with exit code 7")]
-)
+ENDS = {
+    ("pool", signal.SIGKILL): "the worker process was killed by SIGKILL, 2 times on this trial",
+    ("pool", None): "the worker process ended with exit code 7, 2 times on this trial",
+    ("ray", signal.SIGKILL): "the task ended with WorkerCrashedError, 2 times on this trial",
+    ("ray", None): "the task ended with WorkerCrashedError, 2 times on this trial",
+}
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, None], ids=["kill", "exit"])
 def test_a_trial_whose_process_always_dies_fails_and_the_others_do_not(
-    pool: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path, signal_: int | None, end: str
+    apart: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path, signal_: signal.Signals | None
 ) -> None:
     work = partial(dies, attempts=tmp_path / "attempts", signal_=signal_, times=99)
 
-    found = outcomes(pool, work, trials(4))
+    found = outcomes(apart, work, trials(4))
 
     failure = found.pop(1)
-    assert failure == Failure(f"the worker process {end}, 2 times on this trial")
+    assert failure == Failure(ENDS[name_of(apart), signal_])
     assert all(isinstance(outcome, Record) for outcome in found.values())
     assert (tmp_path / "attempts").read_text() == "xx", "one retry and no more"
 
@@ -300,30 +324,30 @@ def test_workers_are_as_many_as_asked_for_and_are_used_again(
 
 
 def test_a_result_that_does_not_pickle_is_a_failure_that_says_so(
-    pool: Execute, trials: Callable[[int], list[Trial]]
+    apart: Execute, trials: Callable[[int], list[Trial]]
 ) -> None:
-    failure = outcomes(pool, with_a_result_that_does_not_pickle, trials(1))[0]
+    failure = outcomes(apart, with_a_result_that_does_not_pickle, trials(1))[0]
 
     assert isinstance(failure, Failure)
     assert "pickle" in failure.reason
 
 
 def test_a_worker_that_does_not_listen_is_ended_when_patience_is(
-    pool: Execute, trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
+    apart: Execute, trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("normbench.executors.pool.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(f"normbench.executors.{name_of(apart)}.PATIENCE_SECONDS", 0.1)
     news: list[object] = []
 
-    found = list(pool(deaf, trials(1), workers=1, report=lambda *_: news.append(1), stop=lambda: bool(news)))
+    found = list(apart(deaf, trials(1), workers=1, report=lambda *_: news.append(1), stop=lambda: bool(news)))
 
     assert found == []
     assert news
 
 
-def test_patience_is_shorter_than_the_five_seconds_a_stop_may_take() -> None:
-    from normbench.executors import pool
-
-    assert pool.POLL_SECONDS + pool.PATIENCE_SECONDS < 5
+@pytest.mark.parametrize("name", [name for name in EXECUTORS if name != "serial"])
+def test_patience_is_shorter_than_the_five_seconds_a_stop_may_take(name: str) -> None:
+    module = sys.modules[EXECUTORS[name].load().__module__]
+    assert module.POLL_SECONDS + module.PATIENCE_SECONDS < 5
 
 
 RUNNER = """
@@ -383,7 +407,7 @@ def test_the_signals_of_a_process_group_do_not_end_workers(
     pool: Execute, trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C reaches them too; only the runner decides what it means."""
-    monkeypatch.setattr("normbench.executors.pool.RETRIES", 0)
+    monkeypatch.setattr("normbench.executors.attempts.RETRIES", 0)
     signalled: list[int] = []
 
     def report(trial: Trial, event: dict[str, Any]) -> None:
@@ -403,7 +427,7 @@ def test_a_signal_while_a_worker_starts_does_not_end_it(
     pool: Execute, trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python starts with a handler that raises KeyboardInterrupt, and must never get to see the signal."""
-    monkeypatch.setattr("normbench.executors.pool.RETRIES", 0)
+    monkeypatch.setattr("normbench.executors.attempts.RETRIES", 0)
     process_class = multiprocessing.get_context("spawn").Process
     start = process_class.start
     signalled: list[int] = []

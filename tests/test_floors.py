@@ -44,7 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # what a trial leaves behind; the seam between networks and methods
     ("records", "cells", "bases", "norms.normalization", "norms.kernels", "norms.shares"),
     # what a trial is made of
-    ("config", "checkpoints", "optim", "provenance", "progress", "devices"),
+    ("config", "checkpoints", "optim", "provenance", "progress", "devices", "executors.attempts"),
     ("norms.moments", "norms.weights", "data.cache", "models.blocks", *behind(DATASETS)),
     (*behind(NORMS, CLIPS), *behind(MODELS)),
     ("models.network", "data.decoded", *behind(EXECUTORS)),

@@ -6,23 +6,20 @@ single killed worker takes every pending task of its pool with it.)
 
 import contextlib
 import multiprocessing
+import pickle
 import signal
 import time
-import traceback
-from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
-from normbench.records import Failure, Interrupted
+from normbench.executors.attempts import Attempts, packed
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
     from normbench.executors import Outcome, Report, Work
 
-RETRIES = 1  # after the death of a worker, which may have been an accident
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 4.0  # for workers to save their state when they are told to stop
 # Ctrl-C and a batch system's notice reach the whole process group; the runner decides what they mean.
@@ -30,10 +27,17 @@ FOR_THE_RUNNER = (signal.SIGINT, signal.SIGTERM)
 
 
 def execute(
-    work: "Work", trials: Sequence[Trial], *, workers: int, report: "Report", stop: Callable[[], bool]
+    work: "Work",
+    trials: Sequence[Trial],
+    *,
+    workers: int,
+    report: "Report",
+    stop: Callable[[], bool],
+    **_: Any,
 ) -> Generator[tuple[Trial, "Outcome"]]:
     """See :mod:`normbench.executors`; ``workers`` processes, started when there is work, and reused."""
-    pending, deaths = deque(trials), Counter[str]()
+    attempts = Attempts(trials)
+    pending = attempts.waiting
     crew: list[_Worker] = []
     try:
         while pending or any(worker.trial for worker in crew):
@@ -54,18 +58,16 @@ def execute(
                     cause = worker.bury()
                     if trial is None:
                         continue
-                    deaths[trial.id] += 1
-                    if deaths[trial.id] <= RETRIES:
-                        pending.appendleft(trial)
-                    else:
-                        yield trial, Failure(f"{cause}, {deaths[trial.id]} times on this trial")
+                    failure = attempts.died(trial, cause)
+                    if failure:
+                        yield trial, failure
                     continue
                 assert trial is not None, "an idle worker has nothing to say"
                 if kind == "event":
                     report(trial, content)
                 else:
                     worker.trial = None
-                    yield trial, content
+                    yield trial, pickle.loads(content)
     finally:
         _dismiss(crew)
 
@@ -139,11 +141,7 @@ def _serve(pipe: "Connection[Any, Any]", work: "Work") -> None:
 
     with contextlib.suppress(EOFError, OSError):
         while True:
-            trial = pipe.recv()
-            try:
-                message = ForkingPickler.dumps(("outcome", work(trial, tell)))
-            except Interrupted:
+            message = packed(work, pipe.recv(), tell)
+            if message is None:
                 return
-            except Exception:
-                message = ForkingPickler.dumps(("outcome", Failure(traceback.format_exc())))
-            pipe.send_bytes(message)
+            pipe.send(("outcome", message))

@@ -1,10 +1,9 @@
 """One trial after the other in this process: the simplest executor, and the one to debug with."""
 
-import traceback
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from normbench.records import Failure, Interrupted
+from normbench.executors.attempts import attempt
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
@@ -12,10 +11,9 @@ if TYPE_CHECKING:
 
 
 def execute(
-    work: "Work", trials: Sequence[Trial], *, workers: int, report: "Report", stop: Callable[[], bool]
+    work: "Work", trials: Sequence[Trial], *, report: "Report", stop: Callable[[], bool], **_: Any
 ) -> Generator[tuple[Trial, "Outcome"]]:
-    """See :mod:`normbench.executors`; ``workers`` is of no use here."""
-    del workers
+    """See :mod:`normbench.executors`."""
     for trial in trials:
 
         def tell(event: dict[str, Any], trial: Trial = trial) -> bool:
@@ -24,10 +22,7 @@ def execute(
 
         if stop():
             return
-        try:
-            outcome: Outcome = work(trial, tell)
-        except Interrupted:
+        outcome = attempt(work, trial, tell)
+        if outcome is None:
             return
-        except Exception:
-            outcome = Failure(traceback.format_exc())
         yield trial, outcome
