@@ -24,6 +24,7 @@ State = Literal["done", "diverged", "out_of_memory", "failed", "missing"]
 STATES: tuple[State, ...] = ("done", "diverged", "out_of_memory", "failed", "missing")
 RETRIABLE = ("failed", "diverged", "out_of_memory")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+HERE = config.Execute()
 PLAN = "experiment.yaml"  # beside the records, so that figures and status know what was asked for
 
 
@@ -140,7 +141,9 @@ def run(
     return survey(experiment, results)
 
 
-def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], place: config.Execute) -> None:
+def prepare(
+    trials: Sequence[Trial], data: Path, say: Callable[[str], None], place: config.Execute = HERE
+) -> None:
     """Have every data set decoded, every trial's network looked through, and the devices found.
 
     Raises:
