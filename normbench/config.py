@@ -16,7 +16,7 @@ from normbench.executors import EXECUTORS
 from normbench.located import Node, Problem, Spot, printable
 from normbench.lookup import UnknownName
 from normbench.plots import FIGURES
-from normbench.trial import Choice, Count, Frozen, Trial, choice_from
+from normbench.trial import Choice, Count, Frozen, Positive, Trial, choice_from
 from normbench.validation import check, meant, paths, unknown
 from normbench.yaml_strict import read, write
 
@@ -62,6 +62,7 @@ class Execute(Frozen):
     workers: int | Literal["auto"] = Field("auto", description="processes; auto: as many as cores allow")
     threads: Count = Field(1, description="threads of each process")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    hang_seconds: Positive | None = Field(600.0, description="a trial without a step for so long hangs")
 
     @field_validator("workers", mode="before")
     @classmethod

@@ -1,10 +1,13 @@
 """Where trials run. ONE FILE = ONE PLACE TO RUN; this table lists them all.
 
-Every executor is ``execute(work, trials, *, workers, report, stop) -> Iterator[(trial, outcome)]``:
+Every executor is ``execute(work, trials, *, workers, report, stop, hang_seconds) -> Iterator[(trial,
+outcome)]``:
 
 - each trial comes out once, in any order, with its record or, if it failed, a ``Failure``, not an exception;
 - ``work(trial, tell)`` is called where a trial runs; ``tell(event)`` brings news to ``report(trial, event)``
   in the calling process, and returns True if the trial shall save its state and raise ``Interrupted``;
+- where trials run in processes of their own, one that tells nothing for ``hang_seconds`` (None: however
+  long) is ended and tried once more, and then a ``Failure.hang``;
 - once ``stop()`` is true, or the iterator is closed, running trials are told so, nothing more comes out, and
   the iterator ends.
 """

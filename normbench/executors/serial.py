@@ -1,6 +1,5 @@
 """One trial after the other in this process: the simplest executor, and the one to debug with."""
 
-import traceback
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,16 @@ if TYPE_CHECKING:
 
 
 def execute(
-    work: "Work", trials: Sequence[Trial], *, workers: int, report: "Report", stop: Callable[[], bool]
+    work: "Work",
+    trials: Sequence[Trial],
+    *,
+    workers: int,
+    report: "Report",
+    stop: Callable[[], bool],
+    hang_seconds: float | None = None,
 ) -> Generator[tuple[Trial, "Outcome"]]:
-    """See :mod:`normbench.executors`; ``workers`` is of no use here."""
-    del workers
+    """See :mod:`normbench.executors`; ``workers`` and ``hang_seconds`` are of no use in one process."""
+    del workers, hang_seconds
     for trial in trials:
 
         def tell(event: dict[str, Any], trial: Trial = trial) -> bool:
@@ -28,6 +33,6 @@ def execute(
             outcome: Outcome = work(trial, tell)
         except Interrupted:
             return
-        except Exception:
-            outcome = Failure(traceback.format_exc())
+        except Exception as error:
+            outcome = Failure.of(error)
         yield trial, outcome
