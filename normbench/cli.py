@@ -66,8 +66,11 @@ def run(
         int | None, typer.Option(metavar="N", min=1, help="worker processes, instead of the file's")
     ] = None,
     retry: Annotated[
-        str, typer.Option(metavar="STATES", help="run these again: failed, diverged, out_of_memory, or none")
-    ] = "failed",
+        str,
+        typer.Option(
+            metavar="STATES", help="run these again: failed, timeout, diverged, out_of_memory, or none"
+        ),
+    ] = "failed,timeout",
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="stop at the first trial that fails")
     ] = False,

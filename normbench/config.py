@@ -16,7 +16,7 @@ from normbench.executors import EXECUTORS
 from normbench.located import Node, Problem, Spot, printable
 from normbench.norms import NORMS
 from normbench.plots import FIGURES
-from normbench.trial import Choice, Count, Frozen, Trial, choice_from
+from normbench.trial import Choice, Count, Frozen, Positive, Trial, choice_from
 from normbench.validation import check, meant, paths, unknown
 from normbench.yaml_strict import read, write
 
@@ -57,6 +57,7 @@ class Execute(Frozen):
     threads: Count = Field(1, description="threads of each process")
     processes: Count = Field(1, description="processes that share every batch of a trial")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    hang_seconds: Positive | None = Field(600.0, description="a trial without a step for so long hangs")
 
     @field_validator("workers", mode="before")
     @classmethod

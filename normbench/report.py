@@ -66,7 +66,7 @@ def run_as_text(survey: Survey, results: Path) -> str:
     lines = [f"{printable(str(store.directory), 4096)}: {trials}, {_states(survey.counts())}"]
     for trial in survey.experiment.trials:
         state = survey.state(trial)
-        if state == "failed":
+        if state in ("failed", "timeout"):
             reason = result_of(Failure(survey.errors[trial.id]))
             lines.append(f"  {trial.id}: {reason} (see {printable(str(store.error_path(trial.id)), 4096)})")
         elif state not in ("done", "missing"):
@@ -95,7 +95,7 @@ def expect(survey: Survey, results: Path, data: Path) -> Estimate:
     Raises:
         Unusable: some of them cannot run at all.
     """
-    missing = [trial for trial in survey.experiment.trials if survey.state(trial) in ("missing", "failed")]
+    missing = [trial for trial in survey.experiment.trials if trial.id not in survey.records]
     records = (
         record
         for name in (experiments(results) if missing else ())

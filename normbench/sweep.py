@@ -20,9 +20,10 @@ from normbench.trial import Choice, Trial
 if TYPE_CHECKING:
     from normbench.executors import Outcome, Tell
 
-State = Literal["done", "diverged", "out_of_memory", "failed", "missing"]
-STATES: tuple[State, ...] = ("done", "diverged", "out_of_memory", "failed", "missing")
-RETRIABLE = ("failed", "diverged", "out_of_memory")
+State = Literal["done", "diverged", "out_of_memory", "timeout", "failed", "missing"]
+STATES: tuple[State, ...] = ("done", "diverged", "out_of_memory", "timeout", "failed", "missing")
+UNSETTLED = ("failed", "timeout")  # attempts that gave no result: the next run makes another
+RETRIABLE = (*UNSETTLED, "diverged", "out_of_memory")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 HERE = config.Execute()
 PLAN = "experiment.yaml"  # beside the records, so that figures and status know what was asked for
@@ -52,7 +53,7 @@ class Survey:
         """How far a trial is."""
         if trial.id in self.records:
             return self.records[trial.id].status
-        return "failed" if trial.id in self.errors else "missing"
+        return Failure(self.errors[trial.id]).state if trial.id in self.errors else "missing"
 
     def counts(self) -> Counter[State]:
         """How many trials are in each state."""
@@ -99,7 +100,7 @@ def run(
     results: Path,
     data: Path,
     *,
-    retry: Collection[str] = ("failed",),
+    retry: Collection[str] = UNSETTLED,
     fail_fast: bool = False,
     listener: Listener | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -110,7 +111,7 @@ def run(
         experiment: trials, and where they run.
         results: records go to ``results/<name>/``.
         data: the data directory.
-        retry: run trials again that ended this way: failed, diverged, out_of_memory.
+        retry: run trials again that ended this way, of ``RETRIABLE``.
         fail_fast: stop at the first trial that fails.
         listener: is told what happens.
         stop: asked often; once it is true, running trials save their state and the run ends.
@@ -119,7 +120,7 @@ def run(
         RecordsInUse: another runner holds this experiment.
         DataError: a data set cannot be had.
         Unusable: a method cannot normalize a network's maps, or a batch is larger than the data.
-        OSError: a record cannot be written.
+        OSError: a record or a checkpoint cannot be written.
         CannotExecute: what the executor needs is not there.
     """
     EXECUTORS[experiment.execute.executor.name].check()
@@ -278,11 +279,14 @@ def _execute(
         directory=there[0].directory / place.executor.name,
         report=listener.event,
         stop=stop,
+        hang_seconds=place.hang_seconds,
         **place.executor.options,
     )
     with closing(outcomes):  # whatever happens here, running trials save their state
         for trial, outcome in outcomes:
             if isinstance(outcome, Failure):
+                if outcome.unwritable:  # the next trial's state would not be written either
+                    raise outcome.unwritable
                 store.save_error(trial.id, outcome.traceback)
             else:
                 store.save(outcome)

@@ -2,6 +2,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -11,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from normbench.records import Epoch, Failure, NewerRecordError, Record, RecordsInUse, Store, write_atomically
+from normbench.records import (
+    Epoch,
+    Failure,
+    NewerRecordError,
+    Record,
+    RecordsInUse,
+    Store,
+    Unwritable,
+    write_atomically,
+)
 from normbench.trial import ADDED, Trial
 
 Tiny = Callable[..., Trial]
@@ -118,7 +128,7 @@ def test_provenance_and_diagnostics_have_this_shape(real: Record) -> None:
     record = json.loads(real.to_json())
 
     assert set(record["provenance"]) == {
-        "normbench", "git", "python", "torch", "device", "host", "threads", "flags", "path",
+        "normbench", "git", "python", "torch", "device", "host", "threads", "processes", "flags", "path",
     }  # fmt: skip
     assert set(record["provenance"]["flags"]) == {
         "precision", "deterministic_convolutions", "tf32", "flush_denormal",
@@ -314,6 +324,24 @@ def test_files_have_the_permissions_the_user_wants(tmp_path: Path, mask: int) ->
 def test_a_failures_reason_is_its_last_line() -> None:
     assert Failure("Traceback\n  File x\nValueError: no\n").reason == "ValueError: no"
     assert Failure("").reason
+
+
+def test_a_hang_is_told_from_an_exception_of_its_words() -> None:
+    assert Failure.hang("stacks\n", 0.5, 2).reason == "timeout: no step for 0.5 s, 2 times on this trial"
+    assert Failure.hang("", 600, 2).state == "timeout"
+    assert Failure.of(TimeoutError("timed out")).state == "failed"
+    assert Failure("Traceback\nsocket.timeout: timed out").state == "failed"
+
+
+def test_a_failure_of_the_disk_is_told_from_others_and_crosses_to_another_process(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Unwritable) as caught:
+        write_atomically(tmp_path / "file" / "record", b"")
+    back = pickle.loads(pickle.dumps(Failure.of(caught.value)))
+    assert back.unwritable is not None
+    assert back.unwritable.filename == str(tmp_path / "file" / "record")
+    assert back.unwritable.strerror == "File exists"
+    assert Failure.of(OSError(28, "No space left on device")).unwritable is None, "whatever that was"
 
 
 def test_an_error_of_any_characters_is_kept(store: Store) -> None:
