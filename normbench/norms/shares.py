@@ -2,7 +2,7 @@
 
 Process r of P has the rows r·N … (r + 1)·N - 1 of every batch of P·N samples. A method that looks across
 samples does so over all of them after one :func:`gathered`: synchronised batch normalization (Peng et al.
-2018, MegDet, arXiv 1711.07240, section 3.2), for every method that is made of moments.
+2018, MegDet, arXiv 1711.07240: "cross-GPU batch normalization"), for every method that is made of moments.
 """
 
 import contextlib
