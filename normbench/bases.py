@@ -8,7 +8,7 @@ from normbench.located import Node, Problem, printable
 from normbench.yaml_strict import MAX_BYTES, read_bytes
 
 MAX_FILES = 32  # read for one experiment; a few are sensible
-MERGED = ("trial", "execute")  # sections of which a file may write a part
+MERGED = ("trial", "sweep", "execute")  # sections of which a file may write a part
 
 
 class Unreadable(ValueError):
@@ -19,8 +19,9 @@ class Unreadable(ValueError):
 class Files:
     """Reads documents whose key ``extends`` names others: a file, or a list, each over those before.
 
-    Paths are taken from the folder of the file that names them. Sections ``trial`` and ``execute`` are merged
-    key by key; what has a ``name`` of its own, and every other section, is replaced as a whole.
+    Paths are taken from the folder of the file that names them. Sections ``trial`` and ``execute``, and a
+    ``sweep`` of one grid, are merged key by key; what has a ``name`` of its own, every other section, and a
+    list of grids are replaced as a whole.
 
     Attributes:
         problems: what is wrong in all files read so far.

@@ -60,7 +60,8 @@ def counted(number: int, noun: str) -> str:
 def result_of(outcome: "Outcome") -> str:
     """How a trial ended, in a few words."""
     if isinstance(outcome, Failure):
-        return f"failed: {printable(outcome.reason, 200)}"
+        words = printable(outcome.reason, 200)
+        return words if outcome.state == "timeout" else f"failed: {words}"
     if outcome.final is None:
         failure = outcome.failure or {}
         return f"{outcome.status} at step {failure.get('step')}: {printable(str(failure.get('why')), 200)}"
@@ -99,7 +100,7 @@ class Progress(Listener):
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
         """One less to wait for."""
         self.running.pop(trial.id, None)
-        self.ended["failed" if isinstance(outcome, Failure) else outcome.status] += 1
+        self.ended[outcome.state if isinstance(outcome, Failure) else outcome.status] += 1
         self._done += relative_cost(trial)
 
     def counts(self) -> str:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from normbench.trial import Trial
 
+STREAM_PART = 500  # images
+
 
 class Diverged(Exception):
     """The loss is no longer a number."""
@@ -26,7 +28,9 @@ class Progress:
         correct: images of this epoch that were classified rightly before the update.
         last_loss: of the latest update.
         epochs: those that are over, as in ``Epoch``.
-        diagnostics: what the layers said of themselves at their ends, as in ``Record``.
+        stream: of every ``STREAM_PART`` images of the first epoch, how many there were and were predicted
+            rightly.
+        diagnostics: what was found out about the layers at their ends, as in ``Record``.
         train_seconds: spent on updates, over all epochs and attempts.
         test_seconds: spent on evaluations.
     """
@@ -37,10 +41,11 @@ class Progress:
     correct: int = 0
     last_loss: float | None = None
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    stream: list[list[int]] = field(default_factory=list)
     diagnostics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     train_seconds: float = 0.0
     test_seconds: float = 0.0
-    _unsettled: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list, init=False)
+    _unsettled: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = field(default_factory=list, init=False)
     settled_at: float = field(default_factory=time.monotonic, init=False)
     saved_at: float = field(default_factory=time.monotonic, init=False)
 
@@ -48,11 +53,18 @@ class Progress:
         """For a checkpoint; ``Progress(**state)`` is where it was. Everything must be settled."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.init}
 
-    def updated(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """One update was made; its loss is looked at later, since that waits for the device."""
+    def updated(self, loss: Tensor, logits: Tensor, labels: Tensor, predicted: Tensor | None = None) -> None:
+        """One update was made; its loss is looked at later, since that waits for the device.
+
+        Args:
+            loss: of the update.
+            logits: that it came from.
+            labels: of the images.
+            predicted: logits at inference before the update, if the network was asked.
+        """
         self.step += 1
         self.position += len(labels)
-        self._unsettled.append((loss.detach(), logits.detach(), labels))
+        self._unsettled.append((loss.detach(), logits.detach(), labels, predicted))
 
     def settle(self) -> None:
         """Bring sums and times up to date.
@@ -66,17 +78,43 @@ class Progress:
         if not self._unsettled:
             self.test_seconds += self.settled_at - since
             return
-        losses, logits, labels = zip(*self._unsettled, strict=True)
+        losses, logits, labels, predicted = zip(*self._unsettled, strict=True)
         self._unsettled = []
+        truth = torch.cat(labels)
+        if predicted[0] is not None:
+            answers = torch.cat(predicted)
+            self._add_to_stream((answers.argmax(1) == truth) & answers.isfinite().all(1))
         for later, loss in zip(range(len(losses) - 1, -1, -1), torch.stack(losses).tolist(), strict=True):
             if not math.isfinite(loss):
                 self.step -= later
                 raise Diverged(f"the training loss is {loss}")
             self.loss_sum += loss
             self.last_loss = loss
-        self.correct += int((torch.cat(logits).argmax(1) == torch.cat(labels)).sum())
+        self.correct += int((torch.cat(logits).argmax(1) == truth).sum())
         self.settled_at = time.monotonic()  # only now has the device done it all
         self.train_seconds += self.settled_at - since
+
+    def _add_to_stream(self, right: Tensor) -> None:
+        """Count in the latest images of the first epoch."""
+        for place, one in enumerate(right.tolist(), self.position - len(right)):
+            if place == len(self.stream) * STREAM_PART:
+                self.stream.append([0, 0])
+            self.stream[-1][0] += 1
+            self.stream[-1][1] += one
+
+    def online(self) -> dict[str, list[dict[str, Any]]]:
+        """Accuracy on images that the network had not learned from, so far and over the latest part."""
+        course, images, correct = [], 0, 0
+        for size, right in self.stream:
+            images, correct = images + size, correct + right
+            part = {"images": images, "accuracy": correct / images, "recent_accuracy": right / size}
+            course.append(part)
+        return {"online": course} if course else {}
+
+    def diagnosed(self, found: dict[str, list[dict[str, Any]]]) -> None:
+        """Keep what was found out about the layers after so many epochs (none: at initialisation)."""
+        for key, layers in found.items():
+            self.diagnostics.setdefault(key, []).append({"epoch": len(self.epochs), "layers": layers})
 
     def end_epoch(
         self,
@@ -100,8 +138,7 @@ class Progress:
                 "seconds": seconds,
             }
         )
-        for key, layers in diagnoses.items():
-            self.diagnostics.setdefault(key, []).append({"epoch": len(self.epochs), "layers": layers})
+        self.diagnosed(diagnoses)
         self.position, self.loss_sum, self.correct = 0, 0.0, 0
 
     def images_per_second(self, trial: Trial) -> float | None:

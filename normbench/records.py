@@ -1,13 +1,15 @@
 """Records: one finished trial is one JSON file, and the file's existence is what "done" means."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
 import platform
 import secrets
+import traceback as tracebacks
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,8 +19,9 @@ from pydantic_core import from_json
 
 from normbench.trial import Frozen, Trial
 
-SCHEMA: Literal[2] = 2  # 1 knew none of the settings in trial.ADDED; they are then as before
+SCHEMA: Literal[3] = 3  # earlier ones knew fewer of the settings in trial.ADDED; they are then as before
 Status = Literal["done", "diverged", "out_of_memory"]
+TIMEOUT = "timeout:"  # begins the last line of what is told of a hang
 
 
 class Finite(Frozen):
@@ -61,7 +64,7 @@ class NewerRecordError(ValueError):
 class Record(Finite):
     """What one trial gave: its settings, its course, its end and where it ran."""
 
-    schema_version: Literal[1, 2] = Field(SCHEMA, alias="schema")
+    schema_version: Literal[1, 2, 3] = Field(SCHEMA, alias="schema")
     trial: Trial
     status: Status
     epochs: tuple[Epoch, ...]
@@ -145,16 +148,43 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number that a record may hold")
 
 
+class Unwritable(OSError):
+    """A file that could not be written, which is no trial's own fault; ``filename`` says which."""
+
+
 @dataclass(frozen=True)
 class Failure:
-    """An attempt at a trial that gave no record: an exception, or a worker that died."""
+    """An attempt at a trial that gave no record: an exception, or a worker that died or made no progress.
+
+    Attributes:
+        traceback: what is known of it; the last line says it in short.
+        unwritable: the disk would not take what the trial wrote. The run cannot go on then, and the trial
+            is no failed one.
+    """
 
     traceback: str
+    unwritable: Unwritable | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """The failure that an exception is."""
+        unwritable = error if isinstance(error, Unwritable) else None
+        return cls("".join(tracebacks.format_exception(error)), unwritable)
+
+    @classmethod
+    def hang(cls, stacks: str, seconds: float, times: int) -> Self:
+        """The failure that no progress is, for so long and so many times."""
+        return cls(f"{stacks}{TIMEOUT} no step for {seconds:g} s, {times} times on this trial")
 
     @property
     def reason(self) -> str:
         """The last line: what happened, in short."""
         return (self.traceback.strip().splitlines() or ["it gave no reason"])[-1]
+
+    @property
+    def state(self) -> Literal["failed", "timeout"]:
+        """How a trial stands of which this is the last attempt. No result: it depends on the machine."""
+        return "timeout" if self.reason.startswith(f"{TIMEOUT} no step for ") else "failed"
 
 
 class Interrupted(Exception):  # not an error: the trial was asked to stop
@@ -169,27 +199,32 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Put ``content`` at ``path``: whole or not at all, whatever happens meanwhile.
 
     Raises:
-        OSError: it could not be written; what was at ``path`` before is still there.
+        Unwritable: it could not be written; what is at ``path`` is whole, be it the old or the new.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:40]}-{secrets.token_hex(8)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:  # unlike those of tempfile, with the permissions the user wants
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _make_renames_durable(path.parent)
     except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = str(path)  # a failed write does not say where
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):  # which does not say where, if a write failed
+            number = error.errno or errno.EIO
+            raise Unwritable(number, error.strerror or str(error), str(path)) from error
         raise
-    directory = os.open(path.parent, os.O_RDONLY)  # the rename itself is durable only once the directory is
+
+
+def _make_renames_durable(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)

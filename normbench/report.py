@@ -11,6 +11,7 @@ from normbench.estimate import Estimate, estimate
 from normbench.executors import EXECUTORS
 from normbench.located import printable
 from normbench.lookup import UnknownName, nearest, shortened
+from normbench.norms import NORMS
 from normbench.records import Failure, Record, Store
 from normbench.results import experiments, find, named
 from normbench.sweep import RETRIABLE, STATES, Survey
@@ -65,7 +66,7 @@ def run_as_text(survey: Survey, results: Path) -> str:
     lines = [f"{printable(str(store.directory), 4096)}: {trials}, {_states(survey.counts())}"]
     for trial in survey.experiment.trials:
         state = survey.state(trial)
-        if state == "failed":
+        if state in ("failed", "timeout"):
             reason = result_of(Failure(survey.errors[trial.id]))
             lines.append(f"  {trial.id}: {reason} (see {printable(str(store.error_path(trial.id)), 4096)})")
         elif state not in ("done", "missing"):
@@ -94,7 +95,7 @@ def expect(survey: Survey, results: Path, data: Path) -> Estimate:
     Raises:
         Unusable: some of them cannot run at all.
     """
-    missing = [trial for trial in survey.experiment.trials if survey.state(trial) in ("missing", "failed")]
+    missing = [trial for trial in survey.experiment.trials if trial.id not in survey.records]
     records = (
         record
         for name in (experiments(results) if missing else ())
@@ -123,6 +124,8 @@ def plan_as_text(survey: Survey, expected: Estimate) -> str:
     if expected.unknown:
         of = "some trials" if expected.seconds else "every trial"
         lines.append(f"time: unknown for {of}: {printable(expected.unknown, 4096)}")
+    if names := _own(survey):
+        lines.append(f"code of your own that run will execute: {', '.join(names)}")
     lines.append(f"disk: about {_size(_disk(survey))} of records; checkpoints of running trials come and go")
     return as_table(("trial", "state", "expected"), rows) + "\n".join(lines)
 
@@ -140,8 +143,14 @@ def plan_as_json(survey: Survey, expected: Estimate) -> str:
         "workers": _workers(survey),
         "expected_seconds": expected.wall_seconds(_workers(survey)),
         "record_bytes": _disk(survey),
+        "own_code": _own(survey),
     }
     return as_json({"experiment": survey.experiment.name, "counts": survey.counts(), "trials": trials} | sums)
+
+
+def _own(survey: Survey) -> list[str]:
+    """What is not of this package, as ``module:function``."""
+    return sorted({trial.norm.name for trial in survey.experiment.trials if NORMS[trial.norm.name].own})
 
 
 def status_as_json(results: Path, experiment: str | None) -> str:

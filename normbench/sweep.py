@@ -20,10 +20,12 @@ from normbench.trial import Choice, Trial
 if TYPE_CHECKING:
     from normbench.executors import Outcome, Tell
 
-State = Literal["done", "diverged", "out_of_memory", "failed", "missing"]
-STATES: tuple[State, ...] = ("done", "diverged", "out_of_memory", "failed", "missing")
-RETRIABLE = ("failed", "diverged", "out_of_memory")
+State = Literal["done", "diverged", "out_of_memory", "timeout", "failed", "missing"]
+STATES: tuple[State, ...] = ("done", "diverged", "out_of_memory", "timeout", "failed", "missing")
+UNSETTLED = ("failed", "timeout")  # attempts that gave no result: the next run makes another
+RETRIABLE = (*UNSETTLED, "diverged", "out_of_memory")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+HERE = config.Execute()
 PLAN = "experiment.yaml"  # beside the records, so that figures and status know what was asked for
 
 
@@ -51,7 +53,7 @@ class Survey:
         """How far a trial is."""
         if trial.id in self.records:
             return self.records[trial.id].status
-        return "failed" if trial.id in self.errors else "missing"
+        return Failure(self.errors[trial.id]).state if trial.id in self.errors else "missing"
 
     def counts(self) -> Counter[State]:
         """How many trials are in each state."""
@@ -98,7 +100,7 @@ def run(
     results: Path,
     data: Path,
     *,
-    retry: Collection[str] = ("failed",),
+    retry: Collection[str] = UNSETTLED,
     fail_fast: bool = False,
     listener: Listener | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -109,7 +111,7 @@ def run(
         experiment: trials, and where they run.
         results: records go to ``results/<name>/``.
         data: the data directory.
-        retry: run trials again that ended this way: failed, diverged, out_of_memory.
+        retry: run trials again that ended this way, of ``RETRIABLE``.
         fail_fast: stop at the first trial that fails.
         listener: is told what happens.
         stop: asked often; once it is true, running trials save their state and the run ends.
@@ -118,7 +120,7 @@ def run(
         RecordsInUse: another runner holds this experiment.
         DataError: a data set cannot be had.
         Unusable: a method cannot normalize a network's maps, or a batch is larger than the data.
-        OSError: a record cannot be written.
+        OSError: a record or a checkpoint cannot be written.
         CannotExecute: what the executor needs is not there.
     """
     EXECUTORS[experiment.execute.executor.name].check()
@@ -132,8 +134,7 @@ def run(
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         if missing:
-            elsewhere = EXECUTORS[experiment.execute.executor.name].elsewhere
-            prepare(missing, data, listener.say, "auto" if elsewhere else experiment.execute.device)
+            prepare(missing, data, listener.say, experiment.execute)
         _write_plan(experiment, store.directory / PLAN)
         listener.begin(before, missing)
         if missing:
@@ -141,8 +142,10 @@ def run(
     return survey(experiment, results)
 
 
-def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], device: str = "auto") -> None:
-    """Have every data set decoded, every trial's network looked through, and the device found.
+def prepare(
+    trials: Sequence[Trial], data: Path, say: Callable[[str], None], place: config.Execute = HERE
+) -> None:
+    """Have every data set decoded, every trial's network looked through, and the devices found.
 
     Raises:
         DataError: a data set cannot be had.
@@ -151,10 +154,13 @@ def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], dev
     from normbench import devices
     from normbench.models.network import check
 
-    try:
-        devices.device(device)
-    except ValueError as error:
-        raise Unusable(str(error)) from None
+    if not EXECUTORS[place.executor.name].elsewhere:  # the devices there are not seen from here
+        try:
+            devices.of_processes(devices.device(place.device), place.processes)
+        except ValueError as error:
+            raise Unusable(str(error)) from None
+    if words := place.refusal(trials):
+        raise Unusable(f"execute.processes: {words}")
     for choice in _datasets(trials):
         decoded.prepare(choice, data, say)
     problems: dict[str, None] = {}
@@ -173,7 +179,14 @@ def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], dev
 
 
 def work(
-    trial: Trial, tell: "Tell", *, data: Path, checkpoints: Callable[[str], Path], device: str, threads: int
+    trial: Trial,
+    tell: "Tell",
+    *,
+    data: Path,
+    checkpoints: Callable[[str], Path],
+    device: str,
+    threads: int,
+    processes: int = 1,
 ) -> Record:
     """Run one trial where this process is. torch is loaded here, and not by who only reads records."""
     import torch
@@ -182,7 +195,7 @@ def work(
     from normbench.train import train
 
     torch.set_num_threads(threads)
-    return train(trial, data, checkpoints(trial.id), str(devices.device(device)), tell)
+    return train(trial, data, checkpoints(trial.id), str(devices.device(device)), tell, processes)
 
 
 def workers(execute: config.Execute) -> int | None:
@@ -196,7 +209,7 @@ def workers(execute: config.Execute) -> int | None:
         return None
     if execute.device != "cpu" and (execute.device != "auto" or _has_gpu()):
         return 1
-    return max(1, _cores() // execute.threads)
+    return max(1, _cores() // (execute.threads * execute.processes))
 
 
 def _has_gpu() -> bool:
@@ -249,23 +262,31 @@ def _execute(
 ) -> None:
     there = Store(store.directory.absolute()), data.absolute()  # trials need not run in this directory
     task = partial(
-        work, data=there[1], checkpoints=there[0].checkpoint_path, device=place.device, threads=place.threads
+        work,
+        data=there[1],
+        checkpoints=there[0].checkpoint_path,
+        device=place.device,
+        threads=place.threads,
+        processes=place.processes,
     )
     most = workers(place)
     outcomes = EXECUTORS[place.executor.name].load()(
         task,
         missing,
         workers=None if most is None else min(most, len(missing)),
-        threads=place.threads,
+        threads=place.threads * place.processes,
         files=[path for choice in _datasets(missing) for path in decoded.files(choice, there[1])],
         directory=there[0].directory / place.executor.name,
         report=listener.event,
         stop=stop,
+        hang_seconds=place.hang_seconds,
         **place.executor.options,
     )
     with closing(outcomes):  # whatever happens here, running trials save their state
         for trial, outcome in outcomes:
             if isinstance(outcome, Failure):
+                if outcome.unwritable:  # the next trial's state would not be written either
+                    raise outcome.unwritable
                 store.save_error(trial.id, outcome.traceback)
             else:
                 store.save(outcome)

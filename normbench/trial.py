@@ -6,6 +6,7 @@ arXiv 1512.03385, section 4.2), with a cosine schedule and a learning rate that 
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
@@ -23,9 +24,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from normbench.data import DATASETS
+from normbench.data import DATASETS, WHITENINGS
 from normbench.inference import EVALUATIONS
-from normbench.lookup import Entry, Table, nearest, shortened
+from normbench.lookup import Entry, OpenTable, Table, nearest, shortened
 from normbench.models import MODELS
 from normbench.norms import CLIPS, NORMS
 
@@ -57,8 +58,24 @@ class Choice(Frozen):
         return self.model_dump(exclude={"name"})
 
 
+def _plain(value: object) -> object:
+    if isinstance(value, bool | int | float | str) and value == value and value not in (math.inf, -math.inf):
+        return value
+    raise PydanticCustomError("expected", "expected a finite number, true or false, or text")
+
+
+class Own(Choice):
+    """``module:function`` of a user's own code, with whatever options that function takes."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_plain)]]
+
+
+OWN = "module:function"  # the tag of its schema
+
+
 def _name_of(value: object) -> str | None:
-    """The tag that pydantic picks an entry's schema by."""
+    """What a choice names."""
     if isinstance(value, Choice):
         return value.name
     name = value.get("name") if isinstance(value, Mapping) else None
@@ -86,15 +103,23 @@ def choice_from(table: Table[Any]) -> Any:
             words = "expected the name of a {kind} or a mapping with its 'name'"
             raise PydanticCustomError("expected", words, {"kind": table.kind})
         if name not in table:
-            known = {"kind": table.kind, "name": shortened(name), "hint": nearest(name, table)}
+            installed = table.installed if isinstance(table, OpenTable) else {}
+            if name in installed:  # records must not depend on what is installed
+                return {**named, "name": installed[name]} if isinstance(named, Mapping) else named
+            hint = nearest(name, [*table, *installed])
+            known = {"kind": table.kind, "name": shortened(name), "hint": hint}
             raise PydanticCustomError("unknown", "unknown {kind} {name}{hint}", known)
         return named
 
-    union: Any = None
+    def tag(value: object) -> str | None:
+        name = _name_of(value)
+        return name if name is None or name in list(table) else OWN
+
+    union: Any = Annotated[Own, Tag(OWN)] if isinstance(table, OpenTable) else None
     for entry in table.values():
         tagged: Any = Annotated[schema(entry), Tag(entry.name)]
         union = tagged if union is None else union | tagged
-    return Annotated[union, Discriminator(_name_of), BeforeValidator(spell_out)]
+    return Annotated[union, Discriminator(tag), BeforeValidator(spell_out)]
 
 
 if TYPE_CHECKING:
@@ -103,10 +128,11 @@ if TYPE_CHECKING:
     Norm: TypeAlias = Choice
     Clip: TypeAlias = Choice
     Evaluation: TypeAlias = Choice
+    Whitening: TypeAlias = Choice
 else:
     Dataset, Model = choice_from(DATASETS), choice_from(MODELS)
     Norm, Clip = choice_from(NORMS), choice_from(CLIPS)
-    Evaluation = choice_from(EVALUATIONS)
+    Evaluation, Whitening = choice_from(EVALUATIONS), choice_from(WHITENINGS)
 
 
 class Optimizer(Frozen):
@@ -147,6 +173,9 @@ ADDED: dict[str, Any] = {
     "init_scale": 1.0,
     "norm.frozen_epochs": 0,
     "evaluate": [],
+    "online": False,
+    "diagnose": [],
+    "whiten": {"name": "none"},
 }
 
 
@@ -170,6 +199,10 @@ class Trial(Frozen):
     schedule: Annotated[Schedule, BeforeValidator(_named_schedule)] = Schedule()
     label_smoothing: BelowOne = 0.0
     augment: bool = Field(True, description="random crop out of 4 pixels of padding, and random flip")
+    whiten: Whitening = Field(
+        "none", description="what is done to the images instead of scaling channels", validate_default=True
+    )
+    online: bool = Field(False, description="predict every batch of the first epoch before learning from it")
     dropout: BelowOne = Field(0.0, description="share dropped between the two convolutions of a block")
     init_scale: Positive = Field(1.0, description="multiplies the weights that training starts from")
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -182,6 +215,11 @@ class Trial(Frozen):
     evaluate: Annotated[tuple[Evaluation, ...], Field(strict=False)] = Field(
         (), description="what is measured of the trained network by other statistics"
     )
+    diagnose: Annotated[
+        tuple[Literal["signal_propagation", "gradient_norm"], ...],
+        Field(strict=False),
+        AfterValidator(lambda chosen: tuple(sorted(set(chosen)))),
+    ] = Field((), description="what is measured of the network while it trains")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="after")
@@ -260,9 +298,8 @@ class Trial(Frozen):
         norm_batch = (
             f"-n{self.norm_batch_size}" if self.norm_batch_size not in (None, self.batch_size) else ""
         )
-        prefix = f"{self.norm.name}-{self.model.name}-b{self.batch_size}{norm_batch}-s{self.seed}".replace(
-            "_", "-"
-        )
+        norm = self.norm.name.rpartition(":")[2].lower()[:40]
+        prefix = f"{norm}-{self.model.name}-b{self.batch_size}{norm_batch}-s{self.seed}".replace("_", "-")
         return f"{prefix}-{hashlib.sha256(values.encode()).hexdigest()[:12]}"
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

@@ -55,13 +55,25 @@ def test_what_has_a_name_of_its_own_replaces_what_had_another(write: Write) -> N
     assert settings(path)["norm"] == {"name": "layer", "eps": 1e-5}
 
 
-def test_sweep_and_figures_are_replaced_as_a_whole(write: Write) -> None:
+def test_a_grid_is_merged_axis_by_axis(write: Write) -> None:
     path = write(
-        base="sweep: {seed: [0, 1], batch_size: [2, 4]}\nplots: [curves]\ndescription: of the base",
+        base="sweep: {seed: [0, 1], batch_size: [2, 4]}",
         x="extends: base.yaml\nname: x\nsweep: {seed: [5]}",
     )
     experiment = config.load(path)
-    assert [(trial.seed, trial.batch_size) for trial in experiment.trials] == [(5, 128)]
+    assert [(trial.seed, trial.batch_size) for trial in experiment.trials] == [(5, 2), (5, 4)]
+
+
+@pytest.mark.parametrize(
+    "grids", [("{seed: [0, 1]}", "[{batch_size: [2]}]"), ("[{seed: [0, 1]}]", "{batch_size: [2]}")]
+)
+def test_a_list_of_grids_and_figures_are_replaced_as_a_whole(write: Write, grids: tuple[str, str]) -> None:
+    path = write(
+        base=f"sweep: {grids[0]}\nplots: [curves]\ndescription: of the base",
+        x=f"extends: base.yaml\nname: x\nsweep: {grids[1]}",
+    )
+    experiment = config.load(path)
+    assert [(trial.seed, trial.batch_size) for trial in experiment.trials] == [(0, 2)]
     assert [figure.name for figure in experiment.plots] == ["curves"]
 
 

@@ -142,7 +142,7 @@ def test_3_what_did_not_end_well_is_listed(lab: Path, cli: Cli) -> None:
     assert ended.code == 3
     words = f"  {record.trial.id}: diverged at step 3: the training loss is nan"
     assert ended.out.splitlines() == ["results/tiny: 4 trials, 3 done, 1 diverged", words]
-    assert ended.last == "resume with: normbench run tiny.yaml --retry failed,diverged"
+    assert ended.last == "resume with: normbench run tiny.yaml --retry failed,timeout,diverged"
     as_json = json.loads(cli("run", "tiny.yaml", "--json").out)
     assert as_json["counts"] == {"done": 3, "diverged": 1}
     assert [trial["state"] for trial in as_json["trials"]].count("diverged") == 1

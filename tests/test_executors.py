@@ -1,6 +1,8 @@
 """The contract of every executor, by the table itself; then what only separate processes can promise."""
 
 import contextlib
+import ctypes
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -102,6 +104,25 @@ def dies(trial: Trial, tell: Tell, *, attempts: Path, signal_: int | None, times
     return trivial(trial, tell)
 
 
+def hangs(trial: Trial, tell: Tell, *, attempts: Path, how: str, times: int) -> Record:
+    """Seed 1 makes no progress, the first ``times`` times."""
+    if trial.seed == 1:
+        tell({"epoch": 1})
+        with attempts.open("a") as file:
+            file.write("x")
+        if len(attempts.read_text()) <= times:
+            HANGS[how]()
+    return trivial(trial, tell)
+
+
+HANGS: dict[str, Callable[[], object]] = {
+    "asleep": lambda: time.sleep(3600),
+    "in C, which lets nobody else run": lambda: ctypes.PyDLL(None).sleep(3600),
+    "in a deadlock": lambda: (lock := threading.Lock()).acquire() and lock.acquire(),
+    "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+}
+
+
 def big(trial: Trial, tell: Tell) -> Record:
     """More than a pipe holds."""
     tell({"epoch": 1, "much": "x" * 1_000_000})
@@ -169,10 +190,12 @@ def _open_files() -> Counter[str]:
 
 
 def outcomes(
-    execute: Execute, work: Callable[..., Record], trials: list[Trial], workers: int = 2
+    execute: Execute, work: Callable[..., Record], trials: list[Trial], workers: int = 2, **options: Any
 ) -> dict[int, Outcome]:
     """All of them, by seed."""
-    found = list(execute(work, trials, workers=workers, report=lambda *_: None, stop=lambda: False))
+    found = list(
+        execute(work, trials, workers=workers, report=lambda *_: None, stop=lambda: False, **options)
+    )
     assert Counter(trial.id for trial, _ in found) == Counter(trial.id for trial in trials)
     return {trial.seed: outcome for trial, outcome in found}
 
@@ -303,17 +326,20 @@ def test_a_trial_whose_process_dies_once_is_tried_again_and_disturbs_nobody(
     assert (tmp_path / "attempts").read_text() == "xx"
 
 
+RAY = "the task ended with WorkerCrashedError"
+SLURM = r"the Slurm job left no result \(its last words: .*\)"
 ENDS = {
     ("pool", signal.SIGKILL): "the worker process was killed by SIGKILL",
+    ("pool", signal.SIGSEGV): "the worker process was killed by SIGSEGV",
     ("pool", None): "the worker process ended with exit code 7",
-    ("ray", signal.SIGKILL): "the task ended with WorkerCrashedError",
-    ("ray", None): "the task ended with WorkerCrashedError",
-    ("slurm", signal.SIGKILL): r"the Slurm job left no result \(its last words: .*\)",
-    ("slurm", None): r"the Slurm job left no result \(its last words: .*\)",
+    **dict.fromkeys([("ray", signal.SIGKILL), ("ray", signal.SIGSEGV), ("ray", None)], RAY),
+    **dict.fromkeys([("slurm", signal.SIGKILL), ("slurm", signal.SIGSEGV), ("slurm", None)], SLURM),
 }
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGKILL, None], ids=["kill", "exit"])
+@pytest.mark.parametrize(
+    "signal_", [signal.SIGKILL, signal.SIGSEGV, None], ids=["kill", "segmentation fault", "exit"]
+)
 def test_a_trial_whose_process_always_dies_fails_and_the_others_do_not(
     apart: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path, signal_: signal.Signals | None
 ) -> None:
@@ -323,9 +349,74 @@ def test_a_trial_whose_process_always_dies_fails_and_the_others_do_not(
 
     failure = found.pop(1)
     assert isinstance(failure, Failure)
-    assert re.fullmatch(ENDS[name_of(apart), signal_] + ", 2 times on this trial", failure.traceback)
+    end = ENDS[name_of(apart), signal_] + ", 2 times on this trial"
+    assert re.fullmatch(end, failure.reason)
+    where = failure.traceback.removesuffix(failure.reason)
+    crashed = (name_of(apart), signal_) == ("pool", signal.SIGSEGV)
+    assert ("in dies\n" in where) == crashed, "where it crashed"
     assert all(isinstance(outcome, Record) for outcome in found.values())
     assert (tmp_path / "attempts").read_text() == "xx", "one retry and no more"
+
+
+HANG_SECONDS = 4.0  # in which a worker must have started
+
+
+@pytest.mark.parametrize("how", HANGS)
+def test_a_trial_that_hangs_is_ended_with_its_stacks_and_disturbs_nobody(
+    pool: Execute,
+    trials: Callable[[int], list[Trial]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    monkeypatch.setattr("normbench.executors.attempts.RETRIES", 0)
+    monkeypatch.setattr("normbench.executors.pool.STACKS_SECONDS", 0.5)
+    work = partial(hangs, attempts=tmp_path / "attempts", how=how, times=99)
+
+    found = outcomes(pool, work, trials(4), hang_seconds=HANG_SECONDS)
+
+    failure = found.pop(1)
+    assert isinstance(failure, Failure)
+    assert failure.state == "timeout"
+    assert failure.reason == "timeout: no step for 4 s, 1 times on this trial"
+    assert how == "stopped" or "in hangs\n" in failure.traceback
+    assert all(isinstance(outcome, Record) for outcome in found.values())
+
+
+def test_a_trial_that_hangs_once_is_tried_again(
+    apart: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+) -> None:
+    work = partial(hangs, attempts=tmp_path / "attempts", how="asleep", times=1)
+
+    found = outcomes(apart, work, trials(3), hang_seconds=HANG_SECONDS)
+
+    assert all(isinstance(outcome, Record) for outcome in found.values())
+    assert (tmp_path / "attempts").read_text() == "xx"
+
+
+def test_a_trial_that_hangs_twice_is_not_tried_again(
+    apart: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+) -> None:
+    work = partial(hangs, attempts=tmp_path / "attempts", how="asleep", times=99)
+
+    failure = outcomes(apart, work, trials(2), hang_seconds=HANG_SECONDS)[1]
+
+    assert isinstance(failure, Failure)
+    assert failure.reason == "timeout: no step for 4 s, 2 times on this trial"
+    assert (tmp_path / "attempts").read_text() == "xx"
+
+
+def test_time_in_which_the_runner_itself_was_stopped_is_no_hang(
+    pool: Execute, trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-Z for an hour: an hour passes between two looks at the workers."""
+    hours = itertools.count(0, 3600)
+    monkeypatch.setattr("normbench.executors.pool.monotonic", lambda: float(next(hours)))
+    monkeypatch.setattr("normbench.executors.attempts.RETRIES", 0)
+
+    found = outcomes(pool, trivial, trials(4), hang_seconds=600)
+
+    assert all(isinstance(outcome, Record) for outcome in found.values())
 
 
 def test_workers_are_as_many_as_asked_for_and_are_used_again(

@@ -107,13 +107,16 @@ def test_what_a_dead_runner_left_in_the_queue_is_ended_before_anything_new_begin
         )  # fmt: skip
         assert list(abandoned) == []
     left_over = slurm._queued()
-    assert left_over
+    assert left_over is not None
+    assert left_over.keys()
 
     found = list(slurm.execute(trivial, [tiny()], stop=lambda: False, **means))
 
     assert len(found) == 1
     assert list(saved.iterdir()), "it was told to stop, and saved"
-    wait_until(lambda: not (left_over & (slurm._queued() or set())), "for the end of what was left")
+    wait_until(
+        lambda: not (left_over.keys() & (slurm._queued() or {}).keys()), "for the end of what was left"
+    )
 
 
 def test_a_whole_sweep_runs_as_jobs(cli: Cli, lab: Path) -> None:

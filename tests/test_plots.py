@@ -48,7 +48,7 @@ def record(
             | {"test_loss": 2.1 - value, "test_accuracy": value, "seconds": 1.0}
         )
     values = {
-        "schema": 2,
+        "schema": 3,
         "trial": settings,
         "status": status,
         "epochs": course,
@@ -77,6 +77,27 @@ def weights(batch, layers=("stem", "stage1.0.norm1")):
     return {"switch_weights": [at(1, 1 / 3), at(2, batch)]}
 
 
+PROBED = {
+    "online": [{"images": 500 * n, "accuracy": n / 10, "recent_accuracy": n / 10} for n in (1, 2)],
+    "signal_propagation": [
+        {
+            "epoch": epoch,
+            "layers": [
+                {
+                    "layer": layer,
+                    "squared_mean": 0.1,
+                    "variance": 1.0,
+                    "branch_variance": 1.0,
+                    "branch_ratio": 0.5,
+                }
+                for layer in ("stage1.0", "stage2.0")
+            ],
+        }
+        for epoch in (0, 1)
+    ],
+}
+
+
 def evaluated(accuracy, **gaps):
     """Results by name, with accuracies so far from ``accuracy``; of ``batch``, gaps by size."""
     found = [("batch", {"size": size}, gap) for size, gap in gaps.pop("batch", {}).items()]
@@ -97,7 +118,11 @@ def sweep():
             size,
             seed,
             status=failed.get((norm, size, seed), "done"),
-            diagnostics=weights(0.1 + size / 100 + seed / 1000) if norm == "switchable" else None,
+            diagnostics=weights(0.1 + size / 100 + seed / 1000)
+            if norm == "switchable"
+            else PROBED
+            if (norm, size) == ("batch", 2)
+            else None,
             inference=evaluated(0.7, precise=0.01 * seed, removed=-0.5) if norm == "batch" else (),
         )
         for norm in ("batch", "layer", "instance", "group", "switchable")
@@ -140,7 +165,7 @@ def spots(selection, method, panel=0):
 
 
 def test_the_table_lists_every_figure_file():
-    shared = {"__init__", "figure", "panels", "caption", "style", "published", "values"}
+    shared = {"__init__", "figure", "panels", "caption", "style", "published", "values", "lines", "costs"}
     files = {path.stem for path in Path(figures.__file__).parent.glob("*.py")} - shared
     assert files == {
         entry.target.removeprefix("normbench.plots.").split(":")[0] for entry in FIGURES.values()
@@ -261,7 +286,7 @@ assert not {"torch", "matplotlib.pyplot"} & sys.modules.keys(), "drawing"
 def test_selecting_loads_neither_torch_nor_matplotlib_and_drawing_no_pyplot(tmp_path):
     path = tmp_path / "record.json"
     inference = evaluated(0.7, precise=0.01)
-    path.write_text(record("switchable", diagnostics=weights(0.5), inference=inference).to_json())
+    path.write_text(record("switchable", diagnostics=weights(0.5) | PROBED, inference=inference).to_json())
     subprocess.run([sys.executable, "-c", WITHOUT, path], check=True)
 
 

@@ -2,6 +2,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -11,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from normbench.records import Epoch, Failure, NewerRecordError, Record, RecordsInUse, Store, write_atomically
+from normbench.records import (
+    Epoch,
+    Failure,
+    NewerRecordError,
+    Record,
+    RecordsInUse,
+    Store,
+    Unwritable,
+    write_atomically,
+)
 from normbench.trial import ADDED, Trial
 
 Tiny = Callable[..., Trial]
@@ -55,7 +65,7 @@ def test_a_record_has_this_shape_and_no_other(real: Record) -> None:
         "data": str,
         "provenance": dict,
     }
-    assert record["schema"] == 2
+    assert record["schema"] == 3
     assert record["status"] == "done"
     assert set(record["final"]) == {"test_accuracy", "test_accuracy_median5"}
     assert len(record["data"]) == 64
@@ -81,12 +91,15 @@ def test_a_records_trial_has_every_resolved_value_and_the_id(real: Record) -> No
         "schedule": {"name": "cosine", "warmup_epochs": 0.0},
         "label_smoothing": 0.0,
         "augment": True,
+        "whiten": {"name": "none"},
+        "online": False,
         "dropout": 0.0,
         "init_scale": 1.0,
         "precision": "fp32",
         "zero_init_residual": False,
         "evaluate_every": 2,
         "evaluate": [],
+        "diagnose": [],
         "seed": 0,
     }  # fmt: skip
 
@@ -115,7 +128,7 @@ def test_provenance_and_diagnostics_have_this_shape(real: Record) -> None:
     record = json.loads(real.to_json())
 
     assert set(record["provenance"]) == {
-        "normbench", "git", "python", "torch", "device", "host", "threads", "flags", "path",
+        "normbench", "git", "python", "torch", "device", "host", "threads", "processes", "flags", "path",
     }  # fmt: skip
     assert set(record["provenance"]["flags"]) == {
         "precision", "deterministic_convolutions", "tf32", "flush_denormal",
@@ -238,16 +251,16 @@ def test_the_committed_records_of_the_first_schema_are_still_found_under_their_i
 
 
 def test_a_record_of_a_newer_schema_asks_for_a_newer_normbench(real: Record) -> None:
-    newer = json.loads(real.to_json()) | {"schema": 3, "something": "new"}
+    newer = json.loads(real.to_json()) | {"schema": 4, "something": "new"}
 
-    with pytest.raises(ValueError, match="needs a newer normbench: its schema is 3, this one reads 2"):
+    with pytest.raises(ValueError, match="needs a newer normbench: its schema is 4, this one reads 3"):
         Record.from_json(json.dumps(newer))
 
 
 def test_a_record_of_a_newer_schema_is_neither_read_nor_taken_for_damaged(real: Record, store: Store) -> None:
     store.save(real)
     path = store.record_path(real.trial.id)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 3}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 4}))
 
     with pytest.raises(NewerRecordError, match=f"^{path}: needs a newer normbench"):
         store.load()
@@ -311,6 +324,24 @@ def test_files_have_the_permissions_the_user_wants(tmp_path: Path, mask: int) ->
 def test_a_failures_reason_is_its_last_line() -> None:
     assert Failure("Traceback\n  File x\nValueError: no\n").reason == "ValueError: no"
     assert Failure("").reason
+
+
+def test_a_hang_is_told_from_an_exception_of_its_words() -> None:
+    assert Failure.hang("stacks\n", 0.5, 2).reason == "timeout: no step for 0.5 s, 2 times on this trial"
+    assert Failure.hang("", 600, 2).state == "timeout"
+    assert Failure.of(TimeoutError("timed out")).state == "failed"
+    assert Failure("Traceback\nsocket.timeout: timed out").state == "failed"
+
+
+def test_a_failure_of_the_disk_is_told_from_others_and_crosses_to_another_process(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Unwritable) as caught:
+        write_atomically(tmp_path / "file" / "record", b"")
+    back = pickle.loads(pickle.dumps(Failure.of(caught.value)))
+    assert back.unwritable is not None
+    assert back.unwritable.filename == str(tmp_path / "file" / "record")
+    assert back.unwritable.strerror == "File exists"
+    assert Failure.of(OSError(28, "No space left on device")).unwritable is None, "whatever that was"
 
 
 def test_an_error_of_any_characters_is_kept(store: Store) -> None:

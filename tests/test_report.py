@@ -8,7 +8,7 @@ import pytest
 from normbench import config, report, sweep
 from normbench.estimate import Estimate
 from normbench.lookup import UnknownName
-from normbench.records import Record, Store
+from normbench.records import Failure, Record, Store
 
 
 @pytest.fixture
@@ -51,6 +51,21 @@ def test_a_run_lists_what_did_not_end_well(store: Store) -> None:
     ]
 
 
+def test_a_trial_that_hangs_is_a_state_of_its_own_and_tried_again_by_the_next_run(store: Store) -> None:
+    hung = records(store)[0].trial
+    store.record_path(hung.id).unlink()
+    store.save_error(hung.id, Failure.hang("Fatal Python error: Aborted\n", 600, 2).traceback)
+
+    lines = report.run_as_text(survey(), Path("results")).splitlines()
+
+    assert lines[0] == "results/tiny: 4 trials, 3 done, 1 timeout"
+    words = "timeout: no step for 600 s, 2 times on this trial"
+    assert lines[1:] == [f"  {hung.id}: {words} (see results/tiny/{hung.id}.error.txt)"]
+    assert report.more_to_retry(survey(), sweep.UNSETTLED) == ()
+    assert report.more_to_retry(survey(), ("failed",)) == ("failed", "timeout")
+    assert "timeout" in report.plan_as_text(survey(), Estimate({}, 0, None))
+
+
 def test_a_run_as_json_has_every_trial(store: Store) -> None:
     _, _, _, last = end_badly(store)
     whole = json.loads(report.run_as_json(survey(), Path("results")))
@@ -71,7 +86,7 @@ def test_more_must_be_retried_than_was(store: Store) -> None:
 def test_the_states_to_retry_are_words_with_commas() -> None:
     assert report.states_to_retry("failed, diverged") == ("failed", "diverged")
     assert report.states_to_retry("none") == ()
-    with pytest.raises(UnknownName, match=r"--retry: unknown state 'done'.*; known: failed, diverged"):
+    with pytest.raises(UnknownName, match=r"--retry: unknown state 'done'.*; known: failed, timeout"):
         report.states_to_retry("failed,done")
 
 
@@ -116,8 +131,16 @@ def test_nothing_is_expected_of_what_is_done(store: Store, tmp_path: Path) -> No
 def test_status_counts_by_state(store: Store) -> None:
     end_badly(store)
     heading, row = report.status_as_text(Path("results"), None).splitlines()
-    assert heading.split() == ["experiment", "done", "diverged", "out_of_memory", "failed", "missing"]
-    assert row.split() == ["tiny", "1", "1", "1", "1", "0"]
+    assert heading.split() == [
+        "experiment",
+        "done",
+        "diverged",
+        "out_of_memory",
+        "timeout",
+        "failed",
+        "missing",
+    ]
+    assert row.split() == ["tiny", "1", "1", "1", "0", "1", "0"]
     (whole,) = json.loads(report.status_as_json(Path("results"), "tiny"))
     assert whole["counts"] == {"done": 1, "diverged": 1, "out_of_memory": 1, "failed": 1}
 
@@ -139,7 +162,7 @@ def test_status_tells_of_damage(store: Store) -> None:
     path.write_text("{")
     (store.directory / "experiment.yaml").unlink()
     _, row, plan, damaged = report.status_as_text(Path("results"), None).splitlines()
-    assert row.split() == ["tiny", "3", "0", "0", "0", "0"]
+    assert row.split() == ["tiny", "3", "0", "0", "0", "0", "0"]
     assert "there is no experiment.yaml" in plan
     assert damaged.startswith(f"results/tiny/{path.name}: not a valid record")
 

@@ -122,6 +122,8 @@ def test_a_trial_stopped_four_times_ends_as_one_that_was_not(
         {"clip": {"name": "gradient_norm", "max_norm": 0.5}},
         {"dropout": 0.3},
         {"norm": "normalizer_free", "clip": "agc", "dropout": 0.2, "init_scale": 0.5},
+        {"norm": "batch", "online": True, "diagnose": ["signal_propagation", "gradient_norm"]},
+        {"clip": "agc", "diagnose": ["gradient_norm"], "whiten": "zca"},
     ],
     ids=str,
 )

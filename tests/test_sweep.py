@@ -429,6 +429,8 @@ def test_workers_are_as_many_as_the_cores_carry_unless_told(monkeypatch: pytest.
     assert sweep.workers(config.Execute(device="cpu")) == 8
     assert sweep.workers(config.Execute(device="cpu", threads=3)) == 2
     assert sweep.workers(config.Execute(device="cpu", threads=99)) == 1
+    assert sweep.workers(config.Execute(device="cpu", processes=4)) == 2
+    assert sweep.workers(config.Execute(device="cpu", processes=2, threads=3)) == 1
     assert sweep.workers(config.Execute(workers=5)) == 5
 
 

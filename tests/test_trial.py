@@ -31,6 +31,9 @@ OTHER: dict[str, Any] = {
     "zero_init_residual": True,
     "evaluate_every": 2,
     "evaluate": ["precise"],
+    "whiten": "zca",
+    "online": True,
+    "diagnose": ["gradient_norm"],
     "seed": 1,
 }
 OTHER_INNER: dict[str, dict[str, Any]] = {

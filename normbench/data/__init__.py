@@ -1,4 +1,4 @@
-"""The data sets. ONE FILE = ONE DATASET; this table lists them all.
+"""The data sets and the whitening of their images. ONE FILE = ONE DATASET; the tables list them all.
 
 An entry's target is a ``Source``. Everything else (cache, checks, subsets, mean and deviation) is the same
 for all of them and lives in ``decoded.py``.
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from normbench.lookup import Entry, Table, count, text
+from normbench.lookup import Entry, Table, at_least, count, text
 
 if TYPE_CHECKING:  # the table is read without loading numpy
     import numpy as np
     from numpy.typing import NDArray
 
-SHARED = ("augment", "cache", "decoded")  # files that are not a data set but serve them all
+SHARED = ("augment", "cache", "decoded")  # files that are no data set and no transform but serve them all
 
 Say = Callable[[str], None]
 
@@ -101,4 +101,18 @@ DATASETS: Table[Dataset] = Table(
         {"folder": FOLDER, "image_size": count(32, "side of the square the images are brought to, in pixels")}
         | SIZES,
     ),
+)
+
+EPS = at_least(0, 1e-2, "added to every variance before its square root; pixels are in [0, 1]")
+
+WHITENINGS: Table[Entry] = Table(
+    "whitening",
+    Entry("none", "each channel has mean 0 and variance 1", "normbench.data.whitening:scaled"),
+    Entry(
+        "pca",
+        "principal components of whole images, each of variance 1",
+        "normbench.data.whitening:pca",
+        {"eps": EPS},
+    ),
+    Entry("zca", "the same, turned back into images", "normbench.data.whitening:zca", {"eps": EPS}),
 )

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normbench.data.decoded import Split
+from normbench.data import WHITENINGS
+from normbench.data.decoded import Decoded, Split
+from normbench.data.whitening import Map
+from normbench.trial import Trial
 
 PADDING = 4
 CHUNK = 512  # images augmented at once: many make each cheap, few stay in the cache
@@ -39,14 +42,22 @@ class Images:
         mean: of each channel, in [0, 1].
         std: of each channel, in [0, 1].
         device: where batches are made.
+        whitening: what is done instead of scaling each channel by its mean and std; last of all, so that the
+            border that a crop leaves is black before it.
     """
 
     def __init__(
-        self, split: Split, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+        self,
+        split: Split,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+        whitening: Map | None = None,
     ) -> None:
-        self._split, self._device = split, device
+        self._split, self.device = split, device
         self._mean = (torch.tensor(mean) * 255).to(device)
         self._inverse_std = (1 / (torch.tensor(std) * 255)).to(device)
+        self._whitening = whitening and Map(*(part.to(device) for part in whitening))
         self._resident = (
             None if device.type == "cpu" else self._fetch(np.arange(len(split.indices))).to(device)
         )
@@ -76,10 +87,10 @@ class Images:
             images = self._pick(order[positions])
             if augment:
                 images = _crop_and_flip(
-                    images, offsets[:, positions].to(self._device), flips[positions].to(self._device)
+                    images, offsets[:, positions].to(self.device), flips[positions].to(self.device)
                 )
             done = max(0, start - first)
-            labels = self._labels[order[positions].to(self._device)]
+            labels = self._labels[order[positions].to(self.device)]
             yield Chunk(self._normalized(images)[done:], labels[done:])
 
     def in_order(self, size: int) -> Iterator[Chunk]:
@@ -89,7 +100,7 @@ class Images:
 
     def at(self, chosen: Tensor) -> Chunk:
         """Images as they are, by their numbers in order, int64 [n]."""
-        return Chunk(self._normalized(self._pick(chosen)), self._labels[chosen.to(self._device)])
+        return Chunk(self._normalized(self._pick(chosen)), self._labels[chosen.to(self.device)])
 
     def _fetch(self, chosen: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(self._split.images[self._split.indices[chosen]])
@@ -97,12 +108,26 @@ class Images:
     def _pick(self, chosen: Tensor) -> Tensor:
         """uint8 [n, H, W, 3]."""
         if self._resident is not None:
-            return self._resident[chosen.to(self._device)]
+            return self._resident[chosen.to(self.device)]
         return self._fetch(chosen.numpy())
 
     def _normalized(self, images: Tensor) -> Tensor:
         """[n, H, W, 3] uint8 -> [n, 3, H, W] fp32 with channels last."""
-        return images.to(torch.float32).sub_(self._mean).mul_(self._inverse_std).permute(0, 3, 1, 2)
+        if self._whitening is None:
+            scaled = images.to(torch.float32).sub_(self._mean).mul_(self._inverse_std)
+        else:
+            mean, matrix = self._whitening
+            scaled = ((images.flatten(1) / 255).sub_(mean) @ matrix).view(images.shape)
+        return scaled.permute(0, 3, 1, 2)
+
+
+def images_of(trial: Trial, dataset: Decoded, device: torch.device) -> tuple[Images, Images]:
+    """Those that a trial trains on and is tested on."""
+    whitening = WHITENINGS[trial.whiten.name].load()(dataset, **trial.whiten.options)
+    training, testing = (
+        Images(split, dataset.mean, dataset.std, device, whitening) for split in (dataset.train, dataset.test)
+    )
+    return training, testing
 
 
 def _crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:

@@ -5,14 +5,16 @@ Every executor is ``execute(work, trials, *, report, stop, **means) -> Iterator[
 - each trial comes out once, in any order, with its record or, if it failed, a ``Failure``, not an exception;
 - ``work(trial, tell)`` is called where a trial runs; ``tell(event)`` brings news to ``report(trial, event)``
   in the calling process, and returns True if the trial shall save its state and raise ``Interrupted``;
+- where trials run in processes of their own, one that tells nothing for ``hang_seconds`` (None: however
+  long) is ended and tried once more, and then a ``Failure.hang``;
 - once ``stop()`` is true, or the iterator is closed, running trials are told so, nothing more comes out, and
   the iterator ends;
 - the end of a process under a trial costs that trial one of its ``attempts`` and the others nothing.
 
 It takes those it uses of these ``means``: ``workers``, trials at once (None: as many as there is room for);
-``threads`` of each; ``files`` that trials read, by absolute path; ``directory``, which is the runner's and,
-where trials on other machines shall find their checkpoints again, on a file system of all of them; and the
-options of its entry.
+``threads``, cores that each takes; ``files`` that trials read, by absolute path; ``directory``, which is the
+runner's and, where trials on other machines shall find their checkpoints again, on a file system of all of
+them; and the options of its entry.
 """
 
 import importlib.util

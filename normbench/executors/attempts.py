@@ -1,7 +1,6 @@
 """Attempts at trials: which trials wait for one, what one gives, and how many a trial gets."""
 
 import pickle
-import traceback
 from collections import Counter, deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -12,23 +11,33 @@ from normbench.trial import Trial
 if TYPE_CHECKING:
     from normbench.executors import Outcome, Tell, Work
 
-RETRIES = 1  # after the death of a process, which may have been an accident
+RETRIES = 1  # after the death of a process, and after a hang: either may have been an accident
 
 
 class Attempts:
-    """The trials that wait, and how often a process has died under each."""
+    """The trials that wait, and how often a process has died, or made no progress, under each."""
 
     def __init__(self, trials: Iterable[Trial]) -> None:
         self.waiting = deque(trials)
-        self._deaths = Counter[str]()
+        self._deaths, self._hangs = Counter[str](), Counter[str]()
 
     def died(self, trial: Trial, cause: str) -> Failure | None:
         """Let it wait for another attempt, before all others; or the failure it ends in, if it had enough."""
-        self._deaths[trial.id] += 1
-        if self._deaths[trial.id] <= RETRIES:
-            self.waiting.appendleft(trial)
-            return None
-        return Failure(f"{cause}, {self._deaths[trial.id]} times on this trial")
+        times = self._again(trial, self._deaths)
+        return None if times is None else Failure(f"{cause}, {times} times on this trial")
+
+    def hung(self, trial: Trial, stacks: str, seconds: float) -> Failure | None:
+        """Likewise where there was no step for so long; ``stacks`` say where it was."""
+        times = self._again(trial, self._hangs)
+        return None if times is None else Failure.hang(stacks, seconds, times)
+
+    def _again(self, trial: Trial, count: Counter[str]) -> int | None:
+        """Let it wait; or how often it has happened, if that is enough."""
+        count[trial.id] += 1
+        if count[trial.id] > RETRIES:
+            return count[trial.id]
+        self.waiting.appendleft(trial)
+        return None
 
 
 def attempt(work: "Work", trial: Trial, tell: "Tell") -> "Outcome | None":
@@ -37,8 +46,8 @@ def attempt(work: "Work", trial: Trial, tell: "Tell") -> "Outcome | None":
         return work(trial, tell)
     except Interrupted:
         return None
-    except Exception:
-        return Failure(traceback.format_exc())
+    except Exception as error:
+        return Failure.of(error)
 
 
 def packed(work: "Work", trial: Trial, tell: "Tell") -> bytes | None:
@@ -46,5 +55,5 @@ def packed(work: "Work", trial: Trial, tell: "Tell") -> bytes | None:
     outcome = attempt(work, trial, tell)
     try:
         return None if outcome is None else pickle.dumps(outcome)
-    except Exception:
-        return pickle.dumps(Failure(traceback.format_exc()))
+    except Exception as error:
+        return pickle.dumps(Failure.of(error))

@@ -1,20 +1,23 @@
 """Persistent worker processes on this machine, each watched on its own.
 
-One that dies costs its own trial a retry and the others nothing. (``concurrent.futures`` will not do: a
-single killed worker takes every pending task of its pool with it.)
+One that dies or hangs costs its own trial a retry and the others nothing. (``concurrent.futures`` will not
+do: a single killed worker takes every pending task of its pool with it.)
 """
 
 import contextlib
+import faulthandler
 import multiprocessing
+import os
 import pickle
 import signal
-import time
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from normbench.executors.attempts import Attempts, packed
+from normbench.records import Failure, Unwritable
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 4.0  # for workers to save their state when they are told to stop
+STACKS_SECONDS = 2.0  # for a worker that hangs to write down where
+MOST_STACKS = 60_000  # bytes kept of it
 # Ctrl-C and a batch system's notice reach the whole process group; the runner decides what they mean.
 FOR_THE_RUNNER = (signal.SIGINT, signal.SIGTERM)
 
@@ -33,9 +38,14 @@ def execute(
     workers: int,
     report: "Report",
     stop: Callable[[], bool],
+    hang_seconds: float | None = None,
     **_: Any,
 ) -> Generator[tuple[Trial, "Outcome"]]:
-    """See :mod:`normbench.executors`; ``workers`` processes, started when there is work, and reused."""
+    """See :mod:`normbench.executors`; ``workers`` processes, started when there is work, and reused.
+
+    Raises:
+        Unwritable: a worker that was told to stop could not save its state.
+    """
     attempts = Attempts(trials)
     pending = attempts.waiting
     crew: list[_Worker] = []
@@ -52,13 +62,16 @@ def execute(
             for worker in _with_news(crew):
                 trial = worker.trial
                 try:
-                    kind, content = worker.pipe.recv()
+                    kind, content = worker.news()
                 except (EOFError, OSError):
                     crew.remove(worker)
-                    cause = worker.bury()
+                    end, stacks = worker.bury()
                     if trial is None:
                         continue
-                    failure = attempts.died(trial, cause)
+                    if worker.hangs and hang_seconds:
+                        failure = attempts.hung(trial, stacks, hang_seconds)
+                    else:
+                        failure = attempts.died(trial, f"{stacks}the worker process {end}")
                     if failure:
                         yield trial, failure
                     continue
@@ -68,17 +81,25 @@ def execute(
                 else:
                     worker.trial = None
                     yield trial, pickle.loads(content)
+            for worker in crew:
+                worker.watch(hang_seconds)
     finally:
         _dismiss(crew)
 
 
 class _Worker:
-    """A process that runs one trial at a time."""
+    """A process that runs one trial at a time.
+
+    Attributes:
+        trial: what it runs; None while it has nothing to do.
+        hangs: it has been ended for making no progress.
+    """
 
     def __init__(self, work: "Work") -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-alive
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self._stacks, stacks = context.Pipe(duplex=False)
+        self.process = context.Process(target=_serve, args=(theirs, stacks, work), daemon=True)
         resource_tracker.ensure_running()  # its first start, a part of every other start, unblocks them again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_RUNNER)  # until _serve ignores them
         try:
@@ -86,16 +107,63 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
+            stacks.close()
         self.trial: Trial | None = None
+        self.hangs = False
+        self._silence, self._watched_at = 0.0, monotonic()
 
     def begin(self, trial: Trial) -> None:
         """Hand it a trial."""
         self.trial = trial
+        self._silence = 0.0
         with contextlib.suppress(OSError):  # it has died; the next wait notices
             self.pipe.send(trial)
 
-    def bury(self, patience: float = PATIENCE_SECONDS) -> str:
-        """Wait for its end, bring it about if need be, and free what it held; returns how it ended."""
+    def news(self) -> tuple[str, Any]:
+        """What it has to say.
+
+        Raises:
+            EOFError, OSError: it has died.
+        """
+        self._silence = 0.0
+        kind, content = self.pipe.recv()
+        return kind, content
+
+    def watch(self, hang_seconds: float | None) -> None:
+        """End it if it has had no news of its trial for so long; it writes down where it hangs."""
+        now = monotonic()
+        # a runner that was itself stopped for an hour (Ctrl-Z) has not watched for an hour
+        self._silence += min(now - self._watched_at, 5 * POLL_SECONDS)
+        self._watched_at = now
+        if self.trial is None or hang_seconds is None or self._silence < hang_seconds or self.hangs:
+            return
+        self.hangs = True
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGABRT)  # which faulthandler answers with all stacks
+        self.process.join(STACKS_SECONDS)
+        self.process.kill()  # in case it could not even do that
+
+    def tell_to_stop(self) -> None:
+        """It saves its state and ends."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
+
+    def last_words(self, deadline: float) -> Unwritable | None:
+        """Listen until it ends, or the deadline; returns why its state could not be saved."""
+        with contextlib.suppress(EOFError, OSError):
+            while self.pipe.poll(max(0.0, deadline - monotonic())):
+                kind, content = self.pipe.recv()
+                outcome = pickle.loads(content) if kind == "outcome" else None
+                if isinstance(outcome, Failure) and outcome.unwritable:
+                    return outcome.unwritable
+        return None
+
+    def bury(self, patience: float = PATIENCE_SECONDS) -> tuple[str, str]:
+        """Wait for its end, bring it about if need be, and free what it held.
+
+        Returns:
+            How it ended, and where it was then if it could still say so.
+        """
         self.pipe.close()
         self.process.join(patience)
         if self.process.is_alive():
@@ -103,8 +171,10 @@ class _Worker:
             self.process.join()
         code = self.process.exitcode or 0
         self.process.close()
+        stacks = os.read(self._stacks.fileno(), MOST_STACKS) if self._stacks.poll() else b""
+        self._stacks.close()
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"the worker process {end}"
+        return end, stacks.decode(errors="replace")
 
 
 def _with_news(crew: list[_Worker]) -> list[_Worker]:
@@ -113,26 +183,36 @@ def _with_news(crew: list[_Worker]) -> list[_Worker]:
 
 
 def _dismiss(crew: list[_Worker]) -> None:
-    """Tell all workers to stop, give them time to save, and end what is left."""
-    for worker in crew:
-        worker.pipe.close()
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    for worker in crew:
-        worker.bury(max(0.0, deadline - time.monotonic()))
+    """Tell all workers to stop, give them time to save, and end what is left.
 
-
-def _serve(pipe: "Connection[Any, Any]", work: "Work") -> None:
-    """The life of a worker: trials in, events and outcomes out, until the other end of the pipe is closed.
-
-    That is how the runner says stop, and what happens however the runner dies.
+    Raises:
+        Unwritable: a state could not be saved.
     """
+    for worker in crew:
+        worker.tell_to_stop()
+    deadline = monotonic() + PATIENCE_SECONDS
+    unwritable = None
+    for worker in crew:
+        unwritable = worker.last_words(deadline) or unwritable
+        worker.bury(max(0.0, deadline - monotonic()))
+    if unwritable:
+        raise unwritable
+
+
+def _serve(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]", work: "Work") -> None:
+    """The life of a worker: trials in, events and outcomes out, until it is told to stop.
+
+    The runner sends None to say so; that the other end of the pipe is closed, however the runner died, means
+    the same. Where it was when it crashed or was aborted goes to ``stacks``.
+    """
+    faulthandler.enable(stacks.fileno())
     for number in FOR_THE_RUNNER:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_RUNNER)
 
     def tell(event: dict[str, Any]) -> bool:
         try:
-            if not pipe.poll():  # nothing is ever sent to a busy worker: only the end can be there
+            if not pipe.poll():  # nothing is ever sent to a busy worker but the end
                 pipe.send(("event", event))
                 return False
         except OSError:
@@ -140,8 +220,8 @@ def _serve(pipe: "Connection[Any, Any]", work: "Work") -> None:
         return True
 
     with contextlib.suppress(EOFError, OSError):
-        while True:
-            message = packed(work, pipe.recv(), tell)
+        while trial := pipe.recv():
+            message = packed(work, trial, tell)
             if message is None:
                 return
             pipe.send(("outcome", message))

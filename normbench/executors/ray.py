@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -53,6 +54,7 @@ def execute(
     stop: Callable[[], bool],
     threads: int = 1,
     files: Sequence[Path] = (),
+    hang_seconds: float | None = None,
     address: str | None = None,
     gpus: float = 0.0,
     **_: Any,
@@ -86,6 +88,9 @@ def execute(
                     outcome = attempts.died(trial, end) if isinstance(end, str) else end
                     if outcome:
                         yield trial, outcome
+                for trial in tasks.hanging(hang_seconds):
+                    if failure := attempts.hung(trial, "", hang_seconds or 0.0):
+                        yield trial, failure
         finally:
             tasks.dismiss()
 
@@ -105,6 +110,8 @@ class _Tasks:
         )
         self._work, self._luggage = ray.put(work), luggage
         self.running: dict[Any, Trial] = {}
+        self._silence: dict[str, float] = {}  # of trials that have told something, in seconds
+        self._looked_at = monotonic()
 
     def room(self) -> int:
         """How many trials the nodes that are alive can run at once."""
@@ -119,13 +126,33 @@ class _Tasks:
     def news(self) -> list[tuple[Trial, dict[str, Any]]]:
         """What tasks have told since the last call."""
         found: list[tuple[Trial, dict[str, Any]]] = self._ray.get(self._desk.news.remote())
+        self._silence |= {trial.id: 0.0 for trial, _ in found}
         return found
+
+    def hanging(self, hang_seconds: float | None) -> list[Trial]:
+        """End the tasks that have told nothing for so long since their first news; whose they were.
+
+        Before that, a task may wait at Ray for a core. A runner that was itself stopped has not listened.
+        """
+        now = monotonic()
+        passed, self._looked_at = min(now - self._looked_at, 5 * POLL_SECONDS), now
+        ended = []
+        for task, trial in list(self.running.items()):
+            if trial.id in self._silence:
+                self._silence[trial.id] += passed
+                if hang_seconds is not None and self._silence[trial.id] > hang_seconds:
+                    self._ray.cancel(task, force=True)
+                    del self.running[task], self._silence[trial.id]
+                    ended.append(trial)
+        return ended
 
     def ended(self) -> list[tuple[Trial, "Outcome | str"]]:
         """The tasks that have ended since the last call: each with its outcome, or what killed it."""
         ready, _ = self._ray.wait(list(self.running), timeout=POLL_SECONDS)
         if ready:  # all that are, and not just the first
             ready, _ = self._ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+        for task in ready:
+            self._silence.pop(self.running[task].id, None)
         return [(self.running.pop(task), self._outcome(task)) for task in ready]
 
     def _outcome(self, task: Any) -> "Outcome | str":

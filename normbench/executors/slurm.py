@@ -46,6 +46,7 @@ def execute(
     stop: Callable[[], bool],
     threads: int,
     directory: Path,
+    hang_seconds: float | None = None,
     **options: Any,
 ) -> Generator[tuple[Trial, "Outcome"]]:
     """See :mod:`normbench.executors`; pickles, news and logs of jobs go to ``directory``.
@@ -71,6 +72,9 @@ def execute(
                 outcome = attempts.died(job.trial, end) if isinstance(end, str) else end
                 if outcome:
                     yield job.trial, outcome
+            for trial in queue.hanging(hang_seconds):
+                if failure := attempts.hung(trial, "", hang_seconds or 0.0):
+                    yield trial, failure
             if not ended:
                 time.sleep(POLL_SECONDS)
     finally:
@@ -110,6 +114,7 @@ class _Job:
         files: as submitit names them.
         read: bytes of the news.
         lost: when it was first missed in the queue.
+        silence: seconds since it last told something; None while it waits, or loads what it needs.
     """
 
     trial: Trial
@@ -118,6 +123,7 @@ class _Job:
     news: Path
     read: int = 0
     lost: float | None = None
+    silence: float | None = None
 
 
 class _Queue:
@@ -129,7 +135,7 @@ class _Queue:
         self.jobs: dict[str, _Job] = {}
         self._work, self._directory, self._workers = work, directory, workers
         self._parameters = parameters
-        self._asked = 0.0
+        self._asked = self._looked_at = 0.0
 
     def clear(self) -> None:
         """End what a runner that died has left in the queue: nobody would take in what it gives.
@@ -142,9 +148,9 @@ class _Queue:
                 "executor slurm: squeue gives no answer here; run this where jobs are submitted"
             )
         left_over = {path.name.rpartition("_")[0] for path in self._directory.glob("*_submitted.pkl")}
-        if left_over & queued:
-            _cancel(left_over & queued)
-            while left_over & (_queued() or set()):
+        if left_over & queued.keys():
+            _cancel(left_over & queued.keys())
+            while left_over & (_queued() or {}).keys():
                 time.sleep(POLL_SECONDS)
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir(parents=True)
@@ -177,6 +183,7 @@ class _Queue:
                 file.seek(job.read)
                 if whole := file.read().rpartition(b"\n")[0]:
                     job.read += len(whole) + 1
+                    job.silence = 0.0
                     found += [(job.trial, json.loads(line)) for line in whole.splitlines()]
         return found
 
@@ -196,11 +203,28 @@ class _Queue:
         for job in self.jobs.values():
             if job.id in queued:
                 job.lost = None
+                if queued[job.id] != "RUNNING":
+                    job.silence = None
             elif job.lost is None:
                 job.lost = now
             elif job.id not in with_outcome and now - job.lost > GRACE_SECONDS:
                 found.append((job, f"the Slurm job left no result (its last words: {job.files.stdout})"))
         return found
+
+    def hanging(self, hang_seconds: float | None) -> list[Trial]:
+        """End the jobs that run and have told nothing for so long since their first news; whose they were."""
+        now = time.monotonic()
+        # a runner that was itself stopped has not listened
+        passed, self._looked_at = min(now - self._looked_at, 5 * POLL_SECONDS), now
+        ended = []
+        for job in list(self.jobs.values()):
+            if job.silence is not None and hang_seconds is not None:
+                job.silence += passed
+                if job.silence > hang_seconds:
+                    _cancel([job.id], "--full", "--signal=KILL")
+                    self.forget(job)
+                    ended.append(job.trial)
+        return ended
 
     def forget(self, job: _Job) -> None:
         """It has ended; its log stays if that is all there is."""
@@ -216,27 +240,27 @@ class _Queue:
         if self.jobs:
             _cancel(self.jobs)
             deadline = time.monotonic() + PATIENCE_SECONDS
-            while self.jobs.keys() & (_queued() or set()) and time.monotonic() < deadline:
+            while self.jobs.keys() & (_queued() or {}).keys() and time.monotonic() < deadline:
                 time.sleep(min(POLL_SECONDS, PATIENCE_SECONDS))
 
     def _news_of(self, trial: Trial) -> Path:
         return self._directory / f"{trial.id}.news"
 
 
-def _queued() -> set[str] | None:
-    """The ids of the user's jobs that have not ended; None if Slurm does not say."""
+def _queued() -> dict[str, str] | None:
+    """The user's jobs that have not ended, and their states, by id; None if Slurm does not say."""
     try:
         done = subprocess.run(
-            ["squeue", "--me", "--array", "--noheader", "--format=%i"], capture_output=True, text=True
+            ["squeue", "--me", "--array", "--noheader", "--format=%i %T"], capture_output=True, text=True
         )
     except FileNotFoundError:
         return None
-    return set(done.stdout.split()) if done.returncode == 0 else None
+    return dict(line.split() for line in done.stdout.splitlines()) if done.returncode == 0 else None
 
 
-def _cancel(ids: Iterable[str]) -> None:
+def _cancel(ids: Iterable[str], *how: str) -> None:
     """Slurm sends SIGTERM, and SIGKILL to who is still there some 30 seconds later."""
-    subprocess.run(["scancel", "--quiet", *ids], capture_output=True)
+    subprocess.run(["scancel", "--quiet", *how, *ids], capture_output=True)
 
 
 def _outcome(path: Path) -> "Outcome":

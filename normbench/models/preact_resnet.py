@@ -36,13 +36,16 @@ class PreactBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H / stride, W / stride]."""
+        total: Tensor = self.residual(*self.summands(x))
+        return total
+
+    def summands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Shortcut and branch, which ``residual`` makes the block's output of."""
         active = relu(self.norm1, x)
         if self.residual.beta != 1:
             active = active * self.residual.beta
         shortcut = x if self.projection is None else self.projection(active)
-        branch = self.conv2(self.dropout(relu(self.norm2, self.conv1(active))))
-        total: Tensor = self.residual(shortcut, branch)
-        return total
+        return shortcut, self.conv2(self.dropout(relu(self.norm2, self.conv1(active))))
 
 
 class PreactResNet(nn.Module):

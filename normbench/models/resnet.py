@@ -32,10 +32,20 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H / stride, W / stride]."""
-        branch = self.dropout(relu(self.norm1, self.conv1(x)))
+        return relu(self.norm2, self._convolved(x), self._shortcut(x), self.residual)
+
+    def summands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Shortcut and branch, which the block's output is the ReLU of the sum of."""
+        return self._shortcut(x), self.norm2(self._convolved(x))
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv2(self.dropout(relu(self.norm1, self.conv1(x))))
+        return y
+
+    def _shortcut(self, x: Tensor) -> Tensor:
         same = self.stride == 1 and self.new_channels == 0
-        shortcut: Tensor = x if same else Shortcut.apply(x, self.stride, self.new_channels)
-        return relu(self.norm2, self.conv2(branch), shortcut, self.residual)
+        y: Tensor = x if same else Shortcut.apply(x, self.stride, self.new_channels)
+        return y
 
 
 class ResNet(nn.Module):

@@ -1,16 +1,19 @@
 """The figures. ONE FILE = ONE FIGURE; this table lists them all.
 
-Shared by them: ``figure`` (select, draw, write), ``panels`` (what may share axes), ``caption``, ``style`` and
-``published``.
+Shared by them: ``figure`` (select, draw, write), ``panels`` (what may share axes), ``lines`` (over an axis),
+``values``, ``caption``, ``style`` and ``published``.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from normbench.lookup import Entry, Option, Table, one_of, text
 
-SHARED = ("caption", "figure", "panels", "published", "style", "values")  # files that are not a figure
+# files that are no figure of records
+SHARED = ("caption", "costs", "figure", "lines", "panels", "published", "style", "values")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,13 @@ class Kind(Entry):
 PUBLISHED_OPTION = one_of(
     ("none", "befranke_resnet20", "hickmann_resnet20", "groupnorm_resnet50", "switchable_resnet50"),
     "lay a published series over the figure, thin and dashed, with its source in the caption",
+)
+
+
+LOSS = Option(
+    Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+    None,
+    "a training loss; by default the least that all finished trials reach",
 )
 
 
@@ -66,6 +76,22 @@ FIGURES: Table[Kind] = Table(
         "inference_statistics",
         "accuracy gaps of one network by other statistics at inference",
         "normbench.plots.inference_statistics:FIGURE",
+    ),
+    Kind(
+        "online",
+        "accuracy of a single pass, every sample predicted before the network learns from it",
+        "normbench.plots.online:FIGURE",
+    ),
+    Kind(
+        "signal_propagation",
+        "means and variances of channels, and of branches, by depth",
+        "normbench.plots.signal_propagation:FIGURE",
+    ),
+    Kind(
+        "epochs_to_loss",
+        "epochs until the training loss is down to a value, against batch size",
+        "normbench.plots.epochs_to_loss:FIGURE",
+        {"loss": LOSS},
     ),
     Kind("curves", "loss and accuracy by epoch", "normbench.plots.curves:FIGURE"),
     Kind(

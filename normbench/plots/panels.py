@@ -111,7 +111,7 @@ def arrange(records: Iterable[Record]) -> Panels | None:
     once: dict[str, Record] = {}
     copies = 0
     for record in records:
-        course = record.trial.model_copy(update={"evaluate": ()}).id  # what is evaluated makes no other
+        course = record.trial.model_copy(update={"evaluate": (), "diagnose": ()}).id
         kept = once.setdefault(course, record)
         if kept is not record:
             copies += 1
@@ -144,8 +144,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _setting(record: Record) -> dict[str, Any]:
     """Everything that must be equal for two trials to share axes. Other images are another setting."""
-    axes = {"norm", "batch_size", "norm_batch_size", "seed", "evaluate"}  # what is evaluated changes no other
-    setting = flat(record.trial.model_dump(mode="json", exclude=axes)) | {"data": record.data}
+    axes = {"norm", "batch_size", "norm_batch_size", "seed"}
+    measured = {"evaluate", "diagnose"}  # which changes nothing else
+    setting = flat(record.trial.model_dump(mode="json", exclude=axes | measured)) | {"data": record.data}
     if not NORMS[record.trial.norm.name].affine:  # of a trial without gamma these say nothing
         del setting["zero_init_residual"], setting["optimizer.weight_decay_on_norm"]
     return setting
@@ -262,8 +263,8 @@ def numerically(text: str) -> list[tuple[float, str]]:
     return [(float(number) if number else -1.0, other) for number, other in parts]
 
 
-def _series_order(series: Series) -> tuple[int, int]:
-    return list(NORMS).index(series.method), series.order
+def _series_order(series: Series) -> tuple[tuple[int, str], int]:
+    return NORMS.position(series.method), series.order
 
 
 def _curves(

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 MEMBERS = ("instance", "layer", "batch")  # in the order in which the weights are recorded
 STATISTICS = ("mean", "variance")
 MOST_BLOCKS = 4
-MOST_MARKED = 24  # layers, beyond which markers would touch
 
 Weights = tuple[float, ...]  # one for each of MEMBERS; they sum to 1
 
@@ -186,7 +185,7 @@ def _draw_by_depth(canvas: "Canvas", grid: "GridSpecBase", block: Block) -> None
             for order, member in enumerate(MEMBERS):
                 look = style.of_method(member)
                 weights = [layer[order] for layer in size.depth[statistic]]
-                marks = replace(look, size=2.2).marks if len(depths) <= MOST_MARKED else {}
+                marks = replace(look, size=2.2).marks if len(depths) <= style.MOST_MARKED else {}
                 axes.plot(depths, weights, color=look.color, linestyle=look.line, linewidth=1.1, **marks)
             _weight_axis(axes, f"for the {statistic}" if column == 0 else "")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -9,7 +9,7 @@ from normbench.records import Record
 
 def settings_of(record: Record) -> dict[str, Any]:
     """All settings but the seed, by dotted key. A norm batch that is the whole batch is none of its own."""
-    settings = flat(record.trial.model_dump(mode="json", exclude={"seed", "evaluate"})) | {
+    settings = flat(record.trial.model_dump(mode="json", exclude={"seed", "evaluate", "diagnose"})) | {
         "data": record.data
     }
     if record.trial.norm_batch_size in (None, record.trial.batch_size):

@@ -1,0 +1,50 @@
+"""Accuracy of a single pass: every sample is predicted before the network learns from it."""
+
+from collections.abc import Sequence
+
+from normbench.plots import caption, style
+from normbench.plots.figure import Figure, Options
+from normbench.plots.lines import Line, Lines, Panel, Points, Seed, draw, table
+from normbench.plots.panels import arrange
+from normbench.records import Record
+
+QUANTITY = "progressive accuracy (%)"
+
+
+def select(records: Sequence[Record], _: Options) -> Lines | None:
+    """The share of the samples so far that were predicted rightly, by batch size and series."""
+    arranged = arrange(record for record in records if record.diagnostics.get("online"))
+    if arranged is None:
+        return None
+    headed = len(arranged.panels) > 1
+    panels = tuple(
+        Panel(
+            f"{panel.heading}\n{style.size_heading(panel.axis, size)}"
+            if headed
+            else style.size_heading(panel.axis, size),
+            QUANTITY,
+            tuple(
+                Line(series, tuple(map(_seed, cell.records)))
+                for series, cell in panel.cells
+                if cell.x in (size, None)
+            ),
+        )
+        for panel in arranged.panels
+        for size in panel.sizes
+    )
+    sentences = (
+        *caption.about(arranged),
+        "Progressive (prequential) accuracy: the share of all samples so far that the network, at inference, "
+        "predicted rightly before it learned from them. Thick: mean over seeds; thin: single seeds.",
+    )
+    return Lines("images seen", (panels,), sentences, caption.warnings(arranged))
+
+
+def _seed(record: Record) -> Seed:
+    course: Points = tuple(
+        (part["images"], 100 * part["accuracy"]) for part in record.diagnostics.get("online", ())
+    )
+    return Seed(record.trial.seed, record.status, course)
+
+
+FIGURE = Figure(select, draw, table)
