@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Data go to stdout, messages and progress to stderr."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -273,6 +274,7 @@ def _print(words: str) -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The entry point: runs a command, and ends the process with its exit code, never with a traceback."""
+    gc.set_threshold(50_000)  # a fifth of reading 10,000 records went into looking for cycles among them
     with patient():
         code = _run(sys.argv[1:] if arguments is None else arguments)
     sys.exit(code)

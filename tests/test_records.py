@@ -288,8 +288,8 @@ def test_saving_removes_the_trials_own_error_and_checkpoints_only(
 
     store.save(real)
 
-    assert store.error(real.trial.id) is None
-    assert store.error(other) == "Traceback\nValueError: no"
+    assert store.errors().get(real.trial.id) is None
+    assert store.errors()[other] == "Traceback\nValueError: no"
     left = {path.name.partition(".")[0] for path in (store.directory / "checkpoints").iterdir()}
     assert left == {other, f"{real.trial.id}0"}
 
@@ -347,7 +347,7 @@ def test_a_failure_of_the_disk_is_told_from_others_and_crosses_to_another_proces
 def test_an_error_of_any_characters_is_kept(store: Store) -> None:
     store.save_error("trial", "broken \udcff name, Größe 3×3")
 
-    assert store.error("trial") == "broken \\udcff name, Größe 3×3"
+    assert store.errors()["trial"] == "broken \\udcff name, Größe 3×3"
 
 
 # ---- the lock
