@@ -43,8 +43,11 @@ def _scaled(norm: Normalization, scale: float) -> Normalization:
     return replace(norm, conv=conv)
 
 
-def check(trial: Trial, classes: int, image_size: int) -> None:
+def check(trial: Trial, classes: int, image_size: int) -> int:
     """Push the shapes of a training batch through the trial's network, without computing anything.
+
+    Returns:
+        How many parameters the network has.
 
     Raises:
         ShapeError: names method, layer and shape.
@@ -63,3 +66,4 @@ def check(trial: Trial, classes: int, image_size: int) -> None:
             model(torch.empty(trial.batch_size, 3, image_size, image_size))
         except ShapeError as error:
             raise ShapeError(f"{trial.norm.name} norm cannot be used in {reached}: {error}") from None
+    return sum(parameter.numel() for parameter in model.parameters())
