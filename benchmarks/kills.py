@@ -1,11 +1,11 @@
 """How much work a SIGKILL costs with the checkpoints of everyday: kills a real run again and again.
 
-    python benchmarks/kills.py --kills 12
+    python benchmarks/kills.py --kills 12 --stops 3
 
 A run of one long trial on drawn images is killed at a random instant after it has begun to train, and started
 again. What is lost is what it had told of when it was killed and is in no checkpoint; "to resume" is
 the time from the start of the command to its first news, half a second of training and the import of torch
-included.
+included. "To stop" is the time from SIGTERM to the end of a run on two workers, their states saved.
 """
 
 import argparse
@@ -72,9 +72,32 @@ def saved(directory: Path) -> int:
     return 32 * max(steps)
 
 
+def stop(directory: Path) -> float:
+    """Seconds from SIGTERM to the end of a run whose two workers train."""
+    words = ["run", "kills.yaml", "name=stops", "sweep.seed=[0, 1]", "--executor", "pool", "--workers", "2"]
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "normbench", *words, "--data", "data", "--quiet"],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    slots = directory / "results/stops/checkpoints"
+    before = {path: path.stat().st_mtime_ns for path in slots.glob("*.ckpt")}
+    while len({path.name.rpartition(".0")[0] for path in slots.glob("*.0.ckpt")}) < 2 or before == {
+        path: path.stat().st_mtime_ns for path in slots.glob("*.ckpt")
+    }:
+        time.sleep(0.05)
+    begun = time.monotonic()
+    runner.send_signal(signal.SIGTERM)
+    runner.communicate()
+    assert runner.returncode == 128 + signal.SIGTERM
+    return time.monotonic() - begun
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--kills", type=int, default=12)
+    arguments.add_argument("--stops", type=int, default=3)
     arguments.add_argument("--longest", type=float, default=45.0, help="seconds from an update to the kill")
     arguments.add_argument("--json", type=Path)
     given = arguments.parse_args()
@@ -89,14 +112,23 @@ def main() -> None:
             lost.append((images - saved(Path(directory))) / speed)
             resumed.append(news[0][0] - begun)
             print(f"kill {number}: {lost[-1]:.1f} s lost, {resumed[-1]:.1f} s to the first news", flush=True)
+        stopped = [stop(Path(directory)) for _ in range(given.stops)]
     figures: dict[str, Any] = {
-        "kills": len(lost),
-        "seconds_lost": {"mean": statistics.mean(lost), "largest": max(lost)},
-        "seconds_to_resume": {"median": statistics.median(resumed), "largest": max(resumed)},
+        "seconds_lost": _summary(lost),
+        "seconds_to_resume": _summary(resumed),
+        "seconds_to_stop": _summary(stopped),
     }
     print(json.dumps(figures, indent=1))
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _summary(seconds: list[float]) -> dict[str, float]:
+    return {
+        "number": len(seconds),
+        "median": statistics.median(seconds) if seconds else 0.0,
+        "largest": max(seconds, default=0.0),
+    }
 
 
 if __name__ == "__main__":

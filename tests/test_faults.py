@@ -1,7 +1,9 @@
 """Trials that misbehave in a real sweep: layers that crash, raise or allocate, and workers without a disk."""
 
 import ctypes
+import os
 import resource
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -201,3 +203,46 @@ def work_at_leisure(trial: Trial, tell: Any, **place: Any) -> Record:
             return ordinary(trial, heard, **place)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# ---- workers that are killed
+
+KILLED_AT = 5  # of the six updates of the first epoch
+
+
+def work_and_be_killed(trial: Trial, tell: Any, *, attempts: Path, **place: Any) -> Record:
+    """What a worker does; it is killed once, in the middle of the one trial, behind a checkpoint."""
+    reports = 0
+
+    def heard(event: dict[str, Any]) -> bool:
+        nonlocal reports
+        reports += 1
+        with attempts.open("a") as file:
+            file.write(f"{trial.seed} {reports}\n")
+        first = attempts.read_text().count(f"{MISBEHAVING} 1\n") == 1
+        if first and trial.seed == MISBEHAVING and reports == KILLED_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return bool(tell(event))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "REPORT_SECONDS", 0.0)
+        patch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+        return ordinary(trial, heard, **place)
+
+
+def test_the_trial_of_a_killed_worker_goes_on_from_its_checkpoint_and_no_other_is_touched(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    attempts = tmp_path / "attempts"
+    changes = {"sweep": {"seed": [0, MISBEHAVING, 2]}, "execute": {"executor": "pool", "workers": 2}}
+    monkeypatch.setattr(sweep, "work", partial(work_and_be_killed, attempts=attempts))
+
+    seen = lab.run(lab.experiment(**changes))
+
+    assert seen.counts == {"done": 3}
+    told = [tuple(map(int, line.split())) for line in attempts.read_text().splitlines()]
+    whole = max(reports for seed, reports in told if seed == 0)
+    assert [reports for seed, reports in told if seed == 2] == list(range(1, whole + 1)), "once"
+    again = [reports for seed, reports in told if seed == MISBEHAVING][KILLED_AT:]
+    assert again == list(range(1, whole - KILLED_AT + 2)), "all but what was in the checkpoint"
+    assert all_numbers(lab.store) == undisturbed_numbers(lab, sweep=changes["sweep"])

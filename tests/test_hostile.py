@@ -47,8 +47,8 @@ HOSTILE: dict[str, tuple[Callable[[], str], str]] = {
     "100 MB in one word": (lambda: "name: " + "x" * 100_000_000, "is larger than 256 KiB"),
     "lists 10,000 deep": (lambda: "name: " + "[" * 10_000, "nested deeper than 50 levels"),
     "mappings 10,000 deep": (lambda: "name: " + "{a: " * 10_000, "nested deeper than 50 levels"),
-    "10,000 anchors": (
-        lambda: "name: [" + ", ".join(f"&a{n} {n}" for n in range(20_000)) + "]\n",
+    "20,000 anchors": (
+        lambda: "name: [" + ",".join(f"&{n} 1" for n in range(20_000)) + "]\n",
         "more than 20000 values",
     ),
     "ten million trials": (

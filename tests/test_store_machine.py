@@ -1,6 +1,5 @@
 """A results directory through any history: saves, kills within one, damage, runs again, in any order."""
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import tiny_trial
+from conftest import forkserver, tiny_trial
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -68,7 +67,7 @@ def damaged(content: bytes, place: float, how: str) -> bytes:
 class Histories(RuleBasedStateMachine):
     """What must be there is what was saved and not damaged since; what is loaded is never anything else."""
 
-    context = multiprocessing.get_context("forkserver")
+    context = forkserver()
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,5 +197,4 @@ Histories.TestCase.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-Histories.context.set_forkserver_preload(["test_store_machine"])
 TestHistories = Histories.TestCase

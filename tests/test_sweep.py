@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import place_of
+from conftest import forkserver, place_of
 from test_train import numbers
 
 from normbench import config, sweep
@@ -495,8 +495,7 @@ def runner(path: Path, results: Path, data: Path, pipe: "Connection[Any, Any]") 
 @pytest.mark.parametrize(("executor", "kills"), [("serial", KILLS or 10), ("pool", KILLS or 2)])
 def test_no_kill_loses_a_finished_trial_or_runs_it_twice(lab: Lab, executor: str, kills: int) -> None:
     """SIGKILL at random instants, of the runner alone or of all its processes; this process does the rest."""
-    context = multiprocessing.get_context("forkserver")  # a spawned runner takes seconds to import torch
-    context.set_forkserver_preload(["normbench.train", "torch._dynamo"])
+    context = forkserver()
     changes = MANY | {"execute": {"executor": executor, "workers": 2}}
     expected = undisturbed_numbers(lab, **changes)
     instants = random.Random(0)
