@@ -82,7 +82,7 @@ class Listener:
 def survey(experiment: config.Experiment, results: Path) -> Survey:
     """Look at what is stored, and change nothing."""
     store = Store(results / experiment.name)
-    records, damaged = store.load()
+    records, damaged = store.load(experiment.trials)
     ids = {trial.id for trial in experiment.trials}
     errors = {trial_id: error for trial_id in ids if (error := store.error(trial_id)) is not None}
     own = {trial_id: record for trial_id, record in records.items() if trial_id in ids}

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -281,7 +282,7 @@ class Trial(Frozen):
                     raise conflict(words, "evaluate")
         return self
 
-    @property
+    @cached_property
     def id(self) -> str:
         """A readable prefix and a hash of all resolved values, for example ``group-resnet8-b32-s0-1f3a…``.
 
@@ -300,6 +301,12 @@ class Trial(Frozen):
         norm = self.norm.name.rpartition(":")[2].lower()[:40]
         prefix = f"{norm}-{self.model.name}-b{self.batch_size}{norm_batch}-s{self.seed}".replace("_", "-")
         return f"{prefix}-{hashlib.sha256(values.encode()).hexdigest()[:12]}"
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy has settings of its own, and so an id of its own."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("id", None)
+        return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross process boundaries as JSON: the choices' schemas are made at run time and do not pickle."""

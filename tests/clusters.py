@@ -72,3 +72,25 @@ class RayCluster:
                 node.wait()
         self.log.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Slurm:
+    """One node that says it has four cores, a partition ``main``, and ``urgent``, which preempts it."""
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("submitit") is None:
+            pytest.skip("submitit is not installed: pip install -e '.[slurm]'")
+        if not all(map(shutil.which, ("slurmctld", "slurmd", "munged", "sbatch"))):
+            pytest.skip("Slurm is not installed: tests/cluster/slurm.sh install")
+        if os.geteuid() != 0:
+            pytest.skip("only root can start slurmd")
+        self.directory = Path(tempfile.mkdtemp(prefix="nb-slurm-", dir="/tmp"))
+        self._script("start")
+
+    def end(self) -> None:
+        self._script("stop")
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _script(self, what: str) -> None:
+        done = subprocess.run([SCRIPTS / "slurm.sh", what, self.directory], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

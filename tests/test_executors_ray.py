@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from clusters import RayCluster, wait_until
 from conftest import Cli
-from test_executors import Tell, children_of, gone, trivial
+from test_executors import Tell, children_of, gone, saves_often, trivial
 from test_interrupt import Terminal
 from test_train import numbers
 
@@ -26,14 +26,6 @@ from normbench.executors import CannotExecute
 from normbench.executors.ray import execute
 from normbench.records import Failure, Record
 from normbench.trial import Trial
-
-
-def saves_often(trial: Trial, tell: Tell, **means: Any) -> Record:
-    """Training that reports and saves after every update."""
-    from normbench import train
-
-    train.REPORT_SECONDS, train.CHECKPOINT_SECONDS = 0.0, -1.0
-    return sweep.work(trial, tell, **means)
 
 
 def says_where(trial: Trial, tell: Tell, *, marker: Path, **means: Any) -> Record:

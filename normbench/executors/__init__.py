@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from normbench.lookup import Entry, Table, at_least, text
+from normbench.lookup import Entry, Table, at_least, count, text, whole
 
 if TYPE_CHECKING:  # the table itself stands on a lower floor than what its entries handle
     from normbench.records import Failure, Record
@@ -76,6 +76,20 @@ EXECUTORS: Table[Executor] = Table(
         "normbench.executors.ray:execute",
         {"address": text(None, "of a running Ray cluster: HOST:PORT, or auto", pattern=WORD), "gpus": GPUS},
         package="ray",
+        elsewhere=True,
+    ),
+    Executor(
+        "slurm",
+        "one Slurm job a trial, in arrays",
+        "normbench.executors.slurm:execute",
+        {
+            "minutes": count(60, "time limit of a job; a trial that needs more goes on in another"),
+            "partition": text(None, "the default one, if none is named", pattern=WORD),
+            "account": text(None, "that pays, where Slurm asks for one", pattern=WORD),
+            "memory_gb": count(None, "memory of each trial; Slurm's default, if none is given"),
+            "gpus": whole(0, "GPUs of each trial"),
+        },
+        package="submitit",
         elsewhere=True,
     ),
 )
