@@ -31,7 +31,7 @@ def instant(trial: Trial, tell: "Tell", **_: Any) -> Record:
     return Record(
         trial=trial, status="done", epochs=(Epoch(epoch=1, lr=0.1, seconds=1.0, **numbers),),
         final=Final(test_accuracy=0.7, test_accuracy_median5=0.7), images_per_second=1.0, seconds=1.0,
-        peak_memory_bytes=1, diagnostics={}, data="0" * 64, provenance={"pid": os.getpid()}, schema=2,
+        peak_memory_bytes=1, diagnostics={}, data="0" * 64, provenance={"pid": os.getpid()}, schema=4,
     )  # fmt: skip
 
 

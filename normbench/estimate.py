@@ -1,4 +1,4 @@
-"""How long a sweep will take: by stored records of its kind on this machine, else by a short probe."""
+"""What a sweep will take: time, by stored records of its kind on this machine or a short probe; and disk."""
 
 import platform
 from collections.abc import Iterable, Sequence
@@ -88,3 +88,22 @@ def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, pla
 def relative_cost(trial: Trial) -> float:
     """Work of a trial in arbitrary units: every update costs about as much as a few images more."""
     return trial.epochs * (1 + 6 / trial.batch_size)
+
+
+def record_bytes(trial: Trial) -> int:
+    """Of its record: some 3 kB, 200 an epoch, and 200 more for each layer with weights to log."""
+    depth = trial.model.name.lstrip("abcdefghijklmnopqrstuvwxyz_")
+    layers = int(depth) if trial.norm.name == "switchable" else 0
+    return 3000 + trial.epochs * 200 * (1 + layers)
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """That a running trial needs at most: weights and momenta in fp32, in two slots and one being written."""
+    return 3 * (2 * 4 * parameters + 50_000)
+
+
+def size(count: int) -> str:
+    """``1.2 GB``, ``3.4 MB`` or ``56 kB``."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"

@@ -75,7 +75,7 @@ class Stop:
         self.signal = 0
         self._say = say
         self._asked = self._said = False
-        self._last_words = f"{how_to_go_on(arguments, INTERRUPTED)}\n".encode()
+        self._last_words = os.fsencode(f"{how_to_go_on(arguments, INTERRUPTED)}\n")
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._on) for number in SIGNALS}

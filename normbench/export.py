@@ -8,7 +8,7 @@ from normbench.console import duration, percent, result_of
 from normbench.located import printable
 from normbench.lookup import UnknownName, nearest, shortened
 from normbench.plots.figure import Row, as_csv
-from normbench.records import Measured, Record
+from normbench.records import Failure, Measured, Record
 from normbench.results import Tell, find, named
 from normbench.tabular import as_json, as_table
 
@@ -49,8 +49,9 @@ def trial_as_text(results: Path, prefix: str) -> str:
 def _one_trial(path: Path) -> str:
     place = printable(str(path), 4096)
     if path.name.endswith(ERROR):
-        lines = path.read_text("utf-8", errors="replace").splitlines()
-        return "\n".join([f"{place}: failed", *(printable(line, 1000) for line in lines)])
+        failure = Failure(path.read_text("utf-8", errors="replace"))
+        lines = failure.traceback.splitlines()
+        return "\n".join([f"{place}: {failure.state}", *(printable(line, 1000) for line in lines)])
     try:
         record = Record.from_json(path.read_bytes())
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -19,7 +20,8 @@ from pydantic_core import from_json
 
 from normbench.trial import Frozen, Trial
 
-SCHEMA: Literal[3] = 3  # earlier ones knew fewer of the settings in trial.ADDED; they are then as before
+SCHEMA: Literal[4] = 4  # earlier ones knew fewer of the settings in trial.ADDED; they are then as before
+SEALED = 4  # the first with a checksum
 ERROR = ".error.txt"
 Status = Literal["done", "diverged", "out_of_memory"]
 TIMEOUT = "timeout:"  # begins the last line of what is told of a hang
@@ -65,7 +67,7 @@ class NewerRecordError(ValueError):
 class Record(Finite):
     """What one trial gave: its settings, its course, its end and where it ran."""
 
-    schema_version: Literal[1, 2, 3] = Field(SCHEMA, alias="schema")
+    schema_version: Literal[1, 2, 3, 4] = Field(SCHEMA, alias="schema")
     trial: Annotated[
         Trial, WrapValidator(lambda given, check: given if isinstance(given, Trial) else check(given))
     ]
@@ -117,7 +119,10 @@ class Record(Finite):
             raise ValueError("nested too deeply for a record") from None
         if not isinstance(values, dict):
             raise ValueError("not a record: expected a JSON object")
-        schema = values.get("schema")
+        checksum, schema = values.pop("sha256", None), values.get("schema")
+        sealed = checksum is not None or (isinstance(schema, int) and schema >= SEALED)
+        if sealed and checksum != _checksum(values):
+            raise ValueError("its checksum does not agree with its content")
         if isinstance(schema, int) and schema > SCHEMA:
             words = f"needs a newer normbench: its schema is {schema}, this one reads {SCHEMA}"
             raise NewerRecordError(words)
@@ -131,8 +136,16 @@ class Record(Finite):
             raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
 
     def to_json(self) -> str:
-        """The record as it is stored."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False) + "\n"
+        """The record as it is stored: from schema ``SEALED`` on with a checksum of its values."""
+        values = self.model_dump(mode="json", by_alias=True)
+        if self.schema_version >= SEALED:
+            values["sha256"] = _checksum(values)
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """Of the values and not of the text, so that a record may be formatted anew."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _as_stored(trial: Trial) -> dict[str, Any]:
@@ -325,16 +338,22 @@ class Store:
             name = owner.read_text("utf-8", "replace").strip() if owner.exists() else "another process"
             raise RecordsInUse(f"{self.directory} is in use by {name}") from None
         try:
-            owner.write_text(f"process {os.getpid()} on {platform.node()}\n", "utf-8")
+            try:
+                owner.write_text(f"process {os.getpid()} on {platform.node()}\n", "utf-8")
+            except OSError as error:
+                error.filename = str(owner)  # a failed write does not say where
+                raise
             self._tidy()
             yield
         finally:
-            owner.unlink(missing_ok=True)
-            if made and [path.name for path in self.directory.iterdir()] == [".lock"]:
-                (self.directory / ".lock").unlink()  # while it is still held: nobody else can hold this one
-                with contextlib.suppress(OSError):  # somebody else has just begun here
-                    self.directory.rmdir()
-            lock.release()
+            try:
+                owner.unlink(missing_ok=True)
+                if made and [path.name for path in self.directory.iterdir()] == [".lock"]:
+                    (self.directory / ".lock").unlink()  # while it is held: nobody else can hold this one
+                    with contextlib.suppress(OSError):  # somebody else has just begun here
+                        self.directory.rmdir()
+            finally:
+                lock.release()
 
     def _tidy(self) -> None:
         """Remove what killed processes left half-written, and checkpoints that outlived their trials."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from normbench import sweep
 from normbench.console import counted, duration, result_of
-from normbench.estimate import Estimate, estimate
+from normbench.estimate import Estimate, estimate, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.located import printable
 from normbench.lookup import UnknownName, nearest, shortened
@@ -16,7 +16,6 @@ from normbench.records import Failure, Record, Store
 from normbench.results import experiments, find, named
 from normbench.sweep import RETRIABLE, STATES, Survey
 from normbench.tabular import as_json, as_table
-from normbench.trial import Trial
 
 CONDITIONS = ("normbench", "git", "torch", "device")  # of the provenance; other values may give other numbers
 
@@ -126,7 +125,9 @@ def plan_as_text(survey: Survey, expected: Estimate) -> str:
         lines.append(f"time: unknown for {of}: {printable(expected.unknown, 4096)}")
     if names := _own(survey):
         lines.append(f"code of your own that run will execute: {', '.join(names)}")
-    lines.append(f"disk: about {_size(_disk(survey))} of records; checkpoints of running trials come and go")
+    lines.append(
+        f"disk: about {size(_record_bytes(survey))} of records; checkpoints of running trials come and go"
+    )
     return as_table(("trial", "state", "expected"), rows) + "\n".join(lines)
 
 
@@ -142,7 +143,7 @@ def plan_as_json(survey: Survey, expected: Estimate) -> str:
         "unknown": expected.unknown,
         "workers": _workers(survey),
         "expected_seconds": expected.wall_seconds(_workers(survey)),
-        "record_bytes": _disk(survey),
+        "record_bytes": _record_bytes(survey),
         "own_code": _own(survey),
     }
     return as_json({"experiment": survey.experiment.name, "counts": survey.counts(), "trials": trials} | sums)
@@ -194,15 +195,5 @@ def _workers(survey: Survey) -> int:
     return 1 if place.executor.name == "serial" else sweep.workers(place) or 1
 
 
-def _disk(survey: Survey) -> int:
-    """Bytes of all records: some 3 kB each, 200 an epoch, and 200 more for each layer with weights to log."""
-
-    def size(trial: Trial) -> int:
-        layers = int(trial.model.name.removeprefix("resnet")) if trial.norm.name == "switchable" else 0
-        return 3000 + trial.epochs * 200 * (1 + layers)
-
-    return sum(map(size, survey.experiment.trials))
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+def _record_bytes(survey: Survey) -> int:
+    return sum(map(record_bytes, survey.experiment.trials))

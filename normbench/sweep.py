@@ -1,8 +1,10 @@
 """A sweep: which trials of an experiment are missing, run those, save what they give."""
 
+import errno
 import math
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from normbench import config
 from normbench.data import decoded
+from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.records import Failure, Record, Store, write_atomically
 from normbench.trial import Choice, Trial
@@ -134,7 +137,9 @@ def run(
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         if missing:
-            prepare(missing, data, listener.say, experiment.execute)
+            parameters = prepare(missing, data, listener.say, experiment.execute)
+            running = min(workers(experiment.execute) or len(missing), len(missing))
+            _check_space(missing, parameters, running, store.directory)
         _write_plan(experiment, store.directory / PLAN)
         listener.begin(before, missing)
         if missing:
@@ -144,8 +149,11 @@ def run(
 
 def prepare(
     trials: Sequence[Trial], data: Path, say: Callable[[str], None], place: config.Execute = HERE
-) -> None:
+) -> int:
     """Have every data set decoded, every trial's network looked through, and the devices found.
+
+    Returns:
+        How many parameters the largest network has.
 
     Raises:
         DataError: a data set cannot be had.
@@ -164,6 +172,7 @@ def prepare(
     for choice in _datasets(trials):
         decoded.prepare(choice, data, say)
     problems: dict[str, None] = {}
+    parameters = 0
     for trial in {_shapes(trial): trial for trial in trials}.values():
         dataset = decoded.load(trial.dataset, data)
         images = len(dataset.train.indices)
@@ -171,11 +180,25 @@ def prepare(
             if trial.batch_size > images:
                 raise ValueError(f"batch_size {trial.batch_size} is more than the {images} training images")
             _check_evaluations(trial, len(dataset.test.indices))
-            check(trial, len(dataset.classes), dataset.train.images.shape[1])
+            parameters = max(parameters, check(trial, len(dataset.classes), dataset.train.images.shape[1]))
         except ValueError as error:
             problems[str(error)] = None
     if problems:
         raise Unusable("\n".join(problems))
+    return parameters
+
+
+def _check_space(trials: Sequence[Trial], parameters: int, running: int, directory: Path) -> None:
+    """Refuse to begin what the disk will not hold: the records, and the states of ``running`` trials.
+
+    Raises:
+        OSError: says how much is free and how much is needed.
+    """
+    needed = sum(map(record_bytes, trials)) + running * checkpoint_bytes(parameters)
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        words = f"{size(free)} free, and this run needs about {size(needed)}"
+        raise OSError(errno.ENOSPC, words, str(directory))
 
 
 def work(

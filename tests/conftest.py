@@ -1,5 +1,6 @@
 """What tests share: images, drawn or (from an archive beside the checkout) real; and a finished sweep."""
 
+import multiprocessing
 import os
 import shutil
 import tarfile
@@ -141,6 +142,21 @@ def lab(finished: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NORMBENCH_DATA", str(tiny_data))
     return tmp_path
+
+
+def forkserver() -> "multiprocessing.context.ForkServerContext":
+    """Starts processes that have loaded already what takes seconds to load."""
+    context = multiprocessing.get_context("forkserver")
+    modules = [
+        "normbench.train",
+        "normbench.cli",
+        "torch._dynamo",
+        "PIL.Image",
+        "pytest",
+        "hypothesis.stateful",
+    ]
+    context.set_forkserver_preload(modules)
+    return context
 
 
 class Ended(NamedTuple):

@@ -73,17 +73,20 @@ def damage(content: bytes, random: random.Random) -> bytes:
     return content[: random.randrange(len(content))]
 
 
-def test_300_bit_flips_and_truncations_are_all_detected_and_the_older_slot_is_used(prefix: Path) -> None:
+@pytest.mark.parametrize(("slot", "left"), [(0, [1]), (1, [2])], ids=["newer", "older"])
+def test_300_bit_flips_and_truncations_are_all_detected_and_the_other_slot_is_used(
+    prefix: Path, slot: int, left: list[int]
+) -> None:
     for step in (1, 2):
         checkpoints.save(prefix, OWNER, step, state(step))
-    newest = next(path for path, _ in checkpoints.load(prefix, OWNER, pytest.fail))
-    whole, source = newest.read_bytes(), random.Random(0)
+    target = [path for path, _ in checkpoints.load(prefix, OWNER, pytest.fail)][slot]
+    whole, source = target.read_bytes(), random.Random(0)
 
     for _ in range(300):
-        newest.write_bytes(damage(whole, source))
+        target.write_bytes(damage(whole, source))
         steps, said = loaded(prefix)
-        assert steps == [1]
-        assert said == [f"{newest} is damaged (its checksum does not agree) and is not used"]
+        assert steps == left
+        assert said == [f"{target} is damaged (its checksum does not agree) and is not used"]
 
 
 def test_a_damaged_slot_is_the_next_to_be_written(prefix: Path) -> None:

@@ -68,16 +68,20 @@ def contents(**changed):
     return files | changed
 
 
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
 def release_of(files):
     return cifar.Release(
         url="http://127.0.0.1:9/made-up.tar.gz",
         archive="made-up.tar.gz",
-        archive_md5="0" * 32,
+        archive_sha256="0" * 64,
         folder="made-up-batches",
         train=("data_batch_1", "data_batch_2"),
         test=("test_batch",),
         meta="batches.meta",
-        md5={name: hashlib.md5(content).hexdigest() for name, content in files.items()},
+        sha256={name: sha256(content) for name, content in files.items()},
         labels_key=b"labels",
         names_key=b"label_names",
     )
@@ -167,10 +171,18 @@ def test_a_damaged_file_is_named_with_both_hashes_and_the_fix(tmp_path, damage, 
         read(release, tmp_path)
     message = str(caught.value)
     assert message.startswith(
-        f"{path}: expected md5 {release.md5[name]}, found {hashlib.md5(path.read_bytes()).hexdigest()}"
+        f"{path}: expected sha256 {release.sha256[name]}, found {sha256(path.read_bytes())}"
     )
     assert f"delete {path.parent}" in message
     assert "\n" not in message
+
+
+def test_a_file_of_any_size_is_refused_before_it_is_read(tmp_path):
+    release = unpack(contents(), tmp_path)
+    with (tmp_path / release.folder / "data_batch_2").open("wb") as file:
+        file.truncate(10**12)  # takes no space
+    with pytest.raises(DataError, match="data_batch_2: 1000000000000 bytes, more than any official file has"):
+        read(release, tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -199,7 +211,7 @@ def test_a_malicious_pickle_is_refused_by_its_hash_before_it_is_parsed(tmp_path,
     release = unpack(contents(), tmp_path)
     (tmp_path / release.folder / "data_batch_1").write_bytes(malicious(tmp_path / "owned")[kind])
     monkeypatch.setattr(cifar, "_Reader", lambda *_, **__: pytest.fail("parsed before its hash was checked"))
-    with pytest.raises(DataError, match="expected md5"):
+    with pytest.raises(DataError, match="expected sha256"):
         read(release, tmp_path)
     assert not (tmp_path / "owned").exists()
 
@@ -248,7 +260,7 @@ def test_an_archive_put_there_by_hand_is_read_and_never_unpacked(tmp_path):
     climbing, link = tarfile.TarInfo("../climbed"), tarfile.TarInfo("made-up-batches/link")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     archive = packed(contents(), climbing, tarfile.TarInfo("/tmp/absolute"), link)
-    release = replace(release_of(contents()), archive_md5=hashlib.md5(archive).hexdigest())
+    release = replace(release_of(contents()), archive_sha256=sha256(archive))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / release.archive).write_bytes(archive)
     assert len(read(release, tmp_path / "data").train_images) == 2 * COUNT
@@ -260,7 +272,7 @@ def test_a_file_that_is_a_link_or_missing_in_the_archive_is_refused(tmp_path):
     link.type, link.linkname = tarfile.SYMTYPE, "data_batch_1"
     files = contents()
     archive = packed({name: content for name, content in files.items() if name != "test_batch"}, link)
-    release = replace(release_of(files), archive_md5=hashlib.md5(archive).hexdigest())
+    release = replace(release_of(files), archive_sha256=sha256(archive))
     (tmp_path / release.archive).write_bytes(archive)
     with pytest.raises(DataError, match="holds no made-up-batches/test_batch"):
         read(release, tmp_path)
@@ -269,7 +281,7 @@ def test_a_file_that_is_a_link_or_missing_in_the_archive_is_refused(tmp_path):
 def test_a_damaged_archive_is_named_and_left_alone(tmp_path):
     release = release_of(contents())
     (tmp_path / release.archive).write_bytes(b"half an archive")
-    with pytest.raises(DataError, match=r"made-up\.tar\.gz: expected md5 0{32}, found .*delete"):
+    with pytest.raises(DataError, match=r"made-up\.tar\.gz: expected sha256 0{64}, found .*delete"):
         read(release, tmp_path)
     assert (tmp_path / release.archive).read_bytes() == b"half an archive"
 
@@ -305,7 +317,9 @@ def served(monkeypatch):
 def test_the_archive_is_downloaded_once(tmp_path, served):
     served["content"] = packed(contents())
     release = replace(
-        release_of(contents()), url=served["url"], archive_md5=hashlib.md5(served["content"]).hexdigest()
+        release_of(contents()),
+        url=served["url"],
+        archive_sha256=sha256(served["content"]),
     )
     directory = tmp_path / "new" / "data"
     first = read(release, directory)
@@ -317,7 +331,7 @@ def test_the_archive_is_downloaded_once(tmp_path, served):
 def test_a_download_cut_in_the_middle_leaves_nothing(tmp_path, served):
     whole = packed(contents())
     served.update(content=whole[:1000], length=len(whole))
-    release = replace(release_of(contents()), url=served["url"], archive_md5=hashlib.md5(whole).hexdigest())
+    release = replace(release_of(contents()), url=served["url"], archive_sha256=sha256(whole))
     with pytest.raises(
         DataError, match=r"download failed .*; put made-up\.tar\.gz, or the folder made-up-batches"
     ):
@@ -346,8 +360,8 @@ def test_the_official_releases_have_a_hash_for_every_file(name, key, batches, na
     release = cifar.official(name, key)
     assert len(release.train) == batches
     assert release.names_key == names
-    assert release.md5.keys() == {*release.train, *release.test, release.meta}
-    assert all(len(md5) == 32 for md5 in (release.archive_md5, *release.md5.values()))
+    assert release.sha256.keys() == {*release.train, *release.test, release.meta}
+    assert all(len(sha256) == 64 for sha256 in (release.archive_sha256, *release.sha256.values()))
 
 
 @pytest.mark.parametrize(("name", "key"), [("cifar10", b"labels"), ("cifar100", b"fine_labels")])

@@ -75,8 +75,8 @@ def test_a_quoted_command_can_be_given(words: tuple[str, ...]) -> None:
         return
     command = PROGRAM.commands[words[0]]
     context = command.make_context(words[0], list(words[1:]))
-    path = context.params.get("config")
-    if path is not None and path.parts[0] == "configs":
+    path = Path(context.params.get("config") or "")
+    if path.parts[:1] == ("configs",):
         config.load(ROOT / path, context.params["overrides"])
 
 

@@ -24,6 +24,7 @@ from conftest import place_of
 
 from normbench import config
 from normbench.executors import EXECUTORS
+from normbench.executors import pool as pool_module
 from normbench.records import Failure, Interrupted, Record
 from normbench.trial import Trial
 
@@ -358,52 +359,54 @@ def test_a_trial_whose_process_always_dies_fails_and_the_others_do_not(
     assert (tmp_path / "attempts").read_text() == "xx", "one retry and no more"
 
 
-HANG_SECONDS = 4.0  # in which a worker must have started
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where ``hangs`` counts its attempts. The clock leaps while one hangs, and not while a worker starts."""
+    attempts, ended = tmp_path / "attempts", list[object]()
+    hours = itertools.count(0, 3600)
+    bury = pool_module._Worker.bury
+
+    def counted(*arguments: Any) -> tuple[str, str]:
+        ended.append(arguments)
+        return bury(*arguments)
+
+    def clock() -> float:
+        hangs = attempts.exists() and len(attempts.read_text()) > len(ended)
+        return time.monotonic() + (next(hours) if hangs else 0)
+
+    monkeypatch.setattr(pool_module, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(pool_module, "STACKS_SECONDS", 0.5)
+    monkeypatch.setattr(pool_module, "monotonic", clock)
+    monkeypatch.setattr(pool_module._Worker, "bury", counted)
+    return attempts
 
 
 @pytest.mark.parametrize("how", HANGS)
 def test_a_trial_that_hangs_is_ended_with_its_stacks_and_disturbs_nobody(
-    pool: Execute,
-    trials: Callable[[int], list[Trial]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    how: str,
+    pool: Execute, trials: Callable[[int], list[Trial]], hanging: Path, how: str
 ) -> None:
-    monkeypatch.setattr("normbench.executors.attempts.RETRIES", 0)
-    monkeypatch.setattr("normbench.executors.pool.STACKS_SECONDS", 0.5)
-    work = partial(hangs, attempts=tmp_path / "attempts", how=how, times=99)
+    work = partial(hangs, attempts=hanging, how=how, times=99)
 
-    found = outcomes(pool, work, trials(4), hang_seconds=HANG_SECONDS)
+    found = outcomes(pool, work, trials(4), workers=1, hang_seconds=60)
 
     failure = found.pop(1)
     assert isinstance(failure, Failure)
     assert failure.state == "timeout"
-    assert failure.reason == "timeout: no step for 4 s, 1 times on this trial"
+    assert failure.reason == "timeout: no step for 60 s, 2 times on this trial"
     assert how == "stopped" or "in hangs\n" in failure.traceback
     assert all(isinstance(outcome, Record) for outcome in found.values())
+    assert hanging.read_text() == "xx", "one retry and no more"
 
 
 def test_a_trial_that_hangs_once_is_tried_again(
-    apart: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+    pool: Execute, trials: Callable[[int], list[Trial]], hanging: Path
 ) -> None:
-    work = partial(hangs, attempts=tmp_path / "attempts", how="asleep", times=1)
+    work = partial(hangs, attempts=hanging, how="asleep", times=1)
 
-    found = outcomes(apart, work, trials(3), hang_seconds=HANG_SECONDS)
+    found = outcomes(pool, work, trials(3), workers=1, hang_seconds=60)
 
     assert all(isinstance(outcome, Record) for outcome in found.values())
-    assert (tmp_path / "attempts").read_text() == "xx"
-
-
-def test_a_trial_that_hangs_twice_is_not_tried_again(
-    apart: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
-) -> None:
-    work = partial(hangs, attempts=tmp_path / "attempts", how="asleep", times=99)
-
-    failure = outcomes(apart, work, trials(2), hang_seconds=HANG_SECONDS)[1]
-
-    assert isinstance(failure, Failure)
-    assert failure.reason == "timeout: no step for 4 s, 2 times on this trial"
-    assert (tmp_path / "attempts").read_text() == "xx"
+    assert hanging.read_text() == "xx"
 
 
 def test_time_in_which_the_runner_itself_was_stopped_is_no_hang(
@@ -411,7 +414,7 @@ def test_time_in_which_the_runner_itself_was_stopped_is_no_hang(
 ) -> None:
     """Ctrl-Z for an hour: an hour passes between two looks at the workers."""
     hours = itertools.count(0, 3600)
-    monkeypatch.setattr("normbench.executors.pool.monotonic", lambda: float(next(hours)))
+    monkeypatch.setattr(pool_module, "monotonic", lambda: float(next(hours)))
     monkeypatch.setattr("normbench.executors.attempts.RETRIES", 0)
 
     found = outcomes(pool, trivial, trials(4), hang_seconds=600)

@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import os
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -66,6 +67,38 @@ def test_when_a_node_dies_its_trials_go_on_elsewhere_from_their_checkpoints(
         record = found[trial]
         assert isinstance(record, Record)
         assert numbers(record) == numbers(undisturbed)
+
+
+def sleeps(trial: Trial, tell: Tell, *, attempts: Path) -> Record:
+    """Seed 1 tells that it has begun, and then nothing."""
+    tell({"epoch": 1})
+    if trial.seed == 1:
+        with attempts.open("a") as file:
+            file.write("x")
+        select.select([], [], [], 3600)
+    return trivial(trial, tell)
+
+
+def test_a_task_that_tells_nothing_for_too_long_is_ended_tried_once_more_and_is_then_a_timeout(
+    ray_cluster: RayCluster, tiny: Callable[..., Trial], tmp_path: Path
+) -> None:
+    work = partial(sleeps, attempts=tmp_path / "attempts")
+    trials = [tiny(seed=seed) for seed in range(3)]
+
+    found = {
+        trial.seed: outcome
+        for trial, outcome in execute(
+            work, trials, workers=3, report=lambda *_: None, stop=lambda: False,
+            address=ray_cluster.address, hang_seconds=2.0,
+        )
+    }  # fmt: skip
+
+    failure = found.pop(1)
+    assert isinstance(failure, Failure)
+    assert failure.state == "timeout"
+    assert failure.reason == "timeout: no step for 2 s, 2 times on this trial"
+    assert (tmp_path / "attempts").read_text() == "xx", "one retry and no more"
+    assert all(isinstance(outcome, Record) for outcome in found.values())
 
 
 def test_a_node_with_a_disk_of_its_own_is_sent_the_data_set(

@@ -9,10 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from normbench import records as module
 from normbench.records import (
+    SCHEMA,
     Epoch,
     Failure,
     NewerRecordError,
@@ -64,8 +67,9 @@ def test_a_record_has_this_shape_and_no_other(real: Record) -> None:
         "diagnostics": dict,
         "data": str,
         "provenance": dict,
+        "sha256": str,
     }
-    assert record["schema"] == 3
+    assert record["schema"] == SCHEMA
     assert record["status"] == "done"
     assert set(record["final"]) == {"test_accuracy", "test_accuracy_median5"}
     assert len(record["data"]) == 64
@@ -165,7 +169,11 @@ def test_a_number_that_is_not_finite_is_neither_written_nor_read(real: Record, v
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated", "empty", "bytes", "list", "deep", "short of a key", "another id"]
+    "damage",
+    [
+        *("truncated", "empty", "bytes", "list", "deep"),
+        *("short of a key", "another id", "another number", "no checksum"),
+    ],
 )
 def test_a_damaged_record_is_named_and_set_aside(real: Record, store: Store, damage: str) -> None:
     store.save(real)
@@ -179,8 +187,10 @@ def test_a_damaged_record_is_named_and_set_aside(real: Record, store: Store, dam
             "bytes": bytes(range(256)),
             "list": b"[1, 2]",
             "deep": b"[" * 100_000,
-            "short of a key": json.dumps({key: values[key] for key in values if key != "seconds"}).encode(),
-            "another id": json.dumps(values | {"trial": values["trial"] | {"seed": 1}}).encode(),
+            "short of a key": sealed({key: values[key] for key in values if key != "seconds"}).encode(),
+            "another id": sealed(values | {"trial": values["trial"] | {"seed": 1}}).encode(),
+            "another number": whole.replace(b'"epoch": 2,', b'"epoch": 3,'),
+            "no checksum": json.dumps({key: values[key] for key in values if key != "sha256"}).encode(),
         }[damage]
     )
 
@@ -204,18 +214,47 @@ def test_what_is_set_aside_twice_is_kept_twice(real: Record, store: Store) -> No
     assert kept == {b"first", b"second", b"third"}
 
 
-def test_no_bit_flip_in_the_settings_goes_unnoticed(real: Record) -> None:
-    """The id vouches for the settings. (A digit of a result can turn into another: JSON has no checksum.)"""
-    whole = real.to_json().encode()
-    begin, end = whole.index(b'"trial"'), whole.index(b'"status"')
-    for position in random.Random(0).choices(range(begin * 8, end * 8), k=300):
-        flipped = bytearray(whole)
-        flipped[position // 8] ^= 1 << position % 8
+def test_300_bit_flips_and_truncations_are_all_detected_or_change_no_value(real: Record) -> None:
+    """(What changes no value is a blank for another one.)"""
+    whole, source = real.to_json().encode(), random.Random(0)
+    detected = 0
+    for _ in range(300):
         try:
-            record = Record.from_json(bytes(flipped))
+            record = Record.from_json(damaged_bytes(whole, source))
+        except NewerRecordError:
+            pytest.fail("a flipped digit of the schema was believed")
         except ValueError:
-            continue
-        assert record == real, f"bit {position} changed {whole[position // 8 - 20 : position // 8 + 20]!r}"
+            detected += 1
+        else:
+            assert record == real
+    assert detected > 200
+
+
+def damaged_bytes(whole: bytes, source: random.Random) -> bytes:
+    """One bit flipped, or the end cut off."""
+    if source.random() < 0.2:
+        return whole[: source.randrange(len(whole) - 2)]
+    position = source.randrange(len(whole) * 8)
+    flipped = bytearray(whole)
+    flipped[position // 8] ^= 1 << position % 8
+    return bytes(flipped)
+
+
+def test_no_bit_of_the_schema_can_flip_to_a_newer_one(real: Record) -> None:
+    whole = real.to_json().encode()
+    place = whole.index(b'"schema": ') + len(b'"schema": ')
+    for bit in range(8):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << bit
+        with pytest.raises(ValueError, match=r"\S") as caught:
+            Record.from_json(bytes(flipped))
+        assert not isinstance(caught.value, NewerRecordError)
+
+
+def sealed(values: dict[str, Any]) -> str:
+    """Any values under a right checksum."""
+    rest = {key: value for key, value in values.items() if key != "sha256"}
+    return json.dumps(rest | {"sha256": module._checksum(rest)})
 
 
 def test_a_record_under_the_name_of_another_trial_is_damaged(real: Record, store: Store, tiny: Tiny) -> None:
@@ -231,6 +270,7 @@ def test_a_record_under_the_name_of_another_trial_is_damaged(real: Record, store
 
 def test_a_record_of_the_first_schema_is_the_trial_with_all_that_was_added_as_before(real: Record) -> None:
     older = json.loads(real.to_json()) | {"schema": 1}
+    del older["sha256"]
     for dotted in ADDED:
         *outer, key = dotted.split(".")
         holder = older["trial"][outer[0]] if outer else older["trial"]
@@ -251,16 +291,17 @@ def test_the_committed_records_of_the_first_schema_are_still_found_under_their_i
 
 
 def test_a_record_of_a_newer_schema_asks_for_a_newer_normbench(real: Record) -> None:
-    newer = json.loads(real.to_json()) | {"schema": 4, "something": "new"}
+    newer = json.loads(real.to_json()) | {"schema": SCHEMA + 1, "something": "new"}
 
-    with pytest.raises(ValueError, match="needs a newer normbench: its schema is 4, this one reads 3"):
-        Record.from_json(json.dumps(newer))
+    words = f"needs a newer normbench: its schema is {SCHEMA + 1}, this one reads {SCHEMA}"
+    with pytest.raises(NewerRecordError, match=words):
+        Record.from_json(sealed(newer))
 
 
 def test_a_record_of_a_newer_schema_is_neither_read_nor_taken_for_damaged(real: Record, store: Store) -> None:
     store.save(real)
     path = store.record_path(real.trial.id)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 4}))
+    path.write_text(sealed(json.loads(path.read_text()) | {"schema": SCHEMA + 1}))
 
     with pytest.raises(NewerRecordError, match=f"^{path}: needs a newer normbench"):
         store.load()
@@ -271,7 +312,7 @@ def test_a_wrong_value_is_named_by_its_place(real: Record) -> None:
     values["epochs"][1]["train_loss"] = "low"
 
     with pytest.raises(ValueError, match=r"^epochs\.1\.train_loss: "):
-        Record.from_json(json.dumps(values))
+        Record.from_json(sealed(values))
 
 
 # ---- files

@@ -19,6 +19,7 @@ from torch import Tensor
 from normbench import checkpoints
 from normbench import train as training
 from normbench.data import augment
+from normbench.norms import CLIPS
 from normbench.records import Interrupted, Record
 from normbench.train import train
 from normbench.trial import Trial
@@ -108,6 +109,33 @@ def test_a_trial_stopped_four_times_ends_as_one_that_was_not(
     stopped.stop(at=3)  # the fifth update
     stopped.stop(at=4)  # the first evaluation
     stopped.stop(at=6)  # the second epoch
+
+    assert stopped.end(stopped.run()[0]) == undisturbed.end(undisturbed.run()[0])
+
+
+TIMED: list[dict[str, Any]] = [
+    {"norm": {"name": "batch", "frozen_epochs": 1}},
+    {"norm": {"name": "batch_renorm", "warmup_epochs": 0.3, "ramp_epochs": 1.0}},
+    {"norm": {"name": "weight_norm", "data_init": True}},
+    {"norm": "batch", "norm_batch_size": 5, "schedule": {"name": "step", "warmup_epochs": 1.5}},
+]
+EVERY_METHOD = [{"norm": norm} for norm in METHODS] + [{"clip": clip} for clip in CLIPS] + TIMED
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("settings", EVERY_METHOD, ids=str)
+def test_a_trial_stopped_at_every_end_of_an_epoch_ends_as_one_that_was_not(
+    bench: Callable[..., Bench], settings: dict[str, Any], precision: str
+) -> None:
+    """Stopped behind the updates of each of three epochs, and behind the evaluation of the first two."""
+    settings = settings | {"precision": precision, "epochs": 3}
+    undisturbed, stopped = (bench(name, **settings) for name in ("undisturbed", "stopped"))
+    updates, evaluation = 6, 3
+
+    stopped.stop(at=updates + 1)
+    for _ in range(2):
+        stopped.stop(at=1 + evaluation)  # once more behind the updates, then the evaluation
+        stopped.stop(at=1 + evaluation + updates + 1)
 
     assert stopped.end(stopped.run()[0]) == undisturbed.end(undisturbed.run()[0])
 
@@ -291,6 +319,7 @@ import os, signal, sys
 from pathlib import Path
 from normbench import train as training
 from normbench.data import augment
+from normbench.norms import CLIPS
 from normbench.trial import Trial
 
 trial, data, prefix, where, count = sys.argv[1:]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import place_of
+from conftest import forkserver, place_of
 from test_train import numbers
 
 from normbench import config, sweep
@@ -262,7 +262,7 @@ def test_results_that_are_not_done_are_run_again_only_if_asked(lab: Lab, status:
     lab.run()
     trial_id = lab.experiment().trials[0].id
     path = lab.store.record_path(trial_id)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": status, "final": None}))
+    lab.store.save(Record.from_json(path.read_text()).model_copy(update={"status": status, "final": None}))
     assert lab.run().begun == []
 
     seen = lab.run(retry=("failed", status))
@@ -275,7 +275,9 @@ def test_a_result_is_not_forgotten_when_it_cannot_be_run_again(lab: Lab) -> None
     lab.run()
     trial_id = lab.experiment().trials[0].id
     path = lab.store.record_path(trial_id)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "diverged", "final": None}))
+    lab.store.save(
+        Record.from_json(path.read_text()).model_copy(update={"status": "diverged", "final": None})
+    )
 
     with pytest.raises(DataError):
         lab.run(retry=("diverged",), data=NO_DATA)
@@ -287,7 +289,9 @@ def test_results_to_be_run_again_stay_until_there_is_another(lab: Lab) -> None:
     lab.run()
     paths = [lab.store.record_path(trial.id) for trial in lab.experiment().trials]
     for path in paths:
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "diverged", "final": None}))
+        lab.store.save(
+            Record.from_json(path.read_text()).model_copy(update={"status": "diverged", "final": None})
+        )
 
     lab.run(retry=("diverged",), stop=lambda: True)
 
@@ -491,12 +495,11 @@ def runner(path: Path, results: Path, data: Path, pipe: "Connection[Any, Any]") 
 @pytest.mark.parametrize(("executor", "kills"), [("serial", KILLS or 10), ("pool", KILLS or 2)])
 def test_no_kill_loses_a_finished_trial_or_runs_it_twice(lab: Lab, executor: str, kills: int) -> None:
     """SIGKILL at random instants, of the runner alone or of all its processes; this process does the rest."""
-    context = multiprocessing.get_context("forkserver")  # a spawned runner takes seconds to import torch
-    context.set_forkserver_preload(["normbench.train", "torch._dynamo"])
+    context = forkserver()
     changes = MANY | {"execute": {"executor": executor, "workers": 2}}
     expected = undisturbed_numbers(lab, **changes)
     instants = random.Random(0)
-    killed, round_, place = 0, 0, lab
+    killed, round_, updates, place = 0, 0, 0, lab
     while killed < kills:
         round_ += 1
         place = Lab(lab.directory / f"round{round_}", lab.data)
@@ -514,6 +517,11 @@ def test_no_kill_loses_a_finished_trial_or_runs_it_twice(lab: Lab, executor: str
         assert len(seen.begun) == 12 - len(finished)
         assert all_numbers(place.store) == expected
         assert [path.name for path in place.results.rglob("*.tmp")] == []
+        updates += sum(len(record.epochs) * 6 for record in place.store.load()[0].values())
+    words = (
+        f"{executor}: {killed} kills in {round_} sweeps of 12 trials, {updates} updates; none lost or doubled"
+    )
+    sys.stdout.write(f"{words}, all records equal to the undisturbed ones\n")
 
 
 def finished_in(place: Lab) -> dict[str, bytes]:

@@ -23,7 +23,7 @@ from normbench.trial import Trial
 
 Tiny = Callable[..., Trial]
 Run = Callable[..., Record]
-TIMES = {"images_per_second", "seconds", "peak_memory_bytes", "provenance"}
+TIMES = {"images_per_second", "seconds", "peak_memory_bytes", "provenance", "sha256"}
 METHODS = [*NORMS, {"name": "switchable", "variance": "official"}]
 
 

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), 60,000 images of 32×32, from the official archives.
 
-Addresses and hashes are torchvision's, and so is the download. Files are taken from the unpacked folder if
+Addresses and names are torchvision's, and so is the download. Files are taken from the unpacked folder if
 it lies in the data directory, else out of the archive, which is never unpacked to disk. Bytes are parsed
-only after their md5 was found right, and then by a reader that knows only what the official files hold: no
+only after their sha256 was found right, and then by a reader that knows only what the official files hold: no
 name in a pickle leads to code.
 """
 
@@ -22,20 +22,35 @@ from numpy.typing import NDArray
 from normbench.data import Arrays, DataError, Say, Source
 
 SHAPE = 3, 32, 32
+MOST_BYTES = 200_000_000  # that are read to be hashed; the largest official file has 170 million
+SHA256 = {  # those of the archives are Keras's too; the files' are of the md5 that torchvision publishes
+    "cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
+    "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
+    "data_batch_3": "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
+    "data_batch_4": "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
+    "data_batch_5": "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
+    "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
+    "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
+    "cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    "train": "735e79b04f092ca3d2e6d07f368c0a7d70d48c48d28865950cc24454cf45129b",
+    "test": "4b67687d9933c4db8f0831104447f15b93774f4f464bd0516f0f0f2ac83b7864",
+    "meta": "a5d4786345c961390f865e93b434dbd5c6904ce880667e0cb888c97d449f28b9",
+}
 
 
 @dataclass(frozen=True)
 class Release:
-    """The official files of a data set; ``md5`` has one hash for each of ``train``, ``test`` and ``meta``."""
+    """The official files of a data set; ``sha256`` has one for each of ``train``, ``test`` and ``meta``."""
 
     url: str
     archive: str
-    archive_md5: str
+    archive_sha256: str
     folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
     meta: str
-    md5: dict[str, str]
+    sha256: dict[str, str]
     labels_key: bytes
     names_key: bytes
 
@@ -45,16 +60,17 @@ def official(name: str, labels_key: bytes) -> Release:
     import torchvision
 
     published = getattr(torchvision.datasets, name)
-    train, test, meta = dict(published.train_list), dict(published.test_list), published.meta
+    train, test = (tuple(file for file, _ in files) for files in (published.train_list, published.test_list))
+    meta = published.meta
     return Release(
         published.url,
         published.filename,
-        published.tgz_md5,
+        SHA256[published.filename],
         published.base_folder,
-        tuple(train),
-        tuple(test),
+        train,
+        test,
         meta["filename"],
-        {**train, **test, meta["filename"]: meta["md5"]},
+        {file: SHA256[file] for file in (*train, *test, meta["filename"])},
         labels_key,
         meta["key"].encode(),
     )
@@ -71,8 +87,8 @@ def read(release: Release, directory: Path, say: Say) -> Arrays:
     if folder.is_dir():
         say(f"{folder}: checking and reading")
         contents = {
-            name: _checked(folder / name, _read_bytes(folder / name), md5)
-            for name, md5 in release.md5.items()
+            name: _checked(folder / name, _read_bytes(folder / name), sha256)
+            for name, sha256 in release.sha256.items()
         }
     else:
         if not archive.exists():
@@ -103,8 +119,9 @@ def _download(release: Release, directory: Path, say: Say) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".download-") as partial:
         try:
-            download_url(release.url, partial, release.archive, release.archive_md5)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            download_url(release.url, partial, release.archive)
+            _check_archive(release, Path(partial, release.archive))
+        except (OSError, RuntimeError, http.client.HTTPException, DataError) as error:
             raise DataError(
                 f"{release.url}: download failed ({error}); put {release.archive}, "
                 f"or the folder {release.folder} that it holds, into {directory}"
@@ -113,17 +130,20 @@ def _download(release: Release, directory: Path, say: Say) -> None:
 
 
 def _read_bytes(path: Path) -> bytes:
+    fix = f"delete {path.parent} to have it downloaded anew"
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise DataError(f"{path}: {size} bytes, more than any official file has; {fix}")
         return path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: missing; delete {path.parent} to have it downloaded anew") from None
+        raise DataError(f"{path}: missing; {fix}") from None
 
 
-def _checked(path: Path, content: bytes, md5: str) -> bytes:
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
+def _checked(path: Path, content: bytes, sha256: str) -> bytes:
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
         raise DataError(
-            f"{path}: expected md5 {md5}, found {found} ({len(content)} bytes); "
+            f"{path}: expected sha256 {sha256}, found {found} ({len(content)} bytes); "
             f"delete {path.parent} to have it downloaded anew"
         )
     return content
@@ -131,23 +151,27 @@ def _checked(path: Path, content: bytes, md5: str) -> bytes:
 
 def _from_archive(release: Release, archive: Path) -> dict[str, bytes]:
     """The contents of the release's files, read in memory."""
-    with archive.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    fix = f"delete {archive} to have it downloaded anew"
-    if found != release.archive_md5:
-        raise DataError(
-            f"{archive}: expected md5 {release.archive_md5}, found {found} "
-            f"({archive.stat().st_size} bytes); {fix}"
-        )
+    _check_archive(release, archive)
     contents = {}
     with tarfile.open(archive) as tar:
         for member in tar:
             name = member.name.removeprefix(f"{release.folder}/")
-            if name in release.md5 and member.isreg() and (packed := tar.extractfile(member)):
-                contents[name] = _checked(archive / member.name, packed.read(), release.md5[name])
-    if missing := release.md5.keys() - contents.keys():
+            if name in release.sha256 and member.isreg() and (packed := tar.extractfile(member)):
+                contents[name] = _checked(archive / member.name, packed.read(), release.sha256[name])
+    if missing := release.sha256.keys() - contents.keys():
+        fix = f"delete {archive} to have it downloaded anew"
         raise DataError(f"{archive}: holds no {release.folder}/{min(missing)}; {fix}")
     return contents
+
+
+def _check_archive(release: Release, archive: Path) -> None:
+    with archive.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != release.archive_sha256:
+        raise DataError(
+            f"{archive}: expected sha256 {release.archive_sha256}, found {found} "
+            f"({archive.stat().st_size} bytes); delete {archive} to have it downloaded anew"
+        )
 
 
 class _Inert:

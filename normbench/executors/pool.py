@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from normbench.executors import Outcome, Report, Work
 
 POLL_SECONDS = 0.2
+LOOK_SECONDS = 1.0  # of silence at most between two looks: a runner that was stopped for an hour saw no hang
 PATIENCE_SECONDS = 4.0  # for workers to save their state when they are told to stop
 STACKS_SECONDS = 2.0  # for a worker that hangs to write down where
 MOST_STACKS = 60_000  # bytes kept of it
@@ -132,8 +133,7 @@ class _Worker:
     def watch(self, hang_seconds: float | None) -> None:
         """End it if it has had no news of its trial for so long; it writes down where it hangs."""
         now = monotonic()
-        # a runner that was itself stopped for an hour (Ctrl-Z) has not watched for an hour
-        self._silence += min(now - self._watched_at, 5 * POLL_SECONDS)
+        self._silence += min(now - self._watched_at, LOOK_SECONDS)
         self._watched_at = now
         if self.trial is None or hang_seconds is None or self._silence < hang_seconds or self.hangs:
             return

@@ -44,10 +44,13 @@ def _scaled(norm: Normalization, scale: float) -> Normalization:
     return replace(norm, conv=conv)
 
 
-def check(trial: Trial, classes: int, image_size: int) -> None:
+def check(trial: Trial, classes: int, image_size: int) -> int:
     """Push the shapes of a training batch through the trial's network, without computing anything.
 
     A user's own method gets random images, since nothing says that it can do without numbers.
+
+    Returns:
+        How many parameters the network has.
 
     Raises:
         ShapeError: names method, layer and shape.
@@ -73,3 +76,4 @@ def check(trial: Trial, classes: int, image_size: int) -> None:
                 raise
             words = f"norm {trial.norm.name} raises in {reached}: {type(error).__name__}: {error}"
             raise OwnError(words) from error
+    return sum(parameter.numel() for parameter in model.parameters())
