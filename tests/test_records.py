@@ -455,6 +455,26 @@ def test_a_runner_clears_away_what_a_killed_one_left_behind(real: Record, store:
     assert store.load() == ({real.trial.id: real}, {})
 
 
+def test_a_record_of_the_trial_that_was_expected_is_read_the_same(real: Record, store: Store) -> None:
+    store.save(real)
+    assert store.load([real.trial]) == store.load() == ({real.trial.id: real}, {})
+
+
+@pytest.mark.parametrize(
+    "damage", [{"seed": False}, {"epochs": 3.5}, {"epochs": 4}, {"id": "other"}, {"sed": 1}], ids=str
+)
+def test_a_trial_that_is_not_to_the_letter_the_expected_one_is_checked(
+    real: Record, damage: dict[str, Any]
+) -> None:
+    values = json.loads(real.to_json())
+    values["trial"] |= damage
+    del values["sha256"]
+    text = json.dumps(values | {"schema": 3})  # before there were checksums
+
+    with pytest.raises(ValueError, match=r"trial|seed|sed|epochs"):
+        Record.from_json(text, real.trial)
+
+
 def test_what_is_no_file_is_no_record(store: Store) -> None:
     (store.directory / "folder.json").mkdir(parents=True)
 
