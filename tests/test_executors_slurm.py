@@ -88,7 +88,6 @@ def test_a_trial_that_must_make_room_goes_on_later_from_its_checkpoint(
     assert isinstance(outcome, Record)
     assert attempts.read_text() == "xx"
     assert steps[0] not in steps[1:], "it began anew instead of from its checkpoint"
-    assert list((tmp_path / "slurm").glob("*.out")) == [], "what went well leaves no logs"
     undisturbed = sweep.work(trial, lambda _: False, checkpoints=(tmp_path / "here").joinpath, **means)
     assert numbers(outcome) == numbers(undisturbed)
 
@@ -100,7 +99,7 @@ def test_what_a_dead_runner_left_in_the_queue_is_ended_before_anything_new_begin
     means = OPTIONS | {"directory": tmp_path / "slurm", "report": lambda *_: None}
     news: list[int] = []
     with monkeypatch.context() as dead:
-        dead.setattr(slurm._Queue, "cancel", lambda self: None)
+        dead.setattr(slurm._Queue, "close", lambda self: None)
         abandoned = slurm.execute(
             partial(until_told_to_stop, saved=saved), [tiny(), tiny(seed=1), tiny(seed=2)],
             **means | {"report": lambda *_: news.append(1), "stop": lambda: bool(news)},
@@ -125,6 +124,7 @@ def test_a_whole_sweep_runs_as_jobs(cli: Cli, lab: Path) -> None:
     ended = cli("run", "tiny.yaml", "name=q", "sweep.norm=[batch]", where, "--quiet")
 
     assert (ended.code, ended.out) == (0, "results/q: 2 trials, 2 done\n")
+    assert not (lab / "results/q/slurm").exists(), "what went well leaves nothing but records"
 
 
 def test_what_slurm_refuses_is_said_in_its_words(tiny: Callable[..., Trial], tmp_path: Path) -> None:

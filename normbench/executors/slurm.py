@@ -78,7 +78,7 @@ def execute(
             if not ended:
                 time.sleep(POLL_SECONDS)
     finally:
-        queue.cancel()
+        queue.close()
 
 
 def _parameters(
@@ -235,9 +235,12 @@ class _Queue:
             job.files.stdout.unlink(missing_ok=True)
             job.files.result_pickle.unlink()
 
-    def cancel(self) -> None:
-        """Cancel all jobs, and give those that run time to save."""
-        if self.jobs:
+    def close(self) -> None:
+        """Cancel all jobs, give those that run time to save, and leave nothing but the logs of the dead."""
+        if not self.jobs:
+            if not any(self._directory.glob("*.out")):
+                shutil.rmtree(self._directory, ignore_errors=True)
+        else:
             _cancel(self.jobs)
             deadline = time.monotonic() + PATIENCE_SECONDS
             while self.jobs.keys() & (_queued() or {}).keys() and time.monotonic() < deadline:

@@ -66,10 +66,13 @@ CONF
     ;;
 stop)
     dir=$(realpath "$2")
-    for daemon in slurmd slurmctld munge/; do
-        pid=$dir/${daemon%/}.pid
-        [ "$daemon" = munge/ ] && pid=$dir/munge/pid
-        [ -f "$pid" ] && kill "$(cat "$pid")" 2>/dev/null || true
+    for file in slurmd.pid slurmctld.pid munge/pid; do
+        pid=$(cat "$dir/$file" 2>/dev/null) || continue
+        kill "$pid" 2>/dev/null || continue
+        for _ in $(seq 100); do
+            kill -0 "$pid" 2>/dev/null || break
+            sleep 0.1
+        done
     done
     ;;
 *)
