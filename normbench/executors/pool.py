@@ -9,6 +9,7 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import resource_tracker
@@ -224,7 +225,12 @@ def _serve(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]", work: "
             try:
                 message = ForkingPickler.dumps(("outcome", work(trial, tell)))
             except Interrupted:
-                return
+                break
             except Exception as error:
                 message = ForkingPickler.dumps(("outcome", Failure.of(error)))
             pipe.send_bytes(message)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(
+        0
+    )  # to take torch apart takes a second of computing, for which nobody who stops a run should wait
