@@ -1,6 +1,8 @@
 """The command line: parse, call, print. Data go to stdout, messages and progress to stderr."""
 
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -275,6 +277,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """The entry point: runs a command, and ends the process with its exit code, never with a traceback."""
     with patient():
         code = _run(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and "torch" in sys.modules:
+        with suppress(OSError, AttributeError):  # closed, or never there
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)  # to take torch apart takes a second, and five on a machine that has much to do
     sys.exit(code)
 
 
