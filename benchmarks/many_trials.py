@@ -31,7 +31,7 @@ def instant(trial: Trial, tell: "Tell", **_: Any) -> Record:
     return Record(
         trial=trial, status="done", epochs=(Epoch(epoch=1, lr=0.1, seconds=1.0, **numbers),),
         final=Final(test_accuracy=0.7, test_accuracy_median5=0.7), images_per_second=1.0, seconds=1.0,
-        peak_memory_bytes=1, diagnostics={}, data="0" * 64, provenance={"pid": os.getpid()}, schema=2,
+        peak_memory_bytes=1, diagnostics={}, data="0" * 64, provenance={"pid": os.getpid()}, schema=4,
     )  # fmt: skip
 
 
@@ -62,9 +62,11 @@ class Thousands(sweep.Listener):
 def measure(executor: str, trials: int, directory: Path) -> dict[str, Any]:
     """Run them all in this process."""
     path = directory / "many.yaml"
-    seeds = ", ".join(map(str, range(trials)))
+    seeds = ", ".join(map(str, range(trials // 200)))
     path.write_text(
-        f"name: many\nmax_trials: 100000\ntrial: {{model: resnet8}}\nsweep: {{seed: [{seeds}]}}\n"
+        f"name: many\nmax_trials: 100000\ntrial: {{model: resnet8}}\n"
+        "sweep: {norm: [batch, layer, instance, group, switchable], batch_size: [2, 4, 8, 16, 32],\n"
+        f"  optimizer.lr: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], seed: [{seeds}]}}\n"
         f"execute: {{executor: {executor}, workers: 2}}\n"
     )
     began = time.perf_counter()
@@ -97,7 +99,7 @@ def timed(*arguments: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--trials", type=int, default=10_000, help="a multiple of 200")
     parser.add_argument("--executors", default="serial,pool,ray")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # one of them, in a process of its own

@@ -12,16 +12,17 @@ import traceback as tracebacks
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from filelock import FileLock, Timeout
-from pydantic import ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import ConfigDict, Field, ValidationError, WrapValidator, model_serializer, model_validator
 from pydantic_core import from_json
 
 from normbench.trial import Frozen, Trial
 
 SCHEMA: Literal[4] = 4  # earlier ones knew fewer of the settings in trial.ADDED; they are then as before
 SEALED = 4  # the first with a checksum
+ERROR = ".error.txt"
 Status = Literal["done", "diverged", "out_of_memory"]
 TIMEOUT = "timeout:"  # begins the last line of what is told of a hang
 
@@ -67,7 +68,9 @@ class Record(Finite):
     """What one trial gave: its settings, its course, its end and where it ran."""
 
     schema_version: Literal[1, 2, 3, 4] = Field(SCHEMA, alias="schema")
-    trial: Trial
+    trial: Annotated[
+        Trial, WrapValidator(lambda given, check: given if isinstance(given, Trial) else check(given))
+    ]
     status: Status
     epochs: tuple[Epoch, ...]
     final: Final | None = Field(None, description="None unless the status is 'done'")
@@ -252,7 +255,7 @@ class Store:
 
     def error_path(self, trial_id: str) -> Path:
         """Where the traceback of a trial's last failed attempt lies."""
-        return self.directory / f"{trial_id}.error.txt"
+        return self.directory / f"{trial_id}{ERROR}"
 
     def checkpoint_path(self, trial_id: str) -> Path:
         """Where a running trial keeps its state."""
@@ -275,10 +278,17 @@ class Store:
         """Keep why a trial failed; it stays missing and is tried again by the next run."""
         write_atomically(self.error_path(trial_id), traceback.encode(errors="backslashreplace"))
 
-    def error(self, trial_id: str) -> str | None:
-        """The traceback of a trial's last failed attempt, or None."""
-        path = self.error_path(trial_id)
-        return path.read_text("utf-8", errors="replace") if path.exists() else None
+    def errors(self) -> dict[str, str]:
+        """The tracebacks of last failed attempts by trial id."""
+        paths = self._files(ERROR)
+        return {path.name.removesuffix(ERROR): path.read_text("utf-8", errors="replace") for path in paths}
+
+    def _files(self, suffix: str) -> list[Path]:
+        """In the order of their names."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as entries:
+            names = [each.name for each in entries if each.name.endswith(suffix) and each.is_file()]
+            return [self.directory / name for name in sorted(names)]
+        return []
 
     def load(self, trials: Iterable[Trial] = ()) -> tuple[dict[str, Record], dict[Path, str]]:
         """All readable records by trial id, and for each unreadable file what is wrong with it.
@@ -291,7 +301,7 @@ class Store:
         """
         records, damaged = {}, {}
         expected = {trial.id: trial for trial in trials}
-        for path in sorted(path for path in self.directory.glob("*.json") if path.is_file()):
+        for path in self._files(".json"):
             try:
                 record = Record.from_json(path.read_bytes(), expected.get(path.stem))
                 if record.trial.id != path.stem:

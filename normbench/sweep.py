@@ -84,7 +84,7 @@ def survey(experiment: config.Experiment, results: Path) -> Survey:
     store = Store(results / experiment.name)
     records, damaged = store.load(experiment.trials)
     ids = {trial.id for trial in experiment.trials}
-    errors = {trial_id: error for trial_id in ids if (error := store.error(trial_id)) is not None}
+    errors = {trial_id: error for trial_id, error in store.errors().items() if trial_id in ids}
     own = {trial_id: record for trial_id, record in records.items() if trial_id in ids}
     return Survey(experiment, own, errors, damaged)
 

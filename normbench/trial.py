@@ -76,9 +76,9 @@ OWN = "module:function"  # the tag of its schema
 
 def _name_of(value: object) -> str | None:
     """What a choice names."""
-    if isinstance(value, Choice):
+    if type(value) is not dict and isinstance(value, Choice):  # asked of abstract classes, it takes its time
         return value.name
-    name = value.get("name") if isinstance(value, Mapping) else None
+    name = value.get("name") if isinstance(value, dict | Mapping) else None
     return name if isinstance(name, str) else None
 
 

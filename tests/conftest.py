@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -173,6 +174,14 @@ class Ended(NamedTuple):
 
 
 Cli = Callable[..., Ended]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--dist loadgroup``, one process and not every one starts a cluster."""
+    for name in ("ray", "slurm") if config.pluginmanager.hasplugin("xdist") else ():
+        for item in items:
+            if item.path.stem.endswith(f"_{name}") or re.search(rf"[\[-]{name}[\]-]", item.name):
+                item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")

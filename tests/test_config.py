@@ -105,6 +105,22 @@ def test_where_trials_run_is_no_part_of_their_identity(config):
     assert config(EVERYTHING).trials == config(EVERYTHING, "execute={executor: pool}").trials
 
 
+def test_an_executor_takes_options_as_a_norm_does(config):
+    text = "name: x\nexecute: {executor: {name: ray, gpus: 0.25}}"
+    assert config(text).execute.executor.options == {"address": None, "gpus": 0.25}
+    changed = config(text, "execute.executor.address=auto", "execute.threads=2").execute
+    assert changed.executor.options == {"address": "auto", "gpus": 0.25}
+    assert config("name: x", "execute.executor=slurm").execute.executor.options["minutes"] == 60
+
+
+def test_a_wrong_option_of_an_executor_is_found_where_it_was_written(problems):
+    text = "name: x\nexecute:\n  executor: {name: ray, adress: auto, gpus: -1}"
+    assert problems(text) == [
+        "x.yaml:3:25: execute.executor.adress: unknown option of 'ray' (did you mean 'address'?)",
+        "x.yaml:3:45: execute.executor.gpus: must be at least 0, got -1",
+    ]
+
+
 @pytest.mark.parametrize("name", ["a", "A-1", "_x", "cifar10.v2", "9" * 100])
 def test_names_of_directories_are_accepted(config, name):
     assert config(f"name: '{name}'").name == name

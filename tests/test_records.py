@@ -329,8 +329,8 @@ def test_saving_removes_the_trials_own_error_and_checkpoints_only(
 
     store.save(real)
 
-    assert store.error(real.trial.id) is None
-    assert store.error(other) == "Traceback\nValueError: no"
+    assert store.errors().get(real.trial.id) is None
+    assert store.errors()[other] == "Traceback\nValueError: no"
     left = {path.name.partition(".")[0] for path in (store.directory / "checkpoints").iterdir()}
     assert left == {other, f"{real.trial.id}0"}
 
@@ -388,7 +388,7 @@ def test_a_failure_of_the_disk_is_told_from_others_and_crosses_to_another_proces
 def test_an_error_of_any_characters_is_kept(store: Store) -> None:
     store.save_error("trial", "broken \udcff name, Größe 3×3")
 
-    assert store.error("trial") == "broken \\udcff name, Größe 3×3"
+    assert store.errors()["trial"] == "broken \\udcff name, Größe 3×3"
 
 
 # ---- the lock
@@ -453,6 +453,26 @@ def test_a_runner_clears_away_what_a_killed_one_left_behind(real: Record, store:
     assert [path.name for path in litter if path.exists()] == []
     assert wanted.exists()
     assert store.load() == ({real.trial.id: real}, {})
+
+
+def test_a_record_of_the_trial_that_was_expected_is_read_the_same(real: Record, store: Store) -> None:
+    store.save(real)
+    assert store.load([real.trial]) == store.load() == ({real.trial.id: real}, {})
+
+
+@pytest.mark.parametrize(
+    "damage", [{"seed": False}, {"epochs": 3.5}, {"epochs": 4}, {"id": "other"}, {"sed": 1}], ids=str
+)
+def test_a_trial_that_is_not_to_the_letter_the_expected_one_is_checked(
+    real: Record, damage: dict[str, Any]
+) -> None:
+    values = json.loads(real.to_json())
+    values["trial"] |= damage
+    del values["sha256"]
+    text = json.dumps(values | {"schema": 3})  # before there were checksums
+
+    with pytest.raises(ValueError, match=r"trial|seed|sed|epochs"):
+        Record.from_json(text, real.trial)
 
 
 def test_what_is_no_file_is_no_record(store: Store) -> None:

@@ -247,3 +247,12 @@ def test_a_trial_cannot_be_changed():
 
 def test_the_options_of_a_choice_are_its_settings_without_the_name():
     assert trial(norm={"name": "group", "groups": 4}).norm.options == {"groups": 4, "eps": 1e-5}
+
+
+def test_a_changed_copy_has_an_id_of_its_own() -> None:
+    trial = Trial(seed=1)
+    assert trial.id == Trial(seed=1).id
+    copy = trial.model_copy(update={"seed": 2})
+    assert copy.id == Trial(seed=2).id
+    assert copy == Trial(seed=2)
+    assert hash(trial) == hash(Trial(seed=1)), "whether or not the id has been asked for"
