@@ -1,7 +1,9 @@
 """The command line: parse, call, print. Data go to stdout, messages and progress to stderr."""
 
 import gc
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -277,6 +279,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     gc.set_threshold(50_000)  # a fifth of reading 10,000 records went into looking for cycles among them
     with patient():
         code = _run(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and "torch" in sys.modules:
+        with suppress(OSError, AttributeError):  # closed, or never there
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)  # to take torch apart takes a second, and five on a machine that has much to do
     sys.exit(code)
 
 

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -223,5 +224,8 @@ def _serve(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]", work: "
         while trial := pipe.recv():
             message = packed(work, trial, tell)
             if message is None:
-                return
+                break
             pipe.send(("outcome", message))
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)  # nobody who stops a run should wait a second while torch is taken apart
