@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from normbench.located import Node, Problem, printable
-from normbench.trial import Trial
+from normbench.trial import Frozen, Trial
 from normbench.validation import Location, check, meant, paths, unknown
 
 TRIAL_KEYS = paths(Trial)
@@ -82,22 +82,22 @@ def _without(settings: Node, locations: set[Location]) -> Node:
     return replace(settings, value=kept)
 
 
-def merged(base: Node, assigned: Mapping[str, Node]) -> Node:
-    """Trial settings with others put in by dotted key; ``norm.groups`` goes into the norm as it then is."""
+def merged(base: Node, assigned: Mapping[str, Node], model: type[Frozen] = Trial) -> Node:
+    """A model's settings with others put in by dotted key; ``norm.groups`` goes into its norm as it is."""
     settings = dict(base.value)
     for dotted in sorted(assigned, key=lambda key: key.count(".")):
         key, _, inner = dotted.partition(".")
         node = assigned[dotted]
-        settings[key] = _with_inner(settings.get(key), key, inner, node) if inner else node
+        settings[key] = _with_inner(settings.get(key), key, inner, node, model) if inner else node
     return replace(base, value=settings)
 
 
-def _with_inner(holder: Node | None, key: str, inner: str, node: Node) -> Node:
+def _with_inner(holder: Node | None, key: str, inner: str, node: Node, model: type[Frozen]) -> Node:
     """A setting of a setting; a bare or default name is spelled out as a mapping first."""
     if holder is None:
-        default = Trial.model_fields[key].default
+        default = model.model_fields[key].default
         holder = replace(node, value=default if isinstance(default, str) else {})
-    if isinstance(holder.value, str) and f"{key}.name" in TRIAL_KEYS:
+    if isinstance(holder.value, str) and f"{key}.name" in paths(model):
         holder = replace(holder, value={"name": replace(holder, key=None)})
     if not isinstance(holder.value, dict):
         return holder  # that is a problem of its own

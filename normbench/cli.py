@@ -61,7 +61,8 @@ def run(
     results: Results = RESULTS,
     data: Data = None,
     executor: Annotated[
-        str | None, typer.Option(metavar="NAME", help="serial or pool, instead of the file's")
+        str | None,
+        typer.Option(metavar="NAME", help="where to run, instead of the file's; normbench list executors"),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="worker processes, instead of the file's")
@@ -202,13 +203,44 @@ def export_(
     _print(export.exported(results, experiment, format_, exits.complain))
 
 
+@app.command()
+def profile(
+    settings: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE", help="further settings, such as trial.norm_every=2")
+    ] = NOTHING,
+    norm: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="methods, comma-separated; by default all that fit"),
+    ] = None,
+    batch_size: Annotated[str, typer.Option(metavar="SIZES", help="comma-separated")] = "2,8,32,128",
+    model: Annotated[str, typer.Option(metavar="NAME", help="normbench list models")] = "resnet20",
+    precision: Annotated[str, typer.Option(metavar="fp32|bf16")] = "fp32",
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N")] = "auto",
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="in each of which all take turns")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="write every measurement and the figure there")
+    ] = None,
+    as_json: AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """Measure what every method costs: time of an update and an inference, and memory."""
+    from normbench import costs, exits
+    from normbench.located import printable
+
+    given = [f"trial.model={model}", f"trial.precision={precision}", f"execute.device={device}", *settings]
+    found = costs.measure(norm, batch_size, given, device, rounds, exits.complain)
+    _print(costs.in_json(found) if as_json else costs.as_text(found))
+    for path in costs.write(found, out) if out else ():
+        exits.complain(f"wrote {printable(str(path), 4096)}")
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[
         str | None,
         typer.Argument(
             metavar="WHAT",
-            help="norms, clips, models, datasets, evaluations, executors or figures; all, if none is named",
+            help="norms, clips, models, datasets, whitenings, evaluations, executors, figures; or all",
         ),
     ] = None,
     _debug: Debug = False,

@@ -14,7 +14,7 @@ from normbench.bases import Files, Unreadable
 from normbench.cells import TRIAL_KEYS, merged, trials_of
 from normbench.executors import EXECUTORS
 from normbench.located import Node, Problem, Spot, printable
-from normbench.lookup import UnknownName
+from normbench.norms import NORMS
 from normbench.plots import FIGURES
 from normbench.trial import Choice, Count, Frozen, Positive, Trial, choice_from
 from normbench.validation import check, meant, paths, unknown
@@ -25,8 +25,9 @@ SHOWN = 100  # problems; a generated file can hold more than anybody reads
 
 if TYPE_CHECKING:
     Figure: TypeAlias = Choice
+    Executor: TypeAlias = Choice
 else:
-    Figure = choice_from(FIGURES)
+    Figure, Executor = choice_from(FIGURES), choice_from(EXECUTORS)
 
 
 class ConfigError(ValueError):
@@ -41,13 +42,6 @@ class ConfigError(ValueError):
         self.problems = problems
 
 
-def _listed(name: str) -> str:
-    try:
-        return EXECUTORS[name].name
-    except UnknownName as error:
-        raise PydanticCustomError("unknown", "{words}", {"words": str(error)}) from None
-
-
 def _directory_name(name: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
         return name
@@ -58,9 +52,10 @@ def _directory_name(name: str) -> str:
 class Execute(Frozen):
     """Where and how trials run. Nothing here changes a trial's numbers, so it is no part of its identity."""
 
-    executor: Annotated[str, AfterValidator(_listed)] = "pool"
+    executor: Executor = Field("pool", validate_default=True)
     workers: int | Literal["auto"] = Field("auto", description="processes; auto: as many as cores allow")
     threads: Count = Field(1, description="threads of each process")
+    processes: Count = Field(1, description="processes that share every batch of a trial")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     hang_seconds: Positive | None = Field(600.0, description="a trial without a step for so long hangs")
 
@@ -70,6 +65,21 @@ class Execute(Frozen):
         if workers == "auto" or (type(workers) is int and workers >= 1):
             return workers
         raise PydanticCustomError("expected", "expected auto or a whole number of at least 1")
+
+    def refusal(self, trials: Sequence[Trial]) -> str | None:
+        """Why so many processes cannot share the trials' batches, or None."""
+        own = [trial.norm.name for trial in trials if NORMS[trial.norm.name].own]
+        if own and self.processes > 1:
+            return f"{self.processes} processes would not share the statistics of {own[0]}, which is your own"
+        sizes = sorted({trial.batch_size for trial in trials if trial.batch_size % self.processes})
+        if not sizes:
+            return None
+        if self.processes > sizes[0]:
+            return f"{self.processes} processes are more than the samples of batch_size {sizes[0]}"
+        listed = ", ".join(map(str, sizes))
+        return (
+            f"{self.processes} processes cannot share batches equally, they do not divide batch_size {listed}"
+        )
 
     @field_validator("device", mode="before")
     @classmethod
@@ -90,6 +100,8 @@ class _Document(Frozen):
     plots: Annotated[tuple[Figure, ...], Field(strict=False)] = ()
     max_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] = 10_000
 
+
+MODELS: dict[str, type[Frozen]] = {"trial": Trial, "execute": Execute}  # of the sections that are one
 
 KEYS = (
     "extends",
@@ -135,7 +147,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: with everything that is wrong in the file and the overrides.
     """
-    root, problems = _read_file(path)
+    return _experiment(*_read_file(path), overrides)
+
+
+def on_command_line(overrides: Sequence[str]) -> Experiment:
+    """An experiment without a file: one trial as it is by default, but for ``KEY=VALUE`` each.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    spot = Spot("command line", 0, 0, "")
+    root = Node({"name": Node("command_line", replace(spot, path="name"))}, spot)
+    return _experiment(root, [], overrides)
+
+
+def _experiment(root: Node | None, problems: list[Problem], overrides: Sequence[str]) -> Experiment:
     for text in overrides:
         root = _overridden(root, text, problems)
     if root is not None and not isinstance(root.value, dict):
@@ -148,6 +174,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     trials, more = trials_of(root, _limit(root), anywhere=KEYS)
     unreadable = {problem.spot for problem in problems}
     problems += [problem for problem in (*found, *more) if problem.spot not in unreadable]
+    if document is not None and (unshared := document.execute.refusal(trials)):
+        problems.append(Problem(root.value["execute"].value["processes"].spot, unshared))
     if problems or document is None:
         raise _refusal(problems)
     return Experiment(document.name, trials, document.execute, document.plots, root.plain())
@@ -201,8 +229,10 @@ def _overridden(root: Node | None, text: str, problems: list[Problem]) -> Node |
     blocks = section.value if head == "sweep" and isinstance(section.value, list) else [section]
     if not all(isinstance(block.value, dict) for block in blocks):
         return root  # that is a problem of its own
-    put = merged if head == "trial" else Node.with_entries
-    changed = [put(block, {rest: node}) for block in blocks]
+    if head in MODELS:
+        changed = [merged(block, {rest: node}, MODELS[head]) for block in blocks]
+    else:
+        changed = [block.with_entries({rest: node}) for block in blocks]
     whole = replace(section, value=changed) if blocks is section.value else changed[0]
     return root.with_entries({head: whole})
 

@@ -19,3 +19,20 @@ def device(name: str) -> torch.device:
         there = ", ".join(f"cuda:{number}" for number in range(count))
         raise ValueError(f"execute.device {name}: there is no such GPU; there: {there}")
     return torch.device("cuda", index)
+
+
+def of_processes(first: torch.device, processes: int) -> tuple[torch.device, ...]:
+    """A device for each of the processes of a trial: the CPU for all, or GPUs from ``first`` on.
+
+    Raises:
+        ValueError: there are too few GPUs.
+    """
+    if first.type == "cpu":
+        return (first,) * processes
+    begin, count = first.index or 0, torch.cuda.device_count()
+    if begin + processes > count:
+        raise ValueError(
+            f"execute.processes {processes}: one GPU each from {first} on, and there are {count - begin}; "
+            f"take at most {count - begin}, or device cpu"
+        )
+    return tuple(torch.device("cuda", index) for index in range(begin, begin + processes))

@@ -9,6 +9,7 @@ from typing import Any
 
 from normbench.config import Execute
 from normbench.data import DataError, decoded
+from normbench.norms import NORMS
 from normbench.records import Record
 from normbench.trial import Trial
 
@@ -47,10 +48,11 @@ def kind(trial: Trial) -> tuple[Any, ...]:
 
 def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, place: Execute) -> Estimate:
     """Expect of every trial what was seen of its kind; probe what was never seen."""
-    here = platform.node(), place.threads
+    here = platform.node(), place.threads, place.processes
     seen: dict[tuple[Any, ...], list[float]] = {}
     for record in records:
-        there = record.provenance.get("host"), record.provenance.get("threads")
+        about = record.provenance
+        there = about.get("host"), about.get("threads"), about.get("processes", 1)
         if record.images_per_second and there == here:
             seen.setdefault(kind(record.trial), []).append(record.images_per_second)
     speeds = {seen_kind: median(values) for seen_kind, values in seen.items()}
@@ -61,6 +63,9 @@ def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, pla
         own = kind(trial)
         try:
             extent = decoded.extent(trial.dataset, data)
+            if own not in speeds and NORMS[trial.norm.name].own:
+                unknown = "methods of your own are not tried before they run"
+                continue
             if own not in speeds:
                 from normbench.probe import images_per_second
 

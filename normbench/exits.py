@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from normbench.config import ConfigError
 from normbench.data import DataError
+from normbench.executors import CannotExecute
 from normbench.located import printable
 from normbench.lookup import UnknownName
 from normbench.plots.panels import CannotDrawError
@@ -49,6 +50,7 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
     (Unfinished, UNFINISHED),
     (ConfigError, USAGE),
     (Unusable, USAGE),
+    (CannotExecute, USAGE),
     (NewerRecordError, USAGE),
     (UnknownName, USAGE),
     (CannotDrawError, USAGE),

@@ -10,7 +10,7 @@ from normbench.data import DATASETS, WHITENINGS, decoded
 from normbench.executors import EXECUTORS
 from normbench.inference import EVALUATIONS
 from normbench.located import printable
-from normbench.lookup import Entry, Table, UnknownName, nearest, shortened
+from normbench.lookup import Entry, OpenTable, Table, UnknownName, nearest, shortened
 from normbench.models import MODELS
 from normbench.norms import CLIPS, NORMS
 from normbench.plots import FIGURES
@@ -47,6 +47,9 @@ def _entries(table: Table[Any]) -> list[str]:
     lines = []
     for entry in table.values():
         lines += _entry(entry)
+    if isinstance(table, OpenTable):
+        lines += [f"{name}: {target} (installed)" for name, target in table.installed.items()]
+        lines.append(f"module:function: a {table.kind} of your own (README says how)")
     return lines
 
 

@@ -5,9 +5,14 @@ be checked, listed and completed without loading torch. The code behind an entry
 """
 
 import difflib
+import functools
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+import importlib.metadata
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
@@ -71,9 +76,10 @@ def fraction(default: float, meaning: str) -> Option:
     return Option(Annotated[float, Field(gt=0, le=1)], default, meaning)
 
 
-def text(default: str, meaning: str, pattern: str) -> Option:
-    """A string that matches ``pattern``."""
-    return Option(Annotated[str, Field(pattern=pattern)], default, meaning)
+def text(default: str | None, meaning: str, pattern: str) -> Option:
+    """A string that matches ``pattern``; None, where that is the default, leaves it open."""
+    matching = Annotated[str, Field(pattern=pattern)]
+    return Option(matching if default is not None else matching | None, default, meaning)
 
 
 def sizes(default: tuple[int, ...], meaning: str) -> Option:
@@ -111,16 +117,23 @@ def some_of(choices: tuple[str, ...], default: tuple[str, ...], meaning: str) ->
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a table: a name, what it is, and ``module:attribute`` of the code behind it."""
+    """One line of a table: a name, what it is, and ``module:attribute`` of the code behind it.
+
+    Attributes:
+        own: it is a user's own code, which may also lie in the current directory.
+    """
 
     name: str
     summary: str
     target: str
     options: Mapping[str, Option] = field(default_factory=dict)
+    own: bool = field(default=False, kw_only=True)
 
     def load(self) -> Any:
         """Import and return the object behind this entry."""
         module, _, attribute = self.target.partition(":")
+        if self.own and (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)  # at the end, where it hides nothing that is installed
         return getattr(importlib.import_module(module), attribute)
 
 
@@ -156,3 +169,50 @@ class Table(Mapping[str, E], Generic[E]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
+
+
+class OpenTable(Table[E]):
+    """A table to which users add entries of their own without touching it: ``module:function`` is a name too.
+
+    What iterates over the table sees its own entries alone. Nothing is imported before ``load``.
+
+    Args:
+        kind: of the entries.
+        group: of the entry points (of installed packages) whose names stand for such names.
+        own: makes an entry of ``module:function``.
+        entries: the table's own.
+    """
+
+    def __init__(self, kind: str, group: str, own: Callable[[str], E], *entries: E) -> None:
+        super().__init__(kind, *entries)
+        self.group = group
+        self._own = own
+
+    def __getitem__(self, name: str) -> E:
+        """The entry called ``name``, of the table or a user's own.
+
+        Raises:
+            UnknownName: there is none; the message names the nearest.
+        """
+        return self._own(name) if is_own(name) else super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and is_own(name))
+
+    def position(self, name: str) -> tuple[int, str]:
+        """Where an entry stands when entries are put in order: those of users behind the table's, by name."""
+        return (list(self).index(name), "") if name in list(self) else (len(self), name)
+
+    @functools.cached_property
+    def installed(self) -> Mapping[str, str]:
+        """``module:function`` by the names that installed packages give; the table's own names come first."""
+        found = importlib.metadata.entry_points(group=self.group)
+        return {one.name: one.value for one in found if one.name not in self._entries and is_own(one.value)}
+
+
+def is_own(name: str) -> bool:
+    """Whether it is ``module:function``."""
+    return (
+        len(name) <= 200
+        and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", name, re.ASCII) is not None
+    )

@@ -4,11 +4,12 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from normbench.data.decoded import Extent
 from normbench.devices import device
@@ -18,6 +19,77 @@ from normbench.trial import Trial
 
 SECONDS = 0.3
 CACHE = "XDG_CACHE_HOME"
+
+
+class Probe:
+    """A trial's network on random images, for single updates and inferences.
+
+    Args:
+        trial: what it is of.
+        classes: outputs.
+        size: side of the images in pixels.
+        where: the device.
+    """
+
+    def __init__(self, trial: Trial, classes: int, size: int, where: torch.device) -> None:
+        self.where, self.precision = where, trial.precision
+        model = network(trial, classes)
+        self.model: nn.Module = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.sgd = optimizer(trial, self.model)
+        x = torch.randn(trial.batch_size, 3, size, size, device=where)
+        self.x = x.contiguous(memory_format=torch.channels_last)
+        self.y = torch.zeros(trial.batch_size, dtype=torch.long, device=where)
+
+    def update(self) -> None:
+        """One, with everything that belongs to it, in training mode."""
+        loss = self._loss()
+        self.sgd.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.model.clip()  # type: ignore[operator]
+        self.sgd.step()
+
+    @torch.inference_mode()
+    def infer(self) -> None:
+        """The same images through the network, in the mode it is in."""
+        with torch.autocast(self.where.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            self.model(self.x)
+
+    def kept_bytes(self) -> int:
+        """What a forward pass keeps for the backward pass: weights aside, each piece of memory once."""
+        weights = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = self._loss()  # which holds what is kept until it is counted
+        del loss
+        return sum(kept.values())
+
+    def _loss(self) -> Tensor:
+        with torch.autocast(self.where.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            logits = self.model(self.x)
+        return F.cross_entropy(logits.float(), self.y)
+
+    def seconds(self, act: Callable[[], None], at_least: float = SECONDS) -> float:
+        """Of one ``act``, averaged over as many as that time takes; what was begun before is waited for."""
+        self._wait()
+        count, began = 0, time.perf_counter()
+        while not count or time.perf_counter() - began < at_least:
+            act()
+            count += 1
+            if count % 8 == 0 or self.where.type == "cpu":
+                self._wait()
+        self._wait()
+        return (time.perf_counter() - began) / count
+
+    def _wait(self) -> None:
+        if self.where.type == "cuda":
+            torch.cuda.synchronize(self.where)
 
 
 def images_per_second(trial: Trial, data: Extent, place: str, threads: int = 1) -> float:
@@ -31,27 +103,18 @@ def images_per_second(trial: Trial, data: Extent, place: str, threads: int = 1) 
         raise ValueError(f"batch_size {trial.batch_size} is more than the {images} training images")
     where = device(place)
     check(trial, classes, size)
+    with settled(threads):
+        probe = Probe(trial, classes, size, where)
+        for _ in range(2):  # they set things up
+            probe.update()
+        return trial.batch_size / probe.seconds(probe.update)
+
+
+@contextlib.contextmanager
+def settled(threads: int) -> Iterator[None]:
+    """So many threads; and no file is left behind."""
     with _threads(threads), _cache_that_goes():
-        model = network(trial, classes)
-        model = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        sgd = optimizer(trial, model)
-        x = torch.randn(trial.batch_size, 3, size, size, device=where)
-        x = x.contiguous(memory_format=torch.channels_last)
-        y = torch.zeros(trial.batch_size, dtype=torch.long, device=where)
-        steps, began = -2, time.perf_counter()  # the first two are not counted: they set things up
-        while steps < 1 or time.perf_counter() - began < SECONDS:
-            with torch.autocast(where.type, torch.bfloat16, enabled=trial.precision == "bf16"):
-                logits = model(x)
-            sgd.zero_grad()
-            F.cross_entropy(logits.float(), y).backward()  # type: ignore[no-untyped-call]
-            model.clip()
-            sgd.step()
-            if where.type == "cuda":
-                torch.cuda.synchronize(where)
-            steps += 1
-            if steps == 0:
-                began = time.perf_counter()
-        return steps * trial.batch_size / (time.perf_counter() - began)
+        yield
 
 
 @contextlib.contextmanager

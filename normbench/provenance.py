@@ -17,8 +17,14 @@ from normbench.norms import kernels
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
-def provenance(device: torch.device, precision: str) -> dict[str, Any]:
-    """Versions, machine, threads, flags, and which of several equivalent paths the arithmetic took."""
+def provenance(
+    device: torch.device, precision: str, processes: int = 1, spanning: bool = False
+) -> dict[str, Any]:
+    """Versions, machine, threads, flags, and which of several equivalent paths the arithmetic took.
+
+    ``spanning``: norm batches span processes, which no kernel can see.
+    """
+    norm = "torch" if spanning else kernels.path(device, precision == "bf16")
     return {
         "normbench": normbench.__version__,
         "git": git_state(),
@@ -27,13 +33,14 @@ def provenance(device: torch.device, precision: str) -> dict[str, Any]:
         "device": device_name(device),
         "host": platform.node(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "flags": {
             "precision": precision,
             "deterministic_convolutions": torch.backends.cudnn.deterministic,
             "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
             "flush_denormal": True,
         },
-        "path": {"norm": kernels.path(device, precision == "bf16"), "memory_format": "channels_last"},
+        "path": {"norm": norm, "memory_format": "channels_last"},
     }
 
 

@@ -11,6 +11,7 @@ from normbench.estimate import Estimate, estimate, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.located import printable
 from normbench.lookup import UnknownName, nearest, shortened
+from normbench.norms import NORMS
 from normbench.records import Failure, Record, Store
 from normbench.results import experiments, find, named
 from normbench.sweep import RETRIABLE, STATES, Survey
@@ -122,6 +123,8 @@ def plan_as_text(survey: Survey, expected: Estimate) -> str:
     if expected.unknown:
         of = "some trials" if expected.seconds else "every trial"
         lines.append(f"time: unknown for {of}: {printable(expected.unknown, 4096)}")
+    if names := _own(survey):
+        lines.append(f"code of your own that run will execute: {', '.join(names)}")
     lines.append(
         f"disk: about {size(_record_bytes(survey))} of records; checkpoints of running trials come and go"
     )
@@ -141,8 +144,14 @@ def plan_as_json(survey: Survey, expected: Estimate) -> str:
         "workers": _workers(survey),
         "expected_seconds": expected.wall_seconds(_workers(survey)),
         "record_bytes": _record_bytes(survey),
+        "own_code": _own(survey),
     }
     return as_json({"experiment": survey.experiment.name, "counts": survey.counts(), "trials": trials} | sums)
+
+
+def _own(survey: Survey) -> list[str]:
+    """What is not of this package, as ``module:function``."""
+    return sorted({trial.norm.name for trial in survey.experiment.trials if NORMS[trial.norm.name].own})
 
 
 def status_as_json(results: Path, experiment: str | None) -> str:
@@ -183,7 +192,7 @@ def _states(counts: Counter[Any]) -> str:
 
 def _workers(survey: Survey) -> int:
     place = survey.experiment.execute
-    return 1 if place.executor == "serial" else sweep.workers(place)
+    return 1 if place.executor.name == "serial" else sweep.workers(place) or 1
 
 
 def _record_bytes(survey: Survey) -> int:

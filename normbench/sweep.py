@@ -18,7 +18,7 @@ from normbench.data import decoded
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.records import Failure, Record, Store, write_atomically
-from normbench.trial import Trial
+from normbench.trial import Choice, Trial
 
 if TYPE_CHECKING:
     from normbench.executors import Outcome, Tell
@@ -28,6 +28,7 @@ STATES: tuple[State, ...] = ("done", "diverged", "out_of_memory", "timeout", "fa
 UNSETTLED = ("failed", "timeout")  # attempts that gave no result: the next run makes another
 RETRIABLE = (*UNSETTLED, "diverged", "out_of_memory")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+HERE = config.Execute()
 PLAN = "experiment.yaml"  # beside the records, so that figures and status know what was asked for
 
 
@@ -81,7 +82,7 @@ class Listener:
 def survey(experiment: config.Experiment, results: Path) -> Survey:
     """Look at what is stored, and change nothing."""
     store = Store(results / experiment.name)
-    records, damaged = store.load()
+    records, damaged = store.load(experiment.trials)
     ids = {trial.id for trial in experiment.trials}
     errors = {trial_id: error for trial_id in ids if (error := store.error(trial_id)) is not None}
     own = {trial_id: record for trial_id, record in records.items() if trial_id in ids}
@@ -123,7 +124,9 @@ def run(
         DataError: a data set cannot be had.
         Unusable: a method cannot normalize a network's maps, or a batch is larger than the data.
         OSError: a record or a checkpoint cannot be written.
+        CannotExecute: what the executor needs is not there.
     """
+    EXECUTORS[experiment.execute.executor.name].check()
     listener = listener or Listener()
     store = Store(results / experiment.name)
     with store.locked():
@@ -134,8 +137,9 @@ def run(
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         if missing:
-            parameters = prepare(missing, data, listener.say, experiment.execute.device)
-            _check_space(missing, parameters, min(workers(experiment.execute), len(missing)), store.directory)
+            parameters = prepare(missing, data, listener.say, experiment.execute)
+            running = min(workers(experiment.execute) or len(missing), len(missing))
+            _check_space(missing, parameters, running, store.directory)
         _write_plan(experiment, store.directory / PLAN)
         listener.begin(before, missing)
         if missing:
@@ -143,8 +147,10 @@ def run(
     return survey(experiment, results)
 
 
-def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], device: str = "auto") -> int:
-    """Have every data set decoded, every trial's network looked through, and the device found.
+def prepare(
+    trials: Sequence[Trial], data: Path, say: Callable[[str], None], place: config.Execute = HERE
+) -> int:
+    """Have every data set decoded, every trial's network looked through, and the devices found.
 
     Returns:
         How many parameters the largest network has.
@@ -156,11 +162,14 @@ def prepare(trials: Sequence[Trial], data: Path, say: Callable[[str], None], dev
     from normbench import devices
     from normbench.models.network import check
 
-    try:
-        devices.device(device)
-    except ValueError as error:
-        raise Unusable(str(error)) from None
-    for choice in dict.fromkeys(trial.dataset for trial in trials):
+    if not EXECUTORS[place.executor.name].elsewhere:  # the devices there are not seen from here
+        try:
+            devices.of_processes(devices.device(place.device), place.processes)
+        except ValueError as error:
+            raise Unusable(str(error)) from None
+    if words := place.refusal(trials):
+        raise Unusable(f"execute.processes: {words}")
+    for choice in _datasets(trials):
         decoded.prepare(choice, data, say)
     problems: dict[str, None] = {}
     parameters = 0
@@ -193,7 +202,14 @@ def _check_space(trials: Sequence[Trial], parameters: int, running: int, directo
 
 
 def work(
-    trial: Trial, tell: "Tell", *, data: Path, checkpoints: Callable[[str], Path], device: str, threads: int
+    trial: Trial,
+    tell: "Tell",
+    *,
+    data: Path,
+    checkpoints: Callable[[str], Path],
+    device: str,
+    threads: int,
+    processes: int = 1,
 ) -> Record:
     """Run one trial where this process is. torch is loaded here, and not by who only reads records."""
     import torch
@@ -202,19 +218,21 @@ def work(
     from normbench.train import train
 
     torch.set_num_threads(threads)
-    return train(trial, data, checkpoints(trial.id), str(devices.device(device)), tell)
+    return train(trial, data, checkpoints(trial.id), str(devices.device(device)), tell, processes)
 
 
-def workers(execute: config.Execute) -> int:
-    """As many as the cores carry, or one on a GPU, unless a number is given.
+def workers(execute: config.Execute) -> int | None:
+    """As many as the cores carry, or one on a GPU, unless a number is given; None where others know.
 
     Trials that shared a GPU could run out of memory by each other's doing, and that is a result.
     """
     if execute.workers != "auto":
         return execute.workers
+    if EXECUTORS[execute.executor.name].elsewhere:
+        return None
     if execute.device != "cpu" and (execute.device != "auto" or _has_gpu()):
         return 1
-    return max(1, _cores() // execute.threads)
+    return max(1, _cores() // (execute.threads * execute.processes))
 
 
 def _has_gpu() -> bool:
@@ -227,6 +245,10 @@ def _cores() -> int:
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = re.match(r"(\d+) (\d+)", QUOTA.read_text()) if QUOTA.exists() else None
     return min(ours, math.ceil(int(quota[1]) / int(quota[2]))) if quota else ours
+
+
+def _datasets(trials: Sequence[Trial]) -> list[Choice]:
+    return list(dict.fromkeys(trial.dataset for trial in trials))
 
 
 def _shapes(trial: Trial) -> tuple[Any, ...]:
@@ -261,18 +283,27 @@ def _execute(
     listener: Listener,
     stop: Callable[[], bool],
 ) -> None:
+    there = Store(store.directory.absolute()), data.absolute()  # trials need not run in this directory
     task = partial(
-        work, data=data, checkpoints=store.checkpoint_path, device=place.device, threads=place.threads
+        work,
+        data=there[1],
+        checkpoints=there[0].checkpoint_path,
+        device=place.device,
+        threads=place.threads,
+        processes=place.processes,
     )
-    executor = EXECUTORS[place.executor].load()
-    count = min(workers(place), len(missing))
-    outcomes = executor(
+    most = workers(place)
+    outcomes = EXECUTORS[place.executor.name].load()(
         task,
         missing,
-        workers=count,
+        workers=None if most is None else min(most, len(missing)),
+        threads=place.threads * place.processes,
+        files=[path for choice in _datasets(missing) for path in decoded.files(choice, there[1])],
+        directory=there[0].directory / place.executor.name,
         report=listener.event,
         stop=stop,
         hang_seconds=place.hang_seconds,
+        **place.executor.options,
     )
     with closing(outcomes):  # whatever happens here, running trials save their state
         for trial, outcome in outcomes:
@@ -288,6 +319,12 @@ def _execute(
 
 
 def on(experiment: config.Experiment, **execute: Any) -> config.Experiment:
-    """The same experiment at another place; None leaves a setting as it is."""
+    """The same experiment at another place; None leaves a setting as it is.
+
+    The executor that it has already keeps its options.
+    """
+    place = experiment.execute.model_dump()
     changed = {key: value for key, value in execute.items() if value is not None}
-    return replace(experiment, execute=experiment.execute.model_copy(update=changed))
+    if changed.get("executor") == place["executor"]["name"]:
+        del changed["executor"]
+    return replace(experiment, execute=config.Execute.model_validate(place | changed))

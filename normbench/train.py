@@ -1,54 +1,44 @@
 """train(trial) -> Record: the whole of a training run, top to bottom."""
 
-import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normbench import checkpoints
-from normbench.data import WHITENINGS, DataError, decoded
-from normbench.data.augment import Images
+from normbench.data import DataError, decoded
+from normbench.data.augment import Images, images_of
+from normbench.followers import followed
 from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Trained, infer, score
 from normbench.models.network import network
-from normbench.norms.normalization import Clock, Timed
+from normbench.norms.normalization import Clock, source_hash
 from normbench.optim import learning_rate, optimizer
 from normbench.progress import Diverged, Progress
 from normbench.propagation import signal_propagation
 from normbench.provenance import git_state, peak_memory_bytes, provenance, reset_peak_memory
 from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Record, Status
 from normbench.trial import Trial
+from normbench.update import Update, is_out_of_memory, settled_arithmetic
 
 Report = Callable[[dict[str, Any]], bool]
 REPORT_SECONDS = 0.5
 CHECKPOINT_SECONDS = 20.0
 
 
-@contextlib.contextmanager
-def _settled_arithmetic() -> Iterator[None]:
-    """Settings of the whole process that training wants, and that others in it must find as they were."""
-    cudnn = torch.backends.cudnn
-    deterministic, tf32 = cudnn.deterministic, cudnn.allow_tf32
-    cudnn.deterministic, cudnn.allow_tf32 = True, False  # fp32 is fp32
-    torch.set_flush_denormal(True)  # dying activations would otherwise slow a CPU down a hundredfold
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        cudnn.deterministic, cudnn.allow_tf32 = deterministic, tf32
-        torch.cuda.empty_cache()  # for whoever shares the GPU; nothing where there is none
-
-
-@_settled_arithmetic()
+@settled_arithmetic()
 def train(
-    trial: Trial, data: Path, checkpoint: Path, device: str = "cpu", report: Report = lambda _: False
+    trial: Trial,
+    data: Path,
+    checkpoint: Path,
+    device: str = "cpu",
+    report: Report = lambda _: False,
+    processes: int = 1,
 ) -> Record:
     """Run a trial from its beginning, or from its last checkpoint, to its end.
 
@@ -64,14 +54,18 @@ def train(
             ``test_accuracy`` after the first update, or batch of an evaluation, that ends ``REPORT_SECONDS``
             after the last call, and once an epoch; returns True to stop the trial. Also called with a
             ``warning`` alone.
+        processes: share every batch among so many. The numbers are the same but for rounding; the last bit
+            depends on how many.
 
     Raises:
         Interrupted: ``report`` asked for it; the state is saved.
         DataError: the data set is missing, damaged or smaller than a batch.
         OSError: a checkpoint could not be written.
+        Lost: one of the other processes ended.
     """
     where = torch.device(device)
     git_state()  # of the code that is loaded now; by the end somebody may have committed
+    source = source_hash(trial.norm)  # likewise
     reset_peak_memory(where)
     dataset = decoded.load(trial.dataset, data)
     steps_per_epoch = len(dataset.train.indices) // trial.batch_size
@@ -103,47 +97,35 @@ def train(
             raise Interrupted(trial.id)
 
     try:
-        whitening = WHITENINGS[trial.whiten.name].load()(dataset, **trial.whiten.options)
-        training, testing = (
-            Images(split, dataset.mean, dataset.std, where, whitening)
-            for split in (dataset.train, dataset.test)
-        )
+        training, testing = images_of(trial, dataset, where)
         model, sgd, evaluations, progress = _resumed(
             trial, len(dataset.classes), where, checkpoint, owner, report
         )
-        timed: list[Timed] = [module for module in model.modules() if isinstance(module, Timed)]
-        timed.append(evaluations)
         if not progress.step:
             progress.diagnosed(_probed(trial, model, training))
-        while (epoch := len(progress.epochs)) < trial.epochs:
-            model.train()
-            for chunk in training.training_chunks(
-                trial.seed, epoch, trial.batch_size, trial.augment, start=progress.position
-            ):
-                for x, y in zip(*(torch.split(all_, trial.batch_size) for all_ in chunk), strict=True):
-                    for one in timed:
-                        one.at(Clock(progress.step, steps_per_epoch, trial.epochs))
-                    for group in sgd.param_groups:
-                        group["lr"] = learning_rate(trial, progress.step, steps_per_epoch)
-                    online = trial.online and not epoch
-                    predicted = _prediction(model, x, trial.precision) if online else None
-                    with torch.autocast(where.type, torch.bfloat16, enabled=trial.precision == "bf16"):
-                        logits = model(x)
-                    loss = F.cross_entropy(logits.float(), y, label_smoothing=trial.label_smoothing)
-                    sgd.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    model.clip()  # type: ignore[operator]
-                    sgd.step()
-                    progress.updated(loss, logits, y, predicted)
-                    pause()
-            pause(due=True)
-            tested = (epoch + 1) % trial.evaluate_every == 0 or epoch + 1 == trial.epochs
-            test_loss, test_accuracy = (
-                evaluate(model, testing, trial.precision, pause) if tested else (None, None)
-            )
-            lr = learning_rate(trial, progress.step - 1, steps_per_epoch)
-            found = _diagnoses(model) | _probed(trial, model, training)
-            progress.end_epoch(steps_per_epoch, test_loss, test_accuracy, lr, found)
+        with followed(trial, data, where, processes, model, sgd, progress) as share:
+            progress.settled_at = time.monotonic()  # the others had to start first
+            update = Update(trial, model, sgd, steps_per_epoch, share)
+            while (epoch := len(progress.epochs)) < trial.epochs:
+                online = trial.online and not epoch
+                model.train()
+                for chunk in training.training_chunks(
+                    trial.seed, epoch, trial.batch_size, trial.augment, start=progress.position
+                ):
+                    for x, y in zip(*(torch.split(all_, trial.batch_size) for all_ in chunk), strict=True):
+                        evaluations.at(Clock(progress.step, steps_per_epoch, trial.epochs))
+                        predicted = _prediction(model, x, trial.precision) if online else None
+                        loss, logits = update(progress.step, x, y)
+                        progress.updated(loss, logits, y, predicted)
+                        pause()
+                pause(due=True)
+                tested = (epoch + 1) % trial.evaluate_every == 0 or epoch + 1 == trial.epochs
+                test_loss, test_accuracy = (
+                    evaluate(model, testing, trial.precision, pause) if tested else (None, None)
+                )
+                lr = learning_rate(trial, progress.step - 1, steps_per_epoch)
+                found = _diagnoses(model) | _probed(trial, model, training)
+                progress.end_epoch(steps_per_epoch, test_loss, test_accuracy, lr, found)
         if trial.evaluate:
             measured = evaluations.results(Trained(model, trial, training, testing, pause))
             progress.settle()
@@ -155,11 +137,12 @@ def train(
         status = "diverged"
         failure = {"step": progress.step, "last_finite_loss": progress.last_loss, "why": str(error)}
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         status, failure = "out_of_memory", {"step": progress.step, "why": str(error).partition("\n")[0]}
 
     epochs = tuple(Epoch(**epoch) for epoch in progress.epochs)
+    spanning = trial.batch_size // processes % (trial.norm_batch_size or 1) != 0
     return Record(
         schema=SCHEMA,
         trial=trial,
@@ -173,7 +156,8 @@ def train(
         peak_memory_bytes=peak_memory_bytes(where),
         diagnostics=progress.diagnostics | progress.online(),
         data=dataset.content,
-        provenance=provenance(where, trial.precision),
+        provenance=provenance(where, trial.precision, processes, spanning)
+        | ({"own_norm_sha256": source} if source else {}),
     )
 
 
@@ -257,11 +241,3 @@ def _probed(trial: Trial, model: nn.Module, images: Images) -> dict[str, list[di
     if "signal_propagation" not in trial.diagnose:
         return {}
     return {"signal_propagation": signal_propagation(model, images, trial)}
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch has a class for it on GPUs; on CPUs, in cuBLAS and cuDNN it is a RuntimeError of these words."""
-    words = "DefaultCPUAllocator: can't allocate memory", "_STATUS_ALLOC_FAILED"
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        text in str(error) for text in words
-    )

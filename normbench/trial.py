@@ -6,7 +6,9 @@ arXiv 1512.03385, section 4.2), with a cosine schedule and a learning rate that 
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -24,7 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from normbench.data import DATASETS, WHITENINGS
 from normbench.inference import EVALUATIONS
-from normbench.lookup import Entry, Table, nearest, shortened
+from normbench.lookup import Entry, OpenTable, Table, nearest, shortened
 from normbench.models import MODELS
 from normbench.norms import CLIPS, NORMS
 
@@ -56,8 +58,24 @@ class Choice(Frozen):
         return self.model_dump(exclude={"name"})
 
 
+def _plain(value: object) -> object:
+    if isinstance(value, bool | int | float | str) and value == value and value not in (math.inf, -math.inf):
+        return value
+    raise PydanticCustomError("expected", "expected a finite number, true or false, or text")
+
+
+class Own(Choice):
+    """``module:function`` of a user's own code, with whatever options that function takes."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_plain)]]
+
+
+OWN = "module:function"  # the tag of its schema
+
+
 def _name_of(value: object) -> str | None:
-    """The tag that pydantic picks an entry's schema by."""
+    """What a choice names."""
     if isinstance(value, Choice):
         return value.name
     name = value.get("name") if isinstance(value, Mapping) else None
@@ -85,15 +103,23 @@ def choice_from(table: Table[Any]) -> Any:
             words = "expected the name of a {kind} or a mapping with its 'name'"
             raise PydanticCustomError("expected", words, {"kind": table.kind})
         if name not in table:
-            known = {"kind": table.kind, "name": shortened(name), "hint": nearest(name, table)}
+            installed = table.installed if isinstance(table, OpenTable) else {}
+            if name in installed:  # records must not depend on what is installed
+                return {**named, "name": installed[name]} if isinstance(named, Mapping) else named
+            hint = nearest(name, [*table, *installed])
+            known = {"kind": table.kind, "name": shortened(name), "hint": hint}
             raise PydanticCustomError("unknown", "unknown {kind} {name}{hint}", known)
         return named
 
-    union: Any = None
+    def tag(value: object) -> str | None:
+        name = _name_of(value)
+        return name if name is None or name in list(table) else OWN
+
+    union: Any = Annotated[Own, Tag(OWN)] if isinstance(table, OpenTable) else None
     for entry in table.values():
         tagged: Any = Annotated[schema(entry), Tag(entry.name)]
         union = tagged if union is None else union | tagged
-    return Annotated[union, Discriminator(_name_of), BeforeValidator(spell_out)]
+    return Annotated[union, Discriminator(tag), BeforeValidator(spell_out)]
 
 
 if TYPE_CHECKING:
@@ -256,7 +282,7 @@ class Trial(Frozen):
                     raise conflict(words, "evaluate")
         return self
 
-    @property
+    @cached_property
     def id(self) -> str:
         """A readable prefix and a hash of all resolved values, for example ``group-resnet8-b32-s0-1f3a…``.
 
@@ -272,10 +298,15 @@ class Trial(Frozen):
         norm_batch = (
             f"-n{self.norm_batch_size}" if self.norm_batch_size not in (None, self.batch_size) else ""
         )
-        prefix = f"{self.norm.name}-{self.model.name}-b{self.batch_size}{norm_batch}-s{self.seed}".replace(
-            "_", "-"
-        )
+        norm = self.norm.name.rpartition(":")[2].lower()[:40]
+        prefix = f"{norm}-{self.model.name}-b{self.batch_size}{norm_batch}-s{self.seed}".replace("_", "-")
         return f"{prefix}-{hashlib.sha256(values.encode()).hexdigest()[:12]}"
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy has settings of its own, and so an id of its own."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("id", None)
+        return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross process boundaries as JSON: the choices' schemas are made at run time and do not pickle."""

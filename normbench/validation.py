@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from normbench.located import Node, Problem, Spot, joined
-from normbench.lookup import closest, nearest, shortened
+from normbench.lookup import closest, is_own, nearest, shortened
 
 M = TypeVar("M", bound=BaseModel)
 Location = tuple[str | int, ...]
@@ -156,7 +156,7 @@ def _without_tags(location: Location, values: Any) -> Location:
     kept: list[str | int] = []
     for depth, part in enumerate(location, 1):
         chosen = values.get("name") if isinstance(values, dict) else values
-        if kept and depth < len(location) and isinstance(part, str) and part == chosen:
+        if kept and depth < len(location) and isinstance(part, str) and (part == chosen or is_own(part)):
             continue
         kept.append(part)
         try:

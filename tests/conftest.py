@@ -5,12 +5,13 @@ import os
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from clusters import RayCluster, Slurm
 from PIL import Image
 
 from normbench import config, sweep
@@ -172,6 +173,38 @@ class Ended(NamedTuple):
 
 
 Cli = Callable[..., Ended]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    """One of two nodes for all tests; a test that kills a node starts another."""
+    cluster = RayCluster()
+    yield cluster
+    cluster.end()
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """One node, for all tests; its waits are shorter than elsewhere, and so are ours for it."""
+    patient = pytest.MonkeyPatch()
+    cluster = Slurm()
+    patient.setenv("SLURM_CONF", str(cluster.directory / "slurm.conf"))
+    from normbench.executors import slurm
+
+    for name, seconds in ("POLL_SECONDS", 0.1), ("QUEUE_SECONDS", 0.5), ("GRACE_SECONDS", 1.0):
+        patient.setattr(slurm, name, seconds)
+    yield cluster
+    patient.undo()
+    cluster.end()
+
+
+def place_of(name: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What ``execute.executor`` is in a config, with a cluster behind it where it needs one."""
+    if name == "ray":
+        return {"name": name, "address": request.getfixturevalue("ray_cluster").address}
+    if name == "slurm":
+        request.getfixturevalue("slurm")
+    return {"name": name}
 
 
 @pytest.fixture

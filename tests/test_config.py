@@ -31,7 +31,7 @@ sweep:
 - norm: [batch, {name: group, groups: 4}]
   batch_size: [2, 4]
 - {norm: [switchable], norm.variance: [paper, official], seed: [0, 1]}
-execute: {executor: serial, workers: 2, threads: 1, device: cpu}
+execute: {executor: serial, workers: 2, threads: 1, processes: 2, device: cpu}
 plots: [batch_size, {name: curves}]
 max_trials: 100
 """
@@ -82,7 +82,7 @@ def test_every_section_is_read(config):
         "switchable-resnet8-b128-s1",
     ]
     assert {trial.optimizer.lr for trial in experiment.trials} == {0.01}
-    assert experiment.execute == Execute(executor="serial", workers=2, threads=1, device="cpu")
+    assert experiment.execute == Execute(executor="serial", workers=2, threads=1, processes=2, device="cpu")
     assert [plot.name for plot in experiment.plots] == ["batch_size", "curves"]
 
 
@@ -190,6 +190,27 @@ max_trials: 1e3
 )
 def test_what_is_wrong_at_the_top_is_located(problems, text, expected):
     assert problems(text) == [f"x.yaml{expected}"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "expected"),
+    [
+        (3, "3 processes cannot share batches equally, they do not divide batch_size 4, 8"),
+        (5, "5 processes are more than the samples of batch_size 4"),
+        (0, "must be at least 1, got 0"),
+        ("two", "expected a whole number, got 'two'"),
+    ],
+)
+def test_processes_share_every_batch_equally(problems, processes, expected):
+    text = "name: x\nexecute:\n  processes: {}\nsweep: {{batch_size: [4, 6, 8]}}"
+    text = text.format(processes) if processes != 5 else text.format(5).replace("6, 8", "5")
+    assert problems(text) == [f"x.yaml:3:14: execute.processes: {expected}"]
+
+
+def test_processes_on_the_command_line_share_them_too(problems):
+    assert problems("name: x\ntrial: {batch_size: 8}", "execute.processes=16") == [
+        "command line: execute.processes=16: 16 processes are more than the samples of batch_size 8"
+    ]
 
 
 def test_a_value_under_an_alias_is_reported_where_it_is_written(problems):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from normbench.devices import device
+from normbench.devices import device, of_processes
 
 
 @pytest.fixture
@@ -34,3 +34,16 @@ def test_without_a_gpu_it_is_said_what_will_do(name: str, monkeypatch: pytest.Mo
     assert device("auto") == torch.device("cpu")
     with pytest.raises(ValueError, match="no GPU that torch can use; auto or cpu will do"):
         device(name)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_processes_of_a_trial_have_a_gpu_each_from_the_first_on() -> None:
+    assert [str(each) for each in of_processes(torch.device("cuda:0"), 2)] == ["cuda:0", "cuda:1"]
+    with pytest.raises(
+        ValueError, match=r"execute.processes 2: one GPU each from cuda:1 on, and there are 1; "
+    ):
+        of_processes(torch.device("cuda:1"), 2)
+
+
+def test_any_number_of_processes_share_the_cpu() -> None:
+    assert of_processes(torch.device("cpu"), 3) == (torch.device("cpu"),) * 3

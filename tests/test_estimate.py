@@ -108,6 +108,13 @@ def test_what_cannot_run_is_told_with_all_reasons(records: list[Record], tiny_da
     assert expected.unusable[1] == "batch_size 65 is more than the 64 training images"
 
 
+def test_records_of_another_number_of_processes_say_nothing(records: list[Record], tiny_data: Path) -> None:
+    together = HERE.model_copy(update={"processes": 2})
+
+    assert estimate([records[0].trial], records, tiny_data, HERE).from_records == 1
+    assert estimate([records[0].trial], records, tiny_data, together).from_records == 0
+
+
 def test_a_probe_that_fails_leaves_the_time_open(
     records: list[Record], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

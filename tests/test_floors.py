@@ -42,37 +42,39 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # what a trial is, and how YAML is read and checked
     ("trial", "validation", "yaml_strict", "plots.style"),
     # what a trial leaves behind; the seam between networks and methods
-    ("records", "cells", "bases", "norms.normalization", "norms.kernels"),
+    ("records", "cells", "bases", "norms.normalization", "norms.kernels", "norms.shares"),
     # what a trial is made of
-    ("config", "checkpoints", "optim", "provenance", "progress", "devices"),
+    ("config", "checkpoints", "optim", "provenance", "progress", "devices", "executors.attempts"),
     ("norms.moments", "norms.weights", "data.cache", "models.blocks", *behind(DATASETS)),
     (*behind(NORMS, CLIPS), *behind(MODELS)),
     ("models.network", "data.decoded", *behind(EXECUTORS)),
     # the training loop; how long it may take
     ("data.whitening", "inference.running"),
-    ("data.augment", "probe"),
-    ("inference.evaluation", "propagation"),
+    ("data.augment", "probe", "update"),
+    ("inference.evaluation", "propagation", "followers"),
     behind(EVALUATIONS),
-    ("train", "estimate"),
+    ("train", "estimate", "profiling"),
     ("sweep",),
     # figures
     ("plots.panels",),
     ("plots.caption", "plots.figure", "plots.values"),
-    ("plots.lines",),
+    ("plots.lines", "plots.costs"),
     behind(FIGURES),
     # the command line
     ("results", "console", "listing", "tabular", "exits"),
-    ("drawing", "export", "report"),
+    ("drawing", "export", "report", "costs"),
     ("cli",),
     ("__main__",),
 )
 
 MAY_IMPORT_TORCH = {
-    *("norms.kernels", "norms.normalization", "norms.moments", "norms.weights", *behind(NORMS, CLIPS)),
+    *("norms.kernels", "norms.normalization", "norms.moments", "norms.weights", "norms.shares"),
+    *behind(NORMS, CLIPS),
     *("models.network", "models.blocks", *behind(MODELS)),
     *("data.augment", "data.whitening", "propagation"),
     *("inference.evaluation", "inference.running", *behind(EVALUATIONS)),
-    *("optim", "checkpoints", "devices", "progress", "provenance", "train", "probe"),
+    *("optim", "checkpoints", "devices", "progress", "provenance", "train", "probe", "profiling"),
+    *("update", "followers"),
 }
 
 # functions that load torch when, and only when, it is time to compute
@@ -80,6 +82,7 @@ LAZY = {
     ("sweep", "prepare"),
     ("sweep", "work"),
     ("estimate", "estimate"),
+    ("costs", "measure"),
     ("data.cifar", "official"),
     ("data.cifar", "_download"),
 }

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from normbench import checkpoints
 from normbench import train as training
+from normbench.config import Execute
 from normbench.data import augment, decoded
 from normbench.data.augment import Chunk, Images
 from normbench.inference import EVALUATIONS, precise, running
@@ -541,7 +542,7 @@ def test_neighbours_matter_with_batch_statistics_only(trained: Callable[..., Tra
 
 def refusals(tiny_data: Path, evaluation: dict[str, Any]) -> Iterator[str]:
     try:
-        prepare([tiny_trial(norm="batch", evaluate=[evaluation])], tiny_data, print)
+        prepare([tiny_trial(norm="batch", evaluate=[evaluation])], tiny_data, print, Execute())
     except Unusable as error:
         yield from str(error).splitlines()
 

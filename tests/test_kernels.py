@@ -29,7 +29,7 @@ from torch import Tensor
 from normbench.norms import kernels
 from normbench.norms.moments import Block, MomentNorm, RunningMomentNorm, Statistics, normalize
 from normbench.norms.normalization import relu
-from normbench.trial import Choice
+from normbench.trial import Choice, Trial
 
 FP32 = Arithmetic(torch.float32, "compiled")
 CPU = torch.device("cpu")
@@ -156,6 +156,47 @@ def test_every_path_gives_the_float64_output_and_all_its_gradients(
             assert_within(actual[name], expected, 4 * sums * float(dy.abs().max()), name)
         else:
             assert_within(actual[name], expected, sums, name)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "norm",
+    [Choice(name=name) for name in ("batch", "switchable")],
+    ids=lambda norm: norm.name,
+)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("arithmetic", ARITHMETICS[1:], ids=str)
+@ENDINGS
+@FORMATS
+def test_every_path_gives_the_float64_output_at_inference(
+    norm: Choice,
+    shape: Shape,
+    arithmetic: Arithmetic,
+    ending: str,
+    memory_format: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By running statistics that are not the batch's; rounding as in training."""
+    norm = Trial.model_validate({"norm": norm.name}).norm
+    x, shortcut = maps(shape, 0, torch.bfloat16), maps(shape, 1, torch.bfloat16)
+    y = {}
+    for one in (FLOAT64, arithmetic):
+        with monkeypatch.context() as only_here:
+            take(one, only_here)
+            module = put(layer(norm, shape.C, shape.norm_batch), one).eval()
+            assert isinstance(module, RunningMomentNorm)
+            with torch.no_grad():
+                module.running_mean.copy_(torch.linspace(-1, 1, shape.C))
+                module.running_var.copy_(torch.linspace(0.5, 2, shape.C))
+                added = like(shortcut, one, memory_format) if "shortcut" in ending else None
+                y[one] = module(like(x, one, memory_format), added, "relu" in ending)
+
+    stores = 1 if arithmetic.path == "compiled" else 4
+    exact, actual = y[FLOAT64], y[arithmetic]
+    assert actual.dtype == arithmetic.dtype
+    largest = exact.abs().max().expand_as(exact) if stores > 1 else exact
+    bound = stores * half_ulp(largest, actual.dtype) + rounding(arithmetic.dtype, shape.values, x, size=1.5)
+    assert_within(actual, exact, bound, "y")
 
 
 @needs_compiler

@@ -7,6 +7,7 @@ import pytest
 from test_plots import record
 
 from normbench.plots import FIGURES
+from normbench.plots.epochs_to_loss import epochs_to
 from normbench.plots.figure import render
 from normbench.plots.panels import CannotDrawError
 
@@ -87,6 +88,65 @@ def test_what_is_zero_or_not_finite_has_no_point_on_a_logarithmic_axis() -> None
 def test_signals_of_several_settings_are_not_drawn_as_one() -> None:
     with pytest.raises(CannotDrawError, match="several settings or batch sizes"):
         select("signal_propagation", [signal("batch", 1.0), signal("batch", 1.0, epochs=9)])
+
+
+@pytest.mark.parametrize(
+    ("losses", "loss", "expected"),
+    [
+        ([2.0, 1.0, 0.5], 1.0, 2),
+        ([2.0, 1.0, 0.5], 1.5, 1.5),
+        ([2.0, 1.0, 0.5], 0.6, 2.8),
+        ([2.0, 1.0, 0.5], 3.0, 1),
+        ([2.0, 1.0, 0.5], 0.4, None),
+        ([2.0, 2.5, 1.0], 1.75, 2.5),
+        ([], 1.0, None),
+    ],
+)
+def test_epochs_to_a_loss_are_counted_on_straight_lines(
+    losses: list[float], loss: float, expected: float | None
+) -> None:
+    assert epochs_to(loss, losses) == (None if expected is None else pytest.approx(expected))
+
+
+def falling(norm: str, batch_size: int, *losses: float, **settings: Any) -> Any:
+    made = record(norm, batch_size, epochs=len(losses), **settings)
+    epochs = (
+        epoch.model_copy(update={"train_loss": one}) for epoch, one in zip(made.epochs, losses, strict=True)
+    )
+    return made.model_copy(update={"epochs": tuple(epochs)})
+
+
+def test_the_loss_is_the_least_that_every_finished_trial_reaches() -> None:
+    found = select(
+        "epochs_to_loss",
+        [
+            falling("batch", 2, 2.0, 1.0, 0.5),
+            falling("batch", 2, 2.0, 1.5, 0.5, seed=1),
+            falling("batch", 8, 2.0, 0.8, 0.4),
+            falling("layer", 2, 2.0, 1.4, 1.2),
+        ],
+    )
+    ((panel,),) = found.rows
+    assert panel.heading == "training loss 1.2"
+    batch, layer = (line.mean for line in panel.lines)
+    assert batch == ((2, pytest.approx((1.8 + 2.3) / 2)), (8, pytest.approx(1 + 0.8 / 1.2)))
+    assert layer == ((2, 3),)
+
+
+def test_what_never_reaches_a_given_loss_has_no_point_and_its_cell_no_mean() -> None:
+    records = [
+        falling("batch", 2, 2.0, 0.9),
+        falling("batch", 2, 2.0, 1.5, seed=1),
+        falling("batch", 8, 0.5, 0.4),
+    ]
+    ((panel,),) = FIGURES["epochs_to_loss"].load().select(records, {"loss": 1.0}).rows
+
+    (line,) = panel.lines
+    assert [seed.points[0] for seed in line.seeds] == [
+        (2, pytest.approx(1 + 1 / 1.1)),
+        (2, pytest.approx(float("nan"), nan_ok=True)),
+    ]
+    assert line.mean == ((8, 1),)
 
 
 @pytest.mark.parametrize("name", ["online", "signal_propagation"])

@@ -32,6 +32,18 @@ def test_a_line_is_what_differs_in_the_setting_and_the_seed_alone() -> None:
     assert [len(spot.accuracies) for line in found.lines for spot in line.spots] == [2, 2, 2, 2]
 
 
+def test_the_share_that_diverged_at_a_value_is_shaded_and_said() -> None:
+    records = [
+        agc(t, seed=s, status="diverged" if (t, s) in ((1.0, 0), (0.1, 0), (0.1, 1)) else "done")
+        for t in (0.01, 0.1, 1.0)
+        for s in (0, 1)
+    ]
+    found = select(records, "clip.threshold")
+    assert [found.diverged(place) for place in range(3)] == [0, 1, 0.5]
+    assert any("Grey: where trials diverged" in words for words in found.caption)
+    assert not any("Grey" in words for words in select(records[:2], "clip.threshold").caption)
+
+
 def test_what_else_differs_is_told_and_makes_a_line_of_its_own() -> None:
     found = select(
         [agc(t, batch_size=b, norm="group") for b in (8, 128) for t in (0.01, 0.1)], "clip.threshold"

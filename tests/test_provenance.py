@@ -18,6 +18,7 @@ def test_provenance_says_what_is_the_case() -> None:
     assert found["normbench"] == normbench.__version__
     assert found["torch"] == torch.__version__
     assert found["threads"] == torch.get_num_threads()
+    assert found["processes"] == 1
     assert found["flags"]["precision"] == "bf16"
     assert found["device"]
 

@@ -132,7 +132,7 @@ def test_provenance_and_diagnostics_have_this_shape(real: Record) -> None:
     record = json.loads(real.to_json())
 
     assert set(record["provenance"]) == {
-        "normbench", "git", "python", "torch", "device", "host", "threads", "flags", "path",
+        "normbench", "git", "python", "torch", "device", "host", "threads", "processes", "flags", "path",
     }  # fmt: skip
     assert set(record["provenance"]["flags"]) == {
         "precision", "deterministic_convolutions", "tf32", "flush_denormal",

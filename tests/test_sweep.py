@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import forkserver
+from conftest import forkserver, place_of
 from test_train import numbers
 
 from normbench import config, sweep
 from normbench.data import DataError
+from normbench.executors import EXECUTORS
 from normbench.records import Failure, Record, RecordsInUse, Store
 from normbench.sweep import Listener, Survey, Unusable
 from normbench.trial import Trial
@@ -396,16 +397,19 @@ def test_a_second_runner_is_refused(lab: Lab) -> None:
 # ---- stop and go
 
 
-@pytest.mark.parametrize("executor", ["serial", "pool"])
-def test_a_stopped_sweep_goes_on_as_if_it_had_not_been(lab: Lab, executor: str) -> None:
-    experiment = lab.experiment(execute={"executor": executor, "workers": 2})
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_stopped_sweep_goes_on_under_another_executor_as_if_it_had_not_been(
+    lab: Lab, executor: str, request: pytest.FixtureRequest
+) -> None:
+    experiment = lab.experiment(execute={"executor": place_of(executor, request), "workers": 2})
     seen = Seen()
     stopped = sweep.run(
         experiment, lab.results, lab.data, listener=seen, stop=lambda: seen.events >= 1 + len(seen.ended)
     )
     assert stopped.counts()["missing"] >= 1, "it did stop"
 
-    assert lab.run().counts == {"done": 4}, "in this process, whoever began it"
+    other = "pool" if executor == "serial" else "serial"
+    assert lab.run(lab.experiment(execute={"executor": other})).counts == {"done": 4}
     assert all_numbers(lab.store) == undisturbed_numbers(lab)
 
 
@@ -429,6 +433,8 @@ def test_workers_are_as_many_as_the_cores_carry_unless_told(monkeypatch: pytest.
     assert sweep.workers(config.Execute(device="cpu")) == 8
     assert sweep.workers(config.Execute(device="cpu", threads=3)) == 2
     assert sweep.workers(config.Execute(device="cpu", threads=99)) == 1
+    assert sweep.workers(config.Execute(device="cpu", processes=4)) == 2
+    assert sweep.workers(config.Execute(device="cpu", processes=2, threads=3)) == 1
     assert sweep.workers(config.Execute(workers=5)) == 5
 
 
@@ -438,6 +444,21 @@ def test_a_containers_quota_of_cores_counts(monkeypatch: pytest.MonkeyPatch, tmp
     for quota, cores in (("250000 100000", 3), ("max 100000", 8), ("9900000 100000", 8)):
         sweep.QUOTA.write_text(quota)
         assert sweep.workers(config.Execute(device="cpu")) == cores
+
+
+def test_how_many_run_at_once_elsewhere_is_not_for_this_machine_to_say() -> None:
+    for name, entry in EXECUTORS.items():
+        assert (sweep.workers(config.Execute(executor=name, device="cpu")) is None) == entry.elsewhere
+        assert sweep.workers(config.Execute(executor=name, workers=3)) == 3
+
+
+def test_the_executor_of_the_file_keeps_its_options_and_another_brings_its_own(lab: Lab) -> None:
+    experiment = lab.experiment(execute={"executor": {"name": "ray", "gpus": 0.25}, "threads": 2})
+
+    assert sweep.on(experiment, executor="ray", workers=3).execute == config.Execute(
+        executor={"name": "ray", "gpus": 0.25}, threads=2, workers=3
+    )
+    assert sweep.on(experiment, executor="pool").execute == config.Execute(executor="pool", threads=2)
 
 
 def test_trials_have_a_gpu_for_themselves_unless_told() -> None:

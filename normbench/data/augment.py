@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normbench.data.decoded import Split
+from normbench.data import WHITENINGS
+from normbench.data.decoded import Decoded, Split
 from normbench.data.whitening import Map
+from normbench.trial import Trial
 
 PADDING = 4
 CHUNK = 512  # images augmented at once: many make each cheap, few stay in the cache
@@ -117,6 +119,15 @@ class Images:
             mean, matrix = self._whitening
             scaled = ((images.flatten(1) / 255).sub_(mean) @ matrix).view(images.shape)
         return scaled.permute(0, 3, 1, 2)
+
+
+def images_of(trial: Trial, dataset: Decoded, device: torch.device) -> tuple[Images, Images]:
+    """Those that a trial trains on and is tested on."""
+    whitening = WHITENINGS[trial.whiten.name].load()(dataset, **trial.whiten.options)
+    training, testing = (
+        Images(split, dataset.mean, dataset.std, device, whitening) for split in (dataset.train, dataset.test)
+    )
+    return training, testing
 
 
 def _crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:

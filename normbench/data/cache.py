@@ -114,6 +114,15 @@ class Cache:
     def _index(self) -> Path:
         return self.folder / "index.json"
 
+    def paths(self) -> tuple[Path, ...]:
+        """All files of a stored set, the index last, as they were written.
+
+        Raises:
+            DataError: the index cannot be read, or a file is missing.
+        """
+        index, _ = self.state()
+        return *self.files(index), self._index
+
     def files(self, index: Index) -> list[Path]:
         """Where the arrays of ``index`` lie."""
         named = zip(DTYPES, index.arrays, strict=True)

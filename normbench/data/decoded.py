@@ -99,6 +99,15 @@ def prepare(dataset: Choice, directory: Path, say: Say = lambda _: None) -> None
         _used(whole, split, dataset.options[option])
 
 
+def files(dataset: Choice, directory: Path) -> tuple[Path, ...]:
+    """The files that ``load`` reads; at the same paths of another machine, it finds the same data.
+
+    Raises:
+        DataError: ``dataset`` is not prepared.
+    """
+    return _cache(dataset, directory).paths()
+
+
 def extent(dataset: Choice, directory: Path) -> Extent:
     """How much there is of ``dataset``: of a prepared one by looking, else as far as it is known beforehand.
 

@@ -8,23 +8,22 @@ import contextlib
 import faulthandler
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
-from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from normbench.records import Failure, Interrupted, Unwritable
+from normbench.executors.attempts import Attempts, packed
+from normbench.records import Failure, Unwritable
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
     from normbench.executors import Outcome, Report, Work
 
-RETRIES = 1  # after the death of a worker, and after a hang: either may have been an accident
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 1.0  # of silence at most between two looks: a runner that was stopped for an hour saw no hang
 PATIENCE_SECONDS = 4.0  # for workers to save their state when they are told to stop
@@ -42,13 +41,15 @@ def execute(
     report: "Report",
     stop: Callable[[], bool],
     hang_seconds: float | None = None,
+    **_: Any,
 ) -> Generator[tuple[Trial, "Outcome"]]:
     """See :mod:`normbench.executors`; ``workers`` processes, started when there is work, and reused.
 
     Raises:
         Unwritable: a worker that was told to stop could not save its state.
     """
-    pending, deaths, hangs = deque(trials), Counter[str](), Counter[str]()
+    attempts = Attempts(trials)
+    pending = attempts.waiting
     crew: list[_Worker] = []
     try:
         while pending or any(worker.trial for worker in crew):
@@ -69,21 +70,19 @@ def execute(
                     end, stacks = worker.bury()
                     if trial is None:
                         continue
-                    count = hangs if worker.hangs else deaths
-                    count[trial.id] += 1
-                    if (times := count[trial.id]) <= RETRIES:
-                        pending.appendleft(trial)
-                    elif worker.hangs and hang_seconds:
-                        yield trial, Failure.hang(stacks, hang_seconds, times)
+                    if worker.hangs and hang_seconds:
+                        failure = attempts.hung(trial, stacks, hang_seconds)
                     else:
-                        yield trial, Failure(f"{stacks}the worker process {end}, {times} times on this trial")
+                        failure = attempts.died(trial, f"{stacks}the worker process {end}")
+                    if failure:
+                        yield trial, failure
                     continue
                 assert trial is not None, "an idle worker has nothing to say"
                 if kind == "event":
                     report(trial, content)
                 else:
                     worker.trial = None
-                    yield trial, content
+                    yield trial, pickle.loads(content)
             for worker in crew:
                 worker.watch(hang_seconds)
     finally:
@@ -155,8 +154,9 @@ class _Worker:
         with contextlib.suppress(EOFError, OSError):
             while self.pipe.poll(max(0.0, deadline - monotonic())):
                 kind, content = self.pipe.recv()
-                if kind == "outcome" and isinstance(content, Failure) and content.unwritable:
-                    return content.unwritable
+                outcome = pickle.loads(content) if kind == "outcome" else None
+                if isinstance(outcome, Failure) and outcome.unwritable:
+                    return outcome.unwritable
         return None
 
     def bury(self, patience: float = PATIENCE_SECONDS) -> tuple[str, str]:
@@ -222,15 +222,12 @@ def _serve(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]", work: "
 
     with contextlib.suppress(EOFError, OSError):
         while trial := pipe.recv():
-            try:
-                message = ForkingPickler.dumps(("outcome", work(trial, tell)))
-            except Interrupted:
+            message = packed(work, trial, tell)
+            if message is None:
                 break
-            except Exception as error:
-                message = ForkingPickler.dumps(("outcome", Failure.of(error)))
-            pipe.send_bytes(message)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(
-        0
-    )  # to take torch apart takes a second of computing, for which nobody who stops a run should wait
+            pipe.send(("outcome", message))
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # to take torch apart takes a second of computing, for which nobody who stops a run should wait
+    os._exit(0)

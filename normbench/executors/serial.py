@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from normbench.records import Failure, Interrupted
+from normbench.executors.attempts import attempt
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
@@ -11,16 +11,9 @@ if TYPE_CHECKING:
 
 
 def execute(
-    work: "Work",
-    trials: Sequence[Trial],
-    *,
-    workers: int,
-    report: "Report",
-    stop: Callable[[], bool],
-    hang_seconds: float | None = None,
+    work: "Work", trials: Sequence[Trial], *, report: "Report", stop: Callable[[], bool], **_: Any
 ) -> Generator[tuple[Trial, "Outcome"]]:
-    """See :mod:`normbench.executors`; ``workers`` and ``hang_seconds`` are of no use in one process."""
-    del workers, hang_seconds
+    """See :mod:`normbench.executors`."""
     for trial in trials:
 
         def tell(event: dict[str, Any], trial: Trial = trial) -> bool:
@@ -29,10 +22,7 @@ def execute(
 
         if stop():
             return
-        try:
-            outcome: Outcome = work(trial, tell)
-        except Interrupted:
+        outcome = attempt(work, trial, tell)
+        if outcome is None:
             return
-        except Exception as error:
-            outcome = Failure.of(error)
         yield trial, outcome

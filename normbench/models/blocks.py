@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from normbench.norms import shares
 from normbench.norms.normalization import Clock
 
 CHANNELS_LAST = torch.channels_last
@@ -85,8 +86,9 @@ class Dropout(nn.Module):
         if not self.training or x.is_meta:
             return x
         random = torch.Generator(x.device).manual_seed((self.key + self.step * GOLDEN) % 2**64)
-        N, C, H, W = x.shape
-        kept = torch.rand(N, H, W, C, generator=random, device=x.device) >= self.rate
+        share, (N, C, H, W) = shares.current(), x.shape
+        whole = torch.rand(share.whole(N), H, W, C, generator=random, device=x.device)
+        kept = share.rows(whole) >= self.rate
         return x * kept.movedim(-1, 1).to(x.dtype).div_(1 - self.rate)
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from normbench.models import MODELS
-from normbench.norms.normalization import GradientNorms, Normalization, ShapeError, build
+from normbench.norms import NORMS
+from normbench.norms.normalization import GradientNorms, Normalization, OwnError, ShapeError, build
 from normbench.trial import Trial
 
 
@@ -46,24 +47,33 @@ def _scaled(norm: Normalization, scale: float) -> Normalization:
 def check(trial: Trial, classes: int, image_size: int) -> int:
     """Push the shapes of a training batch through the trial's network, without computing anything.
 
+    A user's own method gets random images, since nothing says that it can do without numbers.
+
     Returns:
         How many parameters the network has.
 
     Raises:
         ShapeError: names method, layer and shape.
+        OwnError: the method is a user's own and raises.
     """
     reached = ""
+    own = NORMS[trial.norm.name].own
 
     def note(layer: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal reached
         reached = f"layer {layer} of {trial.model.name}, which gets maps of shape {list(inputs[0].shape)}"
 
-    with torch.device("meta"):
+    with torch.device("cpu" if own else "meta"), torch.random.fork_rng(devices=[], enabled=own):
         model = network(trial, classes)
         for name, module in model.named_modules():
             module.register_forward_pre_hook(partial(note, name))
         try:
-            model(torch.empty(trial.batch_size, 3, image_size, image_size))
+            model((torch.randn if own else torch.empty)(trial.batch_size, 3, image_size, image_size))
         except ShapeError as error:
             raise ShapeError(f"{trial.norm.name} norm cannot be used in {reached}: {error}") from None
+        except Exception as error:
+            if not own:
+                raise
+            words = f"norm {trial.norm.name} raises in {reached}: {type(error).__name__}: {error}"
+            raise OwnError(words) from error
     return sum(parameter.numel() for parameter in model.parameters())

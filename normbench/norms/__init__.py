@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from normbench.lookup import (
     Entry,
+    OpenTable,
     Table,
     at_least,
     count,
@@ -19,6 +20,7 @@ SHARED = (
     "kernels",
     "moments",
     "normalization",
+    "shares",
     "weights",
 )  # files that are not a method but what the methods stand on
 
@@ -59,8 +61,16 @@ BEHIND = {
     "groups": count(8, "groups the channels are split into, for layer: group"),
 }
 
-NORMS: Table[Method] = Table(
+
+def own(name: str) -> Method:
+    """A user's method, ``module:function``. Since nothing is known of it, everything may matter to it."""
+    return Method(name, "a method of your own", name, across_samples=True, running=True, own=True)
+
+
+NORMS: OpenTable[Method] = OpenTable(
     "norm",
+    "normbench.norms",
+    own,
     Method("none", "no normalization", "normbench.norms.none:none", affine=False, layers=False),
     Method(
         "batch",

@@ -5,16 +5,23 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from normbench.norms import shares
 from normbench.norms.kernels import Running
 from normbench.norms.moments import (
     Block,
     Moments,
     RunningMomentNorm,
     Statistics,
+    affine,
+    finish,
     follow,
     moments,
+    multiply_add,
     normalize,
+    own_rows,
     pool,
+    spread_out,
+    whole_batch,
 )
 from normbench.norms.normalization import Clock, Normalization
 
@@ -66,11 +73,20 @@ class BatchRenorm(RunningMomentNorm):
         N, C, H, W = x.shape
         statistics = self.statistics(C)
         statistics.check(N, C, H * W)
+        (block,) = statistics.blocks
+        whole = whole_batch(moments(x))
+        batches = pool(whole, block)
         with torch.no_grad():
-            batches = pool(moments(x), statistics.blocks[0])
             r, d = self._corrections(batches)
             unbias = self.unbias(self.norm_batch_size * H * W)
             follow(Running(self.running_mean, self.running_var, self.momentum, unbias), batches)
+        rows = shares.current().rows
+        if N % self.norm_batch_size:  # norm batches with samples of other processes
+            r, d = (rows(part.repeat_interleave(self.norm_batch_size, 0)) for part in (r, d))
+            of_samples = own_rows(spread_out(batches, block, *whole.mean.shape))
+            scale, shift = affine(of_samples, self.gamma * r, self.beta + self.gamma * d, self.eps)
+            return finish(multiply_add(x, scale, shift), shortcut, relu)
+        r, d = rows(r), rows(d)
         gammas, betas = self.gamma * r, self.beta + self.gamma * d
         shortcuts = [None] * len(r) if shortcut is None else torch.split(shortcut, self.norm_batch_size)
         parts = [

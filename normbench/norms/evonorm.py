@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.moments import Block, Moments, moments, pool, spread_out
+from normbench.norms.moments import Block, Moments, moments, own_rows, pool, spread_out, whole_batch
 from normbench.norms.normalization import Normalization, ShapeError
 
 
@@ -91,21 +91,23 @@ class EvoNormB0(EvoNorm):
         if H * W == 1:
             raise ShapeError("the variance of each map would be that of a single value")
         own = moments(x)
-        shared = self._shared(own, N, C, H * W) if self.training else self.running_var.expand(N, C)
+        shared = self._shared(own, H * W) if self.training else self.running_var.expand(N, C)
         within = torch.addcmul(torch.sqrt(own.variance + self.eps)[..., None, None], self.v[:, None, None], x)
         return x / torch.maximum(torch.sqrt(shared + self.eps)[..., None, None], within)
 
-    def _shared(self, own: Moments, N: int, C: int, positions: int) -> Tensor:
+    def _shared(self, own: Moments, positions: int) -> Tensor:
         """The variance of every sample's norm batch, [N, C]; the running one moves on."""
+        whole = whole_batch(own)
+        N, C = whole.mean.shape
         if N % self.norm_batch_size:
             raise ShapeError(f"a norm batch of {self.norm_batch_size} samples does not divide a batch of {N}")
         block = Block(samples=self.norm_batch_size)
-        pooled = pool(own, block)
+        pooled = pool(whole, block)
         values = self.norm_batch_size * positions
         with torch.no_grad():
             newest = pooled.variance.mean(0).flatten() * (values / (values - 1))
             self.running_var.lerp_(newest.to(self.running_var), self.momentum)
-        return spread_out(pooled, block, N, C).variance
+        return own_rows(spread_out(pooled, block, N, C)).variance
 
 
 def evonorm_s0(groups: int, eps: float) -> Normalization:

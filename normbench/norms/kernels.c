@@ -3,72 +3,103 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+typedef long I;
+#if defined(__AVX512F__)
+#define LANES 16 /* channels at a time: what a vector register holds */
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define UNROLL 4 /* sums kept apart, so that one addition need not wait for the last */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float V __attribute__((vector_size(4 * LANES)));
+typedef uint32_t U __attribute__((vector_size(4 * LANES)));
 
 #ifdef BF16
 typedef uint16_t T;
-static inline float get(T x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
+typedef uint16_t H __attribute__((vector_size(2 * LANES)));
+#if defined(__AVX512F__) /* the compiler would go through registers of half the size */
+INLINE V widened(H halves) { return (V)((U)_mm512_cvtepu16_epi32((__m256i)halves) << 16); }
+#elif defined(__AVX2__)
+INLINE V widened(H halves) { return (V)((U)_mm256_cvtepu16_epi32((__m128i)halves) << 16); }
+#else
+INLINE V widened(H halves) { return (V)(__builtin_convertvector(halves, U) << 16); }
+#endif
+#ifdef __AVX512BF16__ /* takes what is below the smallest normal number for 0 */
+INLINE H narrowed(V v) { return (H)_mm512_cvtneps_pbh((__m512)v); }
+#else
+INLINE H narrowed(V v) { /* round to nearest even; a NaN stays one */
+    const U bits = (U)v, number = (U)(v == v);
+    const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), H);
 }
-static inline T put(float value) { /* round to nearest even; a NaN stays one */
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (T)(value == value ? rounded : 0x7fc0);
-}
+#endif
 #else
 typedef float T;
-static inline float get(T x) { return x; }
-static inline T put(float value) { return value; }
+typedef V H;
+INLINE V widened(H v) { return v; }
+INLINE H narrowed(V v) { return v; }
 #endif
 
 typedef const T *restrict In;
 typedef const float *restrict Row;
-typedef long I;
-#define LANES 16 /* channels a vector register holds */
-#define UNROLL 4 /* sums kept apart, so that one addition need not wait for the last */
-#define INLINE static inline __attribute__((always_inline))
 
-/* Every function below is written for `lanes` channels at a time and made twice: with the constant 16, which the compiler
+/* `lanes` channels in and out; what is beyond them is 0, and stays where it is. */
+INLINE V load(const T *from, const int lanes) {
+    H halves = {0};
+    memcpy(&halves, from, sizeof(T) * (size_t)lanes);
+    return widened(halves);
+}
+INLINE void store(T *to, V v, const int lanes) {
+    const H halves = narrowed(v);
+    memcpy(to, &halves, sizeof(T) * (size_t)lanes);
+}
+INLINE V row(const float *from, const int lanes) {
+    V v = {0};
+    memcpy(&v, from, sizeof(float) * (size_t)lanes);
+    return v;
+}
+INLINE void to_row(float *to, V v, const int lanes) { memcpy(to, &v, sizeof(float) * (size_t)lanes); }
+
+/* Every function below is written for `lanes` channels at a time and made twice: with the constant LANES, which the compiler
  * turns into vector instructions, and with what is left over. */
-#define EACH_BLOCK(call_16, call_rest)                                \
+#define EACH_BLOCK(call_whole, call_rest)                                \
     for (I n = 0; n < N; n++)                                         \
         for (I c = 0; c < C; c += LANES) {                            \
             const I at = n * P * C + c, k = n * C + c;                \
-            if (C - c >= LANES) { call_16; }                          \
+            if (C - c >= LANES) { call_whole; }                          \
             else { const int lanes = (int)(C - c); call_rest; }       \
         }
 
+INLINE V total(const V *sums) { return (sums[0] + sums[1]) + (sums[2] + sums[3]); }
+
 INLINE void moments_block(In x, float *mean, float *variance, I P, I C, const int lanes) {
-    float sum[UNROLL][LANES] = {{0}}, square[UNROLL][LANES] = {{0}};
+    V sum[UNROLL] = {{0}}, square[UNROLL] = {{0}};
     I p = 0;
     for (; p + UNROLL <= P; p += UNROLL)
-        for (int u = 0; u < UNROLL; u++)
-            for (int l = 0; l < lanes; l++) sum[u][l] += get(x[(p + u) * C + l]);
-    for (; p < P; p++)
-        for (int l = 0; l < lanes; l++) sum[0][l] += get(x[p * C + l]);
-    float m[LANES];
-    for (int l = 0; l < lanes; l++) m[l] = ((sum[0][l] + sum[1][l]) + (sum[2][l] + sum[3][l])) / (float)P;
+        for (int u = 0; u < UNROLL; u++) sum[u] += load(x + (p + u) * C, lanes);
+    for (; p < P; p++) sum[0] += load(x + p * C, lanes);
+    const V m = total(sum) / (float)P;
     for (p = 0; p + UNROLL <= P; p += UNROLL)
-        for (int u = 0; u < UNROLL; u++)
-            for (int l = 0; l < lanes; l++) {
-                float d = get(x[(p + u) * C + l]) - m[l];
-                square[u][l] += d * d;
-            }
-    for (; p < P; p++)
-        for (int l = 0; l < lanes; l++) {
-            float d = get(x[p * C + l]) - m[l];
-            square[0][l] += d * d;
+        for (int u = 0; u < UNROLL; u++) {
+            const V d = load(x + (p + u) * C, lanes) - m;
+            square[u] += d * d;
         }
-    for (int l = 0; l < lanes; l++) {
-        mean[l] = m[l];
-        variance[l] = ((square[0][l] + square[1][l]) + (square[2][l] + square[3][l])) / (float)P;
+    for (; p < P; p++) {
+        const V d = load(x + p * C, lanes) - m;
+        square[0] += d * d;
     }
+    to_row(mean, m, lanes);
+    to_row(variance, total(square) / (float)P, lanes);
 }
 
-static void moments(In x, float *restrict mean, float *restrict variance, I N, I P, I C) {
+void moments(In x, float *restrict mean, float *restrict variance, I N, I P, I C) {
     EACH_BLOCK(moments_block(x + at, mean + k, variance + k, P, C, LANES),
                moments_block(x + at, mean + k, variance + k, P, C, lanes))
 }
@@ -76,28 +107,20 @@ static void moments(In x, float *restrict mean, float *restrict variance, I N, I
 /* What follows the multiply-add in the same pass. */
 enum { PLAIN, RELU, ADD_RELU };
 
-/* g where the ReLU that gave y let something through, else 0. A conditional expression would be a branch, and slow. */
-INLINE float behind_relu(float g, float y) {
-    uint32_t bits;
-    memcpy(&bits, &g, 4);
-    bits &= -(uint32_t)!(y <= 0);
-    memcpy(&g, &bits, 4);
-    return g;
-}
-
-INLINE float relu(float value) { return value < 0 ? 0 : value; } /* a NaN stays one */
+INLINE V behind_relu(V g, V y) { return (V)((U)g & ~(U)(y <= 0)); } /* g where the ReLU that gave y let it through */
+INLINE V relu(V v) { return (V)((U)v & ~(U)(v < 0)); }              /* a NaN stays one */
 
 INLINE void multiply_add_block(In x, Row scale, Row shift, In shortcut, T *restrict y, I P, I C, const int then,
                                const int lanes) {
-    for (I p = 0; p < P; p++)
-        for (int l = 0; l < lanes; l++) {
-            float value = get(x[p * C + l]) * scale[l] + shift[l];
-            if (then == ADD_RELU) value += get(shortcut[p * C + l]);
-            y[p * C + l] = put(then == PLAIN ? value : relu(value));
-        }
+    const V a = row(scale, lanes), b = row(shift, lanes);
+    for (I p = 0; p < P; p++) {
+        V v = load(x + p * C, lanes) * a + b;
+        if (then == ADD_RELU) v += load(shortcut + p * C, lanes);
+        store(y + p * C, then == PLAIN ? v : relu(v), lanes);
+    }
 }
 
-static void multiply_add(In x, Row scale, Row shift, In shortcut, T *restrict y, I N, I P, I C, int then) {
+void multiply_add(In x, Row scale, Row shift, In shortcut, T *restrict y, I N, I P, I C, int then) {
 #define BLOCK(then, lanes) multiply_add_block(x + at, scale + k, shift + k, shortcut + at, y + at, P, C, then, lanes)
     if (then == PLAIN) EACH_BLOCK(BLOCK(PLAIN, LANES), BLOCK(PLAIN, lanes))
     else if (then == RELU) EACH_BLOCK(BLOCK(RELU, LANES), BLOCK(RELU, lanes))
@@ -108,15 +131,14 @@ static void multiply_add(In x, Row scale, Row shift, In shortcut, T *restrict y,
 /* Sums of g * x and of g, where g is dy behind the ReLU that gave y; ADD_RELU also leaves g itself. */
 INLINE void sums_block(In x, In dy, In y, T *restrict g_out, float *restrict dscale, float *restrict dshift, I P, I C,
                        const int then, const int lanes) {
-    float product[UNROLL][LANES] = {{0}}, plain[UNROLL][LANES] = {{0}};
-#define ADD(p, u)                                             \
-    for (int l = 0; l < lanes; l++) {                         \
-        const I i = (p) * C + l;                              \
-        float g = get(dy[i]);                                 \
-        if (then != PLAIN) g = behind_relu(g, get(y[i]));        \
-        if (then == ADD_RELU) g_out[i] = put(g);              \
-        product[u][l] += g * get(x[i]);                       \
-        plain[u][l] += g;                                     \
+    V product[UNROLL] = {{0}}, plain[UNROLL] = {{0}};
+#define ADD(p, u)                                                                \
+    {                                                                            \
+        V g = load(dy + (p) * C, lanes);                                         \
+        if (then != PLAIN) g = behind_relu(g, load(y + (p) * C, lanes));         \
+        if (then == ADD_RELU) store(g_out + (p) * C, g, lanes);                  \
+        product[u] += g * load(x + (p) * C, lanes);                              \
+        plain[u] += g;                                                           \
     }
     I p = 0;
     for (; p + UNROLL <= P; p += UNROLL) {
@@ -124,10 +146,8 @@ INLINE void sums_block(In x, In dy, In y, T *restrict g_out, float *restrict dsc
     }
     for (; p < P; p++) ADD(p, 0)
 #undef ADD
-    for (int l = 0; l < lanes; l++) {
-        dscale[l] = (product[0][l] + product[1][l]) + (product[2][l] + product[3][l]);
-        dshift[l] = (plain[0][l] + plain[1][l]) + (plain[2][l] + plain[3][l]);
-    }
+    to_row(dscale, total(product), lanes);
+    to_row(dshift, total(plain), lanes);
 }
 
 static void sums(In x, In dy, In y, T *restrict g, float *restrict dscale, float *restrict dshift, I N, I P, I C, int then) {
@@ -141,13 +161,12 @@ static void sums(In x, In dy, In y, T *restrict g, float *restrict dscale, float
 /* dx = g * scale + x * slope + offset, with g as above. */
 INLINE void input_gradient_block(In dy, In y, Row scale, In x, Row slope, Row offset, T *restrict dx, I P, I C,
                                  const int then, const int lanes) {
-    for (I p = 0; p < P; p++)
-        for (int l = 0; l < lanes; l++) {
-            const I i = p * C + l;
-            float g = get(dy[i]);
-            if (then == RELU) g = behind_relu(g, get(y[i]));
-            dx[i] = put(g * scale[l] + (get(x[i]) * slope[l] + offset[l]));
-        }
+    const V a = row(scale, lanes), b = row(slope, lanes), c = row(offset, lanes);
+    for (I p = 0; p < P; p++) {
+        V g = load(dy + p * C, lanes);
+        if (then == RELU) g = behind_relu(g, load(y + p * C, lanes));
+        store(dx + p * C, g * a + (load(x + p * C, lanes) * b + c), lanes);
+    }
 }
 
 static void input_gradient(In dy, In y, Row scale, In x, Row slope, Row offset, T *restrict dx, I N, I P, I C, int then) {

@@ -66,8 +66,28 @@ class Kernels:
         shape, weights = [whole] * 4 + [pointer] * 2, [pointer] * 2
         library.forward.argtypes = [pointer] * 8 + [ctypes.c_int] + shape + weights + [real] * 4
         library.backward.argtypes = [pointer] * 12 + [ctypes.c_int] + shape + weights + [real]
-        library.forward.restype = library.backward.restype = None
+        library.moments.argtypes = [pointer] * 3 + [whole] * 3
+        library.multiply_add.argtypes = [pointer] * 5 + [whole] * 3 + [ctypes.c_int]
+        for function in (library.forward, library.backward, library.moments, library.multiply_add):
+            function.restype = None
         self._library = library
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of every map of every sample, [N, C] each."""
+        N, C, H, W = x.shape
+        mean, variance = (torch.empty(N, C, dtype=torch.float32) for _ in range(2))
+        self._library.moments(_at(x), _at(mean), _at(variance), N, H * W, C)
+        return mean, variance
+
+    def multiply_add(
+        self, x: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, relu: bool
+    ) -> Tensor:
+        """x · scale + shift, both [N, C]; with a ReLU behind it, or behind the sum with a shortcut."""
+        N, C, H, W = x.shape
+        y = torch.empty_like(x)
+        pointers = (_at(one) for one in (x, scale, shift, x if shortcut is None else shortcut, y))
+        self._library.multiply_add(*pointers, N, H * W, C, int(relu) + int(shortcut is not None))
+        return y
 
     def forward(
         self,

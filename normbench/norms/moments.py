@@ -9,6 +9,9 @@ statistics then make one multiply-add per element:
 
 This file is the definition, in plain torch for any device and precision. On a CPU with a C compiler the same
 arithmetic runs in :mod:`normbench.norms.kernels`; ``tests/test_kernels.py`` holds the two together.
+
+Where several processes share a batch, what looks across samples pools the moments of all of them: that is all
+there is to synchronised normalization.
 """
 
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from normbench.norms import kernels
+from normbench.norms import kernels, shares
 from normbench.norms.normalization import ShapeError
 
 
@@ -53,9 +56,12 @@ class Statistics(NamedTuple):
     def check(self, N: int, C: int, positions: int) -> None:
         """Refuse N samples of C channels and H·W positions that these statistics are not defined for.
 
+        Where processes share a batch, N is this one's.
+
         Raises:
             ShapeError: says which rule is broken.
         """
+        N = shares.current().whole(N)
         for samples, channels in self.blocks:
             if C % channels:
                 raise ShapeError(f"groups of {channels} channels do not divide {C} channels")
@@ -73,8 +79,12 @@ def moments(x: Tensor, bessel: bool = False) -> Moments:
     rows = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
     mean = rows.mean(-1)
     variance = (rows - mean[..., None]).square().mean(-1)
-    positions = rows.shape[-1]
-    return Moments(mean, variance * (positions / (positions - 1)) if bessel else variance)
+    return _corrected(Moments(mean, variance), rows.shape[-1], bessel)
+
+
+def _corrected(parts: Moments, positions: int, bessel: bool) -> Moments:
+    """The same with variances over so many positions, less one if so asked."""
+    return parts._replace(variance=parts.variance * (positions / (positions - 1))) if bessel else parts
 
 
 def pool(parts: Moments, block: Block) -> Moments:
@@ -95,6 +105,20 @@ def spread_out(pooled: Moments, block: Block, N: int, C: int) -> Moments:
     """What :func:`pool` gave, repeated for every member of its block, [N, C] each."""
     shape = N // block.samples, block.samples, C // block.channels, block.channels
     return Moments(*(part.expand(shape).reshape(N, C) for part in pooled))
+
+
+def whole_batch(own: Moments) -> Moments:
+    """The moments of the samples of all processes that share a batch, [P·N, C] each, from this one's."""
+    if shares.current().processes == 1:
+        return own
+    mean, variance = shares.gathered(torch.stack(own, 1)).unbind(1)
+    return Moments(mean, variance)
+
+
+def own_rows(moments: Moments) -> Moments:
+    """Of the moments of a whole batch, those of this process's samples."""
+    share = shares.current()
+    return Moments(*(share.rows(part) for part in moments))
 
 
 def mix(parts: Sequence[Moments], statistics: Statistics) -> Moments:
@@ -148,18 +172,27 @@ def normalize(
     """
     if running is not None and statistics.blocks[-1].channels != 1:
         raise ValueError("running statistics follow the last pooling, which must be of single channels")
-    if (compiled := kernels.suited(x, gamma)) is not None:
+    spanning = any(len(x) % block.samples for block in statistics.blocks)  # samples of other processes
+    if running is not None and shares.current().processes > 1 and not spanning:
+        with torch.no_grad():
+            follow(running, pool(whole_batch(moments(x, statistics.bessel)), statistics.blocks[-1]))
+        running = None
+    if not spanning and (compiled := kernels.suited(x, gamma)) is not None:
         method = kernels.Method(statistics.blocks, statistics.bessel, eps, relu)
         weights = statistics.mean_weights, statistics.variance_weights
         added = shortcut if relu else None  # the kernels add only in front of a ReLU
         y: Tensor = _Compiled.apply(x, gamma, beta, *weights, added, method, running, compiled)
         return y if relu else finish(y, shortcut, relu)
-    N, C, _, _ = x.shape
     own = moments(x, statistics.bessel)
+    if spanning:
+        own = whole_batch(own)
     pooled = [pool(own, block) for block in statistics.blocks]
     if running is not None:
         follow(running, pooled[-1])
+    N, C = own.mean.shape
     parts = [spread_out(part, block, N, C) for part, block in zip(pooled, statistics.blocks, strict=True)]
+    if spanning:
+        parts = [own_rows(part) for part in parts]
     return finish(multiply_add(x, *affine(mix(parts, statistics), gamma, beta, eps)), shortcut, relu)
 
 
@@ -271,7 +304,7 @@ class RunningMomentNorm(MomentNorm):
         N, C, H, W = x.shape
         statistics = self.statistics(C)
         if not self.training or self.frozen:
-            return finish(self._infer(x, statistics), shortcut, relu)
+            return self._infer(x, statistics, shortcut, relu)
         statistics.check(N, C, H * W)
         unbias = self.unbias(self.norm_batch_size * H * W)
         running = kernels.Running(self.running_mean, self.running_var, self.momentum, unbias)
@@ -281,12 +314,25 @@ class RunningMomentNorm(MomentNorm):
         """What turns a biased variance over ``values`` values into the one that is kept."""
         return values / (values - 1)
 
-    def _infer(self, x: Tensor, statistics: Statistics) -> Tensor:
+    def _infer(self, x: Tensor, statistics: Statistics, shortcut: Tensor | None, relu: bool) -> Tensor:
         N, C, H, W = x.shape
         parts = []
+        compiled = None if torch.is_grad_enabled() else kernels.suited(x, self.gamma)
+        if compiled is not None:
+            x = x.contiguous(memory_format=torch.channels_last)
         if within := statistics.blocks[:-1]:  # the last is replaced by the running statistics
             statistics._replace(blocks=within).check(N, C, H * W)
-            own = moments(x, statistics.bessel)
+            if compiled is None:
+                own = moments(x, statistics.bessel)
+            else:
+                own = _corrected(Moments(*compiled.moments(x)), H * W, statistics.bessel)
             parts = [spread_out(pool(own, block), block, N, C) for block in within]
         parts.append(Moments(self.running_mean.expand(N, C), self.running_var.expand(N, C)))
-        return multiply_add(x, *affine(mix(parts, statistics), self.gamma, self.beta, self.eps))
+        scale, shift = affine(mix(parts, statistics), self.gamma, self.beta, self.eps)
+        if compiled is None:
+            return finish(multiply_add(x, scale, shift), shortcut, relu)
+        added = None
+        if relu and shortcut is not None:
+            added = shortcut.to(x.dtype).expand_as(x).contiguous(memory_format=torch.channels_last)
+        y = compiled.multiply_add(x, scale.contiguous(), shift.contiguous(), added, relu)
+        return y if relu else finish(y, shortcut, relu)

@@ -1,15 +1,18 @@
 """The seam between a network and a way to normalize it."""
 
+import hashlib
+import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normbench.norms import CLIPS, NORMS
+from normbench.norms import CLIPS, NORMS, Method
 from normbench.trial import Choice
 
 
@@ -165,15 +168,48 @@ def build(
         norm_batch_size: samples that share statistics, for methods that look across samples.
         norm_every: a layer after every so many convolutions, none after the others.
         clip: what is done to the gradients.
+
+    Raises:
+        OwnError: the method is a user's own and cannot be used.
     """
     method = NORMS[norm.name]
     across = {"norm_batch_size": norm_batch_size} if method.across_samples else {}
-    normalization: Normalization = method.load()(**norm.options, **across)
+    normalization: Normalization
+    if method.own:
+        normalization = _own(method, norm.options, across)
+    else:
+        normalization = method.load()(**norm.options, **across)
     if norm_every > 1:
         normalization = replace(normalization, layer=_every(norm_every, normalization.layer))
     if clip is not None:
         normalization = replace(normalization, clip=CLIPS[clip.name].load()(**clip.options))
     return normalization
+
+
+class OwnError(ValueError):
+    """A user's own method cannot be used; the message names it and says why."""
+
+
+def _own(method: Method, options: Mapping[str, Any], across: Mapping[str, Any]) -> Normalization:
+    """Of a user's function, which is given ``norm_batch_size`` only if it takes that."""
+    try:
+        function = method.load()
+        taken = inspect.signature(function).parameters
+        open_ = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
+        found = function(**options, **(across if open_ or "norm_batch_size" in taken else {}))
+    except Exception as error:
+        raise OwnError(f"norm {method.name}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Normalization):
+        raise OwnError(f"norm {method.name} gives a {type(found).__name__} and not a Normalization")
+    return found
+
+
+def source_hash(norm: Choice) -> str | None:
+    """sha256 of the file that a user's own method comes from; None for the methods of the table."""
+    if not NORMS[norm.name].own:
+        return None
+    path = inspect.getsourcefile(inspect.unwrap(NORMS[norm.name].load()))
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
 
 
 def _every(k: int, layer: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normbench.norms.normalization import Clock, Normalization
+from normbench.norms.shares import gathered
 from normbench.norms.weights import FAN_IN, FunctionOfWeights
 
 
@@ -46,7 +47,7 @@ class WeightNormConv(FunctionOfWeights):
     def _initialise(self, x: Tensor) -> None:
         assert self.bias is not None
         self.g.fill_(1.0)
-        t = F.conv2d(x, self.effective(), None, self.stride, self.padding).float()
+        t = gathered(F.conv2d(x, self.effective(), None, self.stride, self.padding).float())
         mean, deviation = t.mean((0, 2, 3)), t.std((0, 2, 3), correction=0).clamp_min(1e-6)
         self.g.copy_(1 / deviation)
         self.bias.copy_(-mean / deviation)

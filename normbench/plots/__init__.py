@@ -6,19 +6,14 @@ Shared by them: ``figure`` (select, draw, write), ``panels`` (what may share axe
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from normbench.lookup import Entry, Option, Table, one_of, text
 
-SHARED = (
-    "caption",
-    "figure",
-    "lines",
-    "panels",
-    "published",
-    "style",
-    "values",
-)  # files that are not a figure
+# files that are no figure of records
+SHARED = ("caption", "costs", "figure", "lines", "panels", "published", "style", "values")
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,13 @@ class Kind(Entry):
 PUBLISHED_OPTION = one_of(
     ("none", "befranke_resnet20", "hickmann_resnet20", "groupnorm_resnet50", "switchable_resnet50"),
     "lay a published series over the figure, thin and dashed, with its source in the caption",
+)
+
+
+LOSS = Option(
+    Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+    None,
+    "a training loss; by default the least that all finished trials reach",
 )
 
 
@@ -84,6 +86,12 @@ FIGURES: Table[Kind] = Table(
         "signal_propagation",
         "means and variances of channels, and of branches, by depth",
         "normbench.plots.signal_propagation:FIGURE",
+    ),
+    Kind(
+        "epochs_to_loss",
+        "epochs until the training loss is down to a value, against batch size",
+        "normbench.plots.epochs_to_loss:FIGURE",
+        {"loss": LOSS},
     ),
     Kind("curves", "loss and accuracy by epoch", "normbench.plots.curves:FIGURE"),
     Kind(

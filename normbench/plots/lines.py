@@ -1,7 +1,7 @@
 """Lines over an axis, every seed thin and their mean thick: what several figures draw in panels."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ Points = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Seed:
-    """One trial."""
+    """One trial, or those of one seed; a value of nan says that there is none where there should be one."""
 
     seed: int
     status: str
@@ -39,10 +39,17 @@ class Line:
 
     @property
     def mean(self) -> Points:
-        """Where every seed that is done has a value."""
-        done = [dict(seed.points) for seed in self.seeds if seed.status == "done"]
-        shared = set.intersection(*map(set, done)) if done else set()
-        return tuple((x, math.fsum(seed[x] for seed in done) / len(done)) for x in sorted(shared))
+        """Over the seeds that are done; none where the value of one of them is nan."""
+        spots = ((x, math.fsum(values) / len(values)) for x, values in self.values.items())
+        return tuple((x, mean) for x, mean in spots if not math.isnan(mean))
+
+    @property
+    def values(self) -> dict[float, list[float]]:
+        """By x, those of the seeds that are done."""
+        found: dict[float, list[float]] = defaultdict(list)
+        for x, y in sorted(point for seed in self.seeds if seed.status == "done" for point in seed.points):
+            found[x].append(y)
+        return found
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Lines:
     Attributes:
         x: label of the axis that all share.
         logarithmic: the y-axes.
+        sizes: those of batches that x is, on a logarithmic axis.
     """
 
     x: str
@@ -68,6 +76,7 @@ class Lines:
     caption: tuple[str, ...]
     warnings: tuple[str, ...]
     logarithmic: bool = False
+    sizes: tuple[int, ...] = ()
 
     @property
     def series(self) -> tuple[Series, ...]:
@@ -93,9 +102,8 @@ def table(selection: Lines) -> list[Row]:
         for line in panel.lines:
             head: Row = {"panel": panel.heading, "quantity": panel.quantity}
             head |= {"norm": line.series.method, "options": line.series.options}
-            done = [dict(seed.points) for seed in line.seeds if seed.status == "done"]
             for x, y in line.mean:
-                interval = mean_interval([seed[x] for seed in done])
+                interval = mean_interval(line.values[x])
                 bounds: Row = {"low": interval.low, "high": interval.high}
                 rows.append(head | {"seed": "mean", "status": "done", selection.x: x, "value": y} | bounds)
             for seed in line.seeds:
@@ -122,6 +130,8 @@ def draw(selection: Lines, canvas: "Canvas") -> None:
                 axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             for line in panel.lines:
                 _draw_line(axes, line, limits)
+            if selection.sizes:
+                style.size_axis(axes, selection.sizes, selection.x)
             axes.set_ylim(*limits)
             axes.set_ylabel(panel.quantity if place == 0 else "")
             axes.set_xlabel(selection.x if row == down - 1 else "")
@@ -135,7 +145,7 @@ def _limits(panels: Sequence[Panel], logarithmic: bool) -> tuple[float, float]:
     """The range of the trials that finished: one that diverged must not flatten all others."""
     seeds = [seed for panel in panels for line in panel.lines for seed in line.seeds]
     finished = [seed for seed in seeds if seed.status == "done"] or seeds
-    values = [y for seed in finished for _, y in seed.points if y > 0 or not logarithmic]
+    values = [y for seed in finished for _, y in seed.points if y > 0 or not (logarithmic or math.isnan(y))]
     if not values:
         return (0.1, 1.0)
     low, high = min(values), max(values)

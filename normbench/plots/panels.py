@@ -263,8 +263,8 @@ def numerically(text: str) -> list[tuple[float, str]]:
     return [(float(number) if number else -1.0, other) for number, other in parts]
 
 
-def _series_order(series: Series) -> tuple[int, int]:
-    return list(NORMS).index(series.method), series.order
+def _series_order(series: Series) -> tuple[tuple[int, str], int]:
+    return NORMS.position(series.method), series.order
 
 
 def _curves(

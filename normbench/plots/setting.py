@@ -60,6 +60,12 @@ class Accuracies:
     caption: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    def diverged(self, place: int) -> float:
+        """The share of the trials at a value that diverged."""
+        spots = [spot for line in self.lines for spot in line.spots if spot.place == place]
+        ended = [status for spot in spots for status in [*spot.failures, *["done"] * len(spot.accuracies)]]
+        return ended.count("diverged") / len(ended) if ended else 0.0
+
 
 def select(records: Sequence[Record], options: Options) -> Accuracies | None:
     """Last-epoch test accuracies of the trials that have the setting, by what else they differ in.
@@ -85,13 +91,14 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
         raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {', '.join(told)}")
     values = sorted({written(settings[one.trial.id][key]) for one in chosen}, key=order)
     lines, variants = [], defaultdict[str, int](int)
-    for method, words in sorted(groups, key=lambda group: (list(NORMS).index(group[0]), order(group[1]))):
+    for method, words in sorted(groups, key=lambda group: (NORMS.position(group[0]), order(group[1]))):
         cells: dict[int, list[Record]] = defaultdict(list)
         for record in groups[method, words]:
             cells[values.index(written(settings[record.trial.id][key]))].append(record)
         spots = tuple(_spot(place, cells[place]) for place in sorted(cells))
         lines.append(Line(method, variants[method], f"{method} ({words})" if words else method, spots))
         variants[method] += 1
+    diverged = any(record.status == "diverged" for record in chosen)
     return Accuracies(
         key,
         tuple(shown(value) for value in values),
@@ -100,6 +107,7 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
         (
             caption.trials(chosen),
             *_unfinished(lines, values),
+            *(["Grey: where trials diverged, the darker the more of them."] if diverged else []),
             "Test accuracy after the last epoch: mean and 95 % t-interval over seeds (a single seed has "
             "none); small dots: single seeds.",
         ),
@@ -150,6 +158,9 @@ def draw(selection: Accuracies, canvas: "Canvas") -> None:
     """One panel; the values stand at equal distances."""
     canvas.set_size_inches(style.WIDTH, 3.7)
     axes = canvas.add_subplot()
+    for place in range(len(selection.values)):
+        if share := selection.diverged(place):
+            axes.axvspan(place - 0.5, place + 0.5, color=style.FAINT, alpha=0.4 * share, linewidth=0)
     for place, line in enumerate(selection.lines):
         shift = SPREAD * ((place + 0.5) / len(selection.lines) - 0.5)
         _draw_line(axes, line, shift)

@@ -6,6 +6,7 @@ say the same again for print in black and white.
 
 import itertools
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -104,13 +105,14 @@ RC: Mapping[str, Any] = {
 def of_method(name: str, variant: int = 0) -> Style:
     """The look of a method, and of the ``variant``-th further set of options of it that a figure shows.
 
-    A method without a look of its own takes one by its place in the table of methods.
+    A method without a look of its own takes one by its place in the table of methods; a user's own, by its
+    name.
     """
     if name in METHODS:
-        style = METHODS[name]
-    else:
-        style = FURTHER[[known for known in NORMS if known not in METHODS].index(name) % len(FURTHER)]
-    return varied(style, variant)
+        return varied(METHODS[name], variant)
+    further = [known for known in NORMS if known not in METHODS]
+    place = further.index(name) if name in further else zlib.crc32(name.encode())
+    return varied(FURTHER[place % len(FURTHER)], variant)
 
 
 def varied(style: Style, variant: int) -> Style:

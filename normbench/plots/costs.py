@@ -1,0 +1,85 @@
+"""What methods cost beside batch normalization: drawn of what ``normbench profile`` has measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from normbench.plots import style
+from normbench.plots.figure import Figure, Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+QUANTITIES = {"update": "time of an update", "inference": "time of an inference", "kept": "kept for backward"}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All that is drawn: by (method, batch size, quantity) the medians, over those of batch normalization."""
+
+    methods: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    ratios: Mapping[tuple[str, int, str], float]
+    caption: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def select(costs: Sequence[Mapping[str, Any]], caption: str) -> Costs | None:
+    """The ratios of costs as ``Profile.to_json`` has them; None without batch normalization among them."""
+    by_cell = {(str(cost["norm"]["name"]), int(cost["batch_size"])): cost for cost in costs}
+    ratios: dict[tuple[str, int, str], float] = {}
+    for (method, size), cost in by_cell.items():
+        if ("batch", size) in by_cell:
+            ratios[method, size, "update"] = cost["update_against_batch"]
+            ratios[method, size, "inference"] = cost["inference_against_batch"]
+            ratios[method, size, "kept"] = cost["kept_bytes"] / by_cell["batch", size]["kept_bytes"]
+    if not ratios:
+        return None
+    methods, sizes = (tuple(dict.fromkeys(cell[place] for cell in by_cell)) for place in (0, 1))
+    sentences = "All over batch normalization in the same round; median of the rounds.", caption
+    return Costs(tuple(map(str, methods)), tuple(sorted(map(int, sizes))), ratios, sentences)
+
+
+def table(selection: Costs) -> list[Row]:
+    """One row a ratio."""
+    return [
+        {"norm": method, "batch_size": size, "quantity": quantity, "over_batch": ratio}
+        for (method, size, quantity), ratio in selection.ratios.items()
+    ]
+
+
+def draw(selection: Costs, canvas: "Canvas") -> None:
+    """Methods below each other; a panel for each quantity, a marker for each batch size."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    canvas.set_size_inches(style.WIDTH, 0.9 + 0.25 * len(selection.methods))
+    rows = range(len(selection.methods))
+    for place, (quantity, words) in enumerate(QUANTITIES.items()):
+        axes = canvas.add_subplot(1, len(QUANTITIES), place + 1)
+        axes.axvline(1, color=style.FAINT, linewidth=0.8)
+        for row, method in zip(rows, selection.methods, strict=True):
+            color = style.of_method(method).color
+            for size, marker in zip(selection.batch_sizes, MARKERS, strict=False):
+                if (ratio := selection.ratios.get((method, size, quantity))) is not None:
+                    axes.plot([ratio], [row], marker, color=color, markersize=4.5, alpha=0.85)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(rows, selection.methods if place == 0 else [""] * len(rows))
+        axes.grid(visible=True, axis="x")
+        axes.set_title(words)
+        axes.set_xlabel("over batch normalization")
+    entries = [
+        (
+            Line2D([], [], linestyle="none", marker=marker, color=style.INK, markersize=4.5),
+            f"batch size {size}",
+        )
+        for size, marker in zip(selection.batch_sizes, MARKERS, strict=False)
+    ]
+    style.legend(canvas, entries)
+
+
+FIGURE: Figure[Costs] = Figure(lambda _records, _options: None, draw, table)

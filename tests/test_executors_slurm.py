@@ -1,0 +1,145 @@
+"""What the contract of executors does not say: limits of time, preemption, and a runner that died."""
+
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clusters import wait_until
+from conftest import Cli
+from test_executors import Tell, record_of, saves_often, trivial, until_told_to_stop
+from test_train import numbers
+
+from normbench import sweep
+from normbench.executors import CannotExecute, slurm
+from normbench.records import Record
+from normbench.trial import Trial
+
+OPTIONS: dict[str, Any] = {
+    "workers": 2, "threads": 1, "minutes": 60,
+    "partition": None, "account": None, "memory_gb": None, "gpus": 0,
+}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("slurm")
+
+
+def command(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
+def until_warned_once(trial: Trial, tell: Tell, *, attempts: Path) -> Record:
+    with attempts.open("a") as file:
+        file.write("x")
+    if attempts.read_text() == "x":
+        until_told_to_stop(trial, tell, saved=attempts.parent)
+    return record_of(trial)
+
+
+def counted(trial: Trial, tell: Tell, *, attempts: Path, **means: Any) -> Record:
+    with attempts.open("a") as file:
+        file.write("x")
+    return saves_often(trial, tell, **means)
+
+
+@pytest.fixture
+def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nothing passes for a warning that was a death."""
+    monkeypatch.setattr("normbench.executors.attempts.RETRIES", 0)
+
+
+@pytest.mark.usefixtures("no_retries")
+def test_a_trial_that_needs_more_than_the_time_limit_goes_on_in_the_next_job(
+    tiny: Callable[..., Trial], tmp_path: Path
+) -> None:
+    work = partial(until_warned_once, attempts=tmp_path / "attempts")
+    means = OPTIONS | {"minutes": 1, "directory": tmp_path / "slurm"}
+
+    ((_, outcome),) = slurm.execute(work, [tiny()], report=lambda *_: None, stop=lambda: False, **means)
+
+    assert isinstance(outcome, Record)
+    assert (tmp_path / "0").exists(), "its state was saved"
+    assert (tmp_path / "attempts").read_text() == "xx"
+
+
+@pytest.mark.usefixtures("no_retries")
+@pytest.mark.parametrize("how", ["preempted", "requeued"])
+def test_a_trial_that_must_make_room_goes_on_later_from_its_checkpoint(
+    how: str, tiny: Callable[..., Trial], tiny_data: Path, tmp_path: Path
+) -> None:
+    trial = tiny(norm="batch", epochs=60)
+    means = {"data": tiny_data, "device": "cpu", "threads": 1}
+    steps: list[int] = []
+    attempts = tmp_path / "attempts"
+
+    def report(_: Trial, event: dict[str, Any]) -> None:
+        steps.append(event["epoch"] * 1000 + event["images"])
+        if len(steps) == 1:
+            if how == "preempted":
+                command("sbatch", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 1")
+            else:
+                command("scontrol", "requeue", command("squeue", "--me", "--noheader", "--format=%A").strip())
+
+    ((_, outcome),) = slurm.execute(
+        partial(counted, attempts=attempts, checkpoints=(tmp_path / "there").joinpath, **means),
+        [trial], report=report, stop=lambda: False, directory=tmp_path / "slurm", **OPTIONS,
+    )  # fmt: skip
+
+    assert isinstance(outcome, Record)
+    assert attempts.read_text() == "xx"
+    assert steps[0] not in steps[1:], "it began anew instead of from its checkpoint"
+    assert list((tmp_path / "slurm").glob("*.out")) == [], "what went well leaves no logs"
+    undisturbed = sweep.work(trial, lambda _: False, checkpoints=(tmp_path / "here").joinpath, **means)
+    assert numbers(outcome) == numbers(undisturbed)
+
+
+def test_what_a_dead_runner_left_in_the_queue_is_ended_before_anything_new_begins(
+    tiny: Callable[..., Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (saved := tmp_path / "saved").mkdir()
+    means = OPTIONS | {"directory": tmp_path / "slurm", "report": lambda *_: None}
+    news: list[int] = []
+    with monkeypatch.context() as dead:
+        dead.setattr(slurm._Queue, "cancel", lambda self: None)
+        abandoned = slurm.execute(
+            partial(until_told_to_stop, saved=saved), [tiny(), tiny(seed=1), tiny(seed=2)],
+            **means | {"report": lambda *_: news.append(1), "stop": lambda: bool(news)},
+        )  # fmt: skip
+        assert list(abandoned) == []
+    left_over = slurm._queued()
+    assert left_over is not None
+    assert left_over.keys()
+
+    found = list(slurm.execute(trivial, [tiny()], stop=lambda: False, **means))
+
+    assert len(found) == 1
+    assert list(saved.iterdir()), "it was told to stop, and saved"
+    wait_until(
+        lambda: not (left_over.keys() & (slurm._queued() or {}).keys()), "for the end of what was left"
+    )
+
+
+def test_a_whole_sweep_runs_as_jobs(cli: Cli, lab: Path) -> None:
+    where = "execute.executor={name: slurm, partition: main, minutes: 5}"
+
+    ended = cli("run", "tiny.yaml", "name=q", "sweep.norm=[batch]", where, "--quiet")
+
+    assert (ended.code, ended.out) == (0, "results/q: 2 trials, 2 done\n")
+
+
+def test_what_slurm_refuses_is_said_in_its_words(tiny: Callable[..., Trial], tmp_path: Path) -> None:
+    means = OPTIONS | {"directory": tmp_path, "partition": "nowhere"}
+    with pytest.raises(CannotExecute, match=r"^executor slurm: .*invalid partition.*$"):
+        list(slurm.execute(trivial, [tiny()], report=pytest.fail, stop=lambda: False, **means))
+
+
+def test_without_slurm_one_line_says_where_to_run(
+    tiny: Callable[..., Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CannotExecute, match="squeue gives no answer here; run this where jobs are submitted"):
+        list(
+            slurm.execute(
+                trivial, [tiny()], report=pytest.fail, stop=lambda: False, directory=tmp_path, **OPTIONS
+            )
+        )

@@ -1,0 +1,143 @@
+"""What methods cost: that the right thing is measured. (How long it takes is nobody's test.)"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from normbench.models import MODELS
+from normbench.norms import NORMS
+from normbench.plots import costs as figure
+from normbench.probe import Probe
+from normbench.profiling import Cost, Profile, methods
+from normbench.trial import Trial
+
+Cli = Callable[..., Any]
+QUICKLY = ("--model", "resnet8", "--rounds", "2")
+
+
+def trial(norm: str = "batch", batch_size: int = 4, **settings: Any) -> Trial:
+    return Trial.model_validate({"norm": norm, "batch_size": batch_size, "model": "resnet8"} | settings)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One update a measurement."""
+    monkeypatch.setattr("normbench.profiling.SECONDS", 0.0)
+
+
+def cost(norm: str, update: tuple[float, ...], batch_size: int = 4) -> Cost:
+    return Cost(trial(norm, batch_size), update, tuple(one / 3 for one in update), 100, None)
+
+
+def test_ratios_are_medians_over_rounds_of_what_was_measured_side_by_side() -> None:
+    """The machine was twice as slow in the second round; that cancels."""
+    batch, group = cost("batch", (1.0, 2.0, 1.0)), cost("group", (1.5, 3.0, 9.0))
+    found = Profile((batch, group, cost("none", (1.0, 1.0, 1.0), batch_size=8)), 1, {})
+
+    assert found.against(group, "batch", "update") == 1.5
+    assert found.against(group, "batch", "inference") == pytest.approx(1.5)
+    assert found.against(group, "none", "update") is None, "not at this batch size"
+
+
+@pytest.mark.parametrize("model", ["resnet8", "preact_resnet8"])
+def test_all_methods_that_fit_a_network_are_profiled_by_default(model: str) -> None:
+    preactivation = MODELS[model].preactivation
+    expected = [name for name, method in NORMS.items() if preactivation or not method.preactivation]
+    assert methods(trial(model=model)) == expected
+
+
+def test_kept_bytes_are_what_autograd_keeps_once_each() -> None:
+    """A network of one layer: relu keeps its output, the linear layer its input, cross-entropy its logits."""
+    probe = Probe(trial(batch_size=4), 10, 32, torch.device("cpu"))
+    probe.model = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(3 * 32 * 32, 10))
+    probe.x = probe.x.contiguous()
+    output = 4 * 3 * 32 * 32 * 4  # bytes in fp32: by ReLU and linear layer, one piece of memory
+
+    found = probe.kept_bytes()
+
+    assert output <= found <= output + 3 * 4 * 10 * 4 + 100, "with log-probabilities, labels and a scalar"
+
+
+def test_normalization_keeps_more_than_none_and_the_same_for_all_batches() -> None:
+    kept = {
+        (norm, size): Probe(trial(norm, size), 10, 32, torch.device("cpu")).kept_bytes()
+        for norm in ("none", "batch")
+        for size in (4, 8)
+    }
+    assert kept["batch", 4] > 1.2 * kept["none", 4]
+    assert kept["batch", 8] == pytest.approx(2 * kept["batch", 4], rel=0.05)
+
+
+def test_an_update_moves_the_weights_and_an_inference_leaves_all_as_it_was() -> None:
+    probe = Probe(trial(), 10, 32, torch.device("cpu"))
+    before = {key: value.clone() for key, value in probe.model.state_dict().items()}
+
+    probe.model.eval()
+    probe.infer()
+    assert all(torch.equal(before[key], value) for key, value in probe.model.state_dict().items())
+    probe.model.train()
+    probe.update()
+    assert not torch.equal(before["conv.weight"], probe.model.get_parameter("conv.weight"))
+    assert not torch.equal(before["norm.running_mean"], probe.model.get_buffer("norm.running_mean"))
+
+
+def test_the_table_has_every_method_at_every_batch_size(cli: Cli) -> None:
+    done = cli("profile", "--norm", "batch,none,group", "--batch-size", "2,4", *QUICKLY)
+
+    assert done.code == 0, done.err
+    rows = [line.split()[:2] for line in done.out.splitlines()[1:-1]]
+    assert rows == [[norm, size] for norm in ("batch", "none", "group") for size in ("2", "4")]
+    assert "resnet8, 32×32 images, fp32" in done.out
+    assert "round 2 of 2" in done.err
+
+
+def test_json_has_every_measurement_and_the_figure_is_drawn_of_it(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "it"
+    done = cli(
+        "profile", "--norm", "batch,layer", "--batch-size", "2,4", *QUICKLY, "--json", "--out", str(out)
+    )
+
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert json.loads((out / "profile.json").read_text()) == told
+    assert [len(each["update_seconds"]) for each in told["costs"]] == [2, 2, 2, 2]
+    assert told["machine"]["torch"] == torch.__version__
+    assert {path.name for path in out.iterdir()} == {
+        f"profile.{kind}" for kind in ("json", "png", "svg", "pdf", "csv")
+    }
+    drawn = figure.select(told["costs"], "caption")
+    assert drawn is not None
+    assert len(figure.table(drawn)) == 2 * 2 * 3
+    assert all(
+        drawn.ratios["batch", size, quantity] == 1 for size in (2, 4) for quantity in figure.QUANTITIES
+    )
+
+
+def test_without_batch_normalization_there_is_nothing_to_draw(cli: Cli, tmp_path: Path) -> None:
+    done = cli("profile", "--norm", "layer", "--batch-size", "2", *QUICKLY, "--out", str(tmp_path / "it"))
+
+    assert done.code == 0, done.err
+    assert [path.name for path in (tmp_path / "it").iterdir()] == ["profile.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--norm", "grup"], "sweep.norm=[grup]: sweep.norm[0]: unknown norm 'grup' (did you mean 'group'?)"),
+        (["--batch-size", "0"], "must be at least 1, got 0"),
+        (["--model", "resnet9"], "unknown model 'resnet9'"),
+        (["--norm", "normalizer_free"], "normalizer_free is for pre-activation networks only"),
+        (["--device", "cuda:99"], "execute.device cuda:99: "),
+        (["--norm", "group", "trial.model.width=0.1"], "group norm cannot be used in layer norm of resnet20"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(cli: Cli, arguments: list[str], words: str) -> None:
+    done = cli("profile", *arguments)
+
+    assert done.code == 2
+    assert words in done.err
