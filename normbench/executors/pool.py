@@ -226,6 +226,7 @@ def _serve(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]", work: "
             if message is None:
                 break
             pipe.send(("outcome", message))
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(0)  # nobody who stops a run should wait a second while torch is taken apart
