@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -176,6 +177,7 @@ class Ended(NamedTuple):
 Cli = Callable[..., Ended]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With ``--dist loadgroup``, one process and not every one starts a cluster."""
     for name in ("ray", "slurm") if config.pluginmanager.hasplugin("xdist") else ():
@@ -198,6 +200,7 @@ def slurm() -> Iterator[Slurm]:
     patient = pytest.MonkeyPatch()
     cluster = Slurm()
     patient.setenv("SLURM_CONF", str(cluster.directory / "slurm.conf"))
+    patient.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # jobs import the work of the tests
     from normbench.executors import slurm
 
     for name, seconds in ("POLL_SECONDS", 0.1), ("QUEUE_SECONDS", 0.5), ("GRACE_SECONDS", 1.0):

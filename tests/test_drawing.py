@@ -33,7 +33,7 @@ def test_the_figures_of_the_config_are_drawn_beside_the_records(lab: Path) -> No
 
 def test_a_config_without_figures_gives_all_that_hold_something(lab: Path) -> None:
     plan_without_plots(lab)
-    assert drawn(lab) == files("results/tiny/figures", "batch_size", "curves")
+    assert drawn(lab) == files("results/tiny/figures", "batch_size", "epochs_to_loss", "curves")
 
 
 def test_a_figure_asked_for_says_why_there_is_nothing_to_draw(lab: Path) -> None:

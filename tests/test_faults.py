@@ -118,8 +118,7 @@ def test_a_layer_that_misbehaves_ends_its_own_trial_and_no_other(
     if reason is None:
         assert seen.survey.records[bad.id].failure is not None
     else:
-        error = lab.store.error(bad.id)
-        assert error is not None
+        error = lab.store.errors()[bad.id]
         assert error.splitlines()[-1] == reason
         assert f"in {what.__name__}\n" in error, "where it was"
 
