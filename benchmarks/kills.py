@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from normbench import checkpoints
 
@@ -113,22 +112,14 @@ def main() -> None:
             resumed.append(news[0][0] - begun)
             print(f"kill {number}: {lost[-1]:.1f} s lost, {resumed[-1]:.1f} s to the first news", flush=True)
         stopped = [stop(Path(directory)) for _ in range(given.stops)]
-    figures: dict[str, Any] = {
-        "seconds_lost": _summary(lost),
-        "seconds_to_resume": _summary(resumed),
-        "seconds_to_stop": _summary(stopped),
-    }
-    print(json.dumps(figures, indent=1))
+    figures = {"seconds_lost": lost, "seconds_to_resume": resumed, "seconds_to_stop": stopped}
+    for name, seconds in figures.items():
+        if seconds:
+            print(
+                f"{name}: {len(seconds)}, median {statistics.median(seconds):.1f}, at most {max(seconds):.1f}"
+            )
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-def _summary(seconds: list[float]) -> dict[str, float]:
-    return {
-        "number": len(seconds),
-        "median": statistics.median(seconds) if seconds else 0.0,
-        "largest": max(seconds, default=0.0),
-    }
 
 
 if __name__ == "__main__":

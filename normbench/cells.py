@@ -59,13 +59,23 @@ def _checked(
     for key in grid.axes:
         axes_of.setdefault(key.partition(".")[0], []).append(key)
     wrong: set[tuple[int, ...]] = set()  # identities of the values that make up a wrong setting
+    replicates: dict[tuple[tuple[int, ...], ...], Trial] = {}  # by the settings beside the seed
+    seeds: set[tuple[int, ...]] = set()  # that are right, and they are so beside any other setting
     for cell in cells:
         settings = {field: tuple(id(cell[key]) for key in keys) for field, keys in axes_of.items()}
+        seed = settings.get("seed", ())
+        beside = tuple(values for field, values in settings.items() if field != "seed")
+        if seed in seeds and beside in replicates:
+            yield replicates[beside].model_copy(update={"seed": cell["seed"].value}), []
+            continue
         lost = {field for field, values in settings.items() if values in wrong}
         assigned = {key: node for key, node in cell.items() if key.partition(".")[0] not in lost}
         absent = doubtful | {(field,) for field in lost}
         trial, found, locations = check(Trial, merged(base, assigned), swept=varied, doubtful=absent)
         wrong |= {settings[str(location[0])] for location in locations - absent if location[0] in settings}
+        if trial is not None and not lost:
+            replicates[beside] = trial
+            seeds.add(seed)
         yield (None if lost else trial), found
 
 

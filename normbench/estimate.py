@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from normbench.config import Execute
-from normbench.data import DataError, decoded
+from normbench.data import SIZES, DataError
 from normbench.norms import NORMS
 from normbench.records import Record
 from normbench.trial import Trial
@@ -40,7 +40,7 @@ class Estimate:
 
 def kind(trial: Trial) -> tuple[Any, ...]:
     """Trials of one kind cost the same per image."""
-    images = tuple((key, value) for key, value in trial.dataset if key not in decoded.SIZES.values())
+    images = tuple((key, value) for key, value in trial.dataset if key not in SIZES)
     batches = trial.batch_size, trial.norm_batch_size
     steps = trial.norm_every, trial.clip, bool(trial.dropout), trial.online, trial.whiten, trial.diagnose
     return images, trial.model, trial.norm, *batches, *steps, trial.precision, trial.augment
@@ -48,6 +48,8 @@ def kind(trial: Trial) -> tuple[Any, ...]:
 
 def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, place: Execute) -> Estimate:
     """Expect of every trial what was seen of its kind; probe what was never seen."""
+    from normbench.data import decoded
+
     here = platform.node(), place.threads, place.processes
     seen: dict[tuple[Any, ...], list[float]] = {}
     for record in records:

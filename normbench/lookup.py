@@ -194,7 +194,7 @@ class OpenTable(Table[E]):
         Raises:
             UnknownName: there is none; the message names the nearest.
         """
-        return self._own(name) if is_own(name) else super().__getitem__(name)
+        return super().__getitem__(name) if name in self._entries or not is_own(name) else self._own(name)
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or (isinstance(name, str) and is_own(name))

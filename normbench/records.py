@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, ValidationError, WrapValidator, model_serializer, model_validator
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from normbench.trial import Frozen, Trial
 
@@ -126,7 +126,7 @@ class Record(Finite):
         if isinstance(schema, int) and schema > SCHEMA:
             words = f"needs a newer normbench: its schema is {schema}, this one reads {SCHEMA}"
             raise NewerRecordError(words)
-        if expected is not None and repr(values.get("trial")) == repr(_as_stored(expected)):
+        if expected is not None and to_json(values.get("trial")) == to_json(_as_stored(expected)):
             values["trial"] = expected
         try:
             return cls.model_validate(values, strict=False)

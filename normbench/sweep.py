@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from normbench import config
-from normbench.data import decoded
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.records import Failure, Record, Store, write_atomically
@@ -160,6 +159,7 @@ def prepare(
         Unusable: with all reasons, one a line.
     """
     from normbench import devices
+    from normbench.data import decoded
     from normbench.models.network import check
 
     if not EXECUTORS[place.executor.name].elsewhere:  # the devices there are not seen from here
@@ -283,6 +283,8 @@ def _execute(
     listener: Listener,
     stop: Callable[[], bool],
 ) -> None:
+    from normbench.data import decoded
+
     there = Store(store.directory.absolute()), data.absolute()  # trials need not run in this directory
     task = partial(
         work,

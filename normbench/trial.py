@@ -111,9 +111,11 @@ def choice_from(table: Table[Any]) -> Any:
             raise PydanticCustomError("unknown", "unknown {kind} {name}{hint}", known)
         return named
 
+    listed = frozenset(table)  # an open table says of every ``module:function`` that it is in it
+
     def tag(value: object) -> str | None:
         name = _name_of(value)
-        return name if name is None or name in list(table) else OWN
+        return name if name is None or name in listed else OWN
 
     union: Any = Annotated[Own, Tag(OWN)] if isinstance(table, OpenTable) else None
     for entry in table.values():

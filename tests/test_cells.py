@@ -38,6 +38,20 @@ def test_a_grid_runs_in_the_order_written_the_last_key_fastest():
     assert [(trial.seed, trial.batch_size) for trial in found] == [(1, 8), (1, 2), (0, 8), (0, 2)]
 
 
+def test_replicates_are_the_trials_that_checking_each_would_give() -> None:
+    swept = "sweep: {norm: [batch, group], norm.eps: [0.1, 0.2], seed: [3, 0, 2], batch_size: [8, 2]}"
+    found = trials(swept)
+    assert len(found) == 24
+    for trial in found:
+        assert trial == Trial.model_validate_json(trial.model_dump_json())
+        assert trial.id == Trial.model_validate_json(trial.model_dump_json()).id
+
+
+def test_a_wrong_seed_is_told_beside_right_ones() -> None:
+    (problem,) = problems("sweep: {batch_size: [8, 2], seed: [0, -1, 1]}")
+    assert "sweep.seed" in problem
+
+
 def test_a_list_of_grids_is_their_union_and_a_cell_of_two_is_one_trial():
     found = trials("sweep: [{seed: [0, 1]}, {}, {seed: [2, 1], epochs: [100]}]")
     assert [trial.seed for trial in found] == [0, 1, 2]
