@@ -68,9 +68,9 @@ class Execute(Frozen):
 
     def refusal(self, trials: Sequence[Trial]) -> str | None:
         """Why so many processes cannot share the trials' batches, or None."""
-        own = [trial.norm.name for trial in trials if NORMS[trial.norm.name].own]
-        if own and self.processes > 1:
-            return f"{self.processes} processes would not share the statistics of {own[0]}, which is your own"
+        alone = [trial.norm.name for trial in trials if NORMS[trial.norm.name].alone]
+        if alone and self.processes > 1:
+            return f"{self.processes} processes would not share the statistics of {alone[0]}"
         sizes = sorted({trial.batch_size for trial in trials if trial.batch_size % self.processes})
         if not sizes:
             return None

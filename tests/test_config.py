@@ -223,6 +223,11 @@ def test_processes_share_every_batch_equally(problems, processes, expected):
     assert problems(text) == [f"x.yaml:3:14: execute.processes: {expected}"]
 
 
+def test_processes_are_refused_to_a_method_whose_statistics_stay_in_one(problems):
+    (problem,) = problems("name: x\nexecute: {processes: 2}\ntrial: {norm: moving_average_batch}")
+    assert problem.endswith("2 processes would not share the statistics of moving_average_batch")
+
+
 def test_processes_on_the_command_line_share_them_too(problems):
     assert problems("name: x\ntrial: {batch_size: 8}", "execute.processes=16") == [
         "command line: execute.processes=16: 16 processes are more than the samples of batch_size 8"

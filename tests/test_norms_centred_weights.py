@@ -2,7 +2,7 @@
 
 from weight_cases import check_convolution, check_gradients, conv, exact, images
 
-from normbench.norms.centred_weights import CentredConv
+from normbench.norms.weights import CentredConv
 
 
 def test_the_weights_have_mean_0_over_each_channels_fan_in() -> None:

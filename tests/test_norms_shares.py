@@ -26,7 +26,12 @@ from normbench.trial import Choice
 
 PATIENCE = timedelta(seconds=30)
 ACROSS = pytest.mark.parametrize(
-    "norm", [variant for variant in variants() if NORMS[variant.values[0].name].across_samples]
+    "norm",
+    [
+        variant
+        for variant in variants()
+        if NORMS[variant.values[0].name].across_samples and not NORMS[variant.values[0].name].alone
+    ],
 )
 
 

@@ -116,6 +116,7 @@ def test_a_trial_stopped_four_times_ends_as_one_that_was_not(
 TIMED: list[dict[str, Any]] = [
     {"norm": {"name": "batch", "frozen_epochs": 1}},
     {"norm": {"name": "batch_renorm", "warmup_epochs": 0.3, "ramp_epochs": 1.0}},
+    {"norm": {"name": "moving_average_batch", "window": 2, "warmup_updates": 3, "renorm_updates": 4}},
     {"norm": {"name": "weight_norm", "data_init": True}},
     {"norm": "batch", "norm_batch_size": 5, "schedule": {"name": "step", "warmup_epochs": 1.5}},
 ]

@@ -36,6 +36,7 @@ class Method(Entry):
         running: its layers keep running statistics, so ``evaluate`` matters to it.
         folds: at inference its layers are a fixed multiply-add per channel, which a convolution can take in.
         preactivation: it is only defined for networks whose blocks begin with it (``preact_resnet…``).
+        alone: its statistics are not taken over several processes, so ``execute.processes`` must be 1.
     """
 
     across_samples: bool = False
@@ -44,6 +45,7 @@ class Method(Entry):
     running: bool = False
     folds: bool = False
     preactivation: bool = False
+    alone: bool = False
 
 
 EPS = positive(1e-5, "added to the variance before the square root")
@@ -64,7 +66,7 @@ BEHIND = {
 
 def own(name: str) -> Method:
     """A user's method, ``module:function``. Since nothing is known of it, everything may matter to it."""
-    return Method(name, "a method of your own", name, across_samples=True, running=True, own=True)
+    return Method(name, "a method of your own", name, across_samples=True, running=True, own=True, alone=True)
 
 
 NORMS: OpenTable[Method] = OpenTable(
@@ -121,6 +123,22 @@ NORMS: OpenTable[Method] = OpenTable(
         across_samples=True,
         running=True,
         folds=True,
+    ),
+    Method(
+        "moving_average_batch",
+        "moving average batch normalization, weights of mean 0 (Yan et al. 2020)",
+        "normbench.norms.moving_average_batch:moving_average_batch",
+        {
+            "eps": EPS,
+            "momentum": fraction(0.02, "weight of the newest average in the running mean of squares"),
+            "window": count(16, "updates that statistics are averaged over"),
+            "warmup_updates": whole(100, "first updates, in which they are not"),
+            "renorm_updates": whole(
+                1000, "first updates without a correction by the running mean of squares"
+            ),
+        },
+        across_samples=True,
+        alone=True,
     ),
     Method(
         "filter_response",

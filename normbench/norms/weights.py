@@ -39,6 +39,14 @@ def centred(weight: Tensor) -> Tensor:
     return weight - weight.mean(FAN_IN, keepdim=True)
 
 
+class CentredConv(FunctionOfWeights):
+    """W - mean; the scale of the weights is left alone."""
+
+    def effective(self) -> Tensor:
+        """The centred weights."""
+        return centred(self.weight)
+
+
 def with_layer(conv: Callable[..., nn.Module], layer: str, groups: int) -> Normalization:
     """Such convolutions, with group normalization behind them or, alone, with a bias.
 

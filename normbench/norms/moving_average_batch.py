@@ -1,0 +1,164 @@
+"""Moving average batch normalization (Yan et al. 2020, arXiv 2001.06838): both passes see past updates."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normbench.norms.moments import finish, multiply_add
+from normbench.norms.normalization import Clock, Normalization, ShapeError
+from normbench.norms.weights import CentredConv
+
+BOUND = 5.0  # of the correction by the running statistics, and 1 / 5 its lower one
+
+
+class MovingAverageBatchNorm(nn.Module):
+    """r · x / sqrt(mean of x² over past updates + eps), then gamma and beta; r is a constant to the gradient.
+
+    BN without its mean, which centred weights make unnecessary, leaves one statistic of a norm batch in each
+    direction: the mean of x² and, with z = x / sqrt(mean of x² + eps), the mean of z · dL/dz (section 3).
+    Both are averaged over the last ``window`` updates, for each of an update's norm batches apart. r is the
+    ratio of that deviation to the running one, which follows it by ``momentum`` and serves inference.
+
+    Each norm batch stands for itself until ``warmup_updates`` have been made and ``window`` are there, and r
+    is 1 for the first ``renorm_updates``, as in the authors' released code.
+
+    Args:
+        channels: C.
+        eps: added to the mean of squares before the square root.
+        momentum: weight of the newest average in the running one.
+        norm_batch_size: samples that share statistics in training.
+        window: updates.
+        warmup_updates: before the averages are used.
+        renorm_updates: before r is.
+    """
+
+    takes_relu = True
+    running_squares: Tensor
+    squares: Tensor
+    gradients: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        eps: float,
+        momentum: float,
+        norm_batch_size: int,
+        window: int,
+        warmup_updates: int,
+        renorm_updates: int,
+    ) -> None:
+        super().__init__()
+        self.eps, self.momentum, self.norm_batch_size = eps, momentum, norm_batch_size
+        self.averages_from = max(window, warmup_updates - 1)  # updates made
+        self.renormalizes_from = max(renorm_updates, warmup_updates)
+        self.averages = self.renormalizes = False
+        self.gamma = nn.Parameter(torch.ones(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_squares", torch.ones(channels))
+        # the last of both statistics, newest last, [window, norm batches of an update, C]
+        self.register_buffer("squares", torch.zeros(window, 0, channels))
+        self.register_buffer("gradients", torch.zeros(window, 0, channels))
+
+    def at(self, clock: Clock) -> None:
+        """Take note of whether there is a past to average over."""
+        self.averages = clock.step >= self.averages_from
+        self.renormalizes = clock.step >= self.renormalizes_from
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Normalize x, [N, C, H, W]: by the past in training, by the running mean of squares at inference.
+
+        Raises:
+            ShapeError: there are no statistics for this shape.
+        """
+        N, C, H, W = x.shape
+        if not self.training:
+            scale = (self.gamma * torch.rsqrt(self.running_squares + self.eps)).expand(N, C)
+            return finish(multiply_add(x, scale, self.beta.expand(N, C)), shortcut, relu)
+        batches, rest = divmod(N, self.norm_batch_size)
+        if rest:
+            words = f"a norm batch of {self.norm_batch_size} samples does not divide a batch of {N}"
+            raise ShapeError(words)
+        if self.norm_batch_size * H * W == 1:
+            raise ShapeError("each mean of squares would be that of a single value")
+        if self.squares.shape[1] != batches:
+            self._make_room(batches)
+        of_maps = x.to(torch.promote_types(x.dtype, torch.float32)).square().mean((2, 3))
+        own = of_maps.view(batches, self.norm_batch_size, C).mean(1)
+        squares: Tensor = _OverUpdates.apply(
+            own, self.squares, self.gradients, self.averages, self.eps, self.norm_batch_size * H * W
+        )
+        scale = self.gamma * torch.rsqrt(squares + self.eps)
+        with torch.no_grad():
+            if self.renormalizes:
+                r = ((squares + self.eps) / (self.running_squares + self.eps)).sqrt()
+                r = r.clamp(1 / BOUND, BOUND)
+            self.running_squares.lerp_(squares.mean(0).to(self.running_squares), self.momentum)
+        if self.renormalizes:
+            scale = scale * r
+        scale = scale.repeat_interleave(self.norm_batch_size, 0)
+        return finish(multiply_add(x, scale, self.beta.expand(N, C)), shortcut, relu)
+
+    def _make_room(self, batches: int) -> None:
+        window, _, C = self.squares.shape
+        self.squares = self.squares.new_zeros(window, batches, C)
+        self.gradients = self.gradients.new_zeros(window, batches, C)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if isinstance(saved := state.get(f"{prefix}squares"), Tensor) and saved.ndim == 3:
+            self._make_room(saved.shape[1])
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+class _OverUpdates(torch.autograd.Function):
+    """The mean of squares of every norm batch, averaged over updates, and its gradient likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        """Own squares [G, C], those of the past and their gradients [window, G, C] each -> squares [G, C]."""
+        own, squares, gradients, averages, eps, values = arguments
+        _push(squares, own)
+        used = squares.mean(0).to(own) if averages else own.clone()
+        ctx.gradients, ctx.averages, ctx.values = gradients, averages, values
+        ctx.save_for_backward(used + eps)
+        return used
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        """With variance v, values M and gradient d of v, the mean of z · dL/dz is -2 v d / M."""
+        (variance,) = ctx.saved_tensors
+        unit = -ctx.values / (2 * variance)
+        own = upstream[0] / unit
+        _push(ctx.gradients, own)
+        used = ctx.gradients.mean(0).to(own) if ctx.averages else own
+        return used * unit, None, None, None, None, None
+
+
+@torch.no_grad()
+def _push(past: Tensor, newest: Tensor) -> None:
+    """In place, and without a position that would depend on the time."""
+    past.copy_(torch.cat([past[1:], newest[None].to(past)]))
+
+
+def moving_average_batch(
+    eps: float,
+    momentum: float,
+    window: int,
+    warmup_updates: int,
+    renorm_updates: int,
+    norm_batch_size: int,
+) -> Normalization:
+    """Every convolution with centred weights, and moving average batch normalization behind it."""
+    return Normalization(
+        layer=partial(
+            MovingAverageBatchNorm,
+            eps=eps,
+            momentum=momentum,
+            norm_batch_size=norm_batch_size,
+            window=window,
+            warmup_updates=warmup_updates,
+            renorm_updates=renorm_updates,
+        ),
+        conv=lambda plain: CentredConv(plain, bias=False),
+    )
