@@ -93,10 +93,11 @@ def relative_cost(trial: Trial) -> float:
 
 
 def record_bytes(trial: Trial) -> int:
-    """Of its record: some 3 kB, 200 an epoch, and 200 more for each layer with weights to log."""
-    depth = trial.model.name.lstrip("abcdefghijklmnopqrstuvwxyz_")
-    layers = int(depth) if trial.norm.name == "switchable" else 0
-    return 3000 + trial.epochs * 200 * (1 + layers)
+    """Of its record: some 3 kB, 200 an epoch, and more by each layer that has something to tell."""
+    depth = int(trial.model.name.lstrip("abcdefghijklmnopqrstuvwxyz_"))
+    by_layer = 200 * (trial.norm.name == "switchable") + 150 * (trial.clip.name == "agc")
+    by_layer += 350 * ("gradient_norm" in trial.diagnose) + 120 * ("signal_propagation" in trial.diagnose)
+    return 3000 + (trial.epochs + 1) * (200 + depth * by_layer)
 
 
 def checkpoint_bytes(parameters: int) -> int:

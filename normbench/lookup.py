@@ -108,11 +108,15 @@ def some_of(choices: tuple[str, ...], default: tuple[str, ...], meaning: str) ->
     """Any of ``choices`` but not all; kept once each and in the order in which they are listed here."""
 
     def in_order(chosen: tuple[str, ...]) -> tuple[str, ...]:
+        if set(chosen) == set(choices):
+            words = "expected some of {choices}, and not all"
+            raise PydanticCustomError("expected", words, {"choices": ", ".join(choices)})
         return tuple(choice for choice in choices if choice in chosen)
 
-    some = Field(strict=False, max_length=len(choices) - 1)
     word = Literal[choices]  # type: ignore[valid-type]  # the words are known when the table is made
-    return Option(Annotated[tuple[word, ...], some, AfterValidator(in_order)], default, meaning)
+    return Option(
+        Annotated[tuple[word, ...], Field(strict=False), AfterValidator(in_order)], default, meaning
+    )
 
 
 @dataclass(frozen=True)

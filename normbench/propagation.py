@@ -16,17 +16,19 @@ from torch import Tensor, nn
 
 from normbench.data.augment import Images, generator
 from normbench.norms.moments import Block, Moments, moments, pool
+from normbench.norms.normalization import Clock, Timed
 from normbench.trial import Trial
 
 PROBED = 512  # images
 
 
 @torch.no_grad()
-def signal_propagation(model: nn.Module, images: Images, trial: Trial) -> list[dict[str, Any]]:
+def signal_propagation(model: nn.Module, images: Images, trial: Trial, clock: Clock) -> list[dict[str, Any]]:
     """What becomes of training images on their way, in batches and in the mode of training.
 
     Every channel's mean and variance are over all samples and positions of ``PROBED`` images, rounded to
-    whole batches, and at least one. The model stays as it is, running statistics included.
+    whole batches, and at least one. Layers that change with the time are as an update at ``clock`` finds
+    them. The model stays as it is, running statistics included.
 
     Returns:
         By residual block, each None if it is not finite: ``squared_mean`` and ``variance`` of the block's
@@ -34,6 +36,9 @@ def signal_propagation(model: nn.Module, images: Images, trial: Trial) -> list[d
         ``branch_ratio``, the variance of what the branch adds over that of the shortcut.
     """
     probe = copy.deepcopy(model).train()
+    for module in probe.modules():
+        if isinstance(module, Timed):
+            module.at(clock)
     seen: dict[str, dict[str, list[Moments]]] = defaultdict(lambda: defaultdict(list))
 
     def note(name: str, block: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

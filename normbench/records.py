@@ -356,11 +356,15 @@ class Store:
                 lock.release()
 
     def _tidy(self) -> None:
-        """Remove what killed processes left half-written, and checkpoints that outlived their trials."""
+        """Remove what killed processes left half-written, and checkpoints that outlived their trials.
+
+        A checkpoint newer than its trial's record is of another attempt at it, which goes on from there.
+        """
         checkpoints = self.directory / "checkpoints"
         for directory in (self.directory, checkpoints):
             for left_over in directory.glob(".*.tmp"):
                 left_over.unlink(missing_ok=True)
         for slot in checkpoints.glob("*.ckpt"):
-            if self.record_path(slot.name.partition(".")[0]).exists():
+            record = self.record_path(slot.name.partition(".")[0])
+            if record.exists() and slot.stat().st_mtime_ns <= record.stat().st_mtime_ns:
                 slot.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ UNSETTLED = ("failed", "timeout")  # attempts that gave no result: the next run 
 RETRIABLE = (*UNSETTLED, "diverged", "out_of_memory")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 HERE = config.Execute()
+AT_ONCE = 1000  # trials whose states must fit on the disk, where somebody else decides how many run
 PLAN = "experiment.yaml"  # beside the records, so that figures and status know what was asked for
 
 
@@ -137,7 +138,7 @@ def run(
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         if missing:
             parameters = prepare(missing, data, listener.say, experiment.execute)
-            running = min(workers(experiment.execute) or len(missing), len(missing))
+            running = min(workers(experiment.execute) or AT_ONCE, len(missing))
             _check_space(missing, parameters, running, store.directory)
         _write_plan(experiment, store.directory / PLAN)
         listener.begin(before, missing)
@@ -253,7 +254,8 @@ def _datasets(trials: Sequence[Trial]) -> list[Choice]:
 
 def _shapes(trial: Trial) -> tuple[Any, ...]:
     """All that decides the shapes of a trial's maps, and which of them its method can normalize."""
-    return trial.dataset, trial.model, trial.norm, trial.batch_size, trial.norm_batch_size, trial.evaluate
+    batches = trial.batch_size, trial.norm_batch_size
+    return trial.dataset, trial.model, trial.norm, trial.norm_every, *batches, trial.evaluate
 
 
 def _check_evaluations(trial: Trial, images: int) -> None:

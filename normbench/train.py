@@ -102,7 +102,7 @@ def train(
             trial, len(dataset.classes), where, checkpoint, owner, report
         )
         if not progress.step:
-            progress.diagnosed(_probed(trial, model, training))
+            progress.diagnosed(_probed(trial, model, training, Clock(0, steps_per_epoch, trial.epochs)))
         with followed(trial, data, where, processes, model, sgd, progress) as share:
             progress.settled_at = time.monotonic()  # the others had to start first
             update = Update(trial, model, sgd, steps_per_epoch, share)
@@ -124,7 +124,8 @@ def train(
                     evaluate(model, testing, trial.precision, pause) if tested else (None, None)
                 )
                 lr = learning_rate(trial, progress.step - 1, steps_per_epoch)
-                found = _diagnoses(model) | _probed(trial, model, training)
+                now = Clock(progress.step, steps_per_epoch, trial.epochs)
+                found = _diagnoses(model) | _probed(trial, model, training, now)
                 progress.end_epoch(steps_per_epoch, test_loss, test_accuracy, lr, found)
         if trial.evaluate:
             measured = evaluations.results(Trained(model, trial, training, testing, pause))
@@ -236,8 +237,8 @@ def _diagnoses(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
     return of_all
 
 
-def _probed(trial: Trial, model: nn.Module, images: Images) -> dict[str, list[dict[str, Any]]]:
+def _probed(trial: Trial, model: nn.Module, images: Images, clock: Clock) -> dict[str, list[dict[str, Any]]]:
     """What the trial wants to know of the network as it is now."""
     if "signal_propagation" not in trial.diagnose:
         return {}
-    return {"signal_propagation": signal_propagation(model, images, trial)}
+    return {"signal_propagation": signal_propagation(model, images, trial, clock)}

@@ -30,7 +30,6 @@ _BOUNDS = {
     "less_than_equal": "must be at most {le}",
     "less_than": "must be below {lt}",
     "finite_number": "must be a finite number",
-    "too_long": "must be at most {max_length} values",
 }
 
 

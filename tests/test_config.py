@@ -26,6 +26,7 @@ trial:
   model: resnet8
   epochs: 3
   optimizer: {lr: 1e-2, nesterov: true}
+  clip: {name: agc, exclude: [stem]}
   schedule: {name: step, warmup_epochs: 0.5}
 sweep:
 - norm: [batch, {name: group, groups: 4}]

@@ -24,6 +24,7 @@ from normbench.records import Record
 from normbench.train import train
 from normbench.trial import Trial
 
+START = Clock(0, 10, 10)
 BLOCKS = ["stage1.0", "stage2.0", "stage3.0"]
 Run = Callable[..., Record]
 
@@ -58,7 +59,7 @@ def test_the_signal_is_what_plain_hooks_see(norm: str, tiny_data: Path) -> None:
     for name in BLOCKS:
         model.get_submodule(name).register_forward_hook(lambda _m, _i, output: outputs.append(output))
 
-    found = signal_propagation(model, images, trial)
+    found = signal_propagation(model, images, trial, START)
 
     outputs.clear()
     model.train()(images.at(torch.arange(64)).images)
@@ -72,10 +73,10 @@ def test_the_signal_is_what_plain_hooks_see(norm: str, tiny_data: Path) -> None:
 def test_the_branch_is_measured_at_its_end_and_as_what_it_adds(tiny_data: Path) -> None:
     """Behind a normalization every channel has variance 1; SkipInit adds nothing of its branch at first."""
     trial = tiny_trial(norm="batch", batch_size=64)
-    for block in signal_propagation(begun(trial), images_of(trial, tiny_data), trial):
+    for block in signal_propagation(begun(trial), images_of(trial, tiny_data), trial, START):
         assert block["branch_variance"] == pytest.approx(1, rel=1e-2), "but for eps"
     free = tiny_trial(norm="normalizer_free", batch_size=64)
-    for block in signal_propagation(begun(free), images_of(free, tiny_data), free):
+    for block in signal_propagation(begun(free), images_of(free, tiny_data), free, START):
         assert block["branch_variance"] > 0.1
         assert block["branch_ratio"] == 0
 
@@ -85,7 +86,7 @@ def test_without_a_norm_the_mean_grows_with_depth_and_batch_normalization_holds_
     means = {}
     for norm in "none", "batch":
         trial = tiny_trial(norm=norm, batch_size=64, model={"name": "preact_resnet56", "width": 0.5})
-        blocks = signal_propagation(begun(trial), images_of(trial, tiny_data), trial)
+        blocks = signal_propagation(begun(trial), images_of(trial, tiny_data), trial, START)
         means[norm] = blocks[8]["squared_mean"] / blocks[0]["squared_mean"]  # within the first stage
 
     assert means["none"] > 10 * means["batch"]
@@ -97,7 +98,7 @@ def test_the_network_stays_as_it_is(norm: str, tiny_data: Path) -> None:
     model = begun(trial).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
 
-    signal_propagation(model, images_of(trial, tiny_data), trial)
+    signal_propagation(model, images_of(trial, tiny_data), trial, START)
 
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not model.training
@@ -105,7 +106,7 @@ def test_the_network_stays_as_it_is(norm: str, tiny_data: Path) -> None:
 
 def test_what_is_not_finite_is_none(tiny_data: Path) -> None:
     trial = tiny_trial(norm="none", init_scale=1e20)
-    blocks = signal_propagation(begun(trial), images_of(trial, tiny_data), trial)
+    blocks = signal_propagation(begun(trial), images_of(trial, tiny_data), trial, START)
 
     assert blocks[-1]["variance"] is None
 

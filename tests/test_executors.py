@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import itertools
 import multiprocessing
 import os
@@ -24,8 +25,9 @@ from conftest import place_of
 
 from normbench import config
 from normbench.executors import EXECUTORS
+from normbench.executors import attempts as attempts_module
 from normbench.executors import pool as pool_module
-from normbench.records import Failure, Interrupted, Record
+from normbench.records import Failure, Interrupted, Record, Unwritable
 from normbench.trial import Trial
 
 Outcome = Record | Failure
@@ -91,6 +93,13 @@ def deaf(trial: Trial, tell: Tell) -> Record:
     tell({"epoch": 1})
     while True:
         select.select([], [], [], 60)
+
+
+def cannot_save(trial: Trial, tell: Tell) -> Record:
+    """Hears that it shall stop, and finds the disk full."""
+    while not tell({"epoch": 1}):
+        select.select([], [], [], 0.05)
+    raise Unwritable(errno.ENOSPC, "No space left on device", f"{trial.id}.0.ckpt")
 
 
 def dies(trial: Trial, tell: Tell, *, attempts: Path, signal_: int | None, times: int) -> Record:
@@ -445,12 +454,29 @@ def test_a_worker_that_does_not_listen_is_ended_when_patience_is(
     apart: Execute, trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"normbench.executors.{name_of(apart)}.PATIENCE_SECONDS", 0.1)
-    news: list[object] = []
+    news: list[dict[str, Any]] = []
+    given = trials(1)
 
-    found = list(apart(deaf, trials(1), workers=1, report=lambda *_: news.append(1), stop=lambda: bool(news)))
+    found = list(
+        apart(deaf, given, workers=1, report=lambda _, event: news.append(event), stop=lambda: bool(news))
+    )
 
     assert found == []
-    assert news
+    assert news.pop(0) == {"epoch": 1}
+    if name_of(apart) != "slurm":  # which gives a job half a minute more, and it may save after all
+        assert news == [{"warning": attempts_module.CUT_OFF.format(given[0].id)}]
+
+
+def test_a_state_that_cannot_be_saved_at_a_stop_is_no_clean_end(
+    apart: Execute, trials: Callable[[int], list[Trial]]
+) -> None:
+    news: list[int] = []
+    with pytest.raises(Unwritable, match=r"No space left.*0\.ckpt"):
+        list(
+            apart(
+                cannot_save, trials(1), workers=1, report=lambda *_: news.append(1), stop=lambda: bool(news)
+            )
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in EXECUTORS if name != "serial"])

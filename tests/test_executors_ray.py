@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from clusters import RayCluster, wait_until
@@ -23,7 +24,7 @@ from test_train import numbers
 from normbench import executors, sweep
 from normbench.data import decoded
 from normbench.executors import CannotExecute
-from normbench.executors.ray import execute
+from normbench.executors.ray import _Tasks, execute
 from normbench.records import Failure, Record
 from normbench.trial import Trial
 
@@ -99,6 +100,20 @@ def test_a_task_that_tells_nothing_for_too_long_is_ended_tried_once_more_and_is_
     assert failure.reason == "timeout: no step for 2 s, 2 times on this trial"
     assert (tmp_path / "attempts").read_text() == "xx", "one retry and no more"
     assert all(isinstance(outcome, Record) for outcome in found.values())
+
+
+def test_last_words_of_a_task_that_died_do_not_make_its_successor_hang_in_the_queue(
+    tiny: Callable[..., Trial],
+) -> None:
+    trial, told = tiny(), {"epoch": 1, "images": 1}
+    tasks = object.__new__(_Tasks)  # as it is when a node has just died
+    tasks._silence, tasks.running, tasks._looked_at = {}, {}, 0.0
+    tasks._desk, tasks._ray = MagicMock(), MagicMock(**{"get.return_value": [(trial, told)]})
+
+    assert tasks.news() == [(trial, told)]
+    tasks.running["successor"] = trial
+
+    assert tasks.hanging(hang_seconds=0.5) == []
 
 
 def test_a_node_with_a_disk_of_its_own_is_sent_the_data_set(

@@ -1,5 +1,6 @@
 """What the contract of executors does not say: limits of time, preemption, and a runner that died."""
 
+import select
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,7 @@ from test_train import numbers
 
 from normbench import sweep
 from normbench.executors import CannotExecute, slurm
-from normbench.records import Record
+from normbench.records import Failure, Record
 from normbench.trial import Trial
 
 OPTIONS: dict[str, Any] = {
@@ -90,6 +91,35 @@ def test_a_trial_that_must_make_room_goes_on_later_from_its_checkpoint(
     assert steps[0] not in steps[1:], "it began anew instead of from its checkpoint"
     undisturbed = sweep.work(trial, lambda _: False, checkpoints=(tmp_path / "here").joinpath, **means)
     assert numbers(outcome) == numbers(undisturbed)
+
+
+def sleeps(trial: Trial, tell: Tell, *, attempts: Path) -> Record:
+    """Seed 1 tells something, and nothing more."""
+    tell({"epoch": 1})
+    if trial.seed == 1:
+        with attempts.open("a") as file:
+            file.write("x")
+        select.select([], [], [], 3600)
+    return record_of(trial)
+
+
+def test_a_job_that_tells_nothing_for_too_long_is_ended_tried_once_more_and_is_then_a_timeout(
+    tiny: Callable[..., Trial], tmp_path: Path
+) -> None:
+    means = OPTIONS | {"directory": tmp_path / "slurm", "hang_seconds": 2.0}
+    work = partial(sleeps, attempts=tmp_path / "attempts")
+
+    found = {
+        trial.seed: outcome
+        for trial, outcome in slurm.execute(
+            work, [tiny(), tiny(seed=1)], report=lambda *_: None, stop=lambda: False, **means
+        )
+    }
+
+    assert isinstance(found[0], Record)
+    assert isinstance(found[1], Failure)
+    assert found[1].reason == "timeout: no step for 2 s, 2 times on this trial"
+    assert (tmp_path / "attempts").read_text() == "xx", "one retry and no more"
 
 
 def test_what_a_dead_runner_left_in_the_queue_is_ended_before_anything_new_begins(

@@ -118,6 +118,9 @@ TIMED: list[dict[str, Any]] = [
     {"norm": {"name": "batch_renorm", "warmup_epochs": 0.3, "ramp_epochs": 1.0}},
     {"norm": {"name": "moving_average_batch", "window": 2, "warmup_updates": 3, "renorm_updates": 4}},
     {"norm": {"name": "weight_norm", "data_init": True}},
+    {"dropout": 0.3, "diagnose": ["signal_propagation"]},
+    {"norm": {"name": "batch", "frozen_epochs": 1}, "diagnose": ["signal_propagation"]},
+    {"norm": {"name": "batch_renorm", "ramp_epochs": 2.0}, "diagnose": ["signal_propagation"]},
     {"norm": "batch", "norm_batch_size": 5, "schedule": {"name": "step", "warmup_epochs": 1.5}},
 ]
 EVERY_METHOD = [{"norm": norm} for norm in METHODS] + [{"clip": clip} for clip in CLIPS] + TIMED

@@ -16,7 +16,7 @@ import pytest
 from conftest import forkserver, place_of
 from test_train import numbers
 
-from normbench import config, sweep
+from normbench import checkpoints, config, sweep
 from normbench.data import DataError
 from normbench.executors import EXECUTORS
 from normbench.records import Failure, Record, RecordsInUse, Store
@@ -285,6 +285,23 @@ def test_a_result_is_not_forgotten_when_it_cannot_be_run_again(lab: Lab) -> None
     assert path.exists()
 
 
+def test_what_is_run_again_goes_on_from_its_state_after_a_stop(lab: Lab) -> None:
+    """And not from the state of the attempt that its record is of."""
+    lab.run()
+    trial = lab.experiment().trials[0]
+    path, prefix = lab.store.record_path(trial.id), lab.store.checkpoint_path(trial.id)
+    lab.store.save(
+        Record.from_json(path.read_text()).model_copy(update={"status": "diverged", "final": None})
+    )
+    prefix.parent.mkdir(exist_ok=True)
+    for slot, later in zip(checkpoints.slots(prefix), (1, -1), strict=True):
+        slot.write_bytes(b"")
+        os.utime(slot, ns=(0, path.stat().st_mtime_ns + later))
+
+    with lab.store.locked():
+        assert [slot.exists() for slot in checkpoints.slots(prefix)] == [True, False]
+
+
 def test_results_to_be_run_again_stay_until_there_is_another(lab: Lab) -> None:
     lab.run()
     paths = [lab.store.record_path(trial.id) for trial in lab.experiment().trials]
@@ -365,16 +382,18 @@ def test_all_that_cannot_run_is_said_at_once_and_nothing_trains(lab: Lab) -> Non
         {"norm": ["instance"], "dataset.image_size": [4]},
         {"norm": ["layer"], "batch_size": [100]},
         {"norm": ["layer"]},
+        {"norm": [{"name": "group", "groups": 16}], "norm_every": [1, 7]},
     ]
     with pytest.raises(Unusable) as caught:
         lab.run(lab.experiment(sweep=sweeps))
 
-    groups, positions, batch = str(caught.value).splitlines()
+    groups, positions, batch, everywhere = str(caught.value).splitlines()
     assert "group" in groups
     assert "5 groups do not divide 8 channels" in groups
     assert "instance" in positions
     assert "[10, 32, 1, 1]" in positions
     assert batch == "batch_size 100 is more than the 64 training images"
+    assert "16 channels do not divide 8 channels" in everywhere or "16 groups do not divide" in everywhere
     assert list(lab.store.directory.glob("*.json")) == []
     assert not (lab.store.directory / sweep.PLAN).exists()
 

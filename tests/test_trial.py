@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from normbench.norms import NORMS
+from normbench.norms import NORMS, PLACES
 from normbench.trial import ADDED, Trial
 
 # One other valid value for every setting, so that every one can be shown to change the id.
@@ -202,6 +202,7 @@ def test_settings_of_layers_cannot_matter_without_layers(name):
         ({"norm": {"name": "batch_renorm", "r_max": 0.5}}, "greater than or equal to 1"),
         ({"clip": {"name": "agc", "threshold": 0.0}}, "greater than 0"),
         ({"clip": {"name": "agc", "exclude": ["stage4"]}}, "stage3"),
+        ({"clip": {"name": "agc", "exclude": list(PLACES)}}, "some of stem, .*, final_linear, and not all"),
         ({"clip": "acg"}, r"unknown clip 'acg' \(did you mean 'agc'\?\)"),
         ({"norm": "grup"}, r"unknown norm 'grup' \(did you mean 'group'\?\)"),
     ],

@@ -11,6 +11,7 @@ from normbench.trial import Trial
 if TYPE_CHECKING:
     from normbench.executors import Outcome, Tell, Work
 
+CUT_OFF = "{} had not saved its state when the run ended, and goes on from its last checkpoint"
 RETRIES = 1  # after the death of a process, and after a hang: either may have been an accident
 
 

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from normbench.executors.attempts import Attempts, packed
+from normbench.executors.attempts import CUT_OFF, Attempts, packed
 from normbench.records import Failure, Unwritable
 from normbench.trial import Trial
 
@@ -29,6 +29,7 @@ LOOK_SECONDS = 1.0  # of silence at most between two looks: a runner that was st
 PATIENCE_SECONDS = 4.0  # for workers to save their state when they are told to stop
 STACKS_SECONDS = 2.0  # for a worker that hangs to write down where
 MOST_STACKS = 60_000  # bytes kept of it
+KILLED = "was killed by"
 # Ctrl-C and a batch system's notice reach the whole process group; the runner decides what they mean.
 FOR_THE_RUNNER = (signal.SIGINT, signal.SIGTERM)
 
@@ -86,7 +87,7 @@ def execute(
             for worker in crew:
                 worker.watch(hang_seconds)
     finally:
-        _dismiss(crew)
+        _dismiss(crew, report)
 
 
 class _Worker:
@@ -174,7 +175,7 @@ class _Worker:
         self.process.close()
         stacks = os.read(self._stacks.fileno(), MOST_STACKS) if self._stacks.poll() else b""
         self._stacks.close()
-        end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        end = f"{KILLED} {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return end, stacks.decode(errors="replace")
 
 
@@ -183,7 +184,7 @@ def _with_news(crew: list[_Worker]) -> list[_Worker]:
     return [worker for worker in crew if worker.pipe in ready]
 
 
-def _dismiss(crew: list[_Worker]) -> None:
+def _dismiss(crew: list[_Worker], report: "Report") -> None:
     """Tell all workers to stop, give them time to save, and end what is left.
 
     Raises:
@@ -195,7 +196,9 @@ def _dismiss(crew: list[_Worker]) -> None:
     unwritable = None
     for worker in crew:
         unwritable = worker.last_words(deadline) or unwritable
-        worker.bury(max(0.0, deadline - monotonic()))
+        end, _ = worker.bury(max(0.0, deadline - monotonic()))
+        if worker.trial and end.startswith(KILLED):
+            report(worker.trial, {"warning": CUT_OFF.format(worker.trial.id)})
     if unwritable:
         raise unwritable
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from normbench.executors import CannotExecute
-from normbench.executors.attempts import Attempts, packed
-from normbench.records import Failure, write_atomically
+from normbench.executors.attempts import CUT_OFF, Attempts, packed
+from normbench.records import Failure, Unwritable, write_atomically
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def execute(
 
     Raises:
         CannotExecute: there is no cluster at the address, or no node has room for a trial.
+        Unwritable: a task that was told to stop could not save its state.
     """
     if not trials or stop():
         return
@@ -92,7 +93,7 @@ def execute(
                     if failure := attempts.hung(trial, "", hang_seconds or 0.0):
                         yield trial, failure
         finally:
-            tasks.dismiss()
+            tasks.dismiss(report)
 
 
 class _Tasks:
@@ -126,7 +127,8 @@ class _Tasks:
     def news(self) -> list[tuple[Trial, dict[str, Any]]]:
         """What tasks have told since the last call."""
         found: list[tuple[Trial, dict[str, Any]]] = self._ray.get(self._desk.news.remote())
-        self._silence |= {trial.id: 0.0 for trial, _ in found}
+        running = {trial.id for trial in self.running.values()}  # a task that ended may have left some behind
+        self._silence |= {trial.id: 0.0 for trial, _ in found if trial.id in running}
         return found
 
     def hanging(self, hang_seconds: float | None) -> list[Trial]:
@@ -168,16 +170,28 @@ class _Tasks:
         outcome: Outcome = pickle.loads(content)
         return outcome
 
-    def dismiss(self) -> None:
-        """Tell all tasks to stop, give them time to save, and end what is left."""
+    def dismiss(self, report: "Report") -> None:
+        """Tell all tasks to stop, give them time to save, and end what is left.
+
+        Raises:
+            Unwritable: a state could not be saved.
+        """
+        unwritable: Unwritable | None = None
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.get(self._desk.stop.remote())
             if self.running:
                 running = list(self.running)
-                _, deaf = self._ray.wait(running, num_returns=len(running), timeout=PATIENCE_SECONDS)
+                ready, deaf = self._ray.wait(running, num_returns=len(running), timeout=PATIENCE_SECONDS)
+                for outcome in map(self._outcome, ready):
+                    if isinstance(outcome, Failure) and outcome.unwritable:
+                        unwritable = outcome.unwritable
                 for task in deaf:
                     self._ray.cancel(task, force=True)
+                    if (trial := self.running[task]).id in self._silence:  # it has begun
+                        report(trial, {"warning": CUT_OFF.format(trial.id)})
             self._ray.kill(self._desk)
+        if unwritable:
+            raise unwritable
 
 
 class _Desk:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.executors import CannotExecute
 from normbench.executors.attempts import Attempts, packed
-from normbench.records import Failure
+from normbench.records import Failure, Unwritable
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def execute(
 
     Raises:
         CannotExecute: there is no Slurm here, or it refuses the jobs.
+        Unwritable: a job that was told to stop could not save its state.
     """
     if not trials or stop():
         return
@@ -153,7 +154,7 @@ class _Queue:
             while left_over & (_queued() or {}).keys():
                 time.sleep(POLL_SECONDS)
         shutil.rmtree(self._directory, ignore_errors=True)
-        self._directory.mkdir(parents=True)
+        self._directory.mkdir(parents=True, exist_ok=True)
 
     def submit(self, waiting: deque[Trial]) -> None:
         """Send as many as there may be: an array while nothing is queued, later as jobs end."""
@@ -236,7 +237,11 @@ class _Queue:
             job.files.result_pickle.unlink()
 
     def close(self) -> None:
-        """Cancel all jobs, give those that run time to save, and leave nothing but the logs of the dead."""
+        """Cancel all jobs, give those that run time to save, and leave nothing but the logs of the dead.
+
+        Raises:
+            Unwritable: a state could not be saved.
+        """
         if not self.jobs:
             if not any(self._directory.glob("*.out")):
                 shutil.rmtree(self._directory, ignore_errors=True)
@@ -245,6 +250,13 @@ class _Queue:
             deadline = time.monotonic() + PATIENCE_SECONDS
             while self.jobs.keys() & (_queued() or {}).keys() and time.monotonic() < deadline:
                 time.sleep(min(POLL_SECONDS, PATIENCE_SECONDS))
+            unwritable: Unwritable | None = None
+            for job in self.jobs.values():
+                outcome = _outcome(path) if (path := job.files.result_pickle).exists() else None
+                if isinstance(outcome, Failure) and outcome.unwritable:
+                    unwritable = outcome.unwritable
+            if unwritable:
+                raise unwritable
 
     def _news_of(self, trial: Trial) -> Path:
         return self._directory / f"{trial.id}.news"

@@ -47,15 +47,15 @@ def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 def normalize_by_batch(model: nn.Module, samples: int) -> None:
     """In a network at inference, have layers alone take the statistics of every ``samples`` of a batch.
 
-    Layers that change as training goes on are as at the first update of a long one: they correct and freeze
-    nothing yet.
+    Layers that change as training goes on are as before the first update of a long one: they correct and
+    freeze nothing yet.
     """
     for _, layer in layers(model):
         layer.train()
         if hasattr(layer, "norm_batch_size"):
             layer.norm_batch_size = samples
         if isinstance(layer, Timed):
-            layer.at(Clock(0, 1, 2**31))
+            layer.at(Clock(-1, 1, 2**31))
 
 
 def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
