@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -100,6 +101,17 @@ def test_a_task_that_tells_nothing_for_too_long_is_ended_tried_once_more_and_is_
     assert failure.reason == "timeout: no step for 2 s, 2 times on this trial"
     assert (tmp_path / "attempts").read_text() == "xx", "one retry and no more"
     assert all(isinstance(outcome, Record) for outcome in found.values())
+
+
+@pytest.mark.parametrize("port", ["free", 99999])
+def test_an_address_where_nobody_answers_is_refused_at_once(port: object, tiny: Callable[..., Trial]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1] if port == 'free' else port}"
+        with pytest.raises(CannotExecute, match=f"executor ray: nobody answers at {address}"):
+            list(
+                execute(trivial, [tiny()], workers=1, report=pytest.fail, stop=lambda: False, address=address)
+            )
 
 
 def test_last_words_of_a_task_that_died_do_not_make_its_successor_hang_in_the_queue(

@@ -12,6 +12,7 @@ import pickle
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -42,6 +43,7 @@ PRIVATE = {  # what a Ray of our own is told, unless the user's environment says
 }
 OBJECTS_BYTES = 100 * 2**20  # of an instance of our own, which ships records and no data
 FEW_BYTES = 2**16
+ANSWER_SECONDS = 5.0  # for the head of a cluster; Ray itself would ask for minutes on end
 LONGEST = 40  # characters of a temporary directory; the sockets below it may have 107
 
 
@@ -268,6 +270,8 @@ def _connected(address: str | None, cpus: int | None) -> Iterator[None]:
     """A connection to the cluster at ``address``, or a Ray of our own."""
     told = {"RAY_USAGE_STATS_ENABLED": "0"} | (PRIVATE if address is None else {})
     os.environ.update({key: value for key, value in told.items() if key not in os.environ})
+    if address is not None:
+        _must_answer(address)
     import ray
 
     with contextlib.ExitStack() as after:
@@ -284,6 +288,20 @@ def _connected(address: str | None, cpus: int | None) -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # which Ray has taken; the runner decides what it means
         yield
+
+
+def _must_answer(address: str) -> None:
+    """Knock at ``HOST:PORT``; what else an address may be, Ray looks up.
+
+    Raises:
+        CannotExecute: nobody is there.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise CannotExecute(f"executor ray: nobody answers at {address} ({error})") from None
 
 
 @contextlib.contextmanager
