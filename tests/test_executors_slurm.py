@@ -157,6 +157,18 @@ def test_a_whole_sweep_runs_as_jobs(cli: Cli, lab: Path) -> None:
     assert not (lab / "results/q/slurm").exists(), "what went well leaves nothing but records"
 
 
+def test_a_stop_leaves_nothing_but_states(tiny: Callable[..., Trial], tmp_path: Path) -> None:
+    (saved := tmp_path / "saved").mkdir()
+    news: list[int] = []
+    means = OPTIONS | {"directory": tmp_path / "slurm", "report": lambda *_: news.append(1)}
+
+    work = partial(until_told_to_stop, saved=saved)
+    assert list(slurm.execute(work, [tiny(), tiny(seed=1)], stop=lambda: len(news) >= 2, **means)) == []
+
+    assert len(list(saved.iterdir())) == 2
+    assert not (tmp_path / "slurm").exists()
+
+
 def test_what_slurm_refuses_is_said_in_its_words(tiny: Callable[..., Trial], tmp_path: Path) -> None:
     means = OPTIONS | {"directory": tmp_path, "partition": "nowhere"}
     with pytest.raises(CannotExecute, match=r"^executor slurm: .*invalid partition.*$"):

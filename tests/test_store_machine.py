@@ -152,9 +152,10 @@ class Histories(RuleBasedStateMachine):
             self.store.set_aside(broken)
             assert self.store.load()[1] == {}
         assert list(self.store.directory.rglob("*.tmp")) == []
-        done = {path.stem for path in self.store.directory.glob("*.json")}
-        states = {path.name.partition(".")[0] for path in self.store.directory.glob("checkpoints/*.ckpt")}
-        assert not done & states, "a state outlived its trial"
+        for slot in self.store.directory.glob("checkpoints/*.ckpt"):
+            record = self.store.record_path(slot.name.partition(".")[0])
+            outlived = record.exists() and slot.stat().st_mtime_ns <= record.stat().st_mtime_ns
+            assert not outlived, "a state outlived its trial"
 
     @precondition(lambda self: self.store.directory.exists())
     @rule(which=TRIAL)

@@ -242,21 +242,23 @@ class _Queue:
         Raises:
             Unwritable: a state could not be saved.
         """
-        if not self.jobs:
-            if not any(self._directory.glob("*.out")):
-                shutil.rmtree(self._directory, ignore_errors=True)
-        else:
+        unwritable: Unwritable | None = None
+        if self.jobs:
             _cancel(self.jobs)
             deadline = time.monotonic() + PATIENCE_SECONDS
-            while self.jobs.keys() & (_queued() or {}).keys() and time.monotonic() < deadline:
+            while (left := self.jobs.keys() & (_queued() or {}).keys()) and time.monotonic() < deadline:
                 time.sleep(min(POLL_SECONDS, PATIENCE_SECONDS))
-            unwritable: Unwritable | None = None
-            for job in self.jobs.values():
+            for job in list(self.jobs.values()):
                 outcome = _outcome(path) if (path := job.files.result_pickle).exists() else None
                 if isinstance(outcome, Failure) and outcome.unwritable:
                     unwritable = outcome.unwritable
-            if unwritable:
-                raise unwritable
+                if job.id not in left:
+                    job.files.stdout.unlink(missing_ok=True)
+                    self.forget(job)
+        if not self.jobs and not any(self._directory.glob("*.out")):
+            shutil.rmtree(self._directory, ignore_errors=True)
+        if unwritable:
+            raise unwritable
 
     def _news_of(self, trial: Trial) -> Path:
         return self._directory / f"{trial.id}.news"
