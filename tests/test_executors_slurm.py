@@ -159,11 +159,11 @@ def test_a_whole_sweep_runs_as_jobs(cli: Cli, lab: Path) -> None:
 
 def test_a_stop_leaves_nothing_but_states(tiny: Callable[..., Trial], tmp_path: Path) -> None:
     (saved := tmp_path / "saved").mkdir()
-    news: list[int] = []
-    means = OPTIONS | {"directory": tmp_path / "slurm", "report": lambda *_: news.append(1)}
+    running: set[int] = set()
+    means = OPTIONS | {"directory": tmp_path / "slurm", "report": lambda trial, _: running.add(trial.seed)}
 
     work = partial(until_told_to_stop, saved=saved)
-    assert list(slurm.execute(work, [tiny(), tiny(seed=1)], stop=lambda: len(news) >= 2, **means)) == []
+    assert list(slurm.execute(work, [tiny(), tiny(seed=1)], stop=lambda: len(running) == 2, **means)) == []
 
     assert len(list(saved.iterdir())) == 2
     assert not (tmp_path / "slurm").exists()
