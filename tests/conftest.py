@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from clusters import RayCluster, Slurm
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from normbench import config, sweep
@@ -23,6 +24,8 @@ from normbench.norms import NORMS
 from normbench.trial import Trial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: more threads only wait for each other
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")  # a machine under load is no fault of the code
 ARCHIVE = Path(__file__).parents[1] / "../shared/data/cifar10-jpeg.tar.xz"
 REAL_CLASSES, REAL_TRAIN, REAL_TEST = 10, 32, 16
 

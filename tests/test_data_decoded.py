@@ -365,7 +365,8 @@ def test_a_full_disk_leaves_no_set_and_no_temporary_file(tmp_path, image_tree, m
         patch.setattr(os, function, fail)
         with pytest.raises(OSError, match="No space left"):
             decoded.prepare(FOLDER, tmp_path)
-    assert [path.name for path in cache_of(tmp_path).iterdir()] == [".lock"]
+    left = {path.name for path in cache_of(tmp_path).iterdir()}
+    assert left <= {".lock"}  # which some versions of filelock take away
     decoded.prepare(FOLDER, tmp_path)
     assert len(decoded.load(FOLDER, tmp_path).train.images) == 12
 

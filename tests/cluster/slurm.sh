@@ -47,6 +47,7 @@ JobRequeue=1
 KillWait=10
 MinJobAge=30
 InactiveLimit=0
+OverTimeLimit=1
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 SlurmdParameters=config_overrides
