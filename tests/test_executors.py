@@ -49,6 +49,18 @@ def trivial(trial: Trial, tell: Tell) -> Record:
     return record_of(trial, seed=trial.seed)
 
 
+def placed(trial: Trial, tell: Tell, *, device: str = "nowhere") -> Record:
+    return record_of(trial, device=device)
+
+
+def placed_until_it_dies(trial: Trial, tell: Tell, *, device: str, attempts: Path) -> Record:
+    """Seed 0 takes its process with it, the first time."""
+    if trial.seed == 0 and not attempts.exists():
+        attempts.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return record_of(trial, device=device)
+
+
 class Unpicklable(Exception):
     def __init__(self) -> None:
         super().__init__("cannot cross")
@@ -430,6 +442,28 @@ def test_workers_are_as_many_as_asked_for_and_are_used_again(
     pids = {outcome.provenance["pid"] for outcome in found.values() if isinstance(outcome, Record)}
     assert 1 <= len(pids) <= 2
     assert os.getpid() not in pids
+
+
+def test_workers_fill_the_devices_evenly(pool: Execute, trials: Callable[[int], list[Trial]]) -> None:
+    found = outcomes(pool, placed, trials(6), workers=6, devices=("cuda:0", "cuda:1"))
+    alone = outcomes(pool, placed, trials(1), workers=1)
+
+    assert Counter(devices_of(found)) == {"cuda:0": 3, "cuda:1": 3}
+    assert devices_of(alone) == ["nowhere"]
+
+
+def test_who_takes_a_dead_workers_place_takes_its_device(
+    pool: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+) -> None:
+    work = partial(placed_until_it_dies, attempts=tmp_path / "attempts")
+
+    found = outcomes(pool, work, trials(2), workers=2, devices=("cuda:0", "cuda:1"))
+
+    assert Counter(devices_of(found)) == {"cuda:0": 1, "cuda:1": 1}
+
+
+def devices_of(found: dict[int, Any]) -> list[str]:
+    return [outcome.provenance["device"] for outcome in found.values()]
 
 
 def test_a_result_that_does_not_pickle_is_a_failure_that_says_so(

@@ -55,6 +55,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("inference.evaluation", "propagation", "followers"),
     behind(EVALUATIONS),
     ("train", "estimate", "profiling"),
+    ("room",),
     ("sweep",),
     # figures
     ("plots.panels",),
@@ -82,6 +83,7 @@ MAY_IMPORT_TORCH = {
 LAZY = {
     ("sweep", "prepare"),
     ("sweep", "work"),
+    ("room", "_memories"),
     ("estimate", "estimate"),
     ("costs", "measure"),
     ("data.cifar", "official"),
