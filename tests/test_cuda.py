@@ -6,7 +6,7 @@ updates.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from normbench.executors import EXECUTORS
 from normbench.inference.evaluation import Inference, infer
 from normbench.models.network import network
 from normbench.optim import optimizer
-from normbench.recording import recorder_of
+from normbench.recording import CudaGraphs, Tensors, recorder_of
 from normbench.records import Failure, Interrupted, Record
 from normbench.train import train
 from normbench.trial import Trial
@@ -112,13 +112,31 @@ def test_the_first_losses_are_those_of_a_cpu(
 # ---- updates
 
 
+class Loud(CudaGraphs):
+    """Whatever cannot be recorded fails the test, and shows where."""
+
+    def rehearse(self, act: Callable[[], Tensors]) -> None:
+        try:
+            super().rehearse(act)
+        except RuntimeError as error:
+            raise AssertionError("it waits for the GPU") from error
+
+    def record(
+        self, act: Callable[[], Tensors], generators: Sequence[torch.Generator]
+    ) -> Callable[[], Tensors]:
+        try:
+            return super().record(act, generators)
+        except RuntimeError as error:
+            raise AssertionError("it cannot be recorded") from error
+
+
 def five(trial: Trial, data: Path, graphs: bool) -> tuple[list[Tensor], dict[str, Tensor], list[Tensor]]:
     """Outputs of five updates; then weights, statistics and momenta; and the last gradients."""
     dataset = decoded.load(trial.dataset, data)
     images, _ = images_of(trial, dataset, WHERE)
     model = network(trial, 4).to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sgd = optimizer(trial, model)
-    update = Update(trial, model, sgd, 6, recorder=recorder_of(WHERE, 1) if graphs else None)
+    update = Update(trial, model, sgd, 6, recorder=Loud(WHERE) if graphs else None)
     outputs: list[Tensor] = []
     with settled_arithmetic():
         (chunk,) = images.training_chunks(trial.seed, 0, trial.batch_size, trial.augment)
@@ -150,7 +168,7 @@ def test_replayed_logits_are_called_ones_to_the_last_bit(tiny: Tiny, tiny_data: 
     trial = tiny(norm="switchable", precision="bf16")
     _, images = images_of(trial, decoded.load(trial.dataset, tiny_data), WHERE)
     model = network(trial, 4).to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    inference = Inference(model.eval(), "bf16", recorder_of(WHERE, 1))
+    inference = Inference(model.eval(), "bf16", Loud(WHERE))
     with torch.inference_mode():
         for _ in range(2):
             for x, _ in images.in_order(7):
@@ -164,7 +182,7 @@ def test_within_an_epoch_nothing_waits_for_the_gpu(tiny: Tiny, tiny_data: Path) 
     trial = tiny(norm="batch", dropout=0.3, clip="agc", diagnose=["gradient_norm"], batch_size=4)
     images, _ = images_of(trial, decoded.load(trial.dataset, tiny_data), WHERE)
     model = network(trial, 4).to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    update = Update(trial, model, optimizer(trial, model), 16, recorder=recorder_of(WHERE, 1))
+    update = Update(trial, model, optimizer(trial, model), 16, recorder=Loud(WHERE))
     (chunk,) = images.training_chunks(trial.seed, 0, trial.batch_size, trial.augment)
     batches = list(zip(*(torch.split(part, 4) for part in chunk), strict=True))
     update(0, *batches[0])
