@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,14 +51,6 @@ def trivial(trial: Trial, tell: Tell) -> Record:
 
 
 def placed(trial: Trial, tell: Tell, *, device: str = "nowhere") -> Record:
-    return record_of(trial, device=device)
-
-
-def placed_until_it_dies(trial: Trial, tell: Tell, *, device: str, attempts: Path) -> Record:
-    """Seed 0 takes its process with it, the first time."""
-    if trial.seed == 0 and not attempts.exists():
-        attempts.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
     return record_of(trial, device=device)
 
 
@@ -448,22 +441,21 @@ def test_workers_fill_the_devices_evenly(pool: Execute, trials: Callable[[int], 
     found = outcomes(pool, placed, trials(6), workers=6, devices=("cuda:0", "cuda:1"))
     alone = outcomes(pool, placed, trials(1), workers=1)
 
-    assert Counter(devices_of(found)) == {"cuda:0": 3, "cuda:1": 3}
-    assert devices_of(alone) == ["nowhere"]
+    def devices(answers: dict[int, Any]) -> list[str]:
+        return [outcome.diagnostics["device"] for outcome in answers.values()]
+
+    assert Counter(devices(found)) == {"cuda:0": 3, "cuda:1": 3}
+    assert devices(alone) == ["nowhere"]
 
 
-def test_who_takes_a_dead_workers_place_takes_its_device(
-    pool: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
-) -> None:
-    work = partial(placed_until_it_dies, attempts=tmp_path / "attempts")
+def test_who_takes_a_dead_workers_place_takes_its_device() -> None:
+    crew: Any = [SimpleNamespace(device=device) for device in ("cuda:0", "cuda:1", "cuda:0", "cuda:1")]
+    devices = ("cuda:0", "cuda:1")
 
-    found = outcomes(pool, work, trials(2), workers=2, devices=("cuda:0", "cuda:1"))
-
-    assert Counter(devices_of(found)) == {"cuda:0": 1, "cuda:1": 1}
-
-
-def devices_of(found: dict[int, Any]) -> list[str]:
-    return [outcome.provenance["device"] for outcome in found.values()]
+    assert pool_module._emptiest(devices, crew[:3]) == "cuda:1"
+    assert pool_module._emptiest(devices, crew[1:]) == "cuda:0"
+    assert pool_module._emptiest(devices, crew) == "cuda:0"
+    assert pool_module._emptiest((), crew) is None
 
 
 def test_a_result_that_does_not_pickle_is_a_failure_that_says_so(
