@@ -95,16 +95,18 @@ class PlainDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.split.images[index])), int(self.split.labels[index])
 
 
-def plain(dataset: decoded.Decoded, depth: int, norm: str, batch_size: int, seconds: float) -> float:
+def plain(
+    dataset: decoded.Decoded, depth: int, norm: str, batch_size: int, seconds: float, device: str = "cpu"
+) -> float:
     torch.set_num_threads(CORES)
-    model = plain_resnet(depth, PLAIN_NORMS[norm])
+    model = plain_resnet(depth, PLAIN_NORMS[norm]).to(device)
     sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     loader = torch.utils.data.DataLoader(
         PlainDataset(dataset), batch_size, shuffle=True, num_workers=2, drop_last=True
     )
     steps, began = -WARM_UP, 0.0
     for x, y in loader:
-        loss = F.cross_entropy(model(x), y)
+        loss = F.cross_entropy(model(x.to(device)), y.to(device))
         sgd.zero_grad()
         loss.backward()
         sgd.step()
@@ -122,7 +124,7 @@ def ours(trial: Trial, data: Path, seconds: float, barrier: Any, answers: Any) -
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     dataset = decoded.load(trial.dataset, data)
-    model, _ = network(trial, len(dataset.classes))
+    model = network(trial, len(dataset.classes))
     model = model.to(memory_format=torch.channels_last)
     sgd = optimizer(trial, model)
     training = Images(dataset.train, dataset.mean, dataset.std, torch.device("cpu"))

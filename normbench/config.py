@@ -53,13 +53,14 @@ class Execute(Frozen):
     """Where and how trials run. Nothing here changes a trial's numbers, so it is no part of its identity."""
 
     executor: Executor = Field("pool", validate_default=True)
-    workers: int | Literal["auto"] = Field("auto", description="processes; auto: as many as cores allow")
+    workers: int | Literal["auto"] = Field("auto", description="processes; auto: by cores, or by slots")
     threads: Count = Field(1, description="threads of each process")
     processes: Count = Field(1, description="processes that share every batch of a trial")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    slots_per_device: int | Literal["auto"] = Field("auto", description="trials at once on each GPU")
     hang_seconds: Positive | None = Field(600.0, description="a trial without a step for so long hangs")
 
-    @field_validator("workers", mode="before")
+    @field_validator("workers", "slots_per_device", mode="before")
     @classmethod
     def _auto_or_count(cls, workers: object) -> object:
         if workers == "auto" or (type(workers) is int and workers >= 1):

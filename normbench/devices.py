@@ -2,6 +2,8 @@
 
 import torch
 
+CONTEXT_BYTES = 3 * 2**28  # of a process on a GPU, beside its tensors: CUDA and its libraries
+
 
 def device(name: str) -> torch.device:
     """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` stands for here; a GPU always with its index.
@@ -36,3 +38,24 @@ def of_processes(first: torch.device, processes: int) -> tuple[torch.device, ...
             f"take at most {count - begin}, or device cpu"
         )
     return tuple(torch.device("cuda", index) for index in range(begin, begin + processes))
+
+
+def memories(name: str) -> dict[int, int]:
+    """Bytes of the GPUs that ``auto``, ``cuda`` (both: all) or ``cuda:N`` stands for here, by index."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = None if name == "auto" else torch.device(name).index
+    chosen = range(count) if index is None else range(index, min(index + 1, count))
+    return {number: torch.cuda.get_device_properties(number).total_memory for number in chosen}
+
+
+def settle_on(where: torch.device, sharing: int) -> None:
+    """Let this process use one GPU and, of its memory, an equal share: others lose nothing by it.
+
+    Does nothing on a CPU.
+    """
+    if where.type != "cuda":
+        return
+    torch.cuda.set_device(where)
+    whole = torch.cuda.get_device_properties(where).total_memory
+    share = 1.0 if sharing == 1 else max(1 / sharing - CONTEXT_BYTES / whole, 0.5 / sharing)
+    torch.cuda.set_per_process_memory_fraction(share, where)

@@ -105,6 +105,14 @@ def checkpoint_bytes(parameters: int) -> int:
     return 3 * (2 * 4 * parameters + 50_000)
 
 
+def device_bytes(trial: Trial) -> int:
+    """That a trial takes of a GPU: rather too much, 2 GiB and 10 MiB a sample (ResNet-20, 32×32 images)."""
+    depth = int(trial.model.name.lstrip("abcdefghijklmnopqrstuvwxyz_"))
+    image = trial.dataset.options.get("image_size", 32) / 32
+    sample = 10 * 2**20 * (depth / 20) * trial.model.options.get("width", 1.0) * image**2
+    return 2 * 2**30 + int(trial.batch_size * sample)
+
+
 def size(count: int) -> str:
     """``1.2 GB``, ``3.4 MB`` or ``56 kB``."""
     if count >= 1e9:

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normbench.norms.normalization import is_norm_parameter
 from normbench.trial import Trial
@@ -53,3 +53,15 @@ def optimizer(trial: Trial, model: nn.Module) -> torch.optim.SGD:
         nesterov=settings.nesterov,
         fused=True,
     )
+
+
+def momenta(sgd: torch.optim.SGD) -> list[Tensor]:
+    """The momenta of all parameters; those that there are not yet begin at 0, which comes to the same."""
+    buffers = []
+    for group in sgd.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            state = sgd.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            buffers.append(state["momentum_buffer"])
+    return buffers

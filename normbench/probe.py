@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from normbench.data.decoded import Extent
 from normbench.devices import device
 from normbench.models.network import check, network
-from normbench.optim import optimizer
+from normbench.optim import momenta, optimizer
+from normbench.recording import Recorded, recorder_of
 from normbench.trial import Trial
 
 SECONDS = 0.3
@@ -39,14 +41,18 @@ class Probe:
         x = torch.randn(trial.batch_size, 3, size, size, device=where)
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.y = torch.zeros(trial.batch_size, dtype=torch.long, device=where)
+        recorder = recorder_of(where, 1)
+        others = tuple if recorder is None else partial(momenta, self.sgd)
+        act = partial(_update, self.model, self.sgd, trial.precision)
+        self.step = Recorded(act, self.model, recorder, others)
 
     def update(self) -> None:
-        """One, with everything that belongs to it, in training mode."""
-        loss = self._loss()
-        self.sgd.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.model.clip()  # type: ignore[operator]
-        self.sgd.step()
+        """One, with everything that belongs to it, in training mode; on the path that a trial takes."""
+        self.step(self.x, self.y)
+
+    def update_by_calls(self) -> None:
+        """The same, never replayed: what it takes of memory can be seen."""
+        _update(self.model, self.sgd, self.precision, self.x, self.y)
 
     @torch.inference_mode()
     def infer(self) -> None:
@@ -66,14 +72,9 @@ class Probe:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = self._loss()  # which holds what is kept until it is counted
+            loss = _loss(self.model, self.precision, self.x, self.y)  # holds what is kept until it is counted
         del loss
         return sum(kept.values())
-
-    def _loss(self) -> Tensor:
-        with torch.autocast(self.where.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.model(self.x)
-        return F.cross_entropy(logits.float(), self.y)
 
     def seconds(self, act: Callable[[], None], at_least: float = SECONDS) -> float:
         """Of one ``act``, averaged over as many as that time takes; what was begun before is waited for."""
@@ -90,6 +91,21 @@ class Probe:
     def _wait(self) -> None:
         if self.where.type == "cuda":
             torch.cuda.synchronize(self.where)
+
+
+def _loss(model: nn.Module, precision: str, x: Tensor, y: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(x)
+    return F.cross_entropy(logits.float(), y)
+
+
+def _update(model: nn.Module, sgd: torch.optim.SGD, precision: str, x: Tensor, y: Tensor) -> tuple[Tensor]:
+    loss = _loss(model, precision, x, y)
+    sgd.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    model.clip()  # type: ignore[operator]
+    sgd.step()
+    return (loss.detach(),)
 
 
 def images_per_second(trial: Trial, data: Extent, place: str, threads: int = 1) -> float:

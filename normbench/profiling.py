@@ -120,9 +120,8 @@ def profile(
             say(f"round {number + 1} of {rounds}")
         costs = zip(trials, map(tuple, updates), map(tuple, inferences), kept, peaks, strict=True)
         measured = tuple(Cost(*cost) for cost in costs)
-    return Profile(
-        measured, threads, provenance(where, trials[0].precision) | {"system": platform.platform()}
-    )
+    machine = provenance(where, trials[0].precision, step=probes[0].step.path)
+    return Profile(measured, threads, machine | {"system": platform.platform()})
 
 
 def _peak(probe: Probe) -> int | None:
@@ -132,6 +131,6 @@ def _peak(probe: Probe) -> int | None:
         return None
     torch.cuda.synchronize(probe.where)
     reset_peak_memory(probe.where)
-    probe.update()
+    probe.update_by_calls()
     torch.cuda.synchronize(probe.where)
     return peak_memory_bytes(probe.where)

@@ -33,6 +33,7 @@ class Progress:
         diagnostics: what was found out about the layers at their ends, as in ``Record``.
         train_seconds: spent on updates, over all epochs and attempts.
         test_seconds: spent on evaluations.
+        paths: how many updates went which way.
     """
 
     step: int = 0
@@ -45,6 +46,7 @@ class Progress:
     diagnostics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     train_seconds: float = 0.0
     test_seconds: float = 0.0
+    paths: dict[str, int] = field(default_factory=dict)
     _unsettled: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = field(default_factory=list, init=False)
     settled_at: float = field(default_factory=time.monotonic, init=False)
     saved_at: float = field(default_factory=time.monotonic, init=False)
@@ -53,7 +55,14 @@ class Progress:
         """For a checkpoint; ``Progress(**state)`` is where it was. Everything must be settled."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.init}
 
-    def updated(self, loss: Tensor, logits: Tensor, labels: Tensor, predicted: Tensor | None = None) -> None:
+    def updated(
+        self,
+        loss: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        predicted: Tensor | None = None,
+        path: str = "plain",
+    ) -> None:
         """One update was made; its loss is looked at later, since that waits for the device.
 
         Args:
@@ -61,8 +70,10 @@ class Progress:
             logits: that it came from.
             labels: of the images.
             predicted: logits at inference before the update, if the network was asked.
+            path: that it took.
         """
         self.step += 1
+        self.paths[path] = self.paths.get(path, 0) + 1
         self.position += len(labels)
         self._unsettled.append((loss.detach(), logits.detach(), labels, predicted))
 
@@ -140,6 +151,12 @@ class Progress:
         )
         self.diagnosed(diagnoses)
         self.position, self.loss_sum, self.correct = 0, 0.0, 0
+
+    def path(self) -> str:
+        """Which way the updates went: ``graph``; or, if not all went the same, ``graph 5999, plain 1``."""
+        return ", ".join(
+            path if len(self.paths) == 1 else f"{path} {count}" for path, count in sorted(self.paths.items())
+        )
 
     def images_per_second(self, trial: Trial) -> float | None:
         """Training throughput so far, evaluations aside; None before the first update."""

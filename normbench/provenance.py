@@ -18,11 +18,16 @@ CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def provenance(
-    device: torch.device, precision: str, processes: int = 1, spanning: bool = False
+    device: torch.device, precision: str, processes: int = 1, spanning: bool = False, step: str = "plain"
 ) -> dict[str, Any]:
     """Versions, machine, threads, flags, and which of several equivalent paths the arithmetic took.
 
-    ``spanning``: norm batches span processes, which no kernel can see.
+    Args:
+        device: where.
+        precision: fp32 or bf16.
+        processes: that shared every batch.
+        spanning: norm batches span processes, which no kernel can see.
+        step: updates were replayed as a ``graph``, or ``plain`` calls.
     """
     norm = "torch" if spanning else kernels.path(device, precision == "bf16")
     return {
@@ -40,7 +45,7 @@ def provenance(
             "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
             "flush_denormal": True,
         },
-        "path": {"norm": norm, "memory_format": "channels_last"},
+        "path": {"norm": norm, "memory_format": "channels_last", "step": step},
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from normbench import sweep
+from normbench import room
 from normbench.console import counted, duration, result_of
 from normbench.estimate import Estimate, estimate, record_bytes, size
 from normbench.executors import EXECUTORS
@@ -14,7 +14,7 @@ from normbench.lookup import UnknownName, nearest, shortened
 from normbench.norms import NORMS
 from normbench.records import Failure, Record, Store
 from normbench.results import experiments, find, named
-from normbench.sweep import RETRIABLE, STATES, Survey
+from normbench.sweep import RETRIABLE, STATES, Survey, Unusable
 from normbench.tabular import as_json, as_table
 
 CONDITIONS = ("normbench", "git", "torch", "device")  # of the provenance; other values may give other numbers
@@ -102,7 +102,7 @@ def expect(survey: Survey, results: Path, data: Path) -> Estimate:
     )
     expected = estimate(missing, records, data, survey.experiment.execute)
     if expected.unusable:
-        raise sweep.Unusable("\n".join(expected.unusable))
+        raise Unusable("\n".join(expected.unusable))
     return expected
 
 
@@ -192,7 +192,7 @@ def _states(counts: Counter[Any]) -> str:
 
 def _workers(survey: Survey) -> int:
     place = survey.experiment.execute
-    return 1 if place.executor.name == "serial" else sweep.workers(place) or 1
+    return 1 if place.executor.name == "serial" else room.workers(place, survey.experiment.trials) or 1
 
 
 def _record_bytes(survey: Survey) -> int:

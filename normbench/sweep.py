@@ -1,9 +1,6 @@
 """A sweep: which trials of an experiment are missing, run those, save what they give."""
 
 import errno
-import math
-import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -17,6 +14,7 @@ from normbench import config
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.records import Failure, Record, Store, write_atomically
+from normbench.room import refusal, sharing, slots, workers
 from normbench.trial import Choice, Trial
 
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ State = Literal["done", "diverged", "out_of_memory", "timeout", "failed", "missi
 STATES: tuple[State, ...] = ("done", "diverged", "out_of_memory", "timeout", "failed", "missing")
 UNSETTLED = ("failed", "timeout")  # attempts that gave no result: the next run makes another
 RETRIABLE = (*UNSETTLED, "diverged", "out_of_memory")
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
 HERE = config.Execute()
 AT_ONCE = 1000  # trials whose states must fit on the disk, where somebody else decides how many run
 PLAN = "experiment.yaml"  # beside the records, so that figures and status know what was asked for
@@ -34,6 +31,10 @@ PLAN = "experiment.yaml"  # beside the records, so that figures and status know 
 
 class Unusable(ValueError):
     """Trials that cannot run at all; one line for each reason."""
+
+
+class OutOfShare(RuntimeError):
+    """A trial ran out of what it had of a GPU that others share: that says nothing about the whole GPU."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def run(
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         if missing:
             parameters = prepare(missing, data, listener.say, experiment.execute)
-            running = min(workers(experiment.execute) or AT_ONCE, len(missing))
+            running = min(workers(experiment.execute, missing) or AT_ONCE, len(missing))
             _check_space(missing, parameters, running, store.directory)
         _write_plan(experiment, store.directory / PLAN)
         listener.begin(before, missing)
@@ -165,9 +166,12 @@ def prepare(
 
     if not EXECUTORS[place.executor.name].elsewhere:  # the devices there are not seen from here
         try:
-            devices.of_processes(devices.device(place.device), place.processes)
+            here = devices.device(place.device)
+            devices.of_processes(here, place.processes)
         except ValueError as error:
             raise Unusable(str(error)) from None
+    if words := refusal(place, "cuda" if EXECUTORS[place.executor.name].elsewhere else here.type):
+        raise Unusable(words)
     if words := place.refusal(trials):
         raise Unusable(f"execute.processes: {words}")
     for choice in _datasets(trials):
@@ -211,41 +215,30 @@ def work(
     device: str,
     threads: int,
     processes: int = 1,
+    sharing: int = 1,
 ) -> Record:
-    """Run one trial where this process is. torch is loaded here, and not by who only reads records."""
+    """Run one trial where this process is. torch is loaded here, and not by who only reads records.
+
+    Raises:
+        OutOfShare: see there; and what ``train`` raises.
+    """
     import torch
 
     from normbench import devices
     from normbench.train import train
 
     torch.set_num_threads(threads)
-    return train(trial, data, checkpoints(trial.id), str(devices.device(device)), tell, processes)
-
-
-def workers(execute: config.Execute) -> int | None:
-    """As many as the cores carry, or one on a GPU, unless a number is given; None where others know.
-
-    Trials that shared a GPU could run out of memory by each other's doing, and that is a result.
-    """
-    if execute.workers != "auto":
-        return execute.workers
-    if EXECUTORS[execute.executor.name].elsewhere:
-        return None
-    if execute.device != "cpu" and (execute.device != "auto" or _has_gpu()):
-        return 1
-    return max(1, _cores() // (execute.threads * execute.processes))
-
-
-def _has_gpu() -> bool:
-    """Without loading torch: whoever only asks how long a sweep takes should not wait for it."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
-
-
-def _cores() -> int:
-    """The cores that this process may use, by its affinity and by the quota of its container."""
-    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = re.match(r"(\d+) (\d+)", QUOTA.read_text()) if QUOTA.exists() else None
-    return min(ours, math.ceil(int(quota[1]) / int(quota[2]))) if quota else ours
+    where = devices.device(device)
+    devices.settle_on(where, sharing)
+    record = train(trial, data, checkpoints(trial.id), str(where), tell, processes)
+    if sharing == 1 or where.type == "cpu":
+        return record
+    if record.status == "out_of_memory":
+        raise OutOfShare(
+            f"{trial.id} needs more than the {sharing}th part of the GPU's memory that it had; "
+            "execute.slots_per_device=1 gives it all"
+        )
+    return record.model_copy(update={"provenance": record.provenance | {"slots_per_device": sharing}})
 
 
 def _datasets(trials: Sequence[Trial]) -> list[Choice]:
@@ -288,6 +281,8 @@ def _execute(
     from normbench.data import decoded
 
     there = Store(store.directory.absolute()), data.absolute()  # trials need not run in this directory
+    most = workers(place, missing)
+    running = None if most is None else min(most, len(missing))
     task = partial(
         work,
         data=there[1],
@@ -295,12 +290,13 @@ def _execute(
         device=place.device,
         threads=place.threads,
         processes=place.processes,
+        sharing=sharing(place, running, missing),
     )
-    most = workers(place)
     outcomes = EXECUTORS[place.executor.name].load()(
         task,
         missing,
-        workers=None if most is None else min(most, len(missing)),
+        workers=running,
+        devices=tuple(dict.fromkeys(slots(place, missing))),
         threads=place.threads * place.processes,
         files=[path for choice in _datasets(missing) for path in decoded.files(choice, there[1])],
         directory=there[0].directory / place.executor.name,

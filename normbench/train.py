@@ -15,13 +15,14 @@ from normbench import checkpoints
 from normbench.data import DataError, decoded
 from normbench.data.augment import Images, images_of
 from normbench.followers import followed
-from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Trained, infer, score
+from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Inference, Trained, infer, score
 from normbench.models.network import network
 from normbench.norms.normalization import Clock, source_hash
 from normbench.optim import learning_rate, optimizer
 from normbench.progress import Diverged, Progress
 from normbench.propagation import signal_propagation
 from normbench.provenance import git_state, peak_memory_bytes, provenance, reset_peak_memory
+from normbench.recording import recorder_of
 from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Record, Status
 from normbench.trial import Trial
 from normbench.update import Update, is_out_of_memory, settled_arithmetic
@@ -105,7 +106,9 @@ def train(
             progress.diagnosed(_probed(trial, model, training, Clock(0, steps_per_epoch, trial.epochs)))
         with followed(trial, data, where, processes, model, sgd, progress) as share:
             progress.settled_at = time.monotonic()  # the others had to start first
-            update = Update(trial, model, sgd, steps_per_epoch, share)
+            recorder = recorder_of(where, processes)
+            update = Update(trial, model, sgd, steps_per_epoch, share, recorder)
+            inference = Inference(model, trial.precision, recorder)
             while (epoch := len(progress.epochs)) < trial.epochs:
                 online = trial.online and not epoch
                 model.train()
@@ -116,12 +119,14 @@ def train(
                         evaluations.at(Clock(progress.step, steps_per_epoch, trial.epochs))
                         predicted = _prediction(model, x, trial.precision) if online else None
                         loss, logits = update(progress.step, x, y)
-                        progress.updated(loss, logits, y, predicted)
+                        progress.updated(loss, logits, y, predicted, update.step.path)
                         pause()
                 pause(due=True)
+                if not epoch and update.step.path.startswith("plain ("):
+                    report({"warning": f"updates are not replayed as a CUDA graph: {update.step.path}"})
                 tested = (epoch + 1) % trial.evaluate_every == 0 or epoch + 1 == trial.epochs
                 test_loss, test_accuracy = (
-                    evaluate(model, testing, trial.precision, pause) if tested else (None, None)
+                    evaluate(model, testing, trial.precision, pause, inference) if tested else (None, None)
                 )
                 lr = learning_rate(trial, progress.step - 1, steps_per_epoch)
                 now = Clock(progress.step, steps_per_epoch, trial.epochs)
@@ -157,22 +162,27 @@ def train(
         peak_memory_bytes=peak_memory_bytes(where),
         diagnostics=progress.diagnostics | progress.online(),
         data=dataset.content,
-        provenance=provenance(where, trial.precision, processes, spanning)
+        provenance=provenance(where, trial.precision, processes, spanning, progress.path())
         | ({"own_norm_sha256": source} if source else {}),
     )
 
 
 def evaluate(
-    model: nn.Module, images: Images, precision: str, pause: Callable[[], None] = lambda: None
+    model: nn.Module,
+    images: Images,
+    precision: str,
+    pause: Callable[[], None] = lambda: None,
+    logits_of: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[float, float]:
     """Mean cross-entropy and accuracy (a fraction) of the model in inference mode.
 
-    ``pause`` is called after every batch.
+    ``pause`` is called after every batch; ``logits_of`` is as in :func:`score`.
 
     Raises:
         Diverged: the cross-entropy is not finite.
     """
-    loss, accuracy = score(model.eval(), images.in_order(EVALUATION_BATCH), precision, pause)
+    batches = images.in_order(EVALUATION_BATCH)
+    loss, accuracy = score(model.eval(), batches, precision, pause, logits_of)
     if not math.isfinite(loss):
         raise Diverged(f"the loss on the test set is {loss}")
     return loss, accuracy

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from normbench.norms import shares
 from normbench.norms.normalization import Clock, Timed
 from normbench.norms.shares import ALONE, Share
-from normbench.optim import learning_rate
+from normbench.optim import learning_rate, momenta
+from normbench.recording import Recorded, Recorder
 from normbench.trial import Trial
 
 
@@ -49,19 +51,32 @@ class Update:
         sgd: its optimizer.
         steps_per_epoch: updates of an epoch.
         share: this process's.
+        recorder: records an update, to be replayed for all others; None to call each.
+
+    Attributes:
+        step: the update itself, and which path the last one took.
     """
 
     def __init__(
         self,
         trial: Trial,
         model: nn.Module,
-        sgd: torch.optim.Optimizer,
+        sgd: torch.optim.SGD,
         steps_per_epoch: int,
         share: Share = ALONE,
+        recorder: Recorder | None = None,
     ) -> None:
-        self._trial, self._model, self._sgd = trial, model, sgd
-        self._steps_per_epoch, self._share = steps_per_epoch, share
+        self._trial, self._sgd, self._steps_per_epoch = trial, sgd, steps_per_epoch
         self._timed: list[Timed] = [module for module in model.modules() if isinstance(module, Timed)]
+        where = next(model.parameters()).device
+        self._lr: Tensor | None = None
+        if recorder is not None or where.type == "cuda":  # plain or recorded, a GPU rounds it alike
+            dtype = torch.float32 if where.type == "cuda" else torch.float64  # as the fused kernels want it
+            self._lr = torch.zeros((), device=where, dtype=dtype)
+            for group in sgd.param_groups:
+                group["lr"] = self._lr
+        others = tuple if recorder is None else partial(momenta, sgd)
+        self.step = Recorded(partial(_step, trial, model, sgd, share), model, recorder, others)
 
     def __call__(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Update ``step`` by images x, [N, 3, H, W], and labels y, [N]: the whole batch in every process.
@@ -72,23 +87,35 @@ class Update:
         Raises:
             Disconnected: another process is gone.
         """
-        trial, share = self._trial, self._share
+        trial = self._trial
         for one in self._timed:
             one.at(Clock(step, self._steps_per_epoch, trial.epochs))
-        for group in self._sgd.param_groups:
-            group["lr"] = learning_rate(trial, step, self._steps_per_epoch)
-        with (
-            shares.using(share),
-            torch.autocast(x.device.type, torch.bfloat16, enabled=trial.precision == "bf16"),
-        ):
-            logits: Tensor = self._model(share.rows(x))
-        loss = F.cross_entropy(logits.float(), share.rows(y), label_smoothing=trial.label_smoothing)
-        self._sgd.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        loss, logits = loss.detach(), logits.detach()
-        if share.processes > 1:
-            share.average([loss, *(one.grad for one in self._model.parameters() if one.grad is not None)])
-            logits = share.collect(logits.float())
-        self._model.clip()  # type: ignore[operator]
-        self._sgd.step()
+        lr = learning_rate(trial, step, self._steps_per_epoch)
+        if self._lr is not None:
+            self._lr.fill_(lr)
+        else:
+            for group in self._sgd.param_groups:
+                group["lr"] = lr
+        loss, logits = self.step(x, y)
         return loss, logits
+
+
+def _step(
+    trial: Trial, model: nn.Module, sgd: torch.optim.SGD, share: Share, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Forward, backward, clip, SGD, and nothing that waits for the device or depends on more than tensors."""
+    with (
+        shares.using(share),
+        torch.autocast(x.device.type, torch.bfloat16, enabled=trial.precision == "bf16"),
+    ):
+        logits: Tensor = model(share.rows(x))
+    loss = F.cross_entropy(logits.float(), share.rows(y), label_smoothing=trial.label_smoothing)
+    sgd.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    loss, logits = loss.detach(), logits.detach()
+    if share.processes > 1:
+        share.average([loss, *(one.grad for one in model.parameters() if one.grad is not None)])
+        logits = share.collect(logits.float())
+    model.clip()  # type: ignore[operator]
+    sgd.step()
+    return loss, logits

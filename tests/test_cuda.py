@@ -1,22 +1,54 @@
-"""The same trials on a GPU; skipped where there is none."""
+"""The same trials on a GPU, called and replayed as graphs; skipped where there is none.
 
-from collections.abc import Callable
+A replayed update launches the kernels of a called one, so that everything is compared to the last bit.
+Against a CPU, whose kernels are others, rounding has not yet grown past a thousandth of the loss in six
+updates.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from test_resume import Watch
+from test_resume import TIMED, Bench, Watch
 from test_train import METHODS, numbers
+from torch import Tensor
 
-from normbench.records import Interrupted
+from normbench import config, sweep
+from normbench.data import decoded
+from normbench.data.augment import images_of
+from normbench.devices import settle_on
+from normbench.executors import EXECUTORS
+from normbench.inference.evaluation import Inference, infer
+from normbench.models.network import network
+from normbench.optim import optimizer
+from normbench.recording import CudaGraphs, Tensors, recorder_of
+from normbench.records import Failure, Interrupted, Record
 from normbench.train import train
 from normbench.trial import Trial
+from normbench.update import Update, settled_arithmetic
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 Tiny = Callable[..., Trial]
+WHERE = torch.device("cuda", 0)
+FURTHER: list[dict[str, Any]] = [
+    *({"norm": norm} for norm in METHODS),
+    *TIMED,
+    {"norm": "group", "dropout": 0.3},
+    {"norm": "normalizer_free", "clip": "agc", "diagnose": ["gradient_norm"]},
+    {"norm": "batch", "clip": {"name": "gradient_norm", "max_norm": 0.5}, "label_smoothing": 0.1},
+    {"norm": "batch", "optimizer": {"momentum": 0.0}},
+    {"norm": "batch", "optimizer": {"nesterov": True}},
+]
+PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+# ---- whole trials
+
+
+@PRECISIONS
 @pytest.mark.parametrize("norm", METHODS, ids=str)
 def test_a_trial_runs_and_resumes_to_the_last_bit(
     tiny: Tiny, tiny_data: Path, tmp_path: Path, norm: object, precision: str
@@ -26,6 +58,42 @@ def test_a_trial_runs_and_resumes_to_the_last_bit(
     with pytest.raises(Interrupted):
         train(trial, tiny_data, tmp_path / "stopped", "cuda:0", Watch(stop_at=1))
     assert numbers(train(trial, tiny_data, tmp_path / "stopped", "cuda:0")) == numbers(undisturbed)
+    assert undisturbed.provenance["path"]["step"] == "graph"
+
+
+@pytest.mark.parametrize("settings", [*TIMED, {"norm": "group", "dropout": 0.3, "clip": "agc"}], ids=str)
+def test_it_does_not_matter_where_a_replayed_trial_is_stopped(
+    tiny: Tiny, tiny_data: Path, tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights and momenta too: a trial stopped four times, within epochs, ends as one that was not."""
+    monkeypatch.setattr("normbench.train.REPORT_SECONDS", 0.0)
+    benches = [Bench(tiny(**settings), tiny_data, tmp_path / name / "trial") for name in ("once", "stopped")]
+    for at in (1, 3, 2, 4):
+        with pytest.raises(Interrupted):
+            train(benches[1].trial, tiny_data, benches[1].prefix, "cuda:0", Watch(stop_at=at))
+    once, stopped = (bench.end(train(bench.trial, tiny_data, bench.prefix, "cuda:0")) for bench in benches)
+
+    assert stopped == once
+
+
+@PRECISIONS
+@pytest.mark.parametrize("settings", FURTHER, ids=str)
+def test_a_replayed_trial_is_a_called_one_to_the_last_bit(
+    tiny: Tiny,
+    tiny_data: Path,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trial = tiny(**settings, precision=precision)
+    replayed = train(trial, tiny_data, tmp_path / "replayed", "cuda:0")
+    monkeypatch.setenv("NORMBENCH_GRAPHS", "off")
+    called = train(trial, tiny_data, tmp_path / "called", "cuda:0")
+
+    assert numbers(replayed) == numbers(called)
+    assert called.provenance["path"]["step"] == "plain"
+    assert replayed.provenance["path"]["step"].startswith("graph")
 
 
 @pytest.mark.parametrize("norm", METHODS, ids=str)
@@ -39,3 +107,160 @@ def test_the_first_losses_are_those_of_a_cpu(
         for device in ("cpu", "cuda:0")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+# ---- updates
+
+
+class Loud(CudaGraphs):
+    """Whatever cannot be recorded fails the test, and shows where."""
+
+    def rehearse(self, act: Callable[[], Tensors]) -> None:
+        try:
+            super().rehearse(act)
+        except RuntimeError as error:
+            raise AssertionError("it waits for the GPU") from error
+
+    def record(
+        self, act: Callable[[], Tensors], generators: Sequence[torch.Generator]
+    ) -> Callable[[], Tensors]:
+        try:
+            return super().record(act, generators)
+        except RuntimeError as error:
+            raise AssertionError("it cannot be recorded") from error
+
+
+def five(trial: Trial, data: Path, graphs: bool) -> tuple[list[Tensor], dict[str, Tensor], list[Tensor]]:
+    """Outputs of five updates; then weights, statistics and momenta; and the last gradients."""
+    dataset = decoded.load(trial.dataset, data)
+    images, _ = images_of(trial, dataset, WHERE)
+    model = network(trial, 4).to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sgd = optimizer(trial, model)
+    update = Update(trial, model, sgd, 6, recorder=Loud(WHERE) if graphs else None)
+    outputs: list[Tensor] = []
+    with settled_arithmetic():
+        (chunk,) = images.training_chunks(trial.seed, 0, trial.batch_size, trial.augment)
+        for step in range(5):
+            batch = slice(step * trial.batch_size, (step + 1) * trial.batch_size)
+            outputs += update(step, chunk.images[batch], chunk.labels[batch])
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    momenta = sgd.state_dict()["state"].items()
+    state |= {f"momentum {key}": one["momentum_buffer"] for key, one in momenta if "momentum_buffer" in one}
+    assert update.step.path == ("graph" if graphs else "plain")
+    return outputs, state, [one.grad for one in model.parameters() if one.grad is not None]
+
+
+@PRECISIONS
+@pytest.mark.parametrize("settings", FURTHER, ids=str)
+def test_replayed_updates_are_called_ones_to_the_last_bit(
+    tiny: Tiny, tiny_data: Path, settings: dict[str, Any], precision: str
+) -> None:
+    """Losses, logits, weights, running statistics, momenta, gradients."""
+    trial = tiny(**settings, precision=precision)
+
+    replayed, called = (five(trial, tiny_data, graphs) for graphs in (True, False))
+
+    torch.testing.assert_close(replayed, called, rtol=0, atol=0, equal_nan=True)
+
+
+def test_replayed_logits_are_called_ones_to_the_last_bit(tiny: Tiny, tiny_data: Path) -> None:
+    """Of the test images in batches, the last of them smaller, and of changed weights."""
+    trial = tiny(norm="switchable", precision="bf16")
+    _, images = images_of(trial, decoded.load(trial.dataset, tiny_data), WHERE)
+    model = network(trial, 4).to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inference = Inference(model.eval(), "bf16", Loud(WHERE))
+    with torch.inference_mode():
+        for _ in range(2):
+            for x, _ in images.in_order(7):
+                assert torch.equal(inference(x), infer(model, x, "bf16"))
+            model.linear.weight.mul_(2)
+    assert len({len(x) for x, _ in images.in_order(7)}) == 2
+
+
+def test_within_an_epoch_nothing_waits_for_the_gpu(tiny: Tiny, tiny_data: Path) -> None:
+    """torch raises where something does: images, updates and what is noted of them."""
+    trial = tiny(norm="batch", dropout=0.3, clip="agc", diagnose=["gradient_norm"], batch_size=4)
+    images, _ = images_of(trial, decoded.load(trial.dataset, tiny_data), WHERE)
+    model = network(trial, 4).to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    update = Update(trial, model, optimizer(trial, model), 16, recorder=Loud(WHERE))
+    (chunk,) = images.training_chunks(trial.seed, 0, trial.batch_size, trial.augment)
+    batches = list(zip(*(torch.split(part, 4) for part in chunk), strict=True))
+    update(0, *batches[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step, (x, y) in enumerate(batches[1:], 1):
+            update(step, x, y)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert update.step.path == "graph"
+
+
+class Waiting(torch.nn.Module):
+    """A layer that looks at a number."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert bool(x.isfinite().all())
+        out: Tensor = self.layer(x)
+        return out
+
+
+def test_what_waits_for_the_gpu_is_called_and_says_so(tiny: Tiny, tiny_data: Path) -> None:
+    trial = tiny(norm="batch")
+    images, _ = images_of(trial, decoded.load(trial.dataset, tiny_data), WHERE)
+    model = network(trial, 4)
+    model.norm = Waiting(model.norm)  # type: ignore[arg-type]
+    model = model.to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    update = Update(trial, model, optimizer(trial, model), 6, recorder=recorder_of(WHERE, 1))
+    (chunk,) = images.training_chunks(trial.seed, 0, trial.batch_size, trial.augment)
+
+    losses = [float(update(step, chunk.images[:10], chunk.labels[:10])[0]) for step in range(5)]
+
+    assert losses[-1] != losses[0]
+    assert update.step.path.startswith("plain (")
+
+
+# ---- slots
+
+
+def test_slots_are_filled_evenly(tiny_data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "slots.yaml"
+    path.write_text(
+        "name: slots\n"
+        "trial: {dataset: {name: folder, folder: tiny, image_size: 8}, model: {name: resnet8, width: 0.5},"
+        " batch_size: 10, epochs: 2}\nsweep: {norm: [batch, group], seed: [0, 1]}\n"
+        "execute: {slots_per_device: 2, device: cuda}\n"
+    )
+
+    found = sweep.run(config.load(path), tmp_path / "results", tiny_data).records.values()
+
+    assert Counter(record.provenance.get("slots_per_device", 1) for record in found) == {
+        min(2, -(-4 // torch.cuda.device_count())): 4
+    }
+
+
+def greedy(trial: Trial, tell: Callable[[dict[str, Any]], bool], *, device: str) -> Record:
+    """Two to a GPU: seed 0 takes all that it gets, the other a little and holds on to it meanwhile."""
+    settle_on(torch.device(device), 2)
+    kept = [torch.zeros(2**26, dtype=torch.uint8, device=device)]
+    while trial.seed == 0:
+        kept.append(torch.zeros(2**30, dtype=torch.uint8, device=device))
+    return Record.model_construct(trial=trial, status="done", provenance={"sum": int(kept[0].sum())})
+
+
+def test_out_of_memory_in_one_trial_leaves_the_others_alone(tiny: Tiny) -> None:
+    trials = [tiny(seed=seed) for seed in range(6)]
+    pool = EXECUTORS["pool"].load()
+
+    found = dict(
+        pool(greedy, trials, workers=2, devices=("cuda:0",), report=lambda *_: None, stop=lambda: False)
+    )
+
+    failure = found.pop(trials[0])
+    assert isinstance(failure, Failure)
+    assert "OutOfMemoryError" in failure.reason
+    assert all(isinstance(record, Record) for record in found.values())
+    assert len(found) == 5

@@ -1,9 +1,11 @@
 """Devices by name: found, given an index, or refused with what is there."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
-from normbench.devices import device, of_processes
+from normbench.devices import CONTEXT_BYTES, device, memories, of_processes, settle_on
 
 
 @pytest.fixture
@@ -47,3 +49,31 @@ def test_processes_of_a_trial_have_a_gpu_each_from_the_first_on() -> None:
 
 def test_any_number_of_processes_share_the_cpu() -> None:
     assert of_processes(torch.device("cpu"), 3) == (torch.device("cpu"),) * 3
+
+
+@dataclass
+class Properties:
+    total_memory: int
+
+
+@pytest.mark.usefixtures("gpus")
+def test_the_memory_of_the_gpus_that_a_name_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties(10 + index))
+
+    assert memories("auto") == memories("cuda") == {0: 10, 1: 11}
+    assert memories("cuda:1") == {1: 11}
+    assert memories("cuda:2") == {}
+
+
+def test_a_process_takes_its_share_of_a_gpu_less_what_cuda_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = 100 * CONTEXT_BYTES
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties(whole))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: shares.append(share))
+    for sharing in (1, 4, 20, 99):
+        settle_on(torch.device("cuda", 0), sharing)
+
+    assert shares == pytest.approx([1.0, 0.24, 0.04, 0.5 / 99])
+    settle_on(torch.device("cpu"), 4)
+    assert len(shares) == 4

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,10 @@ def record_of(trial: Trial, **diagnostics: Any) -> Record:
 def trivial(trial: Trial, tell: Tell) -> Record:
     tell({"epoch": trial.seed, "images": 1})
     return record_of(trial, seed=trial.seed)
+
+
+def placed(trial: Trial, tell: Tell, *, device: str = "nowhere") -> Record:
+    return record_of(trial, device=device)
 
 
 class Unpicklable(Exception):
@@ -439,6 +444,27 @@ def test_workers_are_as_many_as_asked_for_and_are_used_again(
     pids = {outcome.provenance["pid"] for outcome in found.values() if isinstance(outcome, Record)}
     assert 1 <= len(pids) <= 2
     assert os.getpid() not in pids
+
+
+def test_workers_fill_the_devices_evenly(pool: Execute, trials: Callable[[int], list[Trial]]) -> None:
+    found = outcomes(pool, placed, trials(6), workers=6, devices=("cuda:0", "cuda:1"))
+    alone = outcomes(pool, placed, trials(1), workers=1)
+
+    def devices(answers: dict[int, Any]) -> list[str]:
+        return [outcome.diagnostics["device"] for outcome in answers.values()]
+
+    assert Counter(devices(found)) == {"cuda:0": 3, "cuda:1": 3}
+    assert devices(alone) == ["nowhere"]
+
+
+def test_who_takes_a_dead_workers_place_takes_its_device() -> None:
+    crew: Any = [SimpleNamespace(device=device) for device in ("cuda:0", "cuda:1", "cuda:0", "cuda:1")]
+    devices = ("cuda:0", "cuda:1")
+
+    assert pool_module._emptiest(devices, crew[:3]) == "cuda:1"
+    assert pool_module._emptiest(devices, crew[1:]) == "cuda:0"
+    assert pool_module._emptiest(devices, crew) == "cuda:0"
+    assert pool_module._emptiest((), crew) is None
 
 
 def test_a_result_that_does_not_pickle_is_a_failure_that_says_so(

@@ -44,7 +44,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # what a trial leaves behind; the seam between networks and methods
     ("records", "cells", "bases", "norms.normalization", "norms.kernels", "norms.shares"),
     # what a trial is made of
-    ("config", "checkpoints", "optim", "provenance", "progress", "devices", "executors.attempts"),
+    ("config", "executors.attempts"),
+    ("checkpoints", "optim", "provenance", "progress", "devices", "recording"),
     ("norms.moments", "norms.weights", "data.cache", "models.blocks", *behind(DATASETS)),
     (*behind(NORMS, CLIPS), *behind(MODELS)),
     ("models.network", "data.decoded", *behind(EXECUTORS)),
@@ -54,6 +55,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("inference.evaluation", "propagation", "followers"),
     behind(EVALUATIONS),
     ("train", "estimate", "profiling"),
+    ("room",),
     ("sweep",),
     # figures
     ("plots.panels",),
@@ -74,13 +76,14 @@ MAY_IMPORT_TORCH = {
     *("data.augment", "data.whitening", "propagation"),
     *("inference.evaluation", "inference.running", *behind(EVALUATIONS)),
     *("optim", "checkpoints", "devices", "progress", "provenance", "train", "probe", "profiling"),
-    *("update", "followers"),
+    *("update", "recording", "followers"),
 }
 
 # functions that load torch when, and only when, it is time to compute
 LAZY = {
     ("sweep", "prepare"),
     ("sweep", "work"),
+    ("room", "_memories"),
     ("estimate", "estimate"),
     ("costs", "measure"),
     ("data.cifar", "official"),

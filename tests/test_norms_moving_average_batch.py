@@ -18,10 +18,12 @@ Array = np.ndarray
 
 
 def layer(
-    norm_batch_size: int = 2, window: int = 3, warmup: int = 0, renorm: int = 5
+    norm_batch_size: int = 2, batches: int = 1, window: int = 3, warmup: int = 0, renorm: int = 5
 ) -> MovingAverageBatchNorm:
     """gamma and beta from 0.5 to 1.5."""
-    module = MovingAverageBatchNorm(CHANNELS, EPS, MOMENTUM, norm_batch_size, window, warmup, renorm).double()
+    module = MovingAverageBatchNorm(
+        CHANNELS, EPS, MOMENTUM, norm_batch_size, batches, window, warmup, renorm
+    ).double()
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -92,7 +94,7 @@ def test_it_is_the_papers_algorithm_update_by_update(warmup: int, renorm: int) -
 
 def test_each_norm_batch_of_an_update_has_a_past_of_its_own() -> None:
     """Two of two samples are two layers of one, but for the running average, which follows both."""
-    module, halves = layer(renorm=100), [layer(renorm=100), layer(renorm=100)]
+    module, halves = layer(batches=2, renorm=100), [layer(renorm=100), layer(renorm=100)]
     for step, (x, y, dy) in enumerate(updates(module, 6, N=4)):
         for index, half in enumerate(halves):
             half.at(Clock(step, 10, 10))
@@ -123,7 +125,7 @@ def test_at_first_it_is_batch_norm_of_maps_without_a_mean(monkeypatch: pytest.Mo
 
 def test_the_gradients_of_the_first_updates_are_those_of_finite_differences() -> None:
     """Later ones are not the loss's own: the past is part of them."""
-    module = layer()
+    module = layer(batches=2)
     inputs = maps(0).requires_grad_(), maps(1).requires_grad_(), *module.parameters()
     assert torch.autograd.gradcheck(lambda x, shortcut, *_: module(x, shortcut, True), inputs)
 
@@ -157,8 +159,8 @@ def test_a_layer_goes_on_from_its_state() -> None:
 @pytest.mark.parametrize(
     ("x", "norm_batch_size", "words"),
     [
-        (torch.ones(3, 3, 2, 2), 2, "does not divide a batch of 3"),
-        (torch.ones(2, 3, 1, 1), 1, "single value"),
+        (torch.ones(3, 3, 2, 2), 2, "a batch of 3 samples is not 1 norm batches of 2"),
+        (torch.ones(1, 3, 1, 1), 1, "single value"),
     ],
 )
 def test_shapes_without_statistics_are_refused(x: Tensor, norm_batch_size: int, words: str) -> None:

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import forkserver, place_of
+import torch
+from conftest import forkserver, place_of, tiny_trial
 from test_train import numbers
 
-from normbench import checkpoints, config, sweep
+from normbench import checkpoints, config, devices, sweep
+from normbench import train as training
 from normbench.data import DataError
 from normbench.executors import EXECUTORS
 from normbench.records import Failure, Record, RecordsInUse, Store
-from normbench.sweep import Listener, Survey, Unusable
+from normbench.sweep import Listener, OutOfShare, Survey, Unusable
 from normbench.trial import Trial
 
 TINY: dict[str, Any] = {
@@ -445,32 +447,6 @@ def undisturbed_numbers(lab: Lab, **changes: Any) -> dict[str, dict[str, Any]]:
     return all_numbers(other.store)
 
 
-def test_workers_are_as_many_as_the_cores_carry_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(sweep, "QUOTA", Path("not/there"))
-
-    assert sweep.workers(config.Execute(device="cpu")) == 8
-    assert sweep.workers(config.Execute(device="cpu", threads=3)) == 2
-    assert sweep.workers(config.Execute(device="cpu", threads=99)) == 1
-    assert sweep.workers(config.Execute(device="cpu", processes=4)) == 2
-    assert sweep.workers(config.Execute(device="cpu", processes=2, threads=3)) == 1
-    assert sweep.workers(config.Execute(workers=5)) == 5
-
-
-def test_a_containers_quota_of_cores_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(sweep, "QUOTA", tmp_path / "cpu.max")
-    for quota, cores in (("250000 100000", 3), ("max 100000", 8), ("9900000 100000", 8)):
-        sweep.QUOTA.write_text(quota)
-        assert sweep.workers(config.Execute(device="cpu")) == cores
-
-
-def test_how_many_run_at_once_elsewhere_is_not_for_this_machine_to_say() -> None:
-    for name, entry in EXECUTORS.items():
-        assert (sweep.workers(config.Execute(executor=name, device="cpu")) is None) == entry.elsewhere
-        assert sweep.workers(config.Execute(executor=name, workers=3)) == 3
-
-
 def test_the_executor_of_the_file_keeps_its_options_and_another_brings_its_own(lab: Lab) -> None:
     experiment = lab.experiment(execute={"executor": {"name": "ray", "gpus": 0.25}, "threads": 2})
 
@@ -480,10 +456,53 @@ def test_the_executor_of_the_file_keeps_its_options_and_another_brings_its_own(l
     assert sweep.on(experiment, executor="pool").execute == config.Execute(executor="pool", threads=2)
 
 
-def test_trials_have_a_gpu_for_themselves_unless_told() -> None:
-    assert sweep.workers(config.Execute(device="cuda")) == 1
-    assert sweep.workers(config.Execute(device="cuda:1", threads=4)) == 1
-    assert sweep.workers(config.Execute(device="cuda", workers=3)) == 3
+@dataclass
+class OnGpu:
+    """A device that training finds too small, or not."""
+
+    status: str
+    settled: list[tuple[str, int]] = field(default_factory=list)
+
+    def train(self, trial: Trial, *_: object) -> Record:
+        return Record.model_construct(trial=trial, status=self.status, provenance={"host": "here"})
+
+    def work(self, monkeypatch: pytest.MonkeyPatch, sharing: int, where: str = "cuda:0") -> Record:
+        monkeypatch.setattr(devices, "device", torch.device)
+        monkeypatch.setattr(
+            devices, "settle_on", lambda device, share: self.settled.append((str(device), share))
+        )
+        monkeypatch.setattr(training, "train", self.train)
+        trial = tiny_trial()
+        return sweep.work(
+            trial, lambda _: False, data=Path(), checkpoints=Path, device=where, threads=1, sharing=sharing
+        )
+
+
+def test_the_record_says_how_many_shared_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = OnGpu("done")
+
+    assert gpu.work(monkeypatch, sharing=4).provenance == {"host": "here", "slots_per_device": 4}
+    assert gpu.work(monkeypatch, sharing=1).provenance == {"host": "here"}
+    assert gpu.settled == [("cuda:0", 4), ("cuda:0", 1)]
+
+
+def test_out_of_a_share_of_a_gpu_is_no_result_and_out_of_the_whole_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = OnGpu("out_of_memory")
+
+    with pytest.raises(OutOfShare, match=r"needs more than the 4th part of the GPU's memory"):
+        gpu.work(monkeypatch, sharing=4)
+    assert gpu.work(monkeypatch, sharing=1).status == "out_of_memory"
+    assert gpu.work(monkeypatch, sharing=4, where="cpu").status == "out_of_memory"
+
+
+def test_slots_that_there_cannot_be_are_refused_before_anything_runs(lab: Lab) -> None:
+    experiment = lab.experiment(execute={"slots_per_device": 4, "device": "cpu"})
+
+    with pytest.raises(Unusable, match=r"^execute.slots_per_device 4: slots are on GPUs, and this is a CPU"):
+        lab.run(experiment)
+    assert not list(lab.results.glob("*/*.json"))
 
 
 # ---- killed, again and again

@@ -19,6 +19,7 @@ from normbench.trial import Trial
 
 PADDING = 4
 CHUNK = 512  # images augmented at once: many make each cheap, few stay in the cache
+CHUNK_ON_GPU = 4096  # there, few would cost more to launch than to compute
 
 
 class Chunk(NamedTuple):
@@ -78,7 +79,9 @@ class Images:
         order = torch.randperm(count, generator=generator(seed, epoch, "order"))
         offsets = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator(seed, epoch, "crop"))
         flips = torch.rand(count, generator=generator(seed, epoch, "flip")) < 0.5
-        size = max(1, CHUNK // batch_size) * batch_size
+        # once an epoch, since a GPU has to be waited for
+        order, offsets, flips = (drawn.to(self.device) for drawn in (order, offsets, flips))
+        size = max(1, (CHUNK if self._resident is None else CHUNK_ON_GPU) // batch_size) * batch_size
         end = count // batch_size * batch_size
         if start >= end:
             return
@@ -86,17 +89,15 @@ class Images:
             positions = slice(first, min(first + size, end))
             images = self._pick(order[positions])
             if augment:
-                images = _crop_and_flip(
-                    images, offsets[:, positions].to(self.device), flips[positions].to(self.device)
-                )
+                images = _crop_and_flip(images, offsets[:, positions], flips[positions])
             done = max(0, start - first)
-            labels = self._labels[order[positions].to(self.device)]
+            labels = self._labels[order[positions]]
             yield Chunk(self._normalized(images)[done:], labels[done:])
 
     def in_order(self, size: int) -> Iterator[Chunk]:
         """All images as they are, ``size`` at a time."""
         for first in range(0, len(self), size):
-            yield self.at(torch.arange(first, min(first + size, len(self))))
+            yield self.at(torch.arange(first, min(first + size, len(self)), device=self.device))
 
     def at(self, chosen: Tensor) -> Chunk:
         """Images as they are, by their numbers in order, int64 [n]."""

@@ -12,9 +12,10 @@ Every executor is ``execute(work, trials, *, report, stop, **means) -> Iterator[
 - the end of a process under a trial costs that trial one of its ``attempts`` and the others nothing.
 
 It takes those it uses of these ``means``: ``workers``, trials at once (None: as many as there is room for);
-``threads``, cores that each takes; ``files`` that trials read, by absolute path; ``directory``, which is the
-runner's and, where trials on other machines shall find their checkpoints again, on a file system of all of
-them; and the options of its entry.
+``threads``, cores that each takes; ``devices`` of this machine, to spread them over evenly, each by
+``work(…, device=…)``; ``files`` that trials read, by absolute path; ``directory``, which is the runner's and,
+where trials on other machines shall find their checkpoints again, on a file system of all of them; and the
+options of its entry.
 """
 
 import importlib.util

@@ -11,11 +11,13 @@ import os
 import pickle
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from normbench.executors.attempts import CUT_OFF, Attempts, packed
 from normbench.records import Failure, Unwritable
@@ -42,9 +44,12 @@ def execute(
     report: "Report",
     stop: Callable[[], bool],
     hang_seconds: float | None = None,
+    devices: Sequence[str] = (),
     **_: Any,
 ) -> Generator[tuple[Trial, "Outcome"]]:
     """See :mod:`normbench.executors`; ``workers`` processes, started when there is work, and reused.
+
+    Of several ``devices``, each process has that which had the fewest when it started.
 
     Raises:
         Unwritable: a worker that was told to stop could not save its state.
@@ -59,7 +64,7 @@ def execute(
             idle = [worker for worker in crew if worker.trial is None]
             while pending and (idle or len(crew) < workers):
                 if not idle:
-                    idle.append(_Worker(work))
+                    idle.append(_Worker(work, _emptiest(devices, crew)))
                     crew.append(idle[-1])
                 idle.pop().begin(pending.popleft())
             for worker in _with_news(crew):
@@ -96,9 +101,13 @@ class _Worker:
     Attributes:
         trial: what it runs; None while it has nothing to do.
         hangs: it has been ended for making no progress.
+        device: that its work is told to run on; None to leave that to the work.
     """
 
-    def __init__(self, work: "Work") -> None:
+    def __init__(self, work: "Work", device: str | None = None) -> None:
+        self.device = device
+        if device is not None:
+            work = partial(cast(Any, work), device=device)
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-alive
         self.pipe, theirs = context.Pipe()
         self._stacks, stacks = context.Pipe(duplex=False)
@@ -177,6 +186,12 @@ class _Worker:
         self._stacks.close()
         end = f"{KILLED} {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return end, stacks.decode(errors="replace")
+
+
+def _emptiest(devices: Sequence[str], crew: list[_Worker]) -> str | None:
+    """The first of those that the fewest workers have."""
+    taken = Counter(worker.device for worker in crew)
+    return min(devices, key=lambda device: taken[device], default=None)
 
 
 def _with_news(crew: list[_Worker]) -> list[_Worker]:

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from normbench.data.augment import Chunk, Images, generator
 from normbench.inference import EVALUATIONS
 from normbench.norms.normalization import Clock
+from normbench.recording import Recorded, Recorder
 from normbench.records import Measured
 from normbench.trial import Trial
 
@@ -21,24 +23,34 @@ EVALUATION_BATCH = 500
 
 @torch.inference_mode()
 def score(
-    model: nn.Module, batches: Iterable[Chunk], precision: str, pause: Callable[[], None]
+    model: nn.Module,
+    batches: Iterable[Chunk],
+    precision: str,
+    pause: Callable[[], None],
+    logits_of: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[float, float]:
     """Mean cross-entropy, finite or not, and accuracy (a fraction; a logit that is not finite is wrong).
+
+    A GPU is waited for at the end only.
 
     Args:
         model: in whichever mode.
         batches: of images and labels; of the images that have no label, the last ones, nothing is counted.
         precision: fp32, or bf16 where autocast allows it.
         pause: called after every batch.
+        logits_of: images -> logits in fp32, where there is another way to them than to call the model.
     """
-    loss, correct, count = torch.zeros((), dtype=torch.float64), 0, 0
+    logits_of = logits_of or partial(infer, model, precision=precision)
+    loss, correct, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64), 0
     for x, y in batches:
-        logits = infer(model, x, precision)[: len(y)]
-        loss += F.cross_entropy(logits, y, reduction="sum").cpu()
-        correct += int(((logits.argmax(1) == y) & logits.isfinite().all(1)).sum())
+        logits = logits_of(x)[: len(y)]
+        if not count:
+            loss, correct = loss.to(x.device), correct.to(x.device)
+        loss += F.cross_entropy(logits, y, reduction="sum")
+        correct += ((logits.argmax(1) == y) & logits.isfinite().all(1)).sum()
         count += len(y)
         pause()
-    return float(loss) / count, correct / count
+    return float(loss) / count, int(correct) / count
 
 
 def infer(model: nn.Module, x: Tensor, precision: str) -> Tensor:
@@ -46,6 +58,21 @@ def infer(model: nn.Module, x: Tensor, precision: str) -> Tensor:
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits: Tensor = model(x)
     return logits.float()
+
+
+class Inference:
+    """Logits of a model that is at inference; replayed for batches like the first, if there is a recorder."""
+
+    def __init__(self, model: nn.Module, precision: str, recorder: Recorder | None) -> None:
+        self.step = Recorded(partial(_logits, model, precision), model, recorder)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Images -> logits in fp32."""
+        return self.step(x)[0]
+
+
+def _logits(model: nn.Module, precision: str, x: Tensor) -> tuple[Tensor]:
+    return (infer(model, x, precision),)
 
 
 @dataclass(frozen=True)

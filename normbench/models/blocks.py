@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from normbench import recording
 from normbench.norms import shares
 from normbench.norms.normalization import Clock
 
@@ -70,10 +71,13 @@ class Dropout(nn.Module):
     Which ones is a pure function of (seed of the trial, update, layer): a resumed trial drops the same.
     """
 
+    not_recorded = "step", "random"
+
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
         self.step = 0
+        self.random: torch.Generator | None = None
         with torch.random.fork_rng(devices=[]):  # weights are drawn as in a network without dropout
             self.key = int(torch.randint(2**62, (), device="cpu"))
 
@@ -81,15 +85,27 @@ class Dropout(nn.Module):
         """Take this update's values from a stream of its own."""
         self.step = clock.step
 
+    def reseed(self) -> None:
+        """Begin this update's values anew."""
+        if self.random is not None:
+            self.random.manual_seed((self.key + self.step * GOLDEN) % 2**64)
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H, W]."""
         if not self.training or x.is_meta:
             return x
-        random = torch.Generator(x.device).manual_seed((self.key + self.step * GOLDEN) % 2**64)
+        if self.random is None or self.random.device != x.device:
+            self.random = torch.Generator(x.device)
+        if not recording.underway():
+            self.reseed()
         share, (N, C, H, W) = shares.current(), x.shape
-        whole = torch.rand(share.whole(N), H, W, C, generator=random, device=x.device)
+        whole = torch.rand(share.whole(N), H, W, C, generator=self.random, device=x.device)
         kept = share.rows(whole) >= self.rate
         return x * kept.movedim(-1, 1).to(x.dtype).div_(1 - self.rate)
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy draws from a generator of its own."""
+        return vars(self) | {"random": None}
 
 
 def dropout(rate: float) -> nn.Module:

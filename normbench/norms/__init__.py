@@ -36,6 +36,7 @@ class Method(Entry):
         running: its layers keep running statistics, so ``evaluate`` matters to it.
         folds: at inference its layers are a fixed multiply-add per channel, which a convolution can take in.
         preactivation: it is only defined for networks whose blocks begin with it (``preact_resnet…``).
+        past: it remembers every norm batch of an update apart, and is told how many there are.
         alone: its statistics are not taken over several processes, so ``execute.processes`` must be 1.
     """
 
@@ -45,6 +46,7 @@ class Method(Entry):
     running: bool = False
     folds: bool = False
     preactivation: bool = False
+    past: bool = False
     alone: bool = False
 
 
@@ -138,6 +140,7 @@ NORMS: OpenTable[Method] = OpenTable(
             ),
         },
         across_samples=True,
+        past=True,
         alone=True,
     ),
     Method(

@@ -59,7 +59,8 @@ class AdaptiveClip(Clip):
             norms = unit_norms(gradient)
             over = norms > limit
             counts[index] = over.sum().to(self.counts)
-            gradient.mul_(torch.where(over, limit / norms.clamp_min(SMALLEST_GRADIENT), 1.0))
+            # (to torch.where a GPU would have to be sent the 1, which cannot be recorded)
+            gradient.mul_((limit / norms.clamp_min(SMALLEST_GRADIENT)).masked_fill_(~over, 1.0))
         self.counts += torch.stack(counts)
         self.updates += 1
 

@@ -35,6 +35,8 @@ class BatchRenorm(RunningMomentNorm):
     updates of BN, and ramps r over 35 and d over 20 thousand.
     """
 
+    not_recorded = ("_bounds",)
+
     def __init__(
         self,
         channels: int,
@@ -49,7 +51,26 @@ class BatchRenorm(RunningMomentNorm):
         super().__init__(channels, eps, momentum, norm_batch_size)
         self.ends = r_max, d_max
         self.warmup_epochs, self.ramp_epochs = warmup_epochs, ramp_epochs
+        self._least_r: Tensor  # tensors, since they change with every update
+        self._most_r: Tensor
+        self._most_d: Tensor
+        for name in ("_least_r", "_most_r", "_most_d"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
         self.bounds = 1.0, 0.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The most that r and d may be now."""
+        return self._bounds
+
+    @bounds.setter
+    def bounds(self, bounds: tuple[float, float]) -> None:
+        if vars(self).get("_bounds") == bounds:
+            return
+        self._bounds = r_max, d_max = bounds
+        self._least_r.fill_(1 / r_max)
+        self._most_r.fill_(r_max)
+        self._most_d.fill_(d_max)
 
     def statistics(self, C: int) -> Statistics:  # noqa: ARG002
         """Those of batch normalization."""
@@ -101,9 +122,8 @@ class BatchRenorm(RunningMomentNorm):
         """r and d of every norm batch, [N / norm batch, C] each."""
         mean, variance = (part.flatten(1) for part in batches)
         deviation, running = (variance + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
-        r_max, d_max = self.bounds
-        r = (deviation / running).clamp(1 / r_max, r_max)
-        return r, ((mean - self.running_mean) / running).clamp(-d_max, d_max)
+        r = (deviation / running).clamp(self._least_r, self._most_r)
+        return r, ((mean - self.running_mean) / running).clamp(-self._most_d, self._most_d)
 
 
 def batch_renorm(

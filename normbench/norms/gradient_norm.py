@@ -34,7 +34,8 @@ class NormClip(Clip):
         over = norm > self.max_norm
         self.count += over
         self.updates += 1
-        torch._foreach_mul_(gradients, torch.where(over, self.max_norm / norm, 1.0))
+        # (to torch.where a GPU would have to be sent the 1, which cannot be recorded)
+        torch._foreach_mul_(gradients, (self.max_norm / norm).masked_fill_(~over, 1.0))
 
     def diagnostics(self) -> dict[str, dict[str, float]]:
         """The share of an epoch's updates that were clipped."""

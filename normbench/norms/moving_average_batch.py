@@ -29,6 +29,7 @@ class MovingAverageBatchNorm(nn.Module):
         eps: added to the mean of squares before the square root.
         momentum: weight of the newest average in the running one.
         norm_batch_size: samples that share statistics in training.
+        norm_batches: of an update.
         window: updates.
         warmup_updates: before the averages are used.
         renorm_updates: before r is.
@@ -45,6 +46,7 @@ class MovingAverageBatchNorm(nn.Module):
         eps: float,
         momentum: float,
         norm_batch_size: int,
+        norm_batches: int,
         window: int,
         warmup_updates: int,
         renorm_updates: int,
@@ -58,8 +60,8 @@ class MovingAverageBatchNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_squares", torch.ones(channels))
         # the last of both statistics, newest last, [window, norm batches of an update, C]
-        self.register_buffer("squares", torch.zeros(window, 0, channels))
-        self.register_buffer("gradients", torch.zeros(window, 0, channels))
+        self.register_buffer("squares", torch.zeros(window, norm_batches, channels))
+        self.register_buffer("gradients", torch.zeros(window, norm_batches, channels))
 
     def at(self, clock: Clock) -> None:
         """Take note of whether there is a past to average over."""
@@ -76,14 +78,12 @@ class MovingAverageBatchNorm(nn.Module):
         if not self.training:
             scale = (self.gamma * torch.rsqrt(self.running_squares + self.eps)).expand(N, C)
             return finish(multiply_add(x, scale, self.beta.expand(N, C)), shortcut, relu)
-        batches, rest = divmod(N, self.norm_batch_size)
-        if rest:
-            words = f"a norm batch of {self.norm_batch_size} samples does not divide a batch of {N}"
+        batches = self.squares.shape[1]
+        if batches * self.norm_batch_size != N:
+            words = f"a batch of {N} samples is not {batches} norm batches of {self.norm_batch_size}"
             raise ShapeError(words)
         if self.norm_batch_size * H * W == 1:
             raise ShapeError("each mean of squares would be that of a single value")
-        if self.squares.shape[1] != batches:
-            self._make_room(batches)
         of_maps = x.to(torch.promote_types(x.dtype, torch.float32)).square().mean((2, 3))
         own = of_maps.view(batches, self.norm_batch_size, C).mean(1)
         squares: Tensor = _OverUpdates.apply(
@@ -99,16 +99,6 @@ class MovingAverageBatchNorm(nn.Module):
             scale = scale * r
         scale = scale.repeat_interleave(self.norm_batch_size, 0)
         return finish(multiply_add(x, scale, self.beta.expand(N, C)), shortcut, relu)
-
-    def _make_room(self, batches: int) -> None:
-        window, _, C = self.squares.shape
-        self.squares = self.squares.new_zeros(window, batches, C)
-        self.gradients = self.gradients.new_zeros(window, batches, C)
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        if isinstance(saved := state.get(f"{prefix}squares"), Tensor) and saved.ndim == 3:
-            self._make_room(saved.shape[1])
-        super()._load_from_state_dict(state, prefix, *rest)
 
 
 class _OverUpdates(torch.autograd.Function):
@@ -148,6 +138,7 @@ def moving_average_batch(
     warmup_updates: int,
     renorm_updates: int,
     norm_batch_size: int,
+    norm_batches: int,
 ) -> Normalization:
     """Every convolution with centred weights, and moving average batch normalization behind it."""
     return Normalization(
@@ -156,6 +147,7 @@ def moving_average_batch(
             eps=eps,
             momentum=momentum,
             norm_batch_size=norm_batch_size,
+            norm_batches=norm_batches,
             window=window,
             warmup_updates=warmup_updates,
             renorm_updates=renorm_updates,

@@ -159,7 +159,11 @@ def relu(layer: nn.Module, x: Tensor, shortcut: Tensor | None = None, residual: 
 
 
 def build(
-    norm: Choice, norm_batch_size: int | None, norm_every: int = 1, clip: Choice | None = None
+    norm: Choice,
+    norm_batch_size: int | None,
+    norm_every: int = 1,
+    clip: Choice | None = None,
+    norm_batches: int = 1,
 ) -> Normalization:
     """The normalization that a trial names.
 
@@ -168,12 +172,15 @@ def build(
         norm_batch_size: samples that share statistics, for methods that look across samples.
         norm_every: a layer after every so many convolutions, none after the others.
         clip: what is done to the gradients.
+        norm_batches: of an update.
 
     Raises:
         OwnError: the method is a user's own and cannot be used.
     """
     method = NORMS[norm.name]
     across = {"norm_batch_size": norm_batch_size} if method.across_samples else {}
+    if method.past:
+        across["norm_batches"] = norm_batches
     normalization: Normalization
     if method.own:
         normalization = _own(method, norm.options, across)

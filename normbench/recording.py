@@ -1,0 +1,296 @@
+"""Recording what is done to a batch, and replaying it for all others: CUDA graphs, and the seam for them.
+
+A step of a small network is a thousand small kernels, and to launch each from Python takes longer than to
+run it. A graph launches them all at once. It does again what was done when it was recorded: with the same
+tensors, whatever they hold now, and with the same Python values, whatever they are now. So
+
+- batches are copied into tensors of the recording, and what comes out is copied out of them;
+- a recording serves only while all Python values of the network are what they were; others get another one.
+  What changes with every update belongs into a tensor, or a random generator, and is named ``not_recorded``;
+- a step that itself changes Python values is called and never recorded.
+
+Before it is recorded, a step is rehearsed, and everything that this changes is put back: whether and where a
+trial was stopped, all its updates take the same path.
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from normbench.norms.normalization import Timed
+
+Tensors = tuple[Tensor, ...]
+Act = Callable[..., Tensors]
+MOST = 8  # recordings of one step; values that have changed more often must settle first
+REHEARSALS = 2  # the first sets things up: libraries, kernels, memory
+OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
+_underway = False
+
+
+class Recorder(Protocol):
+    """How something is recorded. Only tensors may change by it: see :class:`Recorded`."""
+
+    def rehearse(self, act: Callable[[], Tensors]) -> None:
+        """Do it as often as it takes before it can be recorded.
+
+        Raises:
+            RuntimeError: it waits for the device, which a recording cannot.
+        """
+
+    def record(
+        self, act: Callable[[], Tensors], generators: Sequence[torch.Generator]
+    ) -> Callable[[], Tensors]:
+        """What does it again, and gives the same tensors each time; nothing is done yet.
+
+        Args:
+            act: what to record.
+            generators: random generators that it draws from.
+
+        Raises:
+            RuntimeError: it cannot be recorded.
+        """
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A module that draws random numbers in a pass, as a pure function of when it is.
+
+    Attributes:
+        random: that it draws from; None before the first pass.
+    """
+
+    random: torch.Generator | None
+
+    def reseed(self) -> None:
+        """Begin the random numbers of this update anew. In a pass, only where none is :func:`underway`."""
+
+
+def underway() -> bool:
+    """Something is being recorded, and a seed is not for the module to set."""
+    return _underway
+
+
+@contextlib.contextmanager
+def being_recorded() -> Iterator[None]:
+    """Let :func:`underway` say so."""
+    global _underway
+    _underway = True
+    try:
+        yield
+    finally:
+        _underway = False
+
+
+class Recorded:
+    """A step of a network with a batch: recorded at the first, replayed for those like it, or just called.
+
+    Every call does what ``act`` would. Batches of another shape than the first are not recorded.
+
+    Args:
+        act: takes the tensors of a batch and gives others; may change tensors of the network, and ``others``.
+        model: the network.
+        recorder: records; None to call, whatever comes.
+        others: further tensors that are changed, which must exist by the first call.
+
+    Attributes:
+        path: how the last call went: ``graph``, or ``plain`` with, if there is a recorder, why in brackets.
+    """
+
+    def __init__(
+        self,
+        act: Act,
+        model: nn.Module,
+        recorder: Recorder | None,
+        others: Callable[[], Iterable[Tensor]] = tuple,
+    ) -> None:
+        self._act, self._model, self._recorder, self._others = act, model, recorder, others
+        self._modules = list(model.modules())
+        self._timed = [module for module in self._modules if isinstance(module, Timed)]
+        self._drawing = [module for module in self._modules if isinstance(module, Drawing)]
+        self._recordings: dict[Hashable, tuple[Tensors, Callable[[], Tensors]] | None] = {}
+        self._shapes: Hashable = None
+        self._key: Hashable = None
+        self.path = "plain"
+        self._why = ""
+
+    def __call__(self, *batch: Tensor) -> Tensors:
+        """What ``act`` gives for the batch."""
+        recording = None if self._recorder is None else self._recording(batch)
+        if recording is None:
+            self.path = f"plain ({self._why})" if self._why else "plain"
+            return self._act(*batch)
+        self.path = "graph"
+        own, replay = recording
+        for tensor, given in zip(own, batch, strict=True):
+            tensor.copy_(given, non_blocking=True)
+        for module in self._drawing:
+            module.reseed()
+        return tuple(output.clone() for output in replay())
+
+    def _recording(self, batch: Tensors) -> tuple[Tensors, Callable[[], Tensors]] | None:
+        """That for this batch and these Python values, made if need be; None where there can be none."""
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in batch)
+        self._shapes = self._shapes or shapes
+        if shapes != self._shapes:
+            self._why = "a batch of another shape"
+            return None
+        # between two steps, values change with the time and with the mode; the rest is looked at once
+        key = self._model.training, python_values(self._timed)
+        again, self._key = key == self._key, key
+        if key not in self._recordings:
+            if len(self._recordings) == MOST:
+                self._why = "Python values of its layers change too often"
+                if not again:
+                    return None
+                del self._recordings[next(iter(self._recordings))]
+            self._recordings[key] = self._record(batch)
+        return self._recordings[key]
+
+    def _record(self, batch: Tensors) -> tuple[Tensors, Callable[[], Tensors]] | None:
+        assert self._recorder is not None
+        own = tuple(tensor.clone() for tensor in batch)
+        act = partial(self._act, *own)
+        with self._undone():
+            before = python_values(self._modules)
+            try:
+                self._recorder.rehearse(act)
+                if python_values(self._modules) != before:
+                    self._why = "a step changes Python values of its layers"
+                    return None
+                generators = [one.random for one in self._drawing if one.random is not None]
+                with being_recorded():
+                    return own, self._recorder.record(act, generators)
+            except RuntimeError as error:  # memory too: it can be that the step alone would fit
+                self._why = str(error).partition("\n")[0]
+                self._recorder = None
+                return None
+
+    @contextlib.contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Put back what is changed in the meantime: tensors, Python values, random states."""
+        in_plain_sight = (one for module in self._modules for one in vars(module).values())
+        tensors = [
+            *self._model.parameters(),
+            *self._model.buffers(),
+            *(one for one in in_plain_sight if isinstance(one, Tensor)),
+            *self._others(),
+        ]
+        kept = [tensor.detach().clone() for tensor in tensors]
+        attributes = [dict(vars(module)) for module in self._modules]
+        devices = {tensor.device for tensor in tensors if tensor.is_cuda}
+        try:
+            with torch.random.fork_rng(devices=list(devices)):
+                yield
+        finally:
+            for module, values in zip(self._modules, attributes, strict=True):
+                drawn_from = getattr(module, "random", None)
+                vars(module).clear()
+                vars(module).update(values)
+                if isinstance(module, Drawing):
+                    module.random = drawn_from  # which a recording may draw from
+            with torch.no_grad():
+                for tensor, value in zip(tensors, kept, strict=True):
+                    tensor.copy_(value)
+
+
+def python_values(modules: Iterable[nn.Module]) -> Hashable:
+    """All that steers the modules beside tensors, but what they name ``not_recorded``; equal if it is."""
+    return tuple(
+        tuple(
+            (key, _comparable(value))
+            for key, value in vars(module).items()
+            if key not in OF_EVERY_MODULE and key not in getattr(module, "not_recorded", ())
+        )
+        for module in modules
+    )
+
+
+def _comparable(value: Any) -> Hashable:
+    """Numbers, words and what is made of them by value; everything else is only equal to itself."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case tuple() | list():
+            return tuple(_comparable(one) for one in value)
+        case dict():
+            return tuple((key, _comparable(one)) for key, one in value.items())
+    return _Itself(value)
+
+
+class _Itself:
+    """Holds on to a thing, so that no other one can ever be taken for it."""
+
+    def __init__(self, thing: object) -> None:
+        self._thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self._thing is other._thing
+
+    def __hash__(self) -> int:
+        return id(self._thing)
+
+
+class CudaGraphs:
+    """Records on one GPU. All recordings share their memory: none may rely on what is left by another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool: Any = torch.cuda.graph_pool_handle()
+
+    def rehearse(self, act: Callable[[], Tensors]) -> None:
+        """On the stream that records, at last with an error wherever the device is waited for."""
+        with torch.cuda.device(self._device):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                for _ in range(REHEARSALS):
+                    act()
+                with _no_waiting():
+                    act()
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    def record(
+        self, act: Callable[[], Tensors], generators: Sequence[torch.Generator]
+    ) -> Callable[[], Tensors]:
+        """A graph of everything that is launched."""
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
+        ):
+            outputs = act()
+
+        def replay() -> Tensors:
+            graph.replay()
+            return outputs
+
+        return replay
+
+
+@contextlib.contextmanager
+def _no_waiting() -> Iterator[None]:
+    """torch raises a RuntimeError where the device is waited for."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it does not find every wait: what is left, recording finds
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def recorder_of(device: torch.device, processes: int) -> Recorder | None:
+    """For trials of so many processes on a device; None where steps are just called.
+
+    That is on a CPU, where several processes share a batch, and under ``NORMBENCH_GRAPHS=off``.
+    """
+    off = device.type != "cuda" or processes > 1 or os.environ.get("NORMBENCH_GRAPHS") == "off"
+    return None if off else CudaGraphs(device)

@@ -1,0 +1,88 @@
+"""How many trials run at once on this machine, and on which device each: cores for a CPU, slots on GPUs."""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from normbench.config import Execute
+from normbench.estimate import device_bytes
+from normbench.executors import EXECUTORS
+from normbench.trial import Trial
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def workers(execute: Execute, trials: Iterable[Trial] = ()) -> int | None:
+    """As many as cores or slots carry, unless a number is given; None where others know."""
+    if EXECUTORS[execute.executor.name].elsewhere:
+        return None if execute.workers == "auto" else execute.workers
+    there = slots(execute, trials)
+    if execute.workers == "auto":
+        return len(there) or max(1, cores() // (execute.threads * execute.processes))
+    told = there and execute.slots_per_device != "auto"
+    return min(execute.workers, len(there)) if told else execute.workers
+
+
+def slots(execute: Execute, trials: Iterable[Trial] = ()) -> tuple[str, ...]:
+    """The device of every slot, by turns, so that the first so many fill all devices evenly; none on a CPU.
+
+    ``auto`` is as many to a device as its memory holds of the largest trial, but no more than each can have
+    ``threads`` cores for itself: a core that launches kernels is busy.
+    """
+    if EXECUTORS[execute.executor.name].elsewhere or execute.device == "cpu":
+        return ()
+    if execute.device == "auto" and not _has_gpu():
+        return ()
+    memories = _memories(execute.device)
+    if not memories or execute.processes > 1:  # no GPU (who runs says so), or one for each process
+        return (execute.device,)
+    if execute.slots_per_device == "auto":
+        largest = max(map(device_bytes, trials), default=min(memories.values()))
+        by_cores = cores() // (execute.threads * len(memories))
+        each = max(1, min(by_cores, min(memories.values()) // largest))
+    else:
+        each = execute.slots_per_device
+    return tuple(f"cuda:{index}" for _ in range(each) for index in memories)
+
+
+def sharing(execute: Execute, running: int | None, trials: Iterable[Trial] = ()) -> int:
+    """How many trials at most share a device if so many run at once (None: as many as others let)."""
+    gpus = execute.executor.options.get("gpus")
+    if isinstance(gpus, float) and 0 < gpus < 1:
+        return int(1 / gpus)
+    there = slots(execute, trials)
+    return math.ceil((running or 1) / len(set(there))) if there and execute.executor.name == "pool" else 1
+
+
+def refusal(execute: Execute, device: str) -> str | None:
+    """Why there can be no such slots on what ``execute.device`` stands for, or None."""
+    if execute.slots_per_device == "auto":
+        return None
+    words = f"execute.slots_per_device {execute.slots_per_device}: "
+    if execute.executor.name != "pool":
+        return f"{words}it is for the pool; with ray, the option gpus: 0.25 lets four share a GPU"
+    if device == "cpu":
+        return f"{words}slots are on GPUs, and this is a CPU, where execute.workers says how many run at once"
+    if execute.processes > 1:
+        return f"{words}the {execute.processes} processes of a trial have a GPU each; leave it at auto"
+    return None
+
+
+def cores() -> int:
+    """The cores that this process may use, by its affinity and by the quota of its container."""
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = re.match(r"(\d+) (\d+)", QUOTA.read_text()) if QUOTA.exists() else None
+    return min(ours, math.ceil(int(quota[1]) / int(quota[2]))) if quota else ours
+
+
+def _has_gpu() -> bool:
+    """Without loading torch: whoever only asks how long a sweep takes should not wait for it."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+
+def _memories(device: str) -> Mapping[int, int]:
+    from normbench import devices
+
+    return devices.memories(device)

@@ -1,0 +1,149 @@
+"""How many trials run at once, and where: on machines that seem to have so many cores and such GPUs."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_trial
+
+from normbench import devices, room
+from normbench.config import Execute
+from normbench.estimate import device_bytes
+from normbench.executors import EXECUTORS
+from normbench.trial import Trial
+
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(room, "QUOTA", Path("not/there"))
+    monkeypatch.setattr(room, "_has_gpu", lambda: False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 80 and 24 GiB."""
+    sizes = {0: 80 * GIB, 1: 24 * GIB}
+    monkeypatch.setattr(room, "_has_gpu", lambda: True)
+
+    def memories(name: str) -> dict[int, int]:
+        return {1: sizes[1]} if name == "cuda:1" else sizes
+
+    monkeypatch.setattr(devices, "memories", memories)
+
+
+def resnet20(**settings: Any) -> Trial:
+    return Trial.model_validate({"model": "resnet20"} | settings)
+
+
+# ---- cores
+
+
+def test_workers_are_as_many_as_the_cores_carry_unless_told() -> None:
+    assert room.workers(Execute(device="cpu")) == 8
+    assert room.workers(Execute(device="cpu", threads=3)) == 2
+    assert room.workers(Execute(device="cpu", threads=99)) == 1
+    assert room.workers(Execute(device="cpu", processes=4)) == 2
+    assert room.workers(Execute(device="cpu", processes=2, threads=3)) == 1
+    assert room.workers(Execute(workers=5)) == 5
+    assert room.slots(Execute(device="cpu")) == ()
+
+
+def test_a_containers_quota_of_cores_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(room, "QUOTA", tmp_path / "cpu.max")
+    for quota, cores in (("250000 100000", 3), ("max 100000", 8), ("9900000 100000", 8)):
+        room.QUOTA.write_text(quota)
+        assert room.workers(Execute(device="cpu")) == cores
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_how_many_run_at_once_elsewhere_is_not_for_this_machine_to_say() -> None:
+    for name, entry in EXECUTORS.items():
+        assert (room.workers(Execute(executor=name, device="cpu")) is None) == entry.elsewhere
+        assert room.workers(Execute(executor=name, workers=3)) == 3
+        assert (room.slots(Execute(executor=name)) == ()) == entry.elsewhere
+
+
+# ---- slots
+
+
+def test_where_there_is_no_gpu_a_trial_that_wants_one_is_left_to_be_refused() -> None:
+    assert room.workers(Execute(device="cuda")) == 1
+    assert room.workers(Execute(device="cuda:1", threads=4)) == 1
+    assert room.workers(Execute(device="cuda", workers=3)) == 3
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_devices_take_turns_at_the_slots() -> None:
+    turns = "cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0", "cuda:1"
+    assert room.slots(Execute(slots_per_device=3)) == turns
+    assert room.slots(Execute(device="cuda:1", slots_per_device=2)) == ("cuda:1", "cuda:1")
+    assert room.workers(Execute(slots_per_device=3)) == 6
+    assert room.workers(Execute(slots_per_device=3, workers=4)) == 4
+    assert room.workers(Execute(slots_per_device=3, workers=9)) == 6, "no more than there are slots"
+    assert room.workers(Execute(workers=9)) == 9
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_auto_is_what_the_cores_and_the_smallest_memory_carry() -> None:
+    def auto(batch_size: int, **execute: Any) -> int:
+        return len(room.slots(Execute(**execute), [resnet20(batch_size=2), resnet20(batch_size=batch_size)]))
+
+    assert auto(128) == 2 * 4, "four cores to each GPU; seven trials would fit into 24 GiB"
+    assert auto(128, device="cuda:1") == 24 * GIB // device_bytes(resnet20(batch_size=128)) == 7
+    assert auto(1024) == 2 * 2
+    assert auto(4096) == 2, "one each, even of what seems not to fit"
+    assert auto(128, threads=2) == 2 * 2
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_trials_of_several_processes_have_the_gpus_for_themselves() -> None:
+    assert room.slots(Execute(processes=2)) == ("auto",)
+    assert room.workers(Execute(processes=2)) == 1
+
+
+def test_a_larger_trial_takes_more_of_a_gpu() -> None:
+    trials = (
+        resnet20(batch_size=2),
+        resnet20(),
+        resnet20(model={"name": "resnet20", "width": 2.0}),
+        resnet20(model="resnet110"),
+    )
+    sizes = [device_bytes(trial) for trial in trials]
+    assert sizes == sorted(set(sizes))
+    assert device_bytes(resnet20()) == 2 * GIB + 128 * 10 * 2**20
+    assert device_bytes(tiny_trial(batch_size=128)) < device_bytes(resnet20())
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_the_memory_of_a_gpu_is_shared_by_those_that_run_on_it() -> None:
+    assert room.sharing(Execute(slots_per_device=8), 16) == 8
+    assert room.sharing(Execute(slots_per_device=8), 3) == 2, "there are only three trials"
+    assert room.sharing(Execute(executor="serial"), 1) == 1
+    assert room.sharing(Execute(device="cpu"), 8) == 1
+    assert room.sharing(Execute(executor={"name": "ray", "gpus": 0.25}), None) == 4
+    assert room.sharing(Execute(executor={"name": "ray", "gpus": 2.0}), None) == 1
+
+
+@pytest.mark.parametrize(
+    ("execute", "device", "words"),
+    [
+        ({"slots_per_device": 4}, "cpu", "slots are on GPUs, and this is a CPU"),
+        ({"slots_per_device": 4, "executor": "ray"}, "cuda", "it is for the pool"),
+        ({"slots_per_device": 4, "executor": "serial"}, "cuda", "it is for the pool"),
+        ({"slots_per_device": 4, "processes": 2}, "cuda", "the 2 processes of a trial have a GPU each"),
+    ],
+)
+def test_slots_that_there_cannot_be_are_refused(execute: dict[str, Any], device: str, words: str) -> None:
+    said = room.refusal(Execute(**execute), device)
+
+    assert said is not None
+    assert said.startswith(f"execute.slots_per_device 4: {words}")
+
+
+def test_slots_are_auto_wherever_nothing_is_said() -> None:
+    assert room.refusal(Execute(), "cpu") is None
+    assert room.refusal(Execute(slots_per_device=4), "cuda") is None
