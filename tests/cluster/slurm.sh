@@ -58,7 +58,10 @@ CONF
     slurmctld -c
     slurmd -c
     for _ in $(seq 300); do
-        [ "$(sinfo --noheader --format=%T --partition=main 2>/dev/null)" = idle ] && exit 0
+        if [ "$(sinfo --noheader --format=%T --partition=main 2>/dev/null)" = idle ]; then
+            printf 'export SLURM_CONF=%q\n' "$SLURM_CONF"
+            exit 0
+        fi
         sleep 0.1
     done
     tail -n 20 "$dir"/slurmctld.log "$dir"/slurmd.log >&2
