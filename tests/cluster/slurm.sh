@@ -4,7 +4,7 @@
 # DIR/slurm.conf is what SLURM_CONF must name. It says it has four cores, and waits that last minutes elsewhere
 # last seconds.
 set -euo pipefail
-case $1 in
+case ${1-} in
 install)
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
