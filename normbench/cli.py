@@ -179,7 +179,7 @@ def status(
 
 @app.command()
 def show(
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="a trial's id, or the beginning of one")],
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="a trial's id, or a part of it")],
     results: Results = RESULTS,
     _debug: Debug = False,
 ) -> None:

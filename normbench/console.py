@@ -57,6 +57,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def going_on(survey: Survey) -> str:
+    """``; 2 with a saved state to go on from``, or nothing."""
+    return f"; {len(survey.saved)} with a saved state to go on from" if survey.saved else ""
+
+
 def result_of(outcome: "Outcome") -> str:
     """How a trial ended, in a few words."""
     if isinstance(outcome, Failure):
@@ -104,8 +109,11 @@ class Progress(Listener):
         self._done += relative_cost(trial)
 
     def counts(self) -> str:
-        """``12 of 45 done, 2 running, 1 failed, about 3 min 20 s left``."""
-        words = [f"{self.already + self.ended['done']} of {self.total} done", f"{len(self.running)} running"]
+        """``12 of 45 done, 1 failed, about 3 min 20 s left``.
+
+        Not how many are running: between the end of one and the first news of the next nobody knows.
+        """
+        words = [f"{self.already + self.ended['done']} of {self.total} done"]
         words += [f"{count} {state}" for state, count in sorted(self.ended.items()) if state != "done"]
         if (left := self.seconds_left()) is not None:
             words.append(f"about {duration(left)} left")
@@ -129,7 +137,8 @@ class Lines(Progress):
         super().begin(survey, missing)
         if missing:
             to_run = counted(len(missing), "trial")
-            self.say(f"{survey.experiment.name}: {to_run} to run, {self.already} of {self.total} done")
+            done = f"{self.already} of {self.total} done"
+            self.say(f"{survey.experiment.name}: {to_run} to run, {done}{going_on(survey)}")
 
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
         """Say how it ended."""

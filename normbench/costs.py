@@ -1,6 +1,7 @@
 """What ``normbench profile`` prints and writes: the cost of every method, beside BN and no normalization."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,15 @@ from normbench.tabular import as_json, as_table
 
 if TYPE_CHECKING:
     from normbench.profiling import Profile
+
+
+TYPED = {  # what an option is in a config
+    "--norm": "sweep.norm",
+    "--batch-size": "sweep.batch_size",
+    "--model": "trial.model",
+    "--precision": "trial.precision",
+    "--device": "execute.device",
+}
 
 
 def measure(
@@ -32,14 +42,26 @@ def measure(
     """
     from normbench import profiling
 
-    (plain,) = config.on_command_line(settings).trials
-    named = norms or ",".join(profiling.methods(plain))
-    grid = [f"sweep.norm=[{named}]", f"sweep.batch_size=[{batch_sizes}]"]
-    experiment = config.on_command_line([*settings, *grid])
+    try:
+        (plain,) = config.on_command_line(settings).trials
+        named = norms or ",".join(profiling.methods(plain))
+        grid = [f"sweep.norm=[{named}]", f"sweep.batch_size=[{batch_sizes}]"]
+        experiment = config.on_command_line([*settings, *grid])
+    except config.ConfigError as error:
+        raise config.ConfigError(*map(_as_typed, error.problems)) from None
     try:
         return profiling.profile(experiment.trials, place, experiment.execute.threads, rounds, say)
     except ValueError as error:
         raise Unusable(str(error)) from None
+
+
+def _as_typed(problem: str) -> str:
+    """What is wrong with a setting that an option stands for, of that option."""
+    for option, key in TYPED.items():
+        pattern = rf"command line: {re.escape(key)}=(?:.*?: {re.escape(key)}[^ :]*|.*?): (.*)"
+        if found := re.fullmatch(pattern, problem, re.DOTALL):
+            return f"{option}: {found[1]}"
+    return problem
 
 
 def as_text(profile: "Profile") -> str:
@@ -51,10 +73,11 @@ def as_text(profile: "Profile") -> str:
             times = sorted(cost.times(what))
             row.append(f"{1000 * times[len(times) // 2]:.2f}")
             row += [_ratio(profile.against(cost, method, what)) for method in ("batch", "none")]
-        peak = "" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:.1f}"
-        rows.append([*row, f"{cost.kept_bytes / 2**20:.2f}", peak])
-    columns = ("norm", "batch", "update ms", "/ batch", "/ none", "inference ms", "/ batch", "/ none")
-    return as_table((*columns, "kept MiB", "peak MiB"), rows) + _machine(profile)
+        row.append(f"{cost.kept_bytes / 2**20:.2f}")
+        rows.append(row if cost.peak_bytes is None else [*row, f"{cost.peak_bytes / 2**20:.1f}"])
+    columns = ["norm", "batch", "update ms", "/ batch", "/ none", "inference ms", "/ batch", "/ none"]
+    columns += ["kept MiB", "peak MiB"]  # the last is known on a GPU only
+    return as_table(columns[: len(rows[0])], rows) + _machine(profile)
 
 
 def _ratio(value: float | None) -> str:

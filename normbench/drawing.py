@@ -7,6 +7,7 @@ from typing import Any, get_args
 from normbench.lookup import UnknownName, nearest, shortened
 from normbench.plots import FIGURES, PUBLISHED_OPTION
 from normbench.plots.figure import FORMATS, render
+from normbench.plots.panels import CannotDrawError
 from normbench.results import Found, Tell, find, named
 
 SERIES: tuple[str, ...] = get_args(PUBLISHED_OPTION.annotation)
@@ -36,9 +37,10 @@ def draw(
 
     Raises:
         UnknownName: there is no such experiment, figure, format or series.
+        CannotDrawError: the one figure that was asked for could be drawn of none of them.
     """
     if figure is not None:
-        figure = FIGURES[figure].name
+        _check("figure", [figure], list(FIGURES))
     kinds = list(dict.fromkeys(kind.strip() for kind in formats.split(",")))
     _check("format", kinds, FORMATS)
     _check("series", [] if published is None else [published], SERIES)
@@ -66,6 +68,8 @@ def draw(
         for line in [] if drawn else unasked:
             tell(f"{name}: {line}")
         written += drawn
+    if figure is not None and not written:
+        raise CannotDrawError(f"--figure {figure}: nothing is drawn; without it, plot draws what there is")
     return written
 
 

@@ -138,6 +138,12 @@ def how_to_go_on(arguments: Sequence[str], code: int, again: Sequence[str] = ())
     return f"{first}{'resume' if arguments[:1] == ['run'] else 'go on'} with: {command}"
 
 
+def may_do_better(error: BaseException, arguments: Sequence[str]) -> bool:
+    """Whether the same command makes sense once more: not where a word of it is what was wrong."""
+    of_a_file = arguments[:1] in (["run"], ["plan"]) and not isinstance(error, UnknownName)
+    return of_a_file or code_of(error) != USAGE
+
+
 def explain(error: Any, arguments: Sequence[str]) -> int:
     """Tell the user about an exception that ended a command, and how to go on; gives the exit code."""
     if "--debug" in arguments and not isinstance(error, Unfinished | Stopped):
@@ -149,7 +155,8 @@ def explain(error: Any, arguments: Sequence[str]) -> int:
         return int(error.exit_code)
     code = code_of(error)
     complain(words_of(error))
-    complain(how_to_go_on(arguments, code, getattr(error, "again", ())))
+    if may_do_better(error, arguments):
+        complain(how_to_go_on(arguments, code, getattr(error, "again", ())))
     return code
 
 

@@ -1,6 +1,7 @@
 """What ``show`` and ``export`` print about records."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from normbench.tabular import as_json, as_table
 ERROR = ".error.txt"
 COLUMNS = ("epoch", "train loss", "train accuracy", "test loss", "test accuracy", "lr", "seconds")
 FORMATS = ("csv", "json")
+MOST_LISTED = 5  # trials that a message names
 
 
-def trial_as_text(results: Path, prefix: str) -> str:
-    """The one trial whose id begins with ``prefix``, as every experiment that has it knows it.
+def trial_as_text(results: Path, part: str) -> str:
+    """The one trial whose id begins with ``part``, or else has it in it, as every experiment knows it.
 
     Settings, end, provenance and epochs; or why it failed.
 
@@ -31,19 +33,23 @@ def trial_as_text(results: Path, prefix: str) -> str:
         for path in sorted((results / name).iterdir()):
             if path.suffix == ".json" or path.name.endswith(ERROR):
                 files[path] = path.name.removesuffix(".json").removesuffix(ERROR)
-    found = {path: trial for path, trial in files.items() if trial.startswith(prefix)}
+    begun = {path: trial for path, trial in files.items() if trial.startswith(part)}
+    found = begun or {path: trial for path, trial in files.items() if part in trial}
     ids = sorted(set(found.values()))
     if not found:
-        hint = nearest(prefix, files.values())
-        raise UnknownName(
-            f"no trial {shortened(prefix)} in {results}{hint}; 'normbench status' shows what is"
-        )
+        hint = nearest(part, files.values())
+        raise UnknownName(f"no trial {shortened(part)} in {results}{hint}; there: {_some(files.values())}")
     if len(ids) > 1:
-        some = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
-        raise UnknownName(
-            f"{shortened(prefix)} begins the ids of {len(ids)} trials, give more of one: {some}"
-        )
+        how = "begins" if begun else "is in"
+        words = f"{shortened(part)} {how} the ids of {len(ids)} trials, give more of one"
+        raise UnknownName(f"{words}: {_some(ids)}")
     return "\n\n".join(map(_one_trial, found))
+
+
+def _some(ids: Iterable[str]) -> str:
+    """The first few, by name."""
+    known = sorted(set(ids))
+    return ", ".join(known[:MOST_LISTED]) + (", …" if len(known) > MOST_LISTED else "")
 
 
 def _one_trial(path: Path) -> str:

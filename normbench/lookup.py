@@ -162,7 +162,7 @@ class Table(Mapping[str, E], Generic[E]):
         try:
             return self._entries[name]
         except KeyError:
-            hint = nearest(name, self._entries)
+            hint = nearest(name, self._entries) or f"; known: {', '.join(self._entries)}"
             raise UnknownName(f"unknown {self.kind} {shortened(name)}{hint}") from None
 
     def __iter__(self) -> Iterator[str]:

@@ -261,6 +261,10 @@ class Store:
         """Where a running trial keeps its state."""
         return self.directory / "checkpoints" / trial_id
 
+    def saved_states(self) -> set[str]:
+        """The trials that have a state to go on from, by id. (Whether it is whole shows when it is read.)"""
+        return {slot.name.partition(".")[0] for slot in (self.directory / "checkpoints").glob("*.ckpt")}
+
     def save(self, record: Record) -> None:
         """Store a record, after which its trial is done; its earlier error and its checkpoints go.
 

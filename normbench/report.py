@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from normbench import room
-from normbench.console import counted, duration, result_of
+from normbench.console import counted, duration, going_on, result_of
 from normbench.estimate import Estimate, estimate, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.located import printable
@@ -46,7 +46,7 @@ def place(executor: str | None, workers: int | None) -> dict[str, str | int]:
         try:
             given["executor"] = EXECUTORS[executor].name
         except UnknownName as error:
-            raise UnknownName(f"--executor: {error}; known: {', '.join(EXECUTORS)}") from None
+            raise UnknownName(f"--executor: {error}") from None
     if workers is not None:
         given["workers"] = workers
     return given
@@ -62,7 +62,9 @@ def run_as_text(survey: Survey, results: Path) -> str:
     """Where the records are, how many, and which did not end well."""
     store = Store(results / survey.experiment.name)
     trials = counted(len(survey.experiment.trials), "trial")
-    lines = [f"{printable(str(store.directory), 4096)}: {trials}, {_states(survey.counts())}"]
+    lines = [
+        f"{printable(str(store.directory), 4096)}: {trials}, {_states(survey.counts())}{going_on(survey)}"
+    ]
     for trial in survey.experiment.trials:
         state = survey.state(trial)
         if state in ("failed", "timeout"):
@@ -85,7 +87,7 @@ def run_as_json(survey: Survey, results: Path) -> str:
     ]
     name = survey.experiment.name
     whole = {"experiment": name, "directory": str(results / name), "counts": survey.counts()}
-    return as_json(whole | {"trials": trials})
+    return as_json(whole | {"saved_states": len(survey.saved), "trials": trials})
 
 
 def expect(survey: Survey, results: Path, data: Path) -> Estimate:
@@ -112,7 +114,7 @@ def plan_as_text(survey: Survey, expected: Estimate) -> str:
     for trial in survey.experiment.trials:
         seconds = expected.seconds.get(trial.id)
         rows.append((trial.id, survey.state(trial), "" if seconds is None else duration(seconds)))
-    lines = [f"{counted(len(rows), 'trial')}: {_states(survey.counts())}"]
+    lines = [f"{counted(len(rows), 'trial')}: {_states(survey.counts())}{going_on(survey)}"]
     if expected.seconds:
         workers = _workers(survey)
         probed = len(expected.seconds) - expected.from_records
@@ -145,6 +147,7 @@ def plan_as_json(survey: Survey, expected: Estimate) -> str:
         "expected_seconds": expected.wall_seconds(_workers(survey)),
         "record_bytes": _record_bytes(survey),
         "own_code": _own(survey),
+        "saved_states": len(survey.saved),
     }
     return as_json({"experiment": survey.experiment.name, "counts": survey.counts(), "trials": trials} | sums)
 
@@ -169,6 +172,8 @@ def status_as_text(results: Path, experiment: str | None) -> str:
             if len(values := status[what]) > 1:
                 shown = ", ".join(f"{value} ({count})" for value, count in values.items())
                 notes.append(f"{name}: trials ran with {len(values)} different values of {what}: {shown}")
+        if saved := status["saved_states"]:
+            notes.append(f"{name}: {counted(saved, 'trial')} with a saved state to go on from")
         notes += status["damaged"]
     return as_table(("experiment", *STATES), rows) + "\n".join(printable(note, 4096) for note in notes)
 
@@ -179,7 +184,9 @@ def _status(results: Path, name: str) -> dict[str, Any]:
     counts = found.survey.counts() if found.survey else Counter(record.status for record in found.records)
     ran = {key: Counter(str(record.provenance.get(key)) for record in found.records) for key in CONDITIONS}
     data = Counter(f"{record.trial.dataset.name} {record.data[:12]}" for record in found.records)
-    return {"experiment": name, "counts": counts, "damaged": damaged, "data": data} | ran
+    saved = len(found.survey.saved) if found.survey else 0
+    told = {"experiment": name, "counts": counts, "saved_states": saved, "damaged": damaged, "data": data}
+    return told | ran
 
 
 def _accuracy(record: Record | None) -> float | None:

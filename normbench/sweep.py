@@ -46,12 +46,14 @@ class Survey:
         records: by trial id, of this experiment's trials only.
         errors: why the last attempt failed, by trial id.
         damaged: unreadable record files and what is wrong with them.
+        saved: trials without a record that have a state to go on from, by id.
     """
 
     experiment: config.Experiment
     records: dict[str, Record]
     errors: dict[str, str]
     damaged: dict[Path, str]
+    saved: frozenset[str]
 
     def state(self, trial: Trial) -> State:
         """How far a trial is."""
@@ -87,7 +89,7 @@ def survey(experiment: config.Experiment, results: Path) -> Survey:
     ids = {trial.id for trial in experiment.trials}
     errors = {trial_id: error for trial_id, error in store.errors().items() if trial_id in ids}
     own = {trial_id: record for trial_id, record in records.items() if trial_id in ids}
-    return Survey(experiment, own, errors, damaged)
+    return Survey(experiment, own, errors, damaged, frozenset((store.saved_states() & ids) - own.keys()))
 
 
 def stored(results: Path, name: str) -> config.Experiment:

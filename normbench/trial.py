@@ -106,9 +106,10 @@ def choice_from(table: Table[Any]) -> Any:
             installed = table.installed if isinstance(table, OpenTable) else {}
             if name in installed:  # records must not depend on what is installed
                 return {**named, "name": installed[name]} if isinstance(named, Mapping) else named
-            hint = nearest(name, [*table, *installed])
-            known = {"kind": table.kind, "name": shortened(name), "hint": hint}
-            raise PydanticCustomError("unknown", "unknown {kind} {name}{hint}", known)
+            known = [*table, *installed]
+            hint = nearest(name, known) or f"; known: {', '.join(known)}"
+            told = {"kind": table.kind, "name": shortened(name), "hint": hint}
+            raise PydanticCustomError("unknown", "unknown {kind} {name}{hint}", told)
         return named
 
     listed = frozenset(table)  # an open table says of every ``module:function`` that it is in it

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,6 +105,7 @@ def test_1_an_internal_fault_is_one_line(lab: Path, cli: Cli, monkeypatch: pytes
         ([], "Usage: normbench"),
         (["plot", "tinny"], "no experiment 'tinny' in results (did you mean 'tiny'?); there: tiny"),
         (["plot", "--figure", "curve"], "unknown figure 'curve' (did you mean 'curves'?)"),
+        (["plot", "--figure", "switch_weights"], "--figure switch_weights: nothing is drawn"),
         (["plot", "--format", "png,pgn"], "unknown format 'pgn' (did you mean 'png'?); known: png, svg, pdf"),
         (["plot", "--format", ""], "unknown format ''"),
         (
@@ -130,7 +132,9 @@ def test_2_bad_usage_names_the_word_and_writes_nothing(
     assert ended.code == 2
     assert words in ended.err
     assert "Traceback" not in ended.err
-    assert " with: normbench" in ended.last
+    again = ended.last.endswith(f"with: {shlex.join(['normbench', *arguments])}")
+    assert again == ended.last.startswith("mend that, then")
+    assert not again or arguments[0] in ("run", "plan")
     assert ended.out == ""
     assert everything_below(lab / "results/tiny") == before
 
@@ -282,8 +286,8 @@ def test_progress_goes_to_stderr_line_by_line(lab: Path, cli: Cli) -> None:
     first, one, two = ended.err.splitlines()
     assert first == "other: 2 trials to run, 0 of 2 done"
     assert one.startswith("batch-resnet8-b16-s0-")
-    assert "(1 of 2 done, 0 running, about " in one
-    assert two.endswith(" % (2 of 2 done, 0 running)")
+    assert "(1 of 2 done, about " in one
+    assert two.endswith(" % (2 of 2 done)")
     assert "\x1b" not in ended.err
 
 

@@ -18,7 +18,8 @@ def layer(norm):
     return build(Trial.model_validate({"norm": norm}).norm, None).layer(8)
 
 x = torch.randn(3, 8, 5, 5)
-torch.testing.assert_close(layer("halves")(x), layer({"name": "group", "groups": 2})(x))
+for name in ("halves", "my_norms:halves"):
+    torch.testing.assert_close(layer(name)(x), layer({"name": "group", "groups": 2})(x))
 print("as group normalization with two groups")
 """
 
@@ -36,6 +37,7 @@ def test_a_method_is_one_file_and_one_line(tmp_path: Path) -> None:
     file, line = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     shutil.copytree(ROOT / "normbench", tmp_path / "normbench", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "normbench/norms/halves.py").write_text(file)
+    (tmp_path / "my_norms.py").write_text(file)  # without the line in the table: a method of one's own
     table = (tmp_path / TABLE).read_text()
     place = '    Method(\n        "switchable",'
     assert table.count(place) == 1

@@ -7,6 +7,7 @@ import pytest
 
 from normbench.drawing import draw
 from normbench.lookup import UnknownName
+from normbench.plots.panels import CannotDrawError
 from normbench.records import Store
 
 
@@ -38,7 +39,8 @@ def test_a_config_without_figures_gives_all_that_hold_something(lab: Path) -> No
 
 def test_a_figure_asked_for_says_why_there_is_nothing_to_draw(lab: Path) -> None:
     told: list[str] = []
-    assert drawn(lab, figure="switch_weights", told=told) == []
+    with pytest.raises(CannotDrawError, match="--figure switch_weights: nothing is drawn"):
+        drawn(lab, figure="switch_weights", told=told)
     assert len(told) == 1
     assert told[0].startswith("tiny: figure switch_weights: nothing to draw")
 
@@ -86,7 +88,7 @@ def test_a_damaged_record_is_told_and_the_others_are_drawn(lab: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"figure": "curve"}, "unknown figure 'curve' (did you mean 'curves'?)"),
+        ({"figure": "curve"}, "unknown figure 'curve' (did you mean 'curves'?); known: batch_size, setting"),
         ({"formats": "gif"}, "unknown format 'gif'"),
         ({"formats": ""}, "unknown format ''; known: png, svg, pdf"),
         ({"published": "x"}, "unknown series 'x'; known: none, befranke_resnet20"),

@@ -180,7 +180,9 @@ def test_without_the_extra_one_line_says_what_to_install_and_nothing_is_written(
     ended = cli("run", "tiny.yaml", "name=q", "--executor", "ray")
 
     assert ended.code == 2
-    assert ended.err.splitlines()[0] == ("executor ray: ray is not installed; pip install 'normbench[ray]'")
+    assert ended.err.splitlines()[0] == (
+        "executor ray: ray is not installed; in the clone of normbench: pip install -e '.[ray]'"
+    )
     assert not (lab / "results/q").exists()
 
 

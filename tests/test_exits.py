@@ -74,6 +74,15 @@ def test_what_is_wrong_with_a_config_comes_before_going_on() -> None:
     assert exits.how_to_go_on(["plan", "a"], exits.USAGE) == "mend that, then go on with: normbench plan a"
 
 
+def test_a_command_with_a_wrong_word_is_not_worth_repeating() -> None:
+    assert exits.may_do_better(ConfigError("x"), ["run", "a.yaml"])
+    assert exits.may_do_better(ConfigError("x"), ["plan", "a.yaml"])
+    assert exits.may_do_better(DataError("x"), ["data", "cifar10"])
+    assert not exits.may_do_better(UnknownName("x"), ["run", "a.yaml", "--executor", "x"])
+    assert not exits.may_do_better(UnknownName("x"), ["show", "x"])
+    assert not exits.may_do_better(ConfigError("x"), ["profile", "--norm", "x"])
+
+
 def test_a_signal_before_anything_runs_ends_at_once() -> None:
     with pytest.raises(exits.Stopped) as stopped, exits.Stop([], lambda _: None):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -39,6 +39,16 @@ def test_a_trial_is_shown_by_the_beginning_of_its_id(record: Record) -> None:
     assert [line.split()[0] for line in epochs] == ["1", "2"]
 
 
+def test_a_trial_is_shown_by_any_part_that_no_other_id_has(record: Record) -> None:
+    assert export.trial_as_text(RESULTS, record.trial.id[-8:]) == export.trial_as_text(
+        RESULTS, record.trial.id
+    )
+    with pytest.raises(
+        UnknownName, match="'b8' is in the ids of 2 trials, give more of one: batch-resnet8-b8"
+    ):
+        export.trial_as_text(RESULTS, "b8")
+
+
 def test_a_trial_in_two_experiments_is_shown_twice(lab: Path, record: Record) -> None:
     Store(lab / "results/again").directory.mkdir()
     Store(lab / "results/again").save(record)
@@ -99,7 +109,8 @@ def test_an_ambiguous_beginning_lists_the_trials(lab: Path, prefix: str) -> None
 def test_an_unknown_trial_names_the_nearest(record: Record) -> None:
     wrong = record.trial.id[:-1] + "x"
     with pytest.raises(
-        UnknownName, match=rf"no trial '{wrong}' in results \(did you mean '{record.trial.id}'"
+        UnknownName,
+        match=rf"no trial '{wrong}' in results \(did you mean '{record.trial.id}'\?\); there: batch-resnet8",
     ):
         export.trial_as_text(RESULTS, wrong)
 

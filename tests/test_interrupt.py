@@ -80,7 +80,7 @@ def test_a_run_that_is_told_to_stop_saves_its_state_and_goes_on_to_the_same_reco
     terminal.process.send_signal(number)
     code, out, lines = terminal.end()
     assert code == 128 + number
-    assert out == "results/long: 1 trial, 1 missing\n"
+    assert out == "results/long: 1 trial, 1 missing; 1 with a saved state to go on from\n"
     assert any(
         "stopping: running trials save their state (once more to stop at once)" in line for line in lines
     )

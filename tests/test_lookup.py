@@ -23,8 +23,8 @@ def test_an_unknown_name_is_refused_with_the_nearest():
         FRUIT["aple"]
 
 
-def test_an_unknown_name_like_none_is_refused_without_a_guess():
-    with pytest.raises(UnknownName, match=r"^unknown fruit 'xyz'$"):
+def test_an_unknown_name_like_none_is_refused_with_all_that_are_known():
+    with pytest.raises(UnknownName, match=r"^unknown fruit 'xyz'; known: pear, apple$"):
         FRUIT["xyz"]
 
 

@@ -295,15 +295,16 @@ def refusal(norm: Any, batch_size: int = 4, image_size: int = 32, **settings: An
 
 def test_a_refusal_names_method_network_layer_and_shape() -> None:
     single = "each mean and variance would be that of a single value, and every output beta"
-    place = "norm cannot be used in layer stage3.0.norm1 of resnet8, which gets maps of shape"
+    place = "norm cannot be used in resnet8's stage3 (module 'stage3.0.norm1'), which gets maps of shape"
     assert refusal("batch", 1, image_size=4) == f"batch {place} [1, 64, 1, 1]: {single}"
     assert refusal("batch", 8, image_size=4, norm_batch_size=1) == f"batch {place} [8, 64, 1, 1]: {single}"
     assert refusal("instance", image_size=4) == f"instance {place} [4, 64, 1, 1]: {single}"
     assert refusal({"name": "group", "groups": 12}) == (
-        "group norm cannot be used in layer norm of resnet8, which gets maps of shape [4, 16, 32, 32]: "
+        "group norm cannot be used in resnet8's stem (module 'norm'), which gets maps of shape "
+        "[4, 16, 32, 32]: "
         "12 groups do not divide 16 channels (these do: 1, 2, 4, 8, 16)"
     )
-    assert refusal({"name": "group", "groups": 32}).startswith("group norm cannot be used in layer norm of")
+    assert refusal({"name": "group", "groups": 32}).startswith("group norm cannot be used in resnet8's stem")
     assert refusal({"name": "switchable", "variance": "official"}, image_size=4) == (
         f"switchable {place} [4, 64, 1, 1]: "
         "the unbiased variance over the positions of a map needs two of them"

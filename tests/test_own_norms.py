@@ -38,6 +38,9 @@ def ghost(norm_batch_size):
     assert norm_batch_size == 5, norm_batch_size
     return scaled()
 
+def wanting(eps):
+    return scaled()
+
 def number():
     return 3
 
@@ -136,10 +139,17 @@ def test_it_is_given_the_norm_batch_if_it_takes_one(here: Path, tiny_data: Path)
         ("nowhere:norm", "norm nowhere:norm: ModuleNotFoundError: No module named 'nowhere'"),
         ("my_norms:missing", "norm my_norms:missing: AttributeError: .*missing"),
         ("my_norms:number", "norm my_norms:number gives a int and not a Normalization"),
-        ({"name": "my_norms:scaled", "size": 3}, "TypeError: .*size"),
+        (
+            {"name": "my_norms:scaled", "size": 3},
+            "norm my_norms:scaled takes no option 'size'; it takes scale$",
+        ),
+        (
+            "my_norms:wanting",
+            "norm my_norms:wanting has no default for its option 'eps' and is not given it$",
+        ),
         (
             "my_norms:picky",
-            r"raises in layer .* of resnet8, which gets maps of shape \[10, 16, 4, 4\]: "
+            r"raises in resnet8's stage2 \(module 'stage2.*'\), which gets maps of shape \[10, 16, 4, 4\]: "
             "RuntimeError: too many channels for me",
         ),
     ],

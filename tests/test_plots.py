@@ -546,6 +546,37 @@ def test_many_batch_sizes_and_panels_still_fit(tmp_path):
     assert select("curves", unevaluated) is None
 
 
+def drawn(name, records):
+    """The figure as it is drawn, without title and caption."""
+    from matplotlib.figure import Figure
+
+    canvas = Figure()
+    figure = FIGURES[name].load()
+    figure.draw(figure.select(records, {}), canvas)
+    return canvas
+
+
+def marks(axes):
+    return {(len(line.get_xdata()), line.get_marker()) for line in axes.get_lines()}
+
+
+def test_few_points_of_a_curve_have_marks_and_many_have_none():
+    few, many = (drawn("curves", [record(epochs=epochs)]) for epochs in (1, 300))
+    assert all(marks(axes) == {(1, "o"), (1, ".")} for axes in few.axes)
+    assert all(marks(axes) == {(300, "None"), (300, "")} for axes in many.axes)
+    assert [figure.legends[0].legend_handles[0].get_marker() for figure in (few, many)] == ["o", ""]
+
+
+def test_many_panels_of_curves_stand_side_by_side():
+    records = [
+        record(batch_size=size, epochs=epochs) for epochs in range(1, MOST_PANELS + 1) for size in (2, 8, 32)
+    ]
+    width, height = drawn("curves", records).get_size_inches()
+    assert height <= 2 * width
+    titles = [axes.get_title("left") or axes.get_title() for axes in drawn("curves", records).axes]
+    assert sum(title[:1] not in ("", "\n") for title in titles) == MOST_PANELS
+
+
 # Switchable norm's weights
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from test_plots import record
 
 from normbench.plots import FIGURES
@@ -147,6 +148,16 @@ def test_what_never_reaches_a_given_loss_has_no_point_and_its_cell_no_mean() -> 
         (2, pytest.approx(float("nan"), nan_ok=True)),
     ]
     assert line.mean == ((8, 1),)
+
+
+def test_a_logarithmic_axis_holds_every_number() -> None:
+    canvas = Figure()
+    figure = FIGURES["signal_propagation"].load()
+    figure.draw(select("signal_propagation", [signal("batch", 1.0, 1e-9), signal("none", 1.0, 1e9)]), canvas)
+    for axes in canvas.axes:
+        low, high = axes.get_ylim()
+        drawn = [y for line in axes.get_lines() for y in line.get_ydata()]
+        assert low < min(drawn) <= max(drawn) < high
 
 
 @pytest.mark.parametrize("name", ["online", "signal_propagation"])

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from test_plots import record
 
 from normbench.plots import FIGURES
+from normbench.plots import values as values_of
 from normbench.plots.figure import render
 from normbench.plots.panels import CannotDrawError
 
@@ -81,6 +83,56 @@ def test_what_did_not_finish_is_marked_and_in_no_mean() -> None:
     assert len(spot.accuracies) == 1
     assert spot.failures == ("diverged",)
     assert any("batch at 0.1 (1 of 2 seeds left)" in sentence for sentence in found.caption)
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        (("128", "1024", "4096"), (7, 10, 12)),
+        (("0.25", "1.0"), (-2, 0)),
+        (("2", "7"), (2, 7)),
+        (("0.0", "0.1", "0.5"), (0, 0.1, 0.5)),
+        (("false", "true"), (0, 1)),
+        (("8", "null"), (0, 1)),
+        (("[]", '["stem"]'), (0, 1)),
+    ],
+)
+def test_numbers_stand_by_size_and_those_far_apart_by_their_logarithm(
+    values: tuple[str, ...], places: tuple[float, ...]
+) -> None:
+    assert values_of.places(values) == places
+
+
+def drawn(records: list[Any], key: str) -> Any:
+    canvas = Figure()
+    FIGURES["setting"].load().draw(select(records, key), canvas)
+    (axes,) = canvas.axes
+    return axes
+
+
+def test_the_axis_of_accuracies_ends_at_what_an_accuracy_can_be_and_says_so() -> None:
+    """Two seeds so far apart have an interval of more than 100 points."""
+    wide = [agc(0.1, seed=0, accuracy=0.3), agc(0.1, seed=1, accuracy=0.6)]
+    wide += [agc(0.1, seed=2, status="diverged")]
+    found = select(wide, "clip.threshold")
+    assert any("beyond 0 or 100 %" in words for words in found.caption)
+    axes = drawn(wide, "clip.threshold")
+    assert axes.get_ylim() == (0, 100)
+    (interval,) = (bar.get_segments()[0] for bar in axes.collections)
+    assert [y for _, y in interval] == pytest.approx([0, 100])
+    assert not any("beyond" in words for words in select([agc(0.1)], "clip.threshold").caption)
+
+
+def test_the_axis_is_named_in_words() -> None:
+    assert drawn([agc(0.1), agc(0.2)], "clip.threshold").get_xlabel() == "clip threshold"
+    assert drawn([record(batch_size=size) for size in (8, 128)], "batch_size").get_xlabel() == "batch size"
+
+
+def test_series_at_one_value_stay_near_it() -> None:
+    norms = ("batch", "layer", "instance", "group")
+    axes = drawn([record(norm, size) for norm in norms for size in (128, 1024, 4096)], "batch_size")
+    xs = [line.get_xdata()[0] for line in axes.get_lines() if line.get_linestyle() != "None"]
+    assert 0 < max(xs) - min(xs) < 0.1 * (12 - 7)
 
 
 def test_too_many_lines_are_refused_with_the_reason() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
+from normbench.costs import as_text
 from normbench.models import MODELS
 from normbench.norms import NORMS
 from normbench.plots import costs as figure
@@ -96,6 +98,32 @@ def test_the_table_has_every_method_at_every_batch_size(cli: Cli) -> None:
     assert "round 2 of 2" in done.err
 
 
+def test_memory_of_a_gpu_has_a_column_only_where_it_was_measured(cli: Cli) -> None:
+    done = cli("profile", "--norm", "batch", "--batch-size", "2", *QUICKLY)
+    assert done.out.splitlines()[0].endswith("kept MiB")
+    machine = {"device": "a GPU", "torch": "2.11"}
+    on_gpu = Cost(trial(), (1.0,), (1.0,), 2**20, 3 * 2**20)
+    heading, row, _ = as_text(Profile((on_gpu,), 1, machine)).splitlines()
+    assert heading.endswith("kept MiB  peak MiB")
+    assert row.split()[-2:] == ["1.00", "3.0"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.97, 1.04), (0.9, 40.0), (0.01, 1.0)])
+def test_every_panel_of_costs_has_ticks_and_a_few_per_cent_look_like_few(low: float, high: float) -> None:
+    ratios = {
+        (norm, 4, quantity): ratio
+        for norm, ratio in (("batch", 1.0), ("layer", low), ("group", high))
+        for quantity in figure.QUANTITIES
+    }
+    canvas = Figure()
+    figure.draw(figure.Costs(("batch", "layer", "group"), (4,), ratios, ()), canvas)
+    for axes in canvas.axes:
+        left, right = axes.get_xlim()
+        assert left < min(low, 0.5)
+        assert right > max(high, 2)
+        assert len([tick for tick in axes.get_xticks() if left < tick < right]) >= 2
+
+
 def test_json_has_every_measurement_and_the_figure_is_drawn_of_it(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "it"
     done = cli(
@@ -128,12 +156,16 @@ def test_without_batch_normalization_there_is_nothing_to_draw(cli: Cli, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--norm", "grup"], "sweep.norm=[grup]: sweep.norm[0]: unknown norm 'grup' (did you mean 'group'?)"),
-        (["--batch-size", "0"], "must be at least 1, got 0"),
-        (["--model", "resnet9"], "unknown model 'resnet9'"),
+        (["--norm", "grup"], "--norm: unknown norm 'grup' (did you mean 'group'?)"),
+        (["--norm", "zzz"], "--norm: unknown norm 'zzz'; known: none, batch, layer"),
+        (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
+        (["--model", "resnet9"], "--model: unknown model 'resnet9'"),
         (["--norm", "normalizer_free"], "normalizer_free is for pre-activation networks only"),
         (["--device", "cuda:99"], "execute.device cuda:99: "),
-        (["--norm", "group", "trial.model.width=0.1"], "group norm cannot be used in layer norm of resnet20"),
+        (
+            ["--norm", "group", "trial.model.width=0.1"],
+            "group norm cannot be used in resnet20's stem (module 'norm')",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(cli: Cli, arguments: list[str], words: str) -> None:

@@ -1,11 +1,14 @@
 """What run, plan and status say of sweeps, whole and not."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from normbench import config, report, sweep
+from normbench.console import Lines
 from normbench.estimate import Estimate
 from normbench.lookup import UnknownName
 from normbench.records import Failure, Record, Store
@@ -143,6 +146,29 @@ def test_status_counts_by_state(store: Store) -> None:
     assert row.split() == ["tiny", "1", "1", "1", "0", "1", "0"]
     (whole,) = json.loads(report.status_as_json(Path("results"), "tiny"))
     assert whole["counts"] == {"done": 1, "diverged": 1, "out_of_memory": 1, "failed": 1}
+
+
+def test_what_goes_on_from_a_saved_state_is_counted(store: Store) -> None:
+    """Not a state beside a record, nor one of a trial that is not of this experiment."""
+    first, second, *_ = records(store)
+    store.record_path(first.trial.id).unlink()
+    for trial_id in (first.trial.id, second.trial.id, "another-0"):
+        for slot in (0, 1):
+            path = store.checkpoint_path(f"{trial_id}.{slot}.ckpt")
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+    here = survey()
+    words = "; 1 with a saved state to go on from"
+    assert report.run_as_text(here, Path("results")) == f"results/tiny: 4 trials, 3 done, 1 missing{words}"
+    assert json.loads(report.run_as_json(here, Path("results")))["saved_states"] == 1
+    planned = report.plan_as_text(here, Estimate({}, 0, None))
+    assert f"4 trials: 3 done, 1 missing{words}\n" in planned
+    *_, note = report.status_as_text(Path("results"), None).splitlines()
+    assert note == "tiny: 1 trial with a saved state to go on from"
+    lines = Lines(Console(file=io.StringIO(), width=200))
+    lines.begin(here, [first.trial])
+    assert isinstance(lines.console.file, io.StringIO)
+    assert lines.console.file.getvalue() == f"tiny: 1 trial to run, 3 of 4 done{words}\n"
 
 
 def test_status_tells_of_different_conditions(store: Store) -> None:

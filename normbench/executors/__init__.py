@@ -60,7 +60,7 @@ class Executor(Entry):
             CannotExecute: something is not.
         """
         if self.package and importlib.util.find_spec(self.package) is None:
-            extra = f"pip install 'normbench[{self.name}]'"
+            extra = f"in the clone of normbench: pip install -e '.[{self.name}]'"
             raise CannotExecute(f"executor {self.name}: {self.package} is not installed; {extra}")
 
 

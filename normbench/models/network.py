@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from normbench.models import MODELS
 from normbench.norms import NORMS
-from normbench.norms.normalization import GradientNorms, Normalization, OwnError, ShapeError, build
+from normbench.norms.normalization import (
+    GradientNorms,
+    Normalization,
+    OwnError,
+    ShapeError,
+    build,
+    place,
+)
 from normbench.trial import Trial
 
 
@@ -62,7 +69,8 @@ def check(trial: Trial, classes: int, image_size: int) -> int:
 
     def note(layer: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal reached
-        reached = f"layer {layer} of {trial.model.name}, which gets maps of shape {list(inputs[0].shape)}"
+        where = f"{trial.model.name}'s {place(layer)} (module {layer!r})"
+        reached = f"{where}, which gets maps of shape {list(inputs[0].shape)}"
 
     with torch.device("cpu" if own else "meta"), torch.random.fork_rng(devices=[], enabled=own):
         model = network(trial, classes)

@@ -203,12 +203,30 @@ def _own(method: Method, options: Mapping[str, Any], across: Mapping[str, Any]) 
         function = method.load()
         taken = inspect.signature(function).parameters
         open_ = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
-        found = function(**options, **(across if open_ or "norm_batch_size" in taken else {}))
+        given = {**options, **(across if open_ or "norm_batch_size" in taken else {})}
+        if words := _misfit(taken, given, open_):
+            raise OwnError(f"norm {method.name} {words}")
+        found = function(**given)
+    except OwnError:
+        raise
     except Exception as error:
         raise OwnError(f"norm {method.name}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Normalization):
         raise OwnError(f"norm {method.name} gives a {type(found).__name__} and not a Normalization")
     return found
+
+
+def _misfit(taken: Mapping[str, inspect.Parameter], given: Mapping[str, Any], open_: bool) -> str:
+    """Which option a function asks for and is not given, or is given and does not take; or nothing."""
+    named = [one for one in taken.values() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    for one in named:
+        if one.default is one.empty and one.name not in given:
+            return f"has no default for its option {one.name!r} and is not given it"
+    names = [one.name for one in named]
+    for key in given:
+        if key not in names and not open_:
+            return f"takes no option {key!r}; it takes {', '.join(names) or 'none'}"
+    return ""
 
 
 def source_hash(norm: Choice) -> str | None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 QUANTITIES = {"update": "time of an update", "inference": "time of an inference", "kept": "kept for backward"}
+CLOSE = 2.0  # every axis shows at least half to twice the cost, so that a few per cent look like few
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -52,7 +53,7 @@ def table(selection: Costs) -> list[Row]:
 def draw(selection: Costs, canvas: "Canvas") -> None:
     """Methods below each other; a panel for each quantity, a marker for each batch size."""
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     canvas.set_size_inches(style.WIDTH, 0.9 + 0.25 * len(selection.methods))
     rows = range(len(selection.methods))
@@ -64,7 +65,10 @@ def draw(selection: Costs, canvas: "Canvas") -> None:
             for size, marker in zip(selection.batch_sizes, MARKERS, strict=False):
                 if (ratio := selection.ratios.get((method, size, quantity))) is not None:
                     axes.plot([ratio], [row], marker, color=color, markersize=4.5, alpha=0.85)
+        ratios = [ratio for (_, _, which), ratio in selection.ratios.items() if which == quantity]
         axes.set_xscale("log", base=2)
+        axes.set_xlim(min(1 / CLOSE, *ratios) / 1.1, max(CLOSE, *ratios) * 1.1)
+        axes.xaxis.set_major_locator(LogLocator(2, numticks=6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -3,9 +3,10 @@
 import itertools
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from normbench.plots import caption, style
 from normbench.plots.figure import Figure, Options, Row
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 Quantity = Literal["train_loss", "test_accuracy"]
 QUANTITIES: dict[Quantity, str] = {"train_loss": "training loss", "test_accuracy": "test accuracy (%)"}
-COLUMNS = 6
+COLUMNS = 6  # sizes side by side, as long as `MOST_BANDS` hold them all
+MOST_BANDS = 4  # below each other: a figure is not much taller than twice its width
 
 Points = tuple[tuple[int, float], ...]  # (epoch, value): loss in nats, accuracy as a fraction
 
@@ -141,36 +143,51 @@ def table(selection: Curves) -> list[Row]:
 
 
 def draw(selection: Curves, canvas: "Canvas") -> None:
-    """Loss over accuracy, the sizes side by side, panel below panel; all on the same two scales."""
+    """Loss over accuracy, sizes and panels side by side, then below; all on the same two scales."""
     bands = _bands(selection.columns)
     across = max(map(len, bands))
     canvas.set_size_inches(style.WIDTH, 3.9 if len(bands) == 1 else 3.4 * len(bands))
     headed = any(column.panel for column in selection.columns)
     limits = {quantity: _limits(selection.columns, quantity) for quantity in QUANTITIES}
     for row, band in enumerate(bands):
+        columns = Counter(column.panel for column in band)
         for place, column in enumerate(band):
+            first = place == 0 or column.panel != band[place - 1].panel
             for under, quantity in enumerate(QUANTITIES):
                 axes = canvas.add_subplot(2 * len(bands), across, (2 * row + under) * across + place + 1)
-                _draw_courses(axes, column, quantity, limits[quantity])
+                _draw_courses(axes, column, quantity, limits[quantity], across)
                 axes.tick_params(labelleft=place == 0, labelbottom=under == 1)
                 axes.set_ylabel(QUANTITIES[quantity] if place == 0 else "")
                 axes.set_xlabel("epoch" if under == 1 else "")
                 if under == 0:
-                    panel = textwrap.fill(column.panel, 100) if place == 0 else ""
+                    panel = (
+                        textwrap.fill(column.panel, 100 * columns[column.panel] // across) if first else ""
+                    )
                     size = style.size_heading(column.axis, column.size)
                     axes.set_title(f"{panel}\n{size}" if headed else size)
     canvas.align_ylabels()
-    style.legend(canvas, _entries(selection))
+    style.legend(canvas, _entries(selection, across))
 
 
-def _bands(columns: Sequence[Column]) -> list[Sequence[Column]]:
-    """Rows of at most `COLUMNS` columns, as equal as can be; a panel begins a new one."""
-    bands: list[Sequence[Column]] = []
-    for _, group in itertools.groupby(columns, key=lambda column: column.panel):
-        panel = list(group)
-        width = math.ceil(len(panel) / math.ceil(len(panel) / COLUMNS))
-        bands += [panel[start : start + width] for start in range(0, len(panel), width)]
+def _bands(columns: Sequence[Column]) -> list[list[Column]]:
+    """Rows of columns; a panel that does not fit into what is left of one begins a new one."""
+    panels = [list(group) for _, group in itertools.groupby(columns, key=lambda column: column.panel)]
+    for across in itertools.count(COLUMNS):
+        bands: list[list[Column]] = []
+        for part in (part for panel in panels for part in _parts(panel, across)):
+            if bands and len(bands[-1]) + len(part) <= across:
+                bands[-1] += part
+            else:
+                bands.append(part)
+        if len(bands) <= MOST_BANDS:
+            break
     return bands
+
+
+def _parts(panel: list[Column], most: int) -> list[list[Column]]:
+    """Of at most so many columns, as equal as can be."""
+    width = math.ceil(len(panel) / math.ceil(len(panel) / most))
+    return [panel[start : start + width] for start in range(0, len(panel), width)]
 
 
 def _limits(columns: Sequence[Column], quantity: Quantity) -> tuple[float, float]:
@@ -182,21 +199,25 @@ def _limits(columns: Sequence[Column], quantity: Quantity) -> tuple[float, float
     return max(min(values) - margin, 0.0), max(values) + margin
 
 
-def _draw_courses(axes: "Axes", column: Column, quantity: Quantity, limits: tuple[float, float]) -> None:
+def _draw_courses(
+    axes: "Axes", column: Column, quantity: Quantity, limits: tuple[float, float], across: int
+) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for course in column.courses:
         look = style.of_method(course.series.method, course.series.variant)
         for seed in course.seeds:
             points = seed.points(quantity)
-            axes.plot(*_xy(points), color=look.color, linewidth=0.6, alpha=0.4, zorder=2)
+            dot = "." if style.sparse(len(points), across) else ""
+            thin: dict[str, Any] = {"color": look.color, "linewidth": 0.6, "alpha": 0.4, "ms": 3, "mew": 0}
+            axes.plot(*_xy(points), zorder=2, marker=dot, **thin)
             if seed.status != "done" and points:
                 epoch, value = points[-1]
                 inside = min(max(value, limits[0]), limits[1])
                 axes.plot([epoch], [inside], clip_on=False, **style.failure(seed.status, look.color))
-        axes.plot(
-            *_xy(course.points(quantity)), color=look.color, linestyle=look.line, linewidth=1.4, zorder=3
-        )
+        points = course.points(quantity)
+        marks = replace(look, size=3.2).marks if style.sparse(len(points), across) else {}
+        axes.plot(*_xy(points), color=look.color, linestyle=look.line, linewidth=1.4, zorder=3, **marks)
     axes.set_ylim(*limits)
     epochs = [epoch for course in column.courses for seed in course.seeds for epoch, _ in seed.train_loss]
     axes.set_xlim(0, max(epochs, default=1) * 1.03)
@@ -209,10 +230,18 @@ def _xy(points: Points) -> tuple[list[int], list[float]]:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def _entries(selection: Curves) -> Iterator[tuple["Line2D", str]]:
+def _entries(selection: Curves, across: int) -> Iterator[tuple["Line2D", str]]:
     """The legend: every series, then the marks where trials ended early."""
+    courses = [course for column in selection.columns for course in column.courses]
+    marked = {
+        course.series
+        for course in courses
+        for quantity in QUANTITIES
+        if style.sparse(len(course.points(quantity)), across)
+    }
     for series in selection.series:
-        yield style.entry(replace(style.of_method(series.method, series.variant), marker="")), series.label
+        look = style.of_method(series.method, series.variant)
+        yield style.entry(look if series in marked else replace(look, marker="")), series.label
     yield from style.failure_entries(selection.stopped)
 
 

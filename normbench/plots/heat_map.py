@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from normbench.plots import caption, style
 from normbench.plots.figure import Figure, Options, Row
 from normbench.plots.panels import CannotDrawError, differing, said
-from normbench.plots.values import order, settings_of, shown, written
+from normbench.plots.values import in_words, order, settings_of, shown, written
 from normbench.records import Record
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ def draw(selection: Grids, canvas: "Canvas") -> None:
             axes.text(column, row, words, ha="center", va="center", color=color, fontsize=8)
         axes.set_xticks(columns, selection.xs)
         axes.set_yticks(rows, selection.ys if number == 0 else [""] * len(selection.ys))
-        axes.set_xlabel(selection.x)
-        axes.set_ylabel(selection.y if number == 0 else "")
+        axes.set_xlabel(in_words(selection.x))
+        axes.set_ylabel(in_words(selection.y) if number == 0 else "")
         axes.set_title(grid.heading)
         axes.grid(False)
 

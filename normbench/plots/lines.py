@@ -4,7 +4,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normbench.plots import style
 from normbench.plots.figure import Row
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
     from matplotlib.lines import Line2D
-
-MOST_DECADES = 1e5  # from end to end of a logarithmic axis; what is smaller lies below it
 
 Points = tuple[tuple[float, float], ...]
 
@@ -129,7 +127,7 @@ def draw(selection: Lines, canvas: "Canvas") -> None:
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             for line in panel.lines:
-                _draw_line(axes, line, limits)
+                _draw_line(axes, line, limits, across)
             if selection.sizes:
                 style.size_axis(axes, selection.sizes, selection.x)
             axes.set_ylim(*limits)
@@ -138,7 +136,7 @@ def draw(selection: Lines, canvas: "Canvas") -> None:
             axes.tick_params(labelleft=place == 0, labelbottom=row == down - 1)
             axes.set_title(panel.heading if row == 0 else "")
     canvas.align_ylabels()
-    style.legend(canvas, _entries(selection))
+    style.legend(canvas, _entries(selection, across))
 
 
 def _limits(panels: Sequence[Panel], logarithmic: bool) -> tuple[float, float]:
@@ -150,20 +148,22 @@ def _limits(panels: Sequence[Panel], logarithmic: bool) -> tuple[float, float]:
         return (0.1, 1.0)
     low, high = min(values), max(values)
     if logarithmic:
-        return max(low, high / MOST_DECADES) / 1.5, high * 1.5
+        return low / 1.5, high * 1.5
     margin = 0.04 * (high - low) or 0.1
     return low - margin, high + margin
 
 
-def _draw_line(axes: "Axes", line: Line, limits: tuple[float, float]) -> None:
+def _draw_line(axes: "Axes", line: Line, limits: tuple[float, float], across: int) -> None:
     look = style.of_method(line.series.method, line.series.variant)
     for seed in line.seeds:
-        axes.plot(*_xy(seed.points), color=look.color, linewidth=0.6, alpha=0.4, zorder=2)
+        dot = "." if style.sparse(len(seed.points), across) else ""
+        thin: dict[str, Any] = {"color": look.color, "linewidth": 0.6, "alpha": 0.4, "ms": 3, "mew": 0}
+        axes.plot(*_xy(seed.points), zorder=2, marker=dot, **thin)
         if seed.status != "done" and seed.points:
             x, y = seed.points[-1]
             inside = min(max(y, limits[0]), limits[1])
             axes.plot([x], [inside], clip_on=False, **style.failure(seed.status, look.color))
-    marks = look.marks | {"markersize": 3.5} if len(line.mean) <= style.MOST_MARKED else {}
+    marks = replace(look, size=3.2).marks if style.sparse(len(line.mean), across) else {}
     axes.plot(*_xy(line.mean), color=look.color, linestyle=look.line, linewidth=1.4, zorder=3, **marks)
 
 
@@ -171,14 +171,10 @@ def _xy(points: Points) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _entries(selection: Lines) -> Iterator[tuple["Line2D", str]]:
+def _entries(selection: Lines, across: int) -> Iterator[tuple["Line2D", str]]:
+    drawn = [line for row in selection.rows for panel in row for line in panel.lines]
+    marked = {line.series for line in drawn if style.sparse(len(line.mean), across)}
     for series in selection.series:
         look = style.of_method(series.method, series.variant)
-        marked = any(
-            len(line.mean) <= style.MOST_MARKED
-            for row in selection.rows
-            for panel in row
-            for line in panel.lines
-        )
-        yield style.entry(look if marked else replace(look, marker="")), series.label
+        yield style.entry(look if series in marked else replace(look, marker="")), series.label
     yield from style.failure_entries(selection.stopped)

@@ -1,5 +1,6 @@
 """Test accuracy against any one setting of a trial: means over seeds with 95 % intervals, and every seed."""
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from normbench.norms import NORMS
 from normbench.plots import caption, style
 from normbench.plots.figure import Figure, Options, Row
 from normbench.plots.panels import CannotDrawError, counted, differing, said
-from normbench.plots.values import order, settings_of, shown, written
+from normbench.plots.values import in_words, order, places, settings_of, shown, written
 from normbench.records import Record
 from normbench.stats import Interval, mean_interval
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 MOST_SERIES = 12
-SPREAD = 0.36  # of the distance between two values, over which the series of one value stand
+STEP = 0.018  # of the axis, between neighbours of the series at one value
+SPREAD = 0.36  # of the least distance between two values, over which the series of one value stand at most
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Accuracies:
-    """All that is drawn; ``values`` are those of the setting, as they are labelled, in order."""
+    """All that is drawn.
+
+    Attributes:
+        values: those of the setting, as they are labelled, in order.
+        places: where they stand on the axis, ascending.
+    """
 
     key: str
     values: tuple[str, ...]
+    places: tuple[float, ...]
     lines: tuple[Line, ...]
     stopped: Mapping[str, int]
     caption: tuple[str, ...]
@@ -102,6 +110,7 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
     return Accuracies(
         key,
         tuple(shown(value) for value in values),
+        places(values),
         tuple(lines),
         Counter[str](record.status for record in chosen if record.status != "done"),
         (
@@ -110,9 +119,15 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
             *(["Grey: where trials diverged, the darker the more of them."] if diverged else []),
             "Test accuracy after the last epoch: mean and 95 % t-interval over seeds (a single seed has "
             "none); small dots: single seeds.",
+            *(["Intervals that reach beyond 0 or 100 % end there."] if any(map(_beyond, lines)) else []),
         ),
         (),
     )
+
+
+def _beyond(line: Line) -> bool:
+    """Whether an interval of accuracies reaches beyond all that an accuracy can be."""
+    return any(spot.interval and (spot.interval.low < 0 or spot.interval.high > 1) for spot in line.spots)
 
 
 def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
@@ -155,42 +170,50 @@ def table(selection: Accuracies) -> list[Row]:
 
 
 def draw(selection: Accuracies, canvas: "Canvas") -> None:
-    """One panel; the values stand at equal distances."""
+    """One panel."""
     canvas.set_size_inches(style.WIDTH, 3.7)
     axes = canvas.add_subplot()
-    for place in range(len(selection.values)):
-        if share := selection.diverged(place):
-            axes.axvspan(place - 0.5, place + 0.5, color=style.FAINT, alpha=0.4 * share, linewidth=0)
-    for place, line in enumerate(selection.lines):
-        shift = SPREAD * ((place + 0.5) / len(selection.lines) - 0.5)
-        _draw_line(axes, line, shift)
-    axes.set_xticks(range(len(selection.values)), selection.values)
-    axes.set_xlim(-0.5, len(selection.values) - 0.5)
-    axes.set_xlabel(selection.key)
+    places, gaps = selection.places, [b - a for a, b in itertools.pairwise(selection.places)] or [1.0]
+    middles = [a + gap / 2 for a, gap in zip(places, gaps, strict=False)][: len(places) - 1]
+    edges = [places[0] - gaps[0] / 2, *middles, places[-1] + gaps[-1] / 2]
+    for number, ends in enumerate(itertools.pairwise(edges)):
+        if share := selection.diverged(number):
+            axes.axvspan(*ends, color=style.FAINT, alpha=0.4 * share, linewidth=0)
+    step = min(STEP * (edges[-1] - edges[0]), SPREAD * min(gaps) / len(selection.lines))
+    for number, line in enumerate(selection.lines):
+        shift = step * (number - (len(selection.lines) - 1) / 2)
+        _draw_line(axes, line, [place + shift for place in places], 0.4 * step)
+    axes.set_xticks(places, style.with_room(places, selection.values))
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xlabel(in_words(selection.key))
     axes.set_ylabel("test accuracy (%)")
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -1.0) - (0.08 * (high - low) if selection.stopped else 0), min(high, 101.0))
+    axes.set_ylim(max(low - (0.08 * (high - low) if selection.stopped else 0), 0), min(high, 100))
     style.legend(canvas, _entries(selection))
 
 
-def _draw_line(axes: "Axes", line: Line, shift: float) -> None:
+def _draw_line(axes: "Axes", line: Line, xs: Sequence[float], beside: float) -> None:
+    """A line whose values stand at ``xs``, single seeds so far to the left of them."""
     look = style.of_method(line.method, line.variant)
-    drawn = [(spot, spot.interval) for spot in line.spots if spot.interval]
-    xs = [spot.place + shift for spot, _ in drawn]
+    drawn = [(xs[spot.place], spot.interval) for spot in line.spots if spot.interval]
+    at = [x for x, _ in drawn]
     means = [100 * interval.mean for _, interval in drawn]
-    reaches = [100 * (interval.high - interval.mean) for _, interval in drawn]
-    axes.plot(xs, means, color=look.color, linestyle=look.line, zorder=3, **look.marks)
-    axes.errorbar(xs, means, reaches, color=look.color, linestyle="none", elinewidth=1.0, capsize=2.2)
+    reaches = [
+        [100 * (interval.mean - max(interval.low, 0)) for _, interval in drawn],
+        [100 * (min(interval.high, 1) - interval.mean) for _, interval in drawn],
+    ]
+    axes.plot(at, means, color=look.color, linestyle=look.line, zorder=3, **look.marks)
+    axes.errorbar(
+        at, means, reaches, color=look.color, linestyle="none", elinewidth=1.0, capsize=2.2, clip_on=False
+    )
     for spot in line.spots:
         percents = [100 * value for value in spot.accuracies]
-        beside = [spot.place + shift - 0.03] * len(percents)
-        axes.plot(beside, percents, ".", color=look.color, markersize=4, alpha=0.55, mew=0)
-        for place, status in enumerate(sorted(spot.failures)):
+        left = [xs[spot.place] - beside] * len(percents)
+        axes.plot(left, percents, ".", color=look.color, markersize=4, alpha=0.55, mew=0)
+        for number, status in enumerate(sorted(spot.failures)):
             mark = style.failure(status, look.color)
-            height = 0.03 + 0.05 * place
-            axes.plot(
-                [spot.place + shift], [height], transform=axes.get_xaxis_transform(), clip_on=False, **mark
-            )
+            height = 0.03 + 0.05 * number
+            axes.plot([xs[spot.place]], [height], transform=axes.get_xaxis_transform(), clip_on=False, **mark)
 
 
 def _entries(selection: Accuracies) -> Iterator[tuple["Line2D", str]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 WIDTH = 7.2  # inches: the text width of a page, and 900 px at the 125 dpi of a screen
-MOST_MARKED = 24  # points of a line, beyond which markers would touch
+MOST_MARKED = 72  # points over the whole width, beyond which markers would touch
 INK, FAINT = "#222222", "#8a8a8a"
 
 Dashes = tuple[float, Sequence[float]]
@@ -65,6 +65,7 @@ FURTHER = (
     Style("#5F8F2F", "d", (0, (3, 2)), 5.4),
     Style("#1F6F78", "8", (0, (7, 1, 1, 1)), 5.4),
     Style("#B58A6A", "H", (0, (2, 1, 4, 1)), 5.4),
+    Style("#D1495B", "1", (0, (9, 1.5, 2, 1.5)), 6.8),
 )
 VARIANT_LINES: Sequence[Dashes] = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), SOLID)
 VARIANT_SHADES = (-0.45, 0.40, -0.75, 0.55)  # of the way to black, or to white
@@ -130,6 +131,14 @@ def _shaded(color: str, amount: float) -> str:
     return "#" + "".join(f"{round(part + (target - part) * abs(amount)):02x}" for part in parts)
 
 
+def sparse(points: int, across: int) -> bool:
+    """Whether a line of so many points has a mark at each, in a panel of which ``across`` share the width.
+
+    Where points are few, a line alone would not show them, and would not show a single one at all.
+    """
+    return points <= MOST_MARKED / across
+
+
 def octaves(sizes: Sequence[int]) -> float:
     """How far the sizes reach on a log2 axis; at least 1, so that a single size has an axis too."""
     return max(math.log2(max(sizes) / min(sizes)), 1.0)
@@ -156,14 +165,20 @@ def size_axis(axes: "Axes", sizes: Sequence[int], label: str) -> None:
     span = octaves(sizes)
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(sizes) * 2 ** (-0.1 * span), max(sizes) * 2 ** (0.1 * span))
-    labels, last = [], -math.inf
-    for size in sizes:
-        room = math.log2(size) - last > span / 16
-        labels.append(str(size) if room else "")
-        last = math.log2(size) if room else last
-    axes.set_xticks(list(sizes), labels)
+    axes.set_xticks(list(sizes), with_room([math.log2(size) for size in sizes], list(map(str, sizes))))
     axes.minorticks_off()
     axes.set_xlabel(label)
+
+
+def with_room(places: Sequence[float], labels: Sequence[str]) -> list[str]:
+    """The labels, but for those that would stand too close to one before them; places ascend."""
+    least = (places[-1] - places[0]) / 16
+    kept, last = [], -math.inf
+    for place, label in zip(places, labels, strict=True):
+        room = place - last > least
+        kept.append(label if room else "")
+        last = place if room else last
+    return kept
 
 
 def size_heading(axis: str, size: int) -> str:

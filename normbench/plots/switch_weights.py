@@ -185,7 +185,7 @@ def _draw_by_depth(canvas: "Canvas", grid: "GridSpecBase", block: Block) -> None
             for order, member in enumerate(MEMBERS):
                 look = style.of_method(member)
                 weights = [layer[order] for layer in size.depth[statistic]]
-                marks = replace(look, size=2.2).marks if len(depths) <= style.MOST_MARKED else {}
+                marks = replace(look, size=2.2).marks if style.sparse(len(depths), len(block.sizes)) else {}
                 axes.plot(depths, weights, color=look.color, linestyle=look.line, linewidth=1.1, **marks)
             _weight_axis(axes, f"for the {statistic}" if column == 0 else "")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

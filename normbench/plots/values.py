@@ -1,10 +1,14 @@
-"""The settings of trials as values on an axis: told apart, put in order, and labelled."""
+"""The settings of trials as values on an axis: told apart, put in order, placed, and labelled."""
 
 import json
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from normbench.plots.panels import flat
 from normbench.records import Record
+
+LOGARITHMIC = 4.0  # the span of values from which on their ratios count, and not their differences
 
 
 def settings_of(record: Record) -> dict[str, Any]:
@@ -28,6 +32,25 @@ def order(text: str) -> tuple[float, int, str]:
         return float(text), 0, ""
     except ValueError:
         return float("inf"), len(text), text
+
+
+def places(texts: Sequence[str]) -> tuple[float, ...]:
+    """Where values as ``written`` stand on an axis, in their order.
+
+    Numbers stand by their size, or by its logarithm where all are positive and span a factor of
+    `LOGARITHMIC`; anything else, and numbers beside anything else, at equal distances.
+    """
+    numbers = [order(text)[0] for text in texts]
+    if not all(map(math.isfinite, numbers)):
+        return tuple(map(float, range(len(texts))))
+    if min(numbers) > 0 and max(numbers) >= LOGARITHMIC * min(numbers):
+        return tuple(map(math.log2, numbers))
+    return tuple(numbers)
+
+
+def in_words(key: str) -> str:
+    """The label of a setting: ``clip max norm`` for ``clip.max_norm``."""
+    return key.replace(".", " ").replace("_", " ")
 
 
 def shown(text: str) -> str:

@@ -4,7 +4,7 @@
 # DIR/slurm.conf is what SLURM_CONF must name. It says it has four cores, and waits that last minutes elsewhere
 # last seconds.
 set -euo pipefail
-case $1 in
+case ${1-} in
 install)
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
@@ -59,7 +59,10 @@ CONF
     slurmctld -c
     slurmd -c
     for _ in $(seq 300); do
-        [ "$(sinfo --noheader --format=%T --partition=main 2>/dev/null)" = idle ] && exit 0
+        if [ "$(sinfo --noheader --format=%T --partition=main 2>/dev/null)" = idle ]; then
+            printf 'export SLURM_CONF=%q\n' "$SLURM_CONF"
+            exit 0
+        fi
         sleep 0.1
     done
     tail -n 20 "$dir"/slurmctld.log "$dir"/slurmd.log >&2
