@@ -97,7 +97,10 @@ def test_every_method_computes_its_papers_formulas(
         return
     for seed in range(3):
         both(seed)
+    kept = module.state_dict()
     for name, buffer in module.named_buffers():
+        if name not in kept:
+            continue  # of the moment
         sums = rounding(arithmetic.dtype, shape.values, maps(shape))
         assert_within(buffer, torch.from_numpy(getattr(formulas, name)), sums, name)
     module.eval()

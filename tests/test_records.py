@@ -137,7 +137,7 @@ def test_provenance_and_diagnostics_have_this_shape(real: Record) -> None:
     assert set(record["provenance"]["flags"]) == {
         "precision", "deterministic_convolutions", "tf32", "flush_denormal",
     }  # fmt: skip
-    assert set(record["provenance"]["path"]) == {"norm", "memory_format"}
+    assert set(record["provenance"]["path"]) == {"norm", "memory_format", "step"}
     (weights,) = record["diagnostics"].values()
     assert list(record["diagnostics"]) == ["switch_weights"]
     assert [entry["epoch"] for entry in weights] == [1, 2, 3]
