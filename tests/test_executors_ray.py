@@ -4,7 +4,6 @@ import contextlib
 import ipaddress
 import os
 import re
-import select
 import signal
 import socket
 import sys
@@ -18,7 +17,7 @@ from unittest.mock import MagicMock
 import pytest
 from clusters import RayCluster, wait_until
 from conftest import Cli
-from test_executors import Tell, children_of, gone, saves_often, trivial
+from test_executors import Tell, children_of, gone, hangs, saves_often, trivial
 from test_interrupt import Terminal
 from test_train import numbers
 
@@ -71,20 +70,10 @@ def test_when_a_node_dies_its_trials_go_on_elsewhere_from_their_checkpoints(
         assert numbers(record) == numbers(undisturbed)
 
 
-def sleeps(trial: Trial, tell: Tell, *, attempts: Path) -> Record:
-    """Seed 1 tells that it has begun, and then nothing."""
-    tell({"epoch": 1})
-    if trial.seed == 1:
-        with attempts.open("a") as file:
-            file.write("x")
-        select.select([], [], [], 3600)
-    return trivial(trial, tell)
-
-
 def test_a_task_that_tells_nothing_for_too_long_is_ended_tried_once_more_and_is_then_a_timeout(
     ray_cluster: RayCluster, tiny: Callable[..., Trial], tmp_path: Path
 ) -> None:
-    work = partial(sleeps, attempts=tmp_path / "attempts")
+    work = partial(hangs, attempts=tmp_path / "attempts", how="asleep", times=99)
     trials = [tiny(seed=seed) for seed in range(3)]
 
     found = {

@@ -1,6 +1,5 @@
 """What the contract of executors does not say: limits of time, preemption, and a runner that died."""
 
-import select
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from clusters import wait_until
 from conftest import Cli
-from test_executors import Tell, record_of, saves_often, trivial, until_told_to_stop
+from test_executors import Tell, hangs, record_of, saves_often, trivial, until_told_to_stop
 from test_train import numbers
 
 from normbench import sweep
@@ -93,21 +92,11 @@ def test_a_trial_that_must_make_room_goes_on_later_from_its_checkpoint(
     assert numbers(outcome) == numbers(undisturbed)
 
 
-def sleeps(trial: Trial, tell: Tell, *, attempts: Path) -> Record:
-    """Seed 1 tells something, and nothing more."""
-    tell({"epoch": 1})
-    if trial.seed == 1:
-        with attempts.open("a") as file:
-            file.write("x")
-        select.select([], [], [], 3600)
-    return record_of(trial)
-
-
 def test_a_job_that_tells_nothing_for_too_long_is_ended_tried_once_more_and_is_then_a_timeout(
     tiny: Callable[..., Trial], tmp_path: Path
 ) -> None:
     means = OPTIONS | {"directory": tmp_path / "slurm", "hang_seconds": 2.0}
-    work = partial(sleeps, attempts=tmp_path / "attempts")
+    work = partial(hangs, attempts=tmp_path / "attempts", how="asleep", times=99)
 
     found = {
         trial.seed: outcome
