@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -14,6 +14,7 @@ from normbench.bases import Files, Unreadable
 from normbench.cells import TRIAL_KEYS, merged, trials_of
 from normbench.executors import EXECUTORS
 from normbench.located import Node, Problem, Spot, printable
+from normbench.lookup import shortened
 from normbench.norms import NORMS
 from normbench.plots import FIGURES
 from normbench.trial import Choice, Count, Frozen, Positive, Trial, choice_from
@@ -177,9 +178,24 @@ def _experiment(root: Node | None, problems: list[Problem], overrides: Sequence[
     problems += [problem for problem in (*found, *more) if problem.spot not in unreadable]
     if document is not None and (unshared := document.execute.refusal(trials)):
         problems.append(Problem(root.value["execute"].value["processes"].spot, unshared))
+    if document is not None:
+        problems += _unknown_settings(root, document.plots, trials)
     if problems or document is None:
         raise _refusal(problems)
     return Experiment(document.name, trials, document.execute, document.plots, root.plain())
+
+
+def _unknown_settings(root: Node, figures: Sequence[Choice], trials: Sequence[Trial]) -> Iterator[Problem]:
+    """Settings that figures are to be drawn over and that no trial has; of own methods, any may be one."""
+    own = any(NORMS[trial.norm.name].own for trial in trials)
+    for number, figure in enumerate(figures):
+        for option in FIGURES[figure.name].of:
+            key = figure.options[option]
+            if key not in TRIAL_KEYS and not (own and key.startswith("norm.")):
+                near = meant(key, TRIAL_KEYS)
+                hint = f" (did you mean {near!r}?)" if near else ""
+                spot = root.value["plots"].value[number].value[option].spot
+                yield Problem(spot, f"unknown setting {shortened(key)}{hint}")
 
 
 def _refusal(problems: Iterable[Problem]) -> ConfigError:

@@ -229,6 +229,21 @@ def test_processes_are_refused_to_a_method_whose_statistics_stay_in_one(problems
     assert problem.endswith("2 processes would not share the statistics of moving_average_batch")
 
 
+@pytest.mark.parametrize(
+    ("figure", "expected"),
+    [
+        (
+            "{name: setting, key: norm.gruops}",
+            "key: unknown setting 'norm.gruops' (did you mean 'norm.groups'?)",
+        ),
+        ("{name: heat_map, x: batch_size, y: xyz}", "y: unknown setting 'xyz'"),
+    ],
+)
+def test_a_figure_over_a_setting_that_does_not_exist_is_refused(problems, figure, expected):
+    (problem,) = problems(f"name: x\nplots: [curves, {figure}]")
+    assert problem.endswith(f"plots[1].{expected}")
+
+
 def test_processes_on_the_command_line_share_them_too(problems):
     assert problems("name: x\ntrial: {batch_size: 8}", "execute.processes=16") == [
         "command line: execute.processes=16: 16 processes are more than the samples of batch_size 8"
