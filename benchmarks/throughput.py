@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=decoded.default_directory())
     parser.add_argument("--dataset", default="shapes", help="as in a config")
     parser.add_argument("--depth", type=int, default=20)
-    parser.add_argument("--norms", nargs="+", default=["batch", "group"])
+    parser.add_argument("--norms", nargs="+", choices=list(PLAIN_NORMS), default=["batch", "group"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[128, 32, 8, 2])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--seconds", type=float, default=3.0)

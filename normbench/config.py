@@ -192,10 +192,9 @@ def _unknown_settings(root: Node, figures: Sequence[Choice], trials: Sequence[Tr
         for option in FIGURES[figure.name].of:
             key = figure.options[option]
             if key not in TRIAL_KEYS and not (own and key.startswith("norm.")):
-                near = meant(key, TRIAL_KEYS)
-                hint = f" (did you mean {near!r}?)" if near else ""
+                words = unknown(meant(key, TRIAL_KEYS)).replace("key", f"setting {shortened(key)}", 1)
                 spot = root.value["plots"].value[number].value[option].spot
-                yield Problem(spot, f"unknown setting {shortened(key)}{hint}")
+                yield Problem(spot, words)
 
 
 def _refusal(problems: Iterable[Problem]) -> ConfigError:

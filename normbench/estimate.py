@@ -94,7 +94,7 @@ def relative_cost(trial: Trial) -> float:
 
 def record_bytes(trial: Trial) -> int:
     """Of its record: some 3 kB, 200 an epoch, and more by each layer that has something to tell."""
-    depth = int(trial.model.name.lstrip("abcdefghijklmnopqrstuvwxyz_"))
+    depth = _depth(trial)
     by_layer = 200 * (trial.norm.name == "switchable") + 150 * (trial.clip.name == "agc")
     by_layer += 350 * ("gradient_norm" in trial.diagnose) + 120 * ("signal_propagation" in trial.diagnose)
     return 3000 + (trial.epochs + 1) * (200 + depth * by_layer)
@@ -107,10 +107,13 @@ def checkpoint_bytes(parameters: int) -> int:
 
 def device_bytes(trial: Trial) -> int:
     """That a trial takes of a GPU: rather too much, 2 GiB and 10 MiB a sample (ResNet-20, 32×32 images)."""
-    depth = int(trial.model.name.lstrip("abcdefghijklmnopqrstuvwxyz_"))
     image = trial.dataset.options.get("image_size", 32) / 32
-    sample = 10 * 2**20 * (depth / 20) * trial.model.options.get("width", 1.0) * image**2
+    sample = 10 * 2**20 * (_depth(trial) / 20) * trial.model.options.get("width", 1.0) * image**2
     return 2 * 2**30 + int(trial.batch_size * sample)
+
+
+def _depth(trial: Trial) -> int:
+    return int(trial.model.name.lstrip("abcdefghijklmnopqrstuvwxyz_"))
 
 
 def size(count: int) -> str:

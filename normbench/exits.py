@@ -17,12 +17,12 @@ from normbench.located import printable
 from normbench.lookup import UnknownName
 from normbench.plots.panels import CannotDrawError
 from normbench.records import NewerRecordError, RecordsInUse
+from normbench.signals import ENDING
 from normbench.sweep import Unusable
 
 OK, INTERNAL, USAGE, UNFINISHED, DATA, IN_USE, DISK = range(7)
 INTERRUPTED = 128  # plus the signal's number
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = b"\x1b[?25h"  # which a live table hides
 
 
@@ -78,7 +78,7 @@ class Stop:
         self._last_words = os.fsencode(f"{how_to_go_on(arguments, INTERRUPTED)}\n")
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._on) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._on) for number in ENDING}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,11 +9,10 @@ from normbench.console import duration, percent, result_of
 from normbench.located import printable
 from normbench.lookup import UnknownName, nearest, shortened
 from normbench.plots.figure import Row, as_csv
-from normbench.records import Failure, Measured, Record
+from normbench.records import ERROR, Failure, Measured, Record
 from normbench.results import Tell, find, named
 from normbench.tabular import as_json, as_table
 
-ERROR = ".error.txt"
 COLUMNS = ("epoch", "train loss", "train accuracy", "test loss", "test accuracy", "lr", "seconds")
 FORMATS = ("csv", "json")
 MOST_LISTED = 5  # trials that a message names

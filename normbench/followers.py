@@ -33,12 +33,11 @@ from normbench.models.network import network
 from normbench.norms.shares import ALONE, Disconnected, Share
 from normbench.optim import optimizer
 from normbench.progress import Progress
+from normbench.signals import held_back
 from normbench.trial import Trial
 from normbench.update import Update, is_out_of_memory, settled_arithmetic
 
 PATIENCE_SECONDS = 5.0  # for a follower whose connection has broken to say why
-# Ctrl-C and a batch system's notice reach the whole process group; the runner decides what they mean.
-FOR_THE_RUNNER = (signal.SIGINT, signal.SIGTERM)
 # How long a process that lives may be silent: the others wait while the leader evaluates. gloo notices at
 # once that a process has ended; NCCL does not, and ends the others after this time.
 SILENCE = {"gloo": timedelta(hours=1), "nccl": timedelta(minutes=10)}
@@ -117,18 +116,14 @@ class _Follower:
         self.rank = rank
         self._errors = directory / f"{rank}.err"
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_RUNNER)  # it takes over the mask
-        try:
-            with self._errors.open("wb") as errors:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "normbench.followers", str(directory), str(rank)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    env=os.environ | {"PYTHONPATH": path},
-                )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with held_back(), self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "normbench.followers", str(directory), str(rank)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=os.environ | {"PYTHONPATH": path},
+            )
 
     def wait_until_ready(self) -> None:
         """Until it has loaded everything.

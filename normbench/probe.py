@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from normbench.data.decoded import Extent
 from normbench.devices import device
 from normbench.models.network import check, network
+from normbench.norms.shares import ALONE
 from normbench.optim import momenta, optimizer
 from normbench.recording import Recorded, recorder_of
 from normbench.trial import Trial
+from normbench.update import one_update
 
 SECONDS = 0.3
 CACHE = "XDG_CACHE_HOME"
@@ -43,8 +45,8 @@ class Probe:
         self.y = torch.zeros(trial.batch_size, dtype=torch.long, device=where)
         recorder = recorder_of(where, 1)
         others = tuple if recorder is None else partial(momenta, self.sgd)
-        act = partial(_update, self.model, self.sgd, trial.precision)
-        self.step = Recorded(act, self.model, recorder, others)
+        self._act = partial(one_update, trial, self.model, self.sgd, ALONE)
+        self.step = Recorded(self._act, self.model, recorder, others)
 
     def update(self) -> None:
         """One, with everything that belongs to it, in training mode; on the path that a trial takes."""
@@ -52,7 +54,7 @@ class Probe:
 
     def update_by_calls(self) -> None:
         """The same, never replayed: what it takes of memory can be seen."""
-        _update(self.model, self.sgd, self.precision, self.x, self.y)
+        self._act(self.x, self.y)
 
     @torch.inference_mode()
     def infer(self) -> None:
@@ -97,15 +99,6 @@ def _loss(model: nn.Module, precision: str, x: Tensor, y: Tensor) -> Tensor:
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits = model(x)
     return F.cross_entropy(logits.float(), y)
-
-
-def _update(model: nn.Module, sgd: torch.optim.SGD, precision: str, x: Tensor, y: Tensor) -> tuple[Tensor]:
-    loss = _loss(model, precision, x, y)
-    sgd.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    model.clip()  # type: ignore[operator]
-    sgd.step()
-    return (loss.detach(),)
 
 
 def images_per_second(trial: Trial, data: Extent, place: str, threads: int = 1) -> float:

@@ -76,7 +76,7 @@ class Update:
             for group in sgd.param_groups:
                 group["lr"] = self._lr
         others = tuple if recorder is None else partial(momenta, sgd)
-        self.step = Recorded(partial(_step, trial, model, sgd, share), model, recorder, others)
+        self.step = Recorded(partial(one_update, trial, model, sgd, share), model, recorder, others)
 
     def __call__(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Update ``step`` by images x, [N, 3, H, W], and labels y, [N]: the whole batch in every process.
@@ -100,7 +100,7 @@ class Update:
         return loss, logits
 
 
-def _step(
+def one_update(
     trial: Trial, model: nn.Module, sgd: torch.optim.SGD, share: Share, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Forward, backward, clip, SGD, and nothing that waits for the device or depends on more than tensors."""

@@ -1,5 +1,6 @@
 """What pydantic finds wrong with a document, in plain words, and where it was written."""
 
+import functools
 import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -33,6 +34,7 @@ _BOUNDS = {
 }
 
 
+@functools.cache
 def paths(model: type[BaseModel]) -> tuple[str, ...]:
     """The keys of a model and, dotted, those of the models inside it."""
     found: dict[str, None] = {}

@@ -89,7 +89,7 @@ def test_a_signal_before_anything_runs_ends_at_once() -> None:
     assert stopped.value.code == 143
 
 
-@pytest.mark.parametrize("number", exits.SIGNALS)
+@pytest.mark.parametrize("number", exits.ENDING)
 def test_the_first_signal_is_an_answer_to_who_asks(number: int) -> None:
     said: list[str] = []
     with exits.Stop([], said.append) as stop:
@@ -103,10 +103,10 @@ def test_the_first_signal_is_an_answer_to_who_asks(number: int) -> None:
 
 
 def test_signals_do_afterwards_what_they_did_before() -> None:
-    before = [signal.getsignal(number) for number in exits.SIGNALS]
+    before = [signal.getsignal(number) for number in exits.ENDING]
     with exits.Stop([], lambda _: None):
         pass
-    assert [signal.getsignal(number) for number in exits.SIGNALS] == before
+    assert [signal.getsignal(number) for number in exits.ENDING] == before
 
 
 STUBBORN = """
@@ -122,7 +122,7 @@ with Stop(["run", "a b.yaml"], lambda words: print(words, flush=True)) as stop:
 """
 
 
-@pytest.mark.parametrize("number", exits.SIGNALS)
+@pytest.mark.parametrize("number", exits.ENDING)
 def test_the_second_signal_ends_what_does_not_end_by_itself(number: int) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

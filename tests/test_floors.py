@@ -36,7 +36,7 @@ def behind(*tables: Table[Any]) -> tuple[str, ...]:
 FLOORS: tuple[tuple[str, ...], ...] = (
     # the version, and what knows nothing of the rest
     ("",),
-    ("lookup", "stats", "streams", "plots.published"),
+    ("lookup", "signals", "stats", "streams", "plots.published"),
     # the tables: what exists, by name, without loading it
     ("norms", "models", "data", "executors", "inference", "plots", "located"),
     # what a trial is, and how YAML is read and checked
@@ -51,8 +51,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models.network", "data.decoded", *behind(EXECUTORS)),
     # the training loop; how long it may take
     ("data.whitening", "inference.running"),
-    ("data.augment", "probe", "update"),
-    ("inference.evaluation", "propagation", "followers"),
+    ("data.augment", "update"),
+    ("inference.evaluation", "probe", "propagation", "followers"),
     behind(EVALUATIONS),
     ("train", "estimate", "profiling"),
     ("room",),

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from normbench.executors.attempts import CUT_OFF, Attempts, packed
 from normbench.records import Failure, Unwritable
+from normbench.signals import ENDING, held_back
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ PATIENCE_SECONDS = 4.0  # for workers to save their state when they are told to 
 STACKS_SECONDS = 2.0  # for a worker that hangs to write down where
 MOST_STACKS = 60_000  # bytes kept of it
 KILLED = "was killed by"
-# Ctrl-C and a batch system's notice reach the whole process group; the runner decides what they mean.
-FOR_THE_RUNNER = (signal.SIGINT, signal.SIGTERM)
 
 
 def execute(
@@ -113,11 +112,10 @@ class _Worker:
         self._stacks, stacks = context.Pipe(duplex=False)
         self.process = context.Process(target=_serve, args=(theirs, stacks, work), daemon=True)
         resource_tracker.ensure_running()  # its first start, a part of every other start, unblocks them again
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_RUNNER)  # until _serve ignores them
         try:
-            self.process.start()
+            with held_back():  # until _serve ignores them
+                self.process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
             stacks.close()
         self.trial: Trial | None = None
@@ -225,9 +223,9 @@ def _serve(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]", work: "
     the same. Where it was when it crashed or was aborted goes to ``stacks``.
     """
     faulthandler.enable(stacks.fileno())
-    for number in FOR_THE_RUNNER:
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_RUNNER)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def tell(event: dict[str, Any]) -> bool:
         try:

@@ -6,7 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from normbench.plots import caption, style
 from normbench.plots.figure import Figure, Options, Row
@@ -208,16 +208,13 @@ def _draw_courses(
         look = style.of_method(course.series.method, course.series.variant)
         for seed in course.seeds:
             points = seed.points(quantity)
-            dot = "." if style.sparse(len(points), across) else ""
-            thin: dict[str, Any] = {"color": look.color, "linewidth": 0.6, "alpha": 0.4, "ms": 3, "mew": 0}
-            axes.plot(*_xy(points), zorder=2, marker=dot, **thin)
+            axes.plot(*_xy(points), **style.of_seed(look.color, len(points), across))
             if seed.status != "done" and points:
                 epoch, value = points[-1]
                 inside = min(max(value, limits[0]), limits[1])
                 axes.plot([epoch], [inside], clip_on=False, **style.failure(seed.status, look.color))
         points = course.points(quantity)
-        marks = replace(look, size=3.2).marks if style.sparse(len(points), across) else {}
-        axes.plot(*_xy(points), color=look.color, linestyle=look.line, linewidth=1.4, zorder=3, **marks)
+        axes.plot(*_xy(points), **style.of_mean(look, len(points), across))
     axes.set_ylim(*limits)
     epochs = [epoch for course in column.courses for seed in course.seeds for epoch, _ in seed.train_loss]
     axes.set_xlim(0, max(epochs, default=1) * 1.03)

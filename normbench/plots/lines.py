@@ -4,7 +4,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from normbench.plots import style
 from normbench.plots.figure import Row
@@ -156,15 +156,12 @@ def _limits(panels: Sequence[Panel], logarithmic: bool) -> tuple[float, float]:
 def _draw_line(axes: "Axes", line: Line, limits: tuple[float, float], across: int) -> None:
     look = style.of_method(line.series.method, line.series.variant)
     for seed in line.seeds:
-        dot = "." if style.sparse(len(seed.points), across) else ""
-        thin: dict[str, Any] = {"color": look.color, "linewidth": 0.6, "alpha": 0.4, "ms": 3, "mew": 0}
-        axes.plot(*_xy(seed.points), zorder=2, marker=dot, **thin)
+        axes.plot(*_xy(seed.points), **style.of_seed(look.color, len(seed.points), across))
         if seed.status != "done" and seed.points:
             x, y = seed.points[-1]
             inside = min(max(y, limits[0]), limits[1])
             axes.plot([x], [inside], clip_on=False, **style.failure(seed.status, look.color))
-    marks = replace(look, size=3.2).marks if style.sparse(len(line.mean), across) else {}
-    axes.plot(*_xy(line.mean), color=look.color, linestyle=look.line, linewidth=1.4, zorder=3, **marks)
+    axes.plot(*_xy(line.mean), **style.of_mean(look, len(line.mean), across))
 
 
 def _xy(points: Points) -> tuple[list[float], list[float]]:

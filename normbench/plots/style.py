@@ -170,6 +170,18 @@ def size_axis(axes: "Axes", sizes: Sequence[int], label: str) -> None:
     axes.set_xlabel(label)
 
 
+def of_seed(color: str, points: int, across: int) -> dict[str, Any]:
+    """The thin line of a single seed, with a dot at each of its points where these are `sparse`."""
+    thin: dict[str, Any] = {"color": color, "linewidth": 0.6, "alpha": 0.4, "zorder": 2}
+    return thin | {"marker": "." if sparse(points, across) else "", "ms": 3, "mew": 0}
+
+
+def of_mean(look: "Style", points: int, across: int) -> dict[str, Any]:
+    """The line over the seeds, with a mark at each of its points where these are `sparse`."""
+    marks = replace(look, size=3.2).marks if sparse(points, across) else {}
+    return {"color": look.color, "linestyle": look.line, "linewidth": 1.4, "zorder": 3} | marks
+
+
 def with_room(places: Sequence[float], labels: Sequence[str]) -> list[str]:
     """The labels, but for those that would stand too close to one before them; places ascend."""
     least = (places[-1] - places[0]) / 16
