@@ -37,7 +37,7 @@ from normbench.norms.moments import MomentNorm
 from normbench.optim import optimizer
 from normbench.progress import Progress
 from normbench.provenance import device_name, git_state
-from normbench.recording import recorder_of
+from normbench.recording import WORTH, recorder_of
 from normbench.trial import Trial
 from normbench.update import Update, settled_arithmetic
 
@@ -59,7 +59,7 @@ class Running:
         model = network(trial, len(dataset.classes))
         self.model: nn.Module = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         steps = max(1, len(self.training) // trial.batch_size)
-        recorder = recorder_of(where, 1) if graphs else None
+        recorder = recorder_of(where, 1, WORTH) if graphs else None
         self.update = Update(trial, self.model, optimizer(trial, self.model), steps, recorder=recorder)
         self.batches = self._batches()
         self.progress, self.step = Progress(), 0

@@ -30,7 +30,9 @@ from normbench.data.augment import Images
 from normbench.models.network import network
 from normbench.optim import optimizer
 from normbench.provenance import device_name, git_state
+from normbench.recording import WORTH, recorder_of
 from normbench.trial import Trial
+from normbench.update import Update
 
 CORES = len(os.sched_getaffinity(0))
 WARM_UP = 3
@@ -67,11 +69,42 @@ def plain_resnet(depth: int, norm: Any) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
+class PlainSwitchNorm(nn.Module):
+    """As its authors published it (Luo et al. 2019), with a moving average."""
+
+    def __init__(self, channels: int, momentum: float = 0.9, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.gamma = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.mean_weight, self.var_weight = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+        self.register_buffer("running_mean", torch.zeros(1, channels, 1))
+        self.register_buffer("running_var", torch.zeros(1, channels, 1))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        N, C, H, W = x.shape
+        x = x.view(N, C, -1)
+        mean_in, var_in = x.mean(-1, keepdim=True), x.var(-1, keepdim=True)
+        mean_ln, squares = mean_in.mean(1, keepdim=True), var_in + mean_in**2
+        var_ln = squares.mean(1, keepdim=True) - mean_ln**2
+        mean_bn = mean_in.mean(0, keepdim=True)
+        var_bn = squares.mean(0, keepdim=True) - mean_bn**2
+        for running, new in ((self.running_mean, mean_bn), (self.running_var, var_bn)):
+            running.mul_(self.momentum).add_((1 - self.momentum) * new.data)
+        m, v = self.mean_weight.softmax(0), self.var_weight.softmax(0)
+        mean = m[0] * mean_in + m[1] * mean_ln + m[2] * mean_bn
+        var = v[0] * var_in + v[1] * var_ln + v[2] * var_bn
+        return ((x - mean) / (var + self.eps).sqrt()).view(N, C, H, W) * self.gamma + self.beta
+
+
 PLAIN_NORMS: dict[str, Any] = {
     "batch": nn.BatchNorm2d,
     "group": lambda channels: nn.GroupNorm(8, channels),
     "layer": lambda channels: nn.GroupNorm(1, channels),
     "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+    "switchable": PlainSwitchNorm,
 }
 
 
@@ -126,7 +159,8 @@ def ours(trial: Trial, data: Path, seconds: float, barrier: Any, answers: Any) -
     dataset = decoded.load(trial.dataset, data)
     model = network(trial, len(dataset.classes))
     model = model.to(memory_format=torch.channels_last)
-    sgd = optimizer(trial, model)
+    recorder = recorder_of(torch.device("cpu"), 1, WORTH)
+    update = Update(trial, model, optimizer(trial, model), len(dataset.train.indices), recorder=recorder)
     training = Images(dataset.train, dataset.mean, dataset.std, torch.device("cpu"))
     batches = (
         batch
@@ -136,14 +170,7 @@ def ours(trial: Trial, data: Path, seconds: float, barrier: Any, answers: Any) -
     )
     steps, began = -WARM_UP, 0.0
     for x, y in batches:
-        for group in sgd.param_groups:
-            group["lr"] = 1e-3
-        with torch.autocast("cpu", torch.bfloat16, enabled=trial.precision == "bf16"):
-            logits = model(x)
-        loss = F.cross_entropy(logits.float(), y)
-        sgd.zero_grad()
-        loss.backward()
-        sgd.step()
+        update(max(steps, 0), x, y)
         steps += 1
         if steps == 0:
             barrier.wait()
@@ -171,14 +198,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=decoded.default_directory())
     parser.add_argument("--dataset", default="shapes", help="as in a config")
     parser.add_argument("--depth", type=int, default=20)
-    parser.add_argument("--norms", nargs="+", choices=list(PLAIN_NORMS), default=["batch", "group"])
+    parser.add_argument("--norms", nargs="+", choices=list(PLAIN_NORMS), default=list(PLAIN_NORMS))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[128, 32, 8, 2])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "throughput.json")
     chosen = parser.parse_args()
-    base = Trial.model_validate({"dataset": yaml.safe_load(chosen.dataset), "model": f"resnet{chosen.depth}"})
+    settings = {"optimizer": {"lr": 1e-3}, "lr_reference_batch": None, "model": f"resnet{chosen.depth}"}
+    base = Trial.model_validate({"dataset": yaml.safe_load(chosen.dataset)} | settings)
     decoded.prepare(base.dataset, chosen.data, print)
     dataset = decoded.load(base.dataset, chosen.data)
     rows = []

@@ -17,7 +17,7 @@ from normbench.devices import device
 from normbench.models.network import check, network
 from normbench.norms.shares import ALONE
 from normbench.optim import momenta, optimizer
-from normbench.recording import Recorded, recorder_of
+from normbench.recording import WORTH, Recorded, recorder_of
 from normbench.trial import Trial
 from normbench.update import one_update
 
@@ -43,7 +43,7 @@ class Probe:
         x = torch.randn(trial.batch_size, 3, size, size, device=where)
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.y = torch.zeros(trial.batch_size, dtype=torch.long, device=where)
-        recorder = recorder_of(where, 1)
+        recorder = recorder_of(where, 1, WORTH)
         others = tuple if recorder is None else partial(momenta, self.sgd)
         self._act = partial(one_update, trial, self.model, self.sgd, ALONE)
         self.step = Recorded(self._act, self.model, recorder, others)

@@ -27,7 +27,7 @@ def provenance(
         precision: fp32 or bf16.
         processes: that shared every batch.
         spanning: norm batches span processes, which no kernel can see.
-        step: updates were replayed as a ``graph``, or ``plain`` calls.
+        step: updates were replayed as a ``graph`` or a ``tape``, or ``plain`` calls.
     """
     norm = "torch" if spanning else kernels.path(device, precision == "bf16")
     return {

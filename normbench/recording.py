@@ -1,8 +1,9 @@
-"""Recording what is done to a batch, and replaying it for all others: CUDA graphs, and the seam for them.
+"""Recording what is done to a batch, and replaying it for all others: CUDA graphs, tapes, and their seam.
 
 A step of a small network is a thousand small kernels, and to launch each from Python takes longer than to
-run it. A graph launches them all at once. It does again what was done when it was recorded: with the same
-tensors, whatever they hold now, and with the same Python values, whatever they are now. So
+run it. On a GPU a graph launches them all at once; on a CPU a :class:`normbench.tape.Tape` calls operators
+and nothing else. Both do again what was done when it was recorded: with the same tensors, whatever they hold
+now, and with the same Python values, whatever they are now. So
 
 - batches are copied into tensors of the recording, and what comes out is copied out of them;
 - a recording serves only while all Python values of the network are what they were; others get another one.
@@ -24,17 +25,25 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.normalization import Timed
+from normbench.tape import Tape
 
 Tensors = tuple[Tensor, ...]
 Act = Callable[..., Tensors]
 MOST = 8  # recordings of one step; values that have changed more often must settle first
 REHEARSALS = 2  # the first sets things up: libraries, kernels, memory
+WORTH = 200  # replays that a tape must save time in, which costs four updates to begin with
 OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 _underway = False
 
 
 class Recorder(Protocol):
-    """How something is recorded. Only tensors may change by it: see :class:`Recorded`."""
+    """How something is recorded. Only tensors may change by it: see :class:`Recorded`.
+
+    Attributes:
+        name: of what comes of it.
+    """
+
+    name: str
 
     def rehearse(self, act: Callable[[], Tensors]) -> None:
         """Do it as often as it takes before it can be recorded.
@@ -44,12 +53,15 @@ class Recorder(Protocol):
         """
 
     def record(
-        self, act: Callable[[], Tensors], generators: Sequence[torch.Generator]
+        self, act: Act, batch: Tensors, generators: Sequence[torch.Generator]
     ) -> Callable[[], Tensors]:
-        """What does it again, and gives the same tensors each time; nothing is done yet.
+        """What does ``act(*batch)`` again, whatever the batch then holds.
+
+        The caller puts back what this changes, and copies what comes out before the next replay.
 
         Args:
             act: what to record.
+            batch: which it takes.
             generators: random generators that it draws from.
 
         Raises:
@@ -99,7 +111,9 @@ class Recorded:
         others: further tensors that are changed, which must exist by the first call.
 
     Attributes:
-        path: how the last call went: ``graph``, or ``plain`` with, if there is a recorder, why in brackets.
+        path: how the last call went: the recorder's name (``graph``, ``tape``), or ``plain`` with, if there
+            is a recorder, why in brackets.
+        refusal: why the last call was not replayed, if there is a recorder.
     """
 
     def __init__(
@@ -110,6 +124,7 @@ class Recorded:
         others: Callable[[], Iterable[Tensor]] = tuple,
     ) -> None:
         self._act, self._model, self._recorder, self._others = act, model, recorder, others
+        self._name = "plain" if recorder is None else recorder.name
         self._modules = list(model.modules())
         self._timed = [module for module in self._modules if isinstance(module, Timed)]
         self._drawing = [module for module in self._modules if isinstance(module, Drawing)]
@@ -118,14 +133,16 @@ class Recorded:
         self._key: Hashable = None
         self.path = "plain"
         self._why = ""
+        self.refusal = ""
 
     def __call__(self, *batch: Tensor) -> Tensors:
         """What ``act`` gives for the batch."""
         recording = None if self._recorder is None else self._recording(batch)
+        self.refusal = self._why if recording is None else ""
         if recording is None:
-            self.path = f"plain ({self._why})" if self._why else "plain"
+            self.path = f"plain ({self.refusal})" if self.refusal else "plain"
             return self._act(*batch)
-        self.path = "graph"
+        self.path = self._name
         own, replay = recording
         for tensor, given in zip(own, batch, strict=True):
             tensor.copy_(given, non_blocking=True)
@@ -155,17 +172,16 @@ class Recorded:
     def _record(self, batch: Tensors) -> tuple[Tensors, Callable[[], Tensors]] | None:
         assert self._recorder is not None
         own = tuple(tensor.clone() for tensor in batch)
-        act = partial(self._act, *own)
         with self._undone():
             before = python_values(self._modules)
             try:
-                self._recorder.rehearse(act)
+                self._recorder.rehearse(partial(self._act, *own))
                 if python_values(self._modules) != before:
                     self._why = "a step changes Python values of its layers"
                     return None
                 generators = [one.random for one in self._drawing if one.random is not None]
                 with being_recorded():
-                    return own, self._recorder.record(act, generators)
+                    return own, self._recorder.record(self._act, own, generators)
             except RuntimeError as error:  # memory too: it can be that the step alone would fit
                 self._why = str(error).partition("\n")[0]
                 self._recorder = None
@@ -239,6 +255,8 @@ class _Itself:
 class CudaGraphs:
     """Records on one GPU. All recordings share their memory: none may rely on what is left by another."""
 
+    name = "graph"
+
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool: Any = torch.cuda.graph_pool_handle()
@@ -255,9 +273,9 @@ class CudaGraphs:
             torch.cuda.current_stream().wait_stream(self._stream)
 
     def record(
-        self, act: Callable[[], Tensors], generators: Sequence[torch.Generator]
+        self, act: Act, batch: Tensors, generators: Sequence[torch.Generator]
     ) -> Callable[[], Tensors]:
-        """A graph of everything that is launched."""
+        """A graph of everything that is launched; nothing is done yet."""
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
@@ -265,7 +283,7 @@ class CudaGraphs:
             torch.cuda.device(self._device),
             torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
         ):
-            outputs = act()
+            outputs = act(*batch)
 
         def replay() -> Tensors:
             graph.replay()
@@ -287,10 +305,14 @@ def _no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def recorder_of(device: torch.device, processes: int) -> Recorder | None:
-    """For trials of so many processes on a device; None where steps are just called.
+def recorder_of(device: torch.device, processes: int, calls: int) -> Recorder | None:
+    """For a step that trials of so many processes call so often on a device; None where it is just called.
 
-    That is on a CPU, where several processes share a batch, and under ``NORMBENCH_GRAPHS=off``.
+    That is where several processes share a batch, where a tape would not be worth it, and under
+    ``NORMBENCH_REPLAY=off``.
     """
-    off = device.type != "cuda" or processes > 1 or os.environ.get("NORMBENCH_GRAPHS") == "off"
-    return None if off else CudaGraphs(device)
+    if processes > 1 or os.environ.get("NORMBENCH_REPLAY") == "off":
+        return None
+    if device.type == "cuda":
+        return CudaGraphs(device)
+    return Tape() if calls >= WORTH else None

@@ -106,7 +106,7 @@ def train(
             progress.diagnosed(_probed(trial, model, training, Clock(0, steps_per_epoch, trial.epochs)))
         with followed(trial, data, where, processes, model, sgd, progress) as share:
             progress.settled_at = time.monotonic()  # the others had to start first
-            recorder = recorder_of(where, processes)
+            recorder = recorder_of(where, processes, trial.epochs * steps_per_epoch)
             update = Update(trial, model, sgd, steps_per_epoch, share, recorder)
             inference = Inference(model, trial.precision, recorder)
             while (epoch := len(progress.epochs)) < trial.epochs:
@@ -122,8 +122,8 @@ def train(
                         progress.updated(loss, logits, y, predicted, update.step.path)
                         pause()
                 pause(due=True)
-                if not epoch and update.step.path.startswith("plain ("):
-                    report({"warning": f"updates are not replayed as a CUDA graph: {update.step.path}"})
+                if not epoch and update.step.refusal:
+                    report({"warning": f"updates are called and not replayed: {update.step.refusal}"})
                 tested = (epoch + 1) % trial.evaluate_every == 0 or epoch + 1 == trial.epochs
                 test_loss, test_accuracy = (
                     evaluate(model, testing, trial.precision, pause, inference) if tested else (None, None)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.recording import Tensors, being_recorded
+from normbench.recording import Act, Tensors, being_recorded
 
 
 class Baked:
@@ -16,6 +16,8 @@ class Baked:
     As with a graph nothing is done while it is recorded, what comes out lies in the same tensors every time,
     and generators are not seeded inside.
     """
+
+    name = "graph"
 
     def __init__(self) -> None:
         self.rehearsals, self.recordings, self.replays = 0, 0, 0
@@ -26,7 +28,7 @@ class Baked:
         self.rehearsals += 1
 
     def record(
-        self, act: Callable[[], Tensors], generators: Sequence[torch.Generator]
+        self, act: Act, batch: Tensors, generators: Sequence[torch.Generator]
     ) -> Callable[[], Tensors]:
         modules = list(_network_of(act).modules())
         baked = [dict(vars(module)) for module in modules]
@@ -39,7 +41,7 @@ class Baked:
             _put(modules, baked)
             try:
                 with being_recorded():
-                    new = act()
+                    new = act(*batch)
             finally:
                 _put(modules, live)
             if not outputs:
@@ -60,7 +62,7 @@ class Refusing(Baked):
 
 
 def _network_of(act: Any) -> nn.Module:
-    """Of partial(partial(function, …, network, …), *batch), which is one partial."""
+    """Of partial(function, …, network, …)."""
     assert isinstance(act, partial)
     return next(each for each in act.args if isinstance(each, nn.Module))
 

@@ -24,7 +24,7 @@ from normbench.executors import EXECUTORS
 from normbench.inference.evaluation import Inference, infer
 from normbench.models.network import network
 from normbench.optim import optimizer
-from normbench.recording import CudaGraphs, Tensors, recorder_of
+from normbench.recording import Act, CudaGraphs, Tensors, recorder_of
 from normbench.records import Failure, Interrupted, Record
 from normbench.train import train
 from normbench.trial import Trial
@@ -88,7 +88,7 @@ def test_a_replayed_trial_is_a_called_one_to_the_last_bit(
 ) -> None:
     trial = tiny(**settings, precision=precision)
     replayed = train(trial, tiny_data, tmp_path / "replayed", "cuda:0")
-    monkeypatch.setenv("NORMBENCH_GRAPHS", "off")
+    monkeypatch.setenv("NORMBENCH_REPLAY", "off")
     called = train(trial, tiny_data, tmp_path / "called", "cuda:0")
 
     assert numbers(replayed) == numbers(called)
@@ -122,10 +122,10 @@ class Loud(CudaGraphs):
             raise AssertionError("it waits for the GPU") from error
 
     def record(
-        self, act: Callable[[], Tensors], generators: Sequence[torch.Generator]
+        self, act: Act, batch: Tensors, generators: Sequence[torch.Generator]
     ) -> Callable[[], Tensors]:
         try:
-            return super().record(act, generators)
+            return super().record(act, batch, generators)
         except RuntimeError as error:
             raise AssertionError("it cannot be recorded") from error
 
@@ -214,7 +214,7 @@ def test_what_waits_for_the_gpu_is_called_and_says_so(tiny: Tiny, tiny_data: Pat
     model = network(trial, 4)
     model.norm = Waiting(model.norm)  # type: ignore[arg-type]
     model = model.to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    update = Update(trial, model, optimizer(trial, model), 6, recorder=recorder_of(WHERE, 1))
+    update = Update(trial, model, optimizer(trial, model), 6, recorder=recorder_of(WHERE, 1, 6))
     (chunk,) = images.training_chunks(trial.seed, 0, trial.batch_size, trial.augment)
 
     losses = [float(update(step, chunk.images[:10], chunk.labels[:10])[0]) for step in range(5)]

@@ -36,7 +36,7 @@ def behind(*tables: Table[Any]) -> tuple[str, ...]:
 FLOORS: tuple[tuple[str, ...], ...] = (
     # the version, and what knows nothing of the rest
     ("",),
-    ("lookup", "signals", "stats", "streams", "plots.published"),
+    ("lookup", "signals", "stats", "streams", "tape", "plots.published"),
     # the tables: what exists, by name, without loading it
     ("norms", "models", "data", "executors", "inference", "plots", "located"),
     # what a trial is, and how YAML is read and checked
@@ -76,7 +76,7 @@ MAY_IMPORT_TORCH = {
     *("data.augment", "data.whitening", "propagation"),
     *("inference.evaluation", "inference.running", *behind(EVALUATIONS)),
     *("optim", "checkpoints", "devices", "progress", "provenance", "train", "probe", "profiling"),
-    *("update", "recording", "followers"),
+    *("update", "recording", "tape", "followers"),
 }
 
 # functions that load torch when, and only when, it is time to compute

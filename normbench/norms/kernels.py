@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from normbench.tape import one_call
+
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-std=gnu11")
 Pair = tuple[int, int]
@@ -72,6 +74,7 @@ class Kernels:
             function.restype = None
         self._library = library
 
+    @one_call
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of every map of every sample, [N, C] each."""
         N, C, H, W = x.shape
@@ -79,6 +82,7 @@ class Kernels:
         self._library.moments(_at(x), _at(mean), _at(variance), N, H * W, C)
         return mean, variance
 
+    @one_call
     def multiply_add(
         self, x: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, relu: bool
     ) -> Tensor:
@@ -89,6 +93,7 @@ class Kernels:
         self._library.multiply_add(*pointers, N, H * W, C, int(relu) + int(shortcut is not None))
         return y
 
+    @one_call
     def forward(
         self,
         x: Tensor,
@@ -112,6 +117,7 @@ class Kernels:
         )
         return y, saved
 
+    @one_call
     def backward(
         self,
         dy: Tensor,
