@@ -146,3 +146,13 @@ def test_the_files_are_named_after_the_setting_so_that_an_experiment_may_have_se
         paths = render("setting", records, tmp_path, ["png"], {"key": key})
         assert [path.name for path in paths] == [f"setting-{key}.png", f"setting-{key}.csv"]
         assert all(path.stat().st_size for path in paths)
+
+
+def test_values_that_are_no_numbers_are_not_joined() -> None:
+    """Nothing lies between two models, or two lists of places."""
+
+    def lines(axes: Any) -> set[str]:
+        return {line.get_linestyle() for line in axes.get_lines()} - {"None"}
+
+    assert len(lines(drawn([agc(0.1), agc(0.2)], "clip.threshold"))) == 1
+    assert not lines(drawn([record(model=model) for model in ("resnet8", "resnet14")], "model.name"))

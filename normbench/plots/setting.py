@@ -10,7 +10,7 @@ from normbench.norms import NORMS
 from normbench.plots import caption, style
 from normbench.plots.figure import Figure, Options, Row
 from normbench.plots.panels import CannotDrawError, counted, differing, said
-from normbench.plots.values import in_words, order, places, settings_of, shown, written
+from normbench.plots.values import in_words, numeric, order, places, settings_of, shown, written
 from normbench.records import Record
 from normbench.stats import Interval, mean_interval
 
@@ -58,11 +58,13 @@ class Accuracies:
     Attributes:
         values: those of the setting, as they are labelled, in order.
         places: where they stand on the axis, ascending.
+        joined: they are numbers, and what lies between two of them means something.
     """
 
     key: str
     values: tuple[str, ...]
     places: tuple[float, ...]
+    joined: bool
     lines: tuple[Line, ...]
     stopped: Mapping[str, int]
     caption: tuple[str, ...]
@@ -111,6 +113,7 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
         key,
         tuple(shown(value) for value in values),
         places(values),
+        numeric(values),
         tuple(lines),
         Counter[str](record.status for record in chosen if record.status != "done"),
         (
@@ -182,7 +185,7 @@ def draw(selection: Accuracies, canvas: "Canvas") -> None:
     step = min(STEP * (edges[-1] - edges[0]), SPREAD * min(gaps) / len(selection.lines))
     for number, line in enumerate(selection.lines):
         shift = step * (number - (len(selection.lines) - 1) / 2)
-        _draw_line(axes, line, [place + shift for place in places], 0.4 * step)
+        _draw_line(axes, line, [place + shift for place in places], 0.4 * step, selection.joined)
     axes.set_xticks(places, style.with_room(places, selection.values))
     axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel(in_words(selection.key))
@@ -192,8 +195,8 @@ def draw(selection: Accuracies, canvas: "Canvas") -> None:
     style.legend(canvas, _entries(selection))
 
 
-def _draw_line(axes: "Axes", line: Line, xs: Sequence[float], beside: float) -> None:
-    """A line whose values stand at ``xs``, single seeds so far to the left of them."""
+def _draw_line(axes: "Axes", line: Line, xs: Sequence[float], beside: float, joined: bool) -> None:
+    """The means, at ``xs``, joined or each by itself; single seeds so far to the left of them."""
     look = style.of_method(line.method, line.variant)
     drawn = [(xs[spot.place], spot.interval) for spot in line.spots if spot.interval]
     at = [x for x, _ in drawn]
@@ -202,7 +205,7 @@ def _draw_line(axes: "Axes", line: Line, xs: Sequence[float], beside: float) -> 
         [100 * (interval.mean - max(interval.low, 0)) for _, interval in drawn],
         [100 * (min(interval.high, 1) - interval.mean) for _, interval in drawn],
     ]
-    axes.plot(at, means, color=look.color, linestyle=look.line, zorder=3, **look.marks)
+    axes.plot(at, means, color=look.color, linestyle=look.line if joined else "none", zorder=3, **look.marks)
     axes.errorbar(
         at, means, reaches, color=look.color, linestyle="none", elinewidth=1.0, capsize=2.2, clip_on=False
     )

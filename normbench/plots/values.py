@@ -34,15 +34,20 @@ def order(text: str) -> tuple[float, int, str]:
         return float("inf"), len(text), text
 
 
+def numeric(texts: Sequence[str]) -> bool:
+    """Whether all of these values as ``written`` are numbers."""
+    return all(math.isfinite(order(text)[0]) for text in texts)
+
+
 def places(texts: Sequence[str]) -> tuple[float, ...]:
     """Where values as ``written`` stand on an axis, in their order.
 
     Numbers stand by their size, or by its logarithm where all are positive and span a factor of
     `LOGARITHMIC`; anything else, and numbers beside anything else, at equal distances.
     """
-    numbers = [order(text)[0] for text in texts]
-    if not all(map(math.isfinite, numbers)):
+    if not numeric(texts):
         return tuple(map(float, range(len(texts))))
+    numbers = [order(text)[0] for text in texts]
     if min(numbers) > 0 and max(numbers) >= LOGARITHMIC * min(numbers):
         return tuple(map(math.log2, numbers))
     return tuple(numbers)
