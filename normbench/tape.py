@@ -11,6 +11,7 @@ that step which a replay agrees with, and sums differ from those of a step that 
 
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -40,6 +41,16 @@ def one_call(function: Callable[P, R]) -> Callable[P, R]:
     return noted
 
 
+def in_two_parts(position: int, more: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Of a function that takes a tensor in two parts, to be added up: there, and as the keyword ``more``."""
+
+    def marked(function: Callable[P, R]) -> Callable[P, R]:
+        function.two_parts = position, more  # type: ignore[attr-defined]
+        return function
+
+    return marked
+
+
 class Tape:
     """Records on a CPU: see :class:`normbench.recording.Recorder`."""
 
@@ -60,7 +71,7 @@ class Tape:
         notes = _Notes()
         with _noted(notes):
             results = notes.of(act(*batch))
-        calls = _casts_together(_alive(notes.calls, results), results)
+        calls = _sums_inside(_casts_together(_alive(notes.calls, results), results), results)
         replay = torch.inference_mode()(_written(calls, results))
         _compare(act, batch, generators, replay, notes.changed())
         return replay
@@ -290,7 +301,8 @@ def _casts_together(calls: list[_Call], outputs: Any) -> list[_Call]:
             sources = [calls[index].args[0] for index in members]
             results = {calls[index].results: calls[index].results.like() for index in members}
             stays |= results
-            together[place] = _Call(aten._foreach_copy_.default, (list(results.values()), sources), {}, None)
+            copied = list(results.values()), sources
+            together[place] = _Call(aten._foreach_copy_.default, copied, {}, None, kept=True)
     moved = []
     for index, call in enumerate(calls):
         if index in together:
@@ -299,6 +311,26 @@ def _casts_together(calls: list[_Call], outputs: Any) -> list[_Call]:
             args, kwargs = _mapped(lambda value: stays.get(value, value), (call.args, call.kwargs), _Value)
             moved.append(call._replace(args=args, kwargs=kwargs))
     return moved
+
+
+def _sums_inside(calls: list[_Call], outputs: Any) -> list[_Call]:
+    """Sums for a function alone that can add up by itself are left to it."""
+    made = {value: call for call in calls for value in call.gives()}
+    uses = Counter(value for call in calls for value in call.takes())
+    uses.update(one for one in _leaves(outputs) if isinstance(one, _Value))
+    left = []
+    for call in calls:
+        position, more = getattr(call.function, "two_parts", (0, ""))
+        total = call.args[position] if more else None
+        maker = made[total] if isinstance(total, _Value) else call
+        if maker.function is aten.add.Tensor and len(maker.args) == 2 and not maker.kwargs:
+            alike = all(isinstance(one, _Value) and one.shape == maker.results.shape for one in maker.args)
+            if alike and all(uses[one] == 1 for one in (total, *maker.args)):
+                args = [*call.args]
+                args[position], other = maker.args
+                call = call._replace(args=tuple(args), kwargs={**call.kwargs, more: other})
+        left.append(call)
+    return _alive(left, outputs)
 
 
 # ---- the calls as a function

@@ -43,6 +43,7 @@ int main(void) {
         for (int then = PLAIN; then <= ADD_RELU; then++) {
             const size_t maps = sizeof(T) * N * P * C, row = sizeof(float) * C, table = row * N;
             T *x = array(maps), *y = array(maps), *dy = array(maps), *dx = array(maps);
+            T *more = array(maps);
             T *s = then == ADD_RELU ? array(maps) : NULL, *ds = then == ADD_RELU ? array(maps) : NULL;
             for (I i = 0; i < N * P * C; i++) x[i] = dy[i] = put((float)(i % 7));
             float *gamma = array(row), *beta = array(row), *dgamma = array(row), *dbeta = array(row);
@@ -51,9 +52,9 @@ int main(void) {
             float *w = array(4 * K), *dw = array(4 * K), *dv = array(4 * K);
             forward(x, gamma, beta, s, y, saved, mean, var, then, N, P, C, K, samples, channels, w, w,
                     1, 1e-5f, 0.1f, 1);
-            backward(dy, x, y, gamma, saved, dx, ds, dgamma, dbeta, dw, dv, work, then, N, P, C,
+            backward(dy, s ? more : NULL, x, y, gamma, saved, dx, ds, dgamma, dbeta, dw, dv, work, then, N, P, C,
                      K, samples, channels, w, w, 1);
-            void *all[] = {x, y, dy, dx, s, ds, gamma, beta, dgamma, dbeta,
+            void *all[] = {x, y, dy, more, dx, s, ds, gamma, beta, dgamma, dbeta,
                            saved, work, mean, var, w, dw, dv};
             for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) free(all[i]);
         }
@@ -267,6 +268,27 @@ def test_a_shortcut_is_added_with_and_without_a_relu(
 
 
 @needs_compiler
+@pytest.mark.parametrize("shortcut", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gradient_in_two_parts_is_their_sum_to_the_last_bit(dtype: torch.dtype, shortcut: bool) -> None:
+    compiled = kernels._build(dtype == torch.bfloat16)
+    assert compiled is not None
+    maps = [
+        torch.randn(4, 20, 3, 5).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(4)
+    ]
+    x, dy, more, added = maps
+    gamma, beta = torch.rand(2, 20)
+    method = kernels.Method(((2, 1), (1, 4)), False, 1e-5, True)
+    weights = torch.tensor([0.3, 0.7])
+    given = added if shortcut else None
+    y, saved = compiled.forward(x, gamma, beta, weights, weights, given, method, None)
+    rest = x, y, gamma, weights, weights, saved, method, shortcut
+
+    found, expected = compiled.backward(dy, *rest, more=more), compiled.backward(dy + more, *rest)
+
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_maps_in_any_memory_order_give_the_same() -> None:
     """Slices, transposes, expanded gradients and parameters are copied into the order that is read."""
     module = layer_of_one_idea()

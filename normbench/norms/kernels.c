@@ -128,13 +128,16 @@ void multiply_add(In x, Row scale, Row shift, In shortcut, T *restrict y, I N, I
 #undef BLOCK
 }
 
-/* Sums of g * x and of g, where g is dy behind the ReLU that gave y; ADD_RELU also leaves g itself. */
-INLINE void sums_block(In x, In dy, In y, T *restrict g_out, float *restrict dscale, float *restrict dshift, I P, I C,
-                       const int then, const int lanes) {
+/* Sums of g * x and of g, where g is dy behind the ReLU that gave y; ADD_RELU also leaves g itself. Where there is
+ * `more`, dy is its sum with that, rounded as if it had been stored. */
+INLINE V rounded(V v) { return widened(narrowed(v)); }
+INLINE void sums_block(In x, In dy, In more, In y, T *restrict g_out, float *restrict dscale, float *restrict dshift, I P,
+                       I C, const int then, const int with_more, const int lanes) {
     V product[UNROLL] = {{0}}, plain[UNROLL] = {{0}};
 #define ADD(p, u)                                                                \
     {                                                                            \
         V g = load(dy + (p) * C, lanes);                                         \
+        if (with_more) g = rounded(g + load(more + (p) * C, lanes));             \
         if (then != PLAIN) g = behind_relu(g, load(y + (p) * C, lanes));         \
         if (then == ADD_RELU) store(g_out + (p) * C, g, lanes);                  \
         product[u] += g * load(x + (p) * C, lanes);                              \
@@ -150,11 +153,14 @@ INLINE void sums_block(In x, In dy, In y, T *restrict g_out, float *restrict dsc
     to_row(dshift, total(plain), lanes);
 }
 
-static void sums(In x, In dy, In y, T *restrict g, float *restrict dscale, float *restrict dshift, I N, I P, I C, int then) {
-#define BLOCK(then, lanes) sums_block(x + at, dy + at, y + at, g + at, dscale + k, dshift + k, P, C, then, lanes)
-    if (then == PLAIN) EACH_BLOCK(BLOCK(PLAIN, LANES), BLOCK(PLAIN, lanes))
-    else if (then == RELU) EACH_BLOCK(BLOCK(RELU, LANES), BLOCK(RELU, lanes))
-    else EACH_BLOCK(BLOCK(ADD_RELU, LANES), BLOCK(ADD_RELU, lanes))
+static void sums(In x, In dy, In more, In y, T *restrict g, float *restrict dscale, float *restrict dshift, I N, I P, I C,
+                 int then) {
+#define BLOCK(then, with, lanes) \
+    sums_block(x + at, dy + at, more + at, y + at, g + at, dscale + k, dshift + k, P, C, then, with, lanes)
+    if (then == PLAIN) EACH_BLOCK(BLOCK(PLAIN, 0, LANES), BLOCK(PLAIN, 0, lanes))
+    else if (then == RELU) EACH_BLOCK(BLOCK(RELU, 0, LANES), BLOCK(RELU, 0, lanes))
+    else if (more == dy) EACH_BLOCK(BLOCK(ADD_RELU, 0, LANES), BLOCK(ADD_RELU, 0, lanes))
+    else EACH_BLOCK(BLOCK(ADD_RELU, 1, LANES), BLOCK(ADD_RELU, 1, lanes))
 #undef BLOCK
 }
 
@@ -270,15 +276,16 @@ void forward(In x, const float *gamma, const float *beta, In shortcut, T *restri
  *   pooling k, block b of m members: dM_b = w_k sum dM, dV_b = w_k sum dV, and for each member with mean u
  *   du += (dM_b + 2 dV_b (u - M_b)) / m    dv += dV_b / m
  *   dx = g scale + x slope + offset    slope = 2 bessel dv / P    offset = du / P - slope u
- * `work` holds six [N][C] tables. */
-void backward(In dy, In x, In y, const float *gamma, float *saved, T *restrict dx, T *restrict dshortcut, float *dgamma,
+ * `work` holds six [N][C] tables. With ADD_RELU, dy may come in two parts, to be added up. */
+void backward(In dy, In more, In x, In y, const float *gamma, float *saved, T *restrict dx, T *restrict dshortcut, float *dgamma,
               float *dbeta, float *dmean_weights, float *dvariance_weights, float *work, int then, I N, I P, I C, I K,
               const I *samples, const I *channels, const float *mean_weights, const float *variance_weights,
               float bessel) {
     const I NC = N * C;
     Saved s = saved_at(saved, NC);
     float *dM = work, *dV = dM + NC, *du = dV + NC, *dv = du + NC, *dMb = dv + NC, *dVb = dMb + NC;
-    sums(x, dy, y, dshortcut ? dshortcut : dx, dV, dM, N, P, C, then); /* A and B, replaced in place below */
+    /* A and B, replaced in place below */
+    sums(x, dy, more ? more : dy, y, dshortcut ? dshortcut : dx, dV, dM, N, P, C, then);
     memset(dgamma, 0, sizeof(float) * C);
     memset(dbeta, 0, sizeof(float) * C);
     for (I n = 0; n < N; n++)

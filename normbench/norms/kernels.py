@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from normbench.tape import one_call
+from normbench.tape import in_two_parts, one_call
 
 SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-std=gnu11")
@@ -67,7 +67,7 @@ class Kernels:
         pointer, whole, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
         shape, weights = [whole] * 4 + [pointer] * 2, [pointer] * 2
         library.forward.argtypes = [pointer] * 8 + [ctypes.c_int] + shape + weights + [real] * 4
-        library.backward.argtypes = [pointer] * 12 + [ctypes.c_int] + shape + weights + [real]
+        library.backward.argtypes = [pointer] * 13 + [ctypes.c_int] + shape + weights + [real]
         library.moments.argtypes = [pointer] * 3 + [whole] * 3
         library.multiply_add.argtypes = [pointer] * 5 + [whole] * 3 + [ctypes.c_int]
         for function in (library.forward, library.backward, library.moments, library.multiply_add):
@@ -118,6 +118,7 @@ class Kernels:
         return y, saved
 
     @one_call
+    @in_two_parts(1, "more")
     def backward(
         self,
         dy: Tensor,
@@ -129,9 +130,12 @@ class Kernels:
         saved: Tensor,
         method: Method,
         with_shortcut: bool,
+        more: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        """The gradients of x, gamma, beta, the mixing weights and the shortcut."""
+        """The gradients of x, gamma, beta, the mixing weights and the shortcut; of y they are dy + more."""
         N, C, H, W = x.shape
+        if more is not None and not with_shortcut:
+            dy, more = dy + more, None
         dx, dgamma, dbeta, work = (
             torch.empty_like(x),
             torch.empty_like(gamma),
@@ -145,7 +149,7 @@ class Kernels:
         dshortcut = torch.empty_like(x) if with_shortcut else None
         gradients = dx, dshortcut, dgamma, dbeta, dmean_weights, dvariance_weights
         self._library.backward(
-            *(_at(tensor) for tensor in (dy, x, y, gamma, saved, *gradients, work)),
+            *(_at(tensor) for tensor in (dy, more, x, y, gamma, saved, *gradients, work)),
             *(method.then(dshortcut), N, H * W, C, *_pairs(method.blocks)),
             *(_at(mean_weights), _at(variance_weights), method.correction(H * W)),
         )
