@@ -52,8 +52,8 @@ int main(void) {
             float *w = array(4 * K), *dw = array(4 * K), *dv = array(4 * K);
             forward(x, gamma, beta, s, y, saved, mean, var, then, N, P, C, K, samples, channels, w, w,
                     1, 1e-5f, 0.1f, 1);
-            backward(dy, s ? more : NULL, x, y, gamma, saved, dx, ds, dgamma, dbeta, dw, dv, work, then, N, P, C,
-                     K, samples, channels, w, w, 1);
+            backward(dy, s ? more : NULL, x, y, gamma, saved, dx, ds, dgamma, dbeta, dw, dv, work, then, N, P,
+                     C, K, samples, channels, w, w, 1);
             void *all[] = {x, y, dy, more, dx, s, ds, gamma, beta, dgamma, dbeta,
                            saved, work, mean, var, w, dw, dv};
             for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) free(all[i]);
