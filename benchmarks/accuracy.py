@@ -23,6 +23,7 @@ import yaml
 from normbench import records
 from normbench.data import decoded
 from normbench.provenance import device_name, git_state
+from normbench.recording import WORTH
 from normbench.stats import mean_interval
 
 NORMS = ["batch", "layer", "instance", "group", "switchable"]
@@ -51,7 +52,8 @@ def accuracies(
     found = [records.Record.from_json(one.read_text()) for one in (folder / "accuracy").glob("*.json")]
     for one in found:
         taken = one.provenance["path"]
-        assert (taken["step"] == "plain") == (path == "plain"), taken
+        ways = {"plain": ("torch", "plain"), "fast": ("compiled", "tape")}
+        assert (taken["norm"], taken["step"]) == ways[path], taken
     return {(one.trial.norm.name, one.trial.seed): one.final.test_accuracy for one in found if one.final}
 
 
@@ -67,6 +69,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "accuracy.json")
     chosen = parser.parse_args()
+    if chosen.epochs * (chosen.train_size // chosen.batch_size) < WORTH:
+        parser.error(f"trials of fewer than {WORTH} updates are not replayed")
     dataset = yaml.safe_load(chosen.dataset)
     dataset = dataset if isinstance(dataset, dict) else {"name": dataset}
     trial = {
@@ -87,6 +91,9 @@ def main() -> None:
             a, b = arms[first], arms[second]
             seeds = [seed for seed in range(chosen.seeds) if {(norm, seed)} <= a.keys() & b.keys()]
             pairs = [(a[norm, seed], b[norm, seed]) for seed in seeds]
+            if len(pairs) < 2:
+                print(f"{norm}: {len(pairs)} seeds in common, no interval")
+                continue
             found = mean_interval([100 * (one - other) for one, other in pairs])
             rows.append({"norm": norm, "first": first, "second": second, "seeds": seeds, "accuracies": pairs})
             rows[-1] |= {"difference": found.mean, "low": found.low, "high": found.high}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from normbench.data.decoded import Extent
 from normbench.devices import device
 from normbench.models.network import check, network
+from normbench.norms.normalization import recordable
 from normbench.norms.shares import ALONE
 from normbench.optim import momenta, optimizer
 from normbench.recording import WORTH, Recorded, recorder_of
@@ -43,7 +44,7 @@ class Probe:
         x = torch.randn(trial.batch_size, 3, size, size, device=where)
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.y = torch.zeros(trial.batch_size, dtype=torch.long, device=where)
-        recorder = recorder_of(where, 1, WORTH)
+        recorder = recorder_of(where, 1, WORTH, recordable(trial.norm))
         others = tuple if recorder is None else partial(momenta, self.sgd)
         self._act = partial(one_update, trial, self.model, self.sgd, ALONE)
         self.step = Recorded(self._act, self.model, recorder, others)

@@ -31,8 +31,8 @@ Tensors = tuple[Tensor, ...]
 Act = Callable[..., Tensors]
 MOST = 8  # recordings of one step; values that have changed more often must settle first
 REHEARSALS = 2  # the first sets things up: libraries, kernels, memory
-WORTH = 200  # replays that a tape must save time in, which costs four updates to begin with
-OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
+WORTH = 200  # replays that save what a tape costs to begin with: some tens of updates of a small batch
+OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training", "_buffers", "_parameters"}
 _underway = False
 
 
@@ -41,9 +41,11 @@ class Recorder(Protocol):
 
     Attributes:
         name: of what comes of it.
+        evaluations: these gain by it too, large as their batches are.
     """
 
     name: str
+    evaluations: bool
 
     def rehearse(self, act: Callable[[], Tensors]) -> None:
         """Do it as often as it takes before it can be recorded.
@@ -198,7 +200,7 @@ class Recorded:
             *self._others(),
         ]
         kept = [tensor.detach().clone() for tensor in tensors]
-        attributes = [dict(vars(module)) for module in self._modules]
+        attributes = [{key: _kept(value) for key, value in vars(module).items()} for module in self._modules]
         devices = {tensor.device for tensor in tensors if tensor.is_cuda}
         try:
             with torch.random.fork_rng(devices=list(devices)):
@@ -213,6 +215,11 @@ class Recorded:
             with torch.no_grad():
                 for tensor, value in zip(tensors, kept, strict=True):
                     tensor.copy_(value)
+
+
+def _kept(value: Any) -> Any:
+    """The same, to be put back: lists and dictionaries may be changed in the meantime."""
+    return value.copy() if type(value) in (list, dict, set) else value
 
 
 def python_values(modules: Iterable[nn.Module]) -> Hashable:
@@ -256,6 +263,7 @@ class CudaGraphs:
     """Records on one GPU. All recordings share their memory: none may rely on what is left by another."""
 
     name = "graph"
+    evaluations = True
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -305,13 +313,13 @@ def _no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def recorder_of(device: torch.device, processes: int, calls: int) -> Recorder | None:
+def recorder_of(device: torch.device, processes: int, calls: int, recordable: bool = True) -> Recorder | None:
     """For a step that trials of so many processes call so often on a device; None where it is just called.
 
-    That is where several processes share a batch, where a tape would not be worth it, and under
-    ``NORMBENCH_REPLAY=off``.
+    That is where several processes share a batch, where a tape would not be worth it, where nobody vouches
+    for the method, and under ``NORMBENCH_REPLAY=off``.
     """
-    if processes > 1 or os.environ.get("NORMBENCH_REPLAY") == "off":
+    if not recordable or processes > 1 or os.environ.get("NORMBENCH_REPLAY") == "off":
         return None
     if device.type == "cuda":
         return CudaGraphs(device)

@@ -55,6 +55,7 @@ class Tape:
     """Records on a CPU: see :class:`normbench.recording.Recorder`."""
 
     name = "tape"
+    evaluations = False
 
     def rehearse(self, act: Callable[[], Tensors]) -> None:
         """Once, which sets up what there is to set up."""
@@ -81,15 +82,15 @@ class _Value:
     """A tensor that a call makes.
 
     Attributes:
-        shape: its shape, strides and dtype.
+        layout: its shape, strides and dtype.
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        self.shape = tensor.shape, tensor.stride(), tensor.dtype
+        self.layout = tensor.shape, tensor.stride(), tensor.dtype
 
     def like(self) -> Tensor:
-        """An uninitialised tensor of this shape."""
-        shape, stride, dtype = self.shape
+        """An uninitialised tensor of this layout."""
+        shape, stride, dtype = self.layout
         return torch.empty_strided(shape, stride, dtype=dtype)
 
 
@@ -138,7 +139,7 @@ class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.asleep or func.namespace == "profiler":
             return func(*args, **kwargs)
         if set(UNKNOWABLE) & set(func.tags):
-            raise RuntimeError(f"a step reads numbers of a tensor in Python ({func})")
+            raise RuntimeError(f"it reads numbers of a tensor in Python ({func}); slower, but they are right")
         before = self.of((args, kwargs))
         results = func(*args, **kwargs)
         schema = func._schema
@@ -321,11 +322,11 @@ def _sums_inside(calls: list[_Call], outputs: Any) -> list[_Call]:
     left = []
     for call in calls:
         position, more = getattr(call.function, "two_parts", (0, ""))
-        total = call.args[position] if more else None
+        total = call.args[position] if more and position < len(call.args) else None
         maker = made[total] if isinstance(total, _Value) else call
         if maker.function is aten.add.Tensor and len(maker.args) == 2 and not maker.kwargs:
-            alike = all(isinstance(one, _Value) and one.shape == maker.results.shape for one in maker.args)
-            if alike and all(uses[one] == 1 for one in (total, *maker.args)):
+            alike = all(isinstance(one, _Value) and one.layout == maker.results.layout for one in maker.args)
+            if alike and all(uses[one] == 1 and not made[one].view for one in (total, *maker.args)):
                 args = [*call.args]
                 args[position], other = maker.args
                 call = call._replace(args=tuple(args), kwargs={**call.kwargs, more: other})
@@ -353,6 +354,8 @@ def _written(calls: list[_Call], outputs: Any) -> Callable[[], Tensors]:
             return repr(thing) if thing is None or isinstance(thing, bool | int) else constant(thing)
         if isinstance(thing, list):
             return f"[{', '.join(map(source, thing))}]"
+        if not isinstance(thing, tuple):
+            raise RuntimeError(f"it gives an operator a {type(thing).__name__} of tensors")
         maker = constant(type(thing)) if hasattr(thing, "_fields") else ""
         return f"{maker}({''.join(source(one) + ', ' for one in thing)})"
 
@@ -400,7 +403,8 @@ def _compare(
     generators = [torch.default_generator, *generators]
     with torch.no_grad():
         for one in batch:
-            one.copy_(one.flip(tuple({0, one.ndim - 1})))
+            other = one.flip(tuple({0, one.ndim - 1}))
+            one.copy_(other * 0.75 if other.is_floating_point() else other)
     memory, states = [one.clone() for one in changed], [one.get_state() for one in generators]
 
     def made(step: Callable[[], Tensors]) -> list[Tensor]:
@@ -415,4 +419,4 @@ def _compare(
     found = made(replay)
     pairs = zip(expected, found, strict=True)
     if not all(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in pairs):
-        raise RuntimeError("a step does something that torch does not see")
+        raise RuntimeError("it does something that torch does not see; slower, but the numbers are right")

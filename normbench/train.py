@@ -17,7 +17,7 @@ from normbench.data.augment import Images, images_of
 from normbench.followers import followed
 from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Inference, Trained, infer, score
 from normbench.models.network import network
-from normbench.norms.normalization import Clock, source_hash
+from normbench.norms.normalization import Clock, recordable, source_hash
 from normbench.optim import learning_rate, optimizer
 from normbench.progress import Diverged, Progress
 from normbench.propagation import signal_propagation
@@ -106,9 +106,11 @@ def train(
             progress.diagnosed(_probed(trial, model, training, Clock(0, steps_per_epoch, trial.epochs)))
         with followed(trial, data, where, processes, model, sgd, progress) as share:
             progress.settled_at = time.monotonic()  # the others had to start first
-            recorder = recorder_of(where, processes, trial.epochs * steps_per_epoch)
+            updates = trial.epochs * steps_per_epoch
+            recorder = recorder_of(where, processes, updates, recordable(trial.norm))
             update = Update(trial, model, sgd, steps_per_epoch, share, recorder)
-            inference = Inference(model, trial.precision, recorder)
+            evaluating = recorder if recorder is not None and recorder.evaluations else None
+            inference = Inference(model, trial.precision, evaluating)
             while (epoch := len(progress.epochs)) < trial.epochs:
                 online = trial.online and not epoch
                 model.train()

@@ -17,7 +17,7 @@ class Baked:
     and generators are not seeded inside.
     """
 
-    name = "graph"
+    name, evaluations = "graph", True
 
     def __init__(self) -> None:
         self.rehearsals, self.recordings, self.replays = 0, 0, 0

@@ -27,7 +27,7 @@ from norm_cases import (
 from torch import Tensor
 
 from normbench.norms import kernels
-from normbench.norms.moments import Block, MomentNorm, RunningMomentNorm, Statistics, normalize
+from normbench.norms.moments import Block, MomentNorm, RunningMomentNorm, Statistics, normalize, normalize_by
 from normbench.norms.normalization import relu
 from normbench.trial import Choice, Trial
 
@@ -284,9 +284,12 @@ def test_a_gradient_in_two_parts_is_their_sum_to_the_last_bit(dtype: torch.dtype
     y, saved = compiled.forward(x, gamma, beta, weights, weights, given, method, None)
     rest = x, y, gamma, weights, weights, saved, method, shortcut
 
-    found, expected = compiled.backward(dy, *rest, more=more), compiled.backward(dy + more, *rest)
-
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    for other in (more, dy):
+        found, expected = compiled.backward(dy, *rest, more=other), compiled.backward(dy + other, *rest)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        flags = True, shortcut
+        found, expected = compiled.sums(dy, x, y, *flags, more=other), compiled.sums(dy + other, x, y, *flags)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_maps_in_any_memory_order_give_the_same() -> None:
@@ -326,6 +329,10 @@ def layer_of_one_idea() -> MomentNorm:
 def test_a_second_derivative_is_refused_and_not_wrong() -> None:
     x = torch.randn(2, 8, 3, 3, requires_grad=True)
     y = normalize(x, torch.ones(8), torch.zeros(8), Statistics((Block(),)), 1e-5)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(y.square().sum(), x, create_graph=True)
+
+    y = normalize_by(x, lambda own, gamma: (gamma + own.variance, own.mean), (torch.ones(8),))
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(y.square().sum(), x, create_graph=True)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import tiny_trial
 
-from normbench import config, sweep
+from normbench import config, recording, sweep
 from normbench.norms import NORMS
 from normbench.plots import style
 from normbench.records import Record, Store
@@ -20,6 +20,7 @@ from normbench.trial import Trial
 Cli = Callable[..., Any]
 
 MODULE = """
+import torch
 from torch import nn
 from normbench.norms.normalization import Normalization
 
@@ -37,6 +38,24 @@ def scaled(scale=1.0):
 def ghost(norm_batch_size):
     assert norm_batch_size == 5, norm_batch_size
     return scaled()
+
+def replayed():
+    return scaled()
+
+replayed.recordable = True
+
+class Replacing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean()
+        return x - self.mean
+
+def replacing():
+    return Normalization(layer=lambda channels: Replacing())
+
+replacing.recordable = True
 
 def wanting(eps):
     return scaled()
@@ -116,6 +135,24 @@ def _in_order(records: dict[str, Record]) -> list[Record]:
     """Those of the user's method by falling scale, then the other one."""
     assert all(record.status == "done" for record in records.values())
     return sorted(records.values(), key=lambda record: -record.trial.norm.options.get("scale", 0.0))
+
+
+def test_it_is_replayed_only_if_it_says_that_it_may_be(
+    here: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what it keeps in Python nobody else can know."""
+    monkeypatch.setattr(recording, "WORTH", 1)
+    norms = "'my_norms:scaled', 'my_norms:replayed', 'my_norms:replacing'"
+    paths = {
+        record.trial.norm.name: record.provenance["path"]["step"]
+        for record in run(here, tiny_data, norms).values()
+    }
+
+    assert paths == {
+        "my_norms:scaled": "plain",
+        "my_norms:replayed": "tape",
+        "my_norms:replacing": "plain (a step changes Python values of its layers)",
+    }
 
 
 def test_its_record_has_the_hash_of_the_code(here: Path, tiny_data: Path) -> None:

@@ -123,6 +123,7 @@ def test_a_trial_by_tape_is_the_same_without_compiled_kernels(
     replay(Tape())
 
     assert end(taped) == expected
+    assert path_of(taped) == "tape"
 
 
 def path_of(bench: Bench) -> str:
@@ -151,6 +152,7 @@ def test_a_replayed_trial_can_be_stopped_anywhere(
         stopped.stop(at)
 
     assert end(stopped) == end(undisturbed)
+    assert recorder.name in path_of(stopped)
 
 
 def test_a_trial_may_go_on_by_the_other_path(

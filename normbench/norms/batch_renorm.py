@@ -5,7 +5,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from normbench.norms import shares
 from normbench.norms.kernels import Running
 from normbench.norms.moments import (
     Block,
@@ -13,11 +12,8 @@ from normbench.norms.moments import (
     RunningMomentNorm,
     Statistics,
     affine,
-    finish,
     follow,
-    moments,
-    multiply_add,
-    normalize,
+    normalize_by,
     own_rows,
     pool,
     spread_out,
@@ -95,28 +91,21 @@ class BatchRenorm(RunningMomentNorm):
         statistics = self.statistics(C)
         statistics.check(N, C, H * W)
         (block,) = statistics.blocks
-        whole = whole_batch(moments(x))
-        batches = pool(whole, block)
-        with torch.no_grad():
-            r, d = self._corrections(batches)
-            unbias = self.unbias(self.norm_batch_size * H * W)
-            follow(Running(self.running_mean, self.running_var, self.momentum, unbias), batches)
-        rows = shares.current().rows
-        if N % self.norm_batch_size:  # norm batches with samples of other processes
-            r, d = (rows(part.repeat_interleave(self.norm_batch_size, 0)) for part in (r, d))
+        unbias = self.unbias(self.norm_batch_size * H * W)
+
+        def tables(own: Moments, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+            whole = whole_batch(own)
+            batches = pool(whole, block)
+            with torch.no_grad():
+                r, d = self._corrections(batches)
+                r, d = (part.repeat_interleave(block.samples, 0) for part in (r, d))
+                r, d = own_rows(Moments(r, d))
+                follow(Running(self.running_mean, self.running_var, self.momentum, unbias), batches)
             of_samples = own_rows(spread_out(batches, block, *whole.mean.shape))
-            scale, shift = affine(of_samples, self.gamma * r, self.beta + self.gamma * d, self.eps)
-            return finish(multiply_add(x, scale, shift), shortcut, relu)
-        r, d = rows(r), rows(d)
-        gammas, betas = self.gamma * r, self.beta + self.gamma * d
-        shortcuts = [None] * len(r) if shortcut is None else torch.split(shortcut, self.norm_batch_size)
-        parts = [
-            normalize(part, gamma, beta, statistics, self.eps, added, relu)
-            for part, gamma, beta, added in zip(
-                torch.split(x, self.norm_batch_size), gammas, betas, shortcuts, strict=True
-            )
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            return affine(of_samples, gamma * r, beta + gamma * d, self.eps)
+
+        spanning = N % block.samples != 0
+        return normalize_by(x, tables, (self.gamma, self.beta), shortcut, relu, spanning)
 
     def _corrections(self, batches: Moments) -> tuple[Tensor, Tensor]:
         """r and d of every norm batch, [N / norm batch, C] each."""

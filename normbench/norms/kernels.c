@@ -153,13 +153,12 @@ INLINE void sums_block(In x, In dy, In more, In y, T *restrict g_out, float *res
     to_row(dshift, total(plain), lanes);
 }
 
-static void sums(In x, In dy, In more, In y, T *restrict g, float *restrict dscale, float *restrict dshift, I N, I P, I C,
-                 int then) {
+void sums(In x, In dy, In more, In y, T *restrict g, float *restrict dscale, float *restrict dshift, I N, I P, I C, int then) {
 #define BLOCK(then, with, lanes) \
-    sums_block(x + at, dy + at, more + at, y + at, g + at, dscale + k, dshift + k, P, C, then, with, lanes)
+    sums_block(x + at, dy + at, with ? more + at : dy, y + at, g + at, dscale + k, dshift + k, P, C, then, with, lanes)
     if (then == PLAIN) EACH_BLOCK(BLOCK(PLAIN, 0, LANES), BLOCK(PLAIN, 0, lanes))
     else if (then == RELU) EACH_BLOCK(BLOCK(RELU, 0, LANES), BLOCK(RELU, 0, lanes))
-    else if (more == dy) EACH_BLOCK(BLOCK(ADD_RELU, 0, LANES), BLOCK(ADD_RELU, 0, lanes))
+    else if (!more) EACH_BLOCK(BLOCK(ADD_RELU, 0, LANES), BLOCK(ADD_RELU, 0, lanes))
     else EACH_BLOCK(BLOCK(ADD_RELU, 1, LANES), BLOCK(ADD_RELU, 1, lanes))
 #undef BLOCK
 }
@@ -175,7 +174,7 @@ INLINE void input_gradient_block(In dy, In y, Row scale, In x, Row slope, Row of
     }
 }
 
-static void input_gradient(In dy, In y, Row scale, In x, Row slope, Row offset, T *restrict dx, I N, I P, I C, int then) {
+void input_gradient(In dy, In y, Row scale, In x, Row slope, Row offset, T *restrict dx, I N, I P, I C, int then) {
 #define BLOCK(then, lanes) \
     input_gradient_block(dy + at, y + at, scale + k, x + at, slope + k, offset + k, dx + at, P, C, then, lanes)
     if (then == PLAIN) EACH_BLOCK(BLOCK(PLAIN, LANES), BLOCK(PLAIN, lanes))
@@ -285,7 +284,7 @@ void backward(In dy, In more, In x, In y, const float *gamma, float *saved, T *r
     Saved s = saved_at(saved, NC);
     float *dM = work, *dV = dM + NC, *du = dV + NC, *dv = du + NC, *dMb = dv + NC, *dVb = dMb + NC;
     /* A and B, replaced in place below */
-    sums(x, dy, more ? more : dy, y, dshortcut ? dshortcut : dx, dV, dM, N, P, C, then);
+    sums(x, dy, more, y, dshortcut ? dshortcut : dx, dV, dM, N, P, C, then);
     memset(dgamma, 0, sizeof(float) * C);
     memset(dbeta, 0, sizeof(float) * C);
     for (I n = 0; n < N; n++)

@@ -70,7 +70,10 @@ class Kernels:
         library.backward.argtypes = [pointer] * 13 + [ctypes.c_int] + shape + weights + [real]
         library.moments.argtypes = [pointer] * 3 + [whole] * 3
         library.multiply_add.argtypes = [pointer] * 5 + [whole] * 3 + [ctypes.c_int]
-        for function in (library.forward, library.backward, library.moments, library.multiply_add):
+        library.sums.argtypes = [pointer] * 7 + [whole] * 3 + [ctypes.c_int]
+        library.input_gradient.argtypes = [pointer] * 7 + [whole] * 3 + [ctypes.c_int]
+        whole_passes = library.moments, library.multiply_add, library.sums, library.input_gradient
+        for function in (library.forward, library.backward, *whole_passes):
             function.restype = None
         self._library = library
 
@@ -92,6 +95,38 @@ class Kernels:
         pointers = (_at(one) for one in (x, scale, shift, x if shortcut is None else shortcut, y))
         self._library.multiply_add(*pointers, N, H * W, C, int(relu) + int(shortcut is not None))
         return y
+
+    @one_call
+    @in_two_parts(1, "more")
+    def sums(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        y: Tensor,
+        relu: bool,
+        with_shortcut: bool,
+        more: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of :meth:`multiply_add`: the gradients of scale and shift, and that of an addend (else dy)."""
+        N, C, H, W = x.shape
+        if more is not None and not (with_shortcut and relu):
+            dy, more = dy + more, None
+        dscale, dshift = (torch.empty(N, C, dtype=torch.float32) for _ in range(2))
+        g = torch.empty_like(x) if with_shortcut else dy
+        pointers = (_at(one) for one in (x, dy, more, y, g, dscale, dshift))
+        self._library.sums(*pointers, N, H * W, C, int(relu) + int(with_shortcut))
+        return dscale, dshift, g
+
+    @one_call
+    def input_gradient(
+        self, dy: Tensor, x: Tensor, y: Tensor, scale: Tensor, slope: Tensor, offset: Tensor, relu: bool
+    ) -> Tensor:
+        """dy · scale + x · slope + offset, [N, C] each; of dy what a ReLU that gave y let through."""
+        N, C, H, W = x.shape
+        dx = torch.empty_like(x)
+        pointers = (_at(one) for one in (dy, y, scale, x, slope, offset, dx))
+        self._library.input_gradient(*pointers, N, H * W, C, int(relu))
+        return dx
 
     @one_call
     def forward(

@@ -14,7 +14,7 @@ Where several processes share a batch, what looks across samples pools the momen
 there is to synchronised normalization.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -72,6 +72,9 @@ class Statistics(NamedTuple):
             raise ShapeError("each mean and variance would be that of a single value, and every output beta")
         if self.bessel and positions == 1:
             raise ShapeError("the unbiased variance over the positions of a map needs two of them")
+
+
+Tables = Callable[..., tuple[Tensor, Tensor]]
 
 
 def moments(x: Tensor, bessel: bool = False) -> Moments:
@@ -235,6 +238,76 @@ class _Compiled(torch.autograd.Function):
             raise RuntimeError("the compiled kernels have no second derivative; NORMBENCH_KERNELS=off has")
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         return *ctx.compiled.backward(dy, *ctx.saved_tensors, ctx.method, ctx.with_shortcut), None, None, None
+
+
+def normalize_by(
+    x: Tensor,
+    tables: Tables,
+    parameters: Sequence[Tensor],
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+    spanning: bool = False,
+) -> Tensor:
+    """x · scale + shift, both any function of the moments of its maps; then as :func:`normalize` ends.
+
+    Args:
+        x: [N, C, H, W].
+        tables: the moments of every map, [N, C] each, and the parameters -> scale and shift, [N, C] each.
+            Called once.
+        parameters: what the tables depend on beside the moments, as far as it is learned.
+        shortcut: [N, C, H, W], added to the normalized x.
+        relu: end with max(·, 0).
+        spanning: the tables look at samples of other processes, and are torch's matter altogether.
+
+    Returns:
+        y, [N, C, H, W] in x's dtype.
+    """
+    compiled = None if spanning else kernels.suited(x, parameters[0])
+    if compiled is None:
+        return finish(multiply_add(x, *tables(moments(x), *parameters)), shortcut, relu)
+    added = shortcut if relu else None
+    y: Tensor = _ByTables.apply(x, added, tables, relu, compiled, *parameters)
+    return y if relu else finish(y, shortcut, relu)
+
+
+class _ByTables(torch.autograd.Function):
+    """The same: passes over the maps by the compiled kernels, what lies between by torch's derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        """See :func:`normalize_by`."""
+        x, shortcut, tables, relu, compiled, *parameters = arguments
+        x = x.contiguous(memory_format=torch.channels_last)
+        if shortcut is not None:
+            shortcut = shortcut.to(x.dtype).expand_as(x).contiguous(memory_format=torch.channels_last)
+        leaves = [one.detach().requires_grad_() for one in (*compiled.moments(x), *parameters)]
+        with torch.enable_grad():
+            ends = tables(Moments(*leaves[:2]), *leaves[2:])
+        scale, shift = (one.detach().contiguous() for one in ends)
+        y = compiled.multiply_add(x, scale, shift, shortcut, relu)
+        ctx.leaves, ctx.ends, ctx.compiled = leaves, ends, compiled
+        ctx.relu, ctx.with_shortcut = relu, shortcut is not None
+        ctx.save_for_backward(x, y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The gradients of x, the shortcut and the parameters."""
+        if torch.is_grad_enabled():
+            raise RuntimeError("the compiled kernels have no second derivative; NORMBENCH_KERNELS=off has")
+        x, y, scale = ctx.saved_tensors
+        dy = gradients[0].contiguous(memory_format=torch.channels_last)
+        dscale, dshift, g = ctx.compiled.sums(dy, x, y, ctx.relu, ctx.with_shortcut)
+        dmean, dvariance, *others = torch.autograd.grad(
+            ctx.ends, ctx.leaves, (dscale, dshift), retain_graph=True, materialize_grads=True
+        )
+        positions = x.shape[2] * x.shape[3]
+        slope = dvariance * (2 / positions)
+        offset = dmean / positions - slope * ctx.leaves[0].detach()
+        dx = ctx.compiled.input_gradient(
+            g, x, y, scale, slope.contiguous(), offset.contiguous(), ctx.relu and not ctx.with_shortcut
+        )
+        return dx, g if ctx.with_shortcut else None, None, None, None, *others
 
 
 class MomentNorm(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.moments import finish, multiply_add
+from normbench.norms.moments import Moments, finish, multiply_add, normalize_by
 from normbench.norms.normalization import Clock, Normalization, ShapeError
 from normbench.norms.weights import CentredConv
 
@@ -84,21 +84,25 @@ class MovingAverageBatchNorm(nn.Module):
             raise ShapeError(words)
         if self.norm_batch_size * H * W == 1:
             raise ShapeError("each mean of squares would be that of a single value")
-        of_maps = x.to(torch.promote_types(x.dtype, torch.float32)).square().mean((2, 3))
-        own = of_maps.view(batches, self.norm_batch_size, C).mean(1)
-        squares: Tensor = _OverUpdates.apply(
-            own, self.squares, self.gradients, self.averages, self.eps, self.norm_batch_size * H * W
-        )
-        scale = self.gamma * torch.rsqrt(squares + self.eps)
-        with torch.no_grad():
+        values = self.norm_batch_size * H * W
+
+        def tables(of_maps: Moments, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+            of_squares = of_maps.variance + of_maps.mean.square()
+            own = of_squares.view(batches, self.norm_batch_size, C).mean(1)
+            squares: Tensor = _OverUpdates.apply(
+                own, self.squares, self.gradients, self.averages, self.eps, values
+            )
+            scale = gamma * torch.rsqrt(squares + self.eps)
+            with torch.no_grad():
+                if self.renormalizes:
+                    r = ((squares + self.eps) / (self.running_squares + self.eps)).sqrt()
+                    r = r.clamp(1 / BOUND, BOUND)
+                self.running_squares.lerp_(squares.mean(0).to(self.running_squares), self.momentum)
             if self.renormalizes:
-                r = ((squares + self.eps) / (self.running_squares + self.eps)).sqrt()
-                r = r.clamp(1 / BOUND, BOUND)
-            self.running_squares.lerp_(squares.mean(0).to(self.running_squares), self.momentum)
-        if self.renormalizes:
-            scale = scale * r
-        scale = scale.repeat_interleave(self.norm_batch_size, 0)
-        return finish(multiply_add(x, scale, self.beta.expand(N, C)), shortcut, relu)
+                scale = scale * r
+            return scale.repeat_interleave(self.norm_batch_size, 0), beta.expand(N, C)
+
+        return normalize_by(x, tables, (self.gamma, self.beta), shortcut, relu)
 
 
 class _OverUpdates(torch.autograd.Function):

@@ -237,6 +237,15 @@ def source_hash(norm: Choice) -> str | None:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
 
 
+def recordable(norm: Choice) -> bool:
+    """Whether updates with the method may be replayed (see ``recording``): a user's own has to say so.
+
+    It does by an attribute of its function, ``recordable = True``: between passes nothing changes but
+    tensors, and these in place; and nothing is read or written but by operators of torch.
+    """
+    return not NORMS[norm.name].own or getattr(NORMS[norm.name].load(), "recordable", False) is True
+
+
 def _every(k: int, layer: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
     """Every k-th layer that a network asks for, starting with the k-th; nothing in place of the others."""
     asked = itertools.count(1)

@@ -221,7 +221,7 @@ def _draw_line(axes: "Axes", line: Line, xs: Sequence[float], beside: float, joi
 
 def _entries(selection: Accuracies) -> Iterator[tuple["Line2D", str]]:
     for line in selection.lines:
-        yield style.entry(style.of_method(line.method, line.variant)), line.label
+        yield style.entry(style.of_method(line.method, line.variant), selection.joined), line.label
     yield from style.failure_entries(selection.stopped)
 
 

@@ -198,11 +198,13 @@ def size_heading(axis: str, size: int) -> str:
     return f"batch size {size}" if axis == "batch_size" else f"norm batch {size}"
 
 
-def entry(style: Style) -> "Line2D":
-    """A series' entry in a legend."""
+def entry(style: Style, joined: bool = True) -> "Line2D":
+    """A series' entry in a legend, with its line or its mark alone."""
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=style.color, linestyle=style.line, linewidth=1.5, **style.marks)
+    return Line2D(
+        [], [], color=style.color, linestyle=style.line if joined else "none", linewidth=1.5, **style.marks
+    )
 
 
 def failure(status: str, color: str) -> dict[str, Any]:
