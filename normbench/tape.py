@@ -337,51 +337,61 @@ def _sums_inside(calls: list[_Call], outputs: Any) -> list[_Call]:
 # ---- the calls as a function
 
 
-def _written(calls: list[_Call], outputs: Any) -> Callable[[], Tensors]:
-    """A Python function that makes them, one a line, and forgets every value behind its last use."""
-    names: dict[_Value, str] = {}
-    constants: dict[str, Any] = {}
+class _Names:
+    """Of values and constants, in the text of a function."""
 
-    def constant(thing: Any) -> str:
-        name = f"k{len(constants)}"
-        constants[name] = thing
+    def __init__(self) -> None:
+        self.values: dict[_Value, str] = {}
+        self.constants: dict[str, Any] = {}
+
+    def constant(self, thing: Any) -> str:
+        """A new one."""
+        name = f"k{len(self.constants)}"
+        self.constants[name] = thing
         return name
 
-    def source(thing: Any) -> str:
+    def source(self, thing: Any) -> str:
+        """An expression for an argument."""
         if isinstance(thing, _Value):
-            return names[thing]
+            return self.values[thing]
         if not _holds(thing, _Value):
-            return repr(thing) if thing is None or isinstance(thing, bool | int) else constant(thing)
+            return repr(thing) if thing is None or isinstance(thing, bool | int) else self.constant(thing)
         if isinstance(thing, list):
-            return f"[{', '.join(map(source, thing))}]"
+            return f"[{', '.join(map(self.source, thing))}]"
         if not isinstance(thing, tuple):
             raise RuntimeError(f"it gives an operator a {type(thing).__name__} of tensors")
-        maker = constant(type(thing)) if hasattr(thing, "_fields") else ""
-        return f"{maker}({''.join(source(one) + ', ' for one in thing)})"
+        maker = self.constant(type(thing)) if hasattr(thing, "_fields") else ""
+        return f"{maker}({''.join(self.source(one) + ', ' for one in thing)})"
 
-    def target(results: Any) -> str:
+    def target(self, results: Any) -> str:
+        """What results are assigned to."""
         if isinstance(results, tuple | list):
-            return f"({''.join(target(one) + ', ' for one in results)})"
+            return f"({''.join(self.target(one) + ', ' for one in results)})"
         if results is None:
             return "_"
-        names[results] = f"v{len(names)}"
-        return names[results]
+        self.values[results] = f"v{len(self.values)}"
+        return self.values[results]
 
+
+def _written(calls: list[_Call], outputs: Any) -> Callable[[], Tensors]:
+    """A Python function that makes them, one a line, and forgets every value behind its last use."""
+    names = _Names()
     lines = []
     for call in calls:
-        args = [*map(source, call.args), *(f"{key}={source(one)}" for key, one in call.kwargs.items())]
-        made = f"{target(call.results)} = " if call.gives() else ""
-        lines.append(f"{made}{constant(call.function)}({', '.join(args)})")
+        args = [*map(names.source, call.args)]
+        args += [f"{key}={names.source(one)}" for key, one in call.kwargs.items()]
+        made = f"{names.target(call.results)} = " if call.gives() else ""
+        lines.append(f"{made}{names.constant(call.function)}({', '.join(args)})")
     needed = {one for one in _leaves(outputs) if isinstance(one, _Value)}
-    body = [f"return {source(tuple(outputs))}"]
+    body = [f"return {names.source(tuple(outputs))}"]
     for call, line in zip(reversed(calls), reversed(lines), strict=True):
         over = dict.fromkeys(one for one in (*call.takes(), *call.gives()) if one not in needed)
         needed.update(over)
         if over:
-            body.append("del " + ", ".join(names[one] for one in over))
+            body.append("del " + ", ".join(names.values[one] for one in over))
         body.append(line)
-    exec("def replay():\n" + "".join(f"    {line}\n" for line in reversed(body)), constants)
-    replay: Callable[[], Tensors] = constants["replay"]
+    exec("def replay():\n" + "".join(f"    {line}\n" for line in reversed(body)), names.constants)
+    replay: Callable[[], Tensors] = names.constants.pop("replay")  # which would hold on to itself
     return replay
 
 
