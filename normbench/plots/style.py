@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 WIDTH = 7.2  # inches: the text width of a page, and 900 px at the 125 dpi of a screen
+MARGIN = 0.1  # of an axis of sizes, on either side, as a share of what the sizes span
 MOST_MARKED = 72  # points over the whole width, beyond which markers would touch
 INK, FAINT = "#222222", "#8a8a8a"
 
@@ -152,7 +153,8 @@ def dodge(of: int, sizes: Sequence[int], across: int = 1) -> float:
     """
     wanted = (0.018 if across == 1 else 0.03) * octaves(sizes)
     gaps = [math.log2(after / before) for before, after in itertools.pairwise(sizes)]
-    return min(wanted, 0.7 * min(gaps, default=1.0) / of)
+    # all together within the axis' margins, see size_axis
+    return min(wanted, 0.7 * min(gaps, default=1.0) / of, 1.6 * MARGIN * octaves(sizes) / of)
 
 
 def dodged(x: float, order: float, of: int, step: float) -> float:
@@ -164,7 +166,7 @@ def size_axis(axes: "Axes", sizes: Sequence[int], label: str) -> None:
     """A log2 x-axis with a tick at every size, and a label at every one there is room for."""
     span = octaves(sizes)
     axes.set_xscale("log", base=2)
-    axes.set_xlim(min(sizes) * 2 ** (-0.1 * span), max(sizes) * 2 ** (0.1 * span))
+    axes.set_xlim(min(sizes) * 2 ** (-MARGIN * span), max(sizes) * 2 ** (MARGIN * span))
     axes.set_xticks(list(sizes), with_room([math.log2(size) for size in sizes], list(map(str, sizes))))
     axes.minorticks_off()
     axes.set_xlabel(label)
