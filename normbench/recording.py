@@ -25,9 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.normalization import Timed
-from normbench.tape import Tape
+from normbench.tape import Tape, Tensors
 
-Tensors = tuple[Tensor, ...]
 Act = Callable[..., Tensors]
 MOST = 8  # recordings of one step; values that have changed more often must settle first
 REHEARSALS = 2  # the first sets things up: libraries, kernels, memory

@@ -117,11 +117,11 @@ class _Call(NamedTuple):
 
     def takes(self) -> list[_Value]:
         """Its values."""
-        return [one for one in _leaves((self.args, self.kwargs)) if isinstance(one, _Value)]
+        return _values((self.args, self.kwargs))
 
     def gives(self) -> list[_Value]:
         """Its new values."""
-        return [one for one in _leaves(self.results) if isinstance(one, _Value)]
+        return _values(self.results)
 
 
 class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -145,7 +145,7 @@ class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         schema = func._schema
         aliases = [one.alias_info for one in schema.arguments if one.alias_info is not None]
         view = bool(aliases) and not schema.is_mutable
-        if view and not _holds(before, _Value):
+        if view and not _values(before):
             return results  # of constants, and so a constant
         if func is aten.detach.default:
             self._values[results] = before[0][0]
@@ -243,8 +243,8 @@ def _leaves(thing: Any) -> Iterator[Any]:
         yield thing
 
 
-def _holds(thing: Any, kind: type) -> bool:
-    return any(isinstance(one, kind) for one in _leaves(thing))
+def _values(thing: Any) -> list[_Value]:
+    return [one for one in _leaves(thing) if isinstance(one, _Value)]
 
 
 # ---- what is done to the calls
@@ -252,7 +252,7 @@ def _holds(thing: Any, kind: type) -> bool:
 
 def _alive(calls: list[_Call], outputs: Any) -> list[_Call]:
     """Those that do something, or give what others or the outputs need."""
-    needed = {one for one in _leaves(outputs) if isinstance(one, _Value)}
+    needed = set(_values(outputs))
     alive = []
     for call in reversed(calls):
         if call.kept or needed.intersection(call.gives()):
@@ -272,7 +272,7 @@ def _casts_together(calls: list[_Call], outputs: Any) -> list[_Call]:
     for index, call in enumerate(calls):
         for value in call.takes():
             uses[value].append(index)
-    never = {one for one in _leaves(outputs) if isinstance(one, _Value)}
+    never = set(_values(outputs))
 
     def movable(index: int, place: int) -> bool:
         """The source is there at the place, and is not written to on the way."""
@@ -318,7 +318,7 @@ def _sums_inside(calls: list[_Call], outputs: Any) -> list[_Call]:
     """Sums for a function alone that can add up by itself are left to it."""
     made = {value: call for call in calls for value in call.gives()}
     uses = Counter(value for call in calls for value in call.takes())
-    uses.update(one for one in _leaves(outputs) if isinstance(one, _Value))
+    uses.update(_values(outputs))
     left = []
     for call in calls:
         position, more = getattr(call.function, "two_parts", (0, ""))
@@ -354,7 +354,7 @@ class _Names:
         """An expression for an argument."""
         if isinstance(thing, _Value):
             return self.values[thing]
-        if not _holds(thing, _Value):
+        if not _values(thing):
             return repr(thing) if thing is None or isinstance(thing, bool | int) else self.constant(thing)
         if isinstance(thing, list):
             return f"[{', '.join(map(self.source, thing))}]"
@@ -382,7 +382,7 @@ def _written(calls: list[_Call], outputs: Any) -> Callable[[], Tensors]:
         args += [f"{key}={names.source(one)}" for key, one in call.kwargs.items()]
         made = f"{names.target(call.results)} = " if call.gives() else ""
         lines.append(f"{made}{names.constant(call.function)}({', '.join(args)})")
-    needed = {one for one in _leaves(outputs) if isinstance(one, _Value)}
+    needed = set(_values(outputs))
     body = [f"return {names.source(tuple(outputs))}"]
     for call, line in zip(reversed(calls), reversed(lines), strict=True):
         over = dict.fromkeys(one for one in (*call.takes(), *call.gives()) if one not in needed)
