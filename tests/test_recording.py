@@ -113,6 +113,19 @@ def test_a_trial_by_tape_is_the_same_to_the_last_bit(
     assert "tape" in path_of(taped)
 
 
+def test_a_tape_is_of_updates_alone(
+    bench: Make, replay: Callable[[Tape], Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluations, of large batches, would gain nothing."""
+    recordings = []
+    record = Tape.record
+    monkeypatch.setattr(Tape, "record", lambda *given: recordings.append(given) or record(*given))
+    replay(Tape())
+    bench("taped", norm="batch").run()
+
+    assert len(recordings) == 1
+
+
 @pytest.mark.parametrize("norm", ["batch", "switchable", "group"])
 def test_a_trial_by_tape_is_the_same_without_compiled_kernels(
     bench: Make, replay: Callable[[Tape], Tape], norm: str, monkeypatch: pytest.MonkeyPatch

@@ -94,6 +94,7 @@ class BatchRenorm(RunningMomentNorm):
         unbias = self.unbias(self.norm_batch_size * H * W)
 
         def tables(own: Moments, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+            """Scale and shift; moves the running statistics on."""
             whole = whole_batch(own)
             batches = pool(whole, block)
             with torch.no_grad():

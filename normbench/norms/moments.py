@@ -214,6 +214,11 @@ def finish(y: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
     return torch.relu(y) if relu else y
 
 
+def _addend(shortcut: Tensor, x: Tensor) -> Tensor:
+    """The shortcut as the kernels take it beside x."""
+    return shortcut.to(x.dtype).expand_as(x).contiguous(memory_format=torch.channels_last)
+
+
 class _Compiled(torch.autograd.Function):
     """The same by the compiled kernels, with a hand-derived backward pass; keeps x, y and [N, C] numbers."""
 
@@ -224,7 +229,7 @@ class _Compiled(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         parameters = [one if one is None else one.contiguous() for one in parameters]
         if shortcut is not None:
-            shortcut = shortcut.to(x.dtype).expand_as(x).contiguous(memory_format=torch.channels_last)
+            shortcut = _addend(shortcut, x)
         y, saved = compiled.forward(x, *parameters, shortcut, method, running)
         ctx.method, ctx.compiled, ctx.with_shortcut = method, compiled, shortcut is not None
         gamma, _beta, *weights = parameters
@@ -279,7 +284,7 @@ class _ByTables(torch.autograd.Function):
         x, shortcut, tables, relu, compiled, *parameters = arguments
         x = x.contiguous(memory_format=torch.channels_last)
         if shortcut is not None:
-            shortcut = shortcut.to(x.dtype).expand_as(x).contiguous(memory_format=torch.channels_last)
+            shortcut = _addend(shortcut, x)
         leaves = [one.detach().requires_grad_() for one in (*compiled.moments(x), *parameters)]
         with torch.enable_grad():
             ends = tables(Moments(*leaves[:2]), *leaves[2:])
@@ -406,6 +411,6 @@ class RunningMomentNorm(MomentNorm):
             return finish(multiply_add(x, scale, shift), shortcut, relu)
         added = None
         if relu and shortcut is not None:
-            added = shortcut.to(x.dtype).expand_as(x).contiguous(memory_format=torch.channels_last)
+            added = _addend(shortcut, x)
         y = compiled.multiply_add(x, scale.contiguous(), shift.contiguous(), added, relu)
         return y if relu else finish(y, shortcut, relu)

@@ -87,6 +87,7 @@ class MovingAverageBatchNorm(nn.Module):
         values = self.norm_batch_size * H * W
 
         def tables(of_maps: Moments, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+            """Scale and shift; takes note of the squares."""
             of_squares = of_maps.variance + of_maps.mean.square()
             own = of_squares.view(batches, self.norm_batch_size, C).mean(1)
             squares: Tensor = _OverUpdates.apply(
