@@ -39,7 +39,7 @@ from normbench.progress import Progress
 from normbench.provenance import device_name, git_state
 from normbench.recording import WORTH, recorder_of
 from normbench.trial import Trial
-from normbench.update import Update, settled_arithmetic
+from normbench.update import Update, settled_process
 
 WARM_UP = 5
 NEWS_SECONDS = 0.5  # as in train.py
@@ -95,7 +95,7 @@ def serve(pipe: "Connection[Any, Any]", data: Path, place: str) -> None:
     """A process of the crew: builds what it is told to, and runs it for so long."""
     torch.set_num_threads(1)
     running: Running | None = None
-    with settled_arithmetic():
+    with settled_process():
         while (order := pipe.recv()) is not None:
             kind, *arguments = order
             try:
@@ -305,7 +305,7 @@ def main() -> None:
     decoded.prepare(Trial.model_validate(base).dataset, options.data, print)
     crew = Crew(max(options.slots), options.data, options.device)
     began = time.perf_counter()
-    with settled_arithmetic():
+    with settled_process():
         there = rates(where, options.precision, options.quick)
         print(
             f"{device_name(where)}, ResNet-{depth}, {options.precision}: copy "

@@ -35,7 +35,7 @@ from normbench.optim import optimizer
 from normbench.progress import Progress
 from normbench.signals import held_back
 from normbench.trial import Trial
-from normbench.update import Update, is_out_of_memory, settled_arithmetic
+from normbench.update import Update, is_out_of_memory, settled_process
 
 PATIENCE_SECONDS = 5.0  # for a follower whose connection has broken to say why
 # How long a process that lives may be silent: the others wait while the leader evaluates. gloo notices at
@@ -255,7 +255,7 @@ def main() -> None:
     watch.start()
     try:
         start = torch.load(directory / STATE, map_location="cpu", weights_only=True)
-        with settled_arithmetic():
+        with settled_process():
             _follow(start, rank, directory)
     except Exception as error:
         traceback.print_exc()

@@ -5,8 +5,6 @@ what stands around them. While a step is noted, every operator is written down a
 autograd, with the tensors that it is given: those that the step itself makes are values, to be made anew at
 every replay, all others are constants. What comes of that is a straight Python function. It makes the same
 calls in the same order, so a replay agrees with the step to the last bit; which is tried before the first.
-(Of a few formulas torch takes another form while it is watched, such as the gradient of a maximum; then it is
-that step which a replay agrees with, and sums differ from those of a step that is just called by rounding.)
 """
 
 import contextlib
@@ -26,6 +24,7 @@ R = TypeVar("R")
 Tensors = tuple[Tensor, ...]
 aten = torch.ops.aten
 UNKNOWABLE = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
+VALUE_BY_VALUE = aten._foreach_copy_.default, aten._fused_sgd_.default, aten._fused_sgd_.tensor_lr
 _noting: "_Notes | None" = None
 
 
@@ -72,7 +71,7 @@ class Tape:
         notes = _Notes()
         with _noted(notes):
             results = notes.of(act(*batch))
-        calls = _sums_inside(_casts_together(_alive(notes.calls, results), results), results)
+        calls = _flat(_sums_inside(_casts_together(_alive(notes.calls, results), results), results))
         replay = torch.inference_mode()(_written(calls, results))
         _compare(act, batch, generators, replay, notes.changed())
         return replay
@@ -332,6 +331,28 @@ def _sums_inside(calls: list[_Call], outputs: Any) -> list[_Call]:
                 call = call._replace(args=tuple(args), kwargs={**call.kwargs, more: other})
         left.append(call)
     return _alive(left, outputs)
+
+
+def _flat(calls: list[_Call]) -> list[_Call]:
+    """Lists of tensors that are gone through value by value, as the vectors that they are in memory."""
+    return [_flattened(call) if call.function in VALUE_BY_VALUE else call for call in calls]
+
+
+def _flattened(call: _Call) -> _Call:
+    args = [[*one] if isinstance(one, list) else one for one in call.args]
+    lists = [one for one in args if isinstance(one, list) and one]
+    for index, together in enumerate(zip(*lists, strict=True)):
+        constants = all(isinstance(one, Tensor) and _dense(one) for one in together)
+        if constants and len({(one.shape, one.stride()) for one in together}) == 1:
+            for members, one in zip(lists, together, strict=True):
+                members[index] = one.as_strided((one.numel(),), (1,))
+    return call._replace(args=tuple(args))
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Its values fill a stretch of memory, in some order."""
+    order = sorted(range(tensor.ndim), key=tensor.stride)
+    return tensor.permute(order[::-1]).is_contiguous()
 
 
 # ---- the calls as a function

@@ -25,14 +25,14 @@ from normbench.provenance import git_state, peak_memory_bytes, provenance, reset
 from normbench.recording import recorder_of
 from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Record, Status
 from normbench.trial import Trial
-from normbench.update import Update, is_out_of_memory, settled_arithmetic
+from normbench.update import Update, is_out_of_memory, settled_process
 
 Report = Callable[[dict[str, Any]], bool]
 REPORT_SECONDS = 0.5
 CHECKPOINT_SECONDS = 20.0
 
 
-@settled_arithmetic()
+@settled_process()
 def train(
     trial: Trial,
     data: Path,

@@ -28,7 +28,7 @@ from normbench.recording import Act, CudaGraphs, Tensors, recorder_of
 from normbench.records import Failure, Interrupted, Record
 from normbench.train import train
 from normbench.trial import Trial
-from normbench.update import Update, settled_arithmetic
+from normbench.update import Update, settled_process
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 Tiny = Callable[..., Trial]
@@ -138,7 +138,7 @@ def five(trial: Trial, data: Path, graphs: bool) -> tuple[list[Tensor], dict[str
     sgd = optimizer(trial, model)
     update = Update(trial, model, sgd, 6, recorder=Loud(WHERE) if graphs else None)
     outputs: list[Tensor] = []
-    with settled_arithmetic():
+    with settled_process():
         (chunk,) = images.training_chunks(trial.seed, 0, trial.batch_size, trial.augment)
         for step in range(5):
             batch = slice(step * trial.batch_size, (step + 1) * trial.batch_size)

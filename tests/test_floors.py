@@ -46,6 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # what a trial is made of
     ("config", "executors.attempts"),
     ("checkpoints", "optim", "provenance", "progress", "devices", "recording"),
+    ("norms.maps",),
     ("norms.moments", "norms.weights", "data.cache", "models.blocks", *behind(DATASETS)),
     (*behind(NORMS, CLIPS), *behind(MODELS)),
     ("models.network", "data.decoded", *behind(EXECUTORS)),
@@ -70,7 +71,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 
 MAY_IMPORT_TORCH = {
-    *("norms.kernels", "norms.normalization", "norms.moments", "norms.weights", "norms.shares"),
+    *("norms.kernels", "norms.maps", "norms.moments", "norms.normalization", "norms.shares", "norms.weights"),
     *behind(NORMS, CLIPS),
     *("models.network", "models.blocks", *behind(MODELS)),
     *("data.augment", "data.whitening", "propagation"),

@@ -18,6 +18,7 @@ from normbench.lookup import (
 
 SHARED = (
     "kernels",
+    "maps",
     "moments",
     "normalization",
     "shares",

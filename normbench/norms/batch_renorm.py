@@ -6,19 +6,7 @@ import torch
 from torch import Tensor
 
 from normbench.norms.kernels import Running
-from normbench.norms.moments import (
-    Block,
-    Moments,
-    RunningMomentNorm,
-    Statistics,
-    affine,
-    follow,
-    normalize_by,
-    own_rows,
-    pool,
-    spread_out,
-    whole_batch,
-)
+from normbench.norms.moments import Block, Moments, RunningMomentNorm, Statistics, normalize
 from normbench.norms.normalization import Clock, Normalization
 
 
@@ -47,11 +35,8 @@ class BatchRenorm(RunningMomentNorm):
         super().__init__(channels, eps, momentum, norm_batch_size)
         self.ends = r_max, d_max
         self.warmup_epochs, self.ramp_epochs = warmup_epochs, ramp_epochs
-        self._least_r: Tensor  # tensors, since they change with every update
-        self._most_r: Tensor
-        self._most_d: Tensor
-        for name in ("_least_r", "_most_r", "_most_d"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
+        self._limits: Tensor  # least and most r, most d: a tensor, since they change with every update
+        self.register_buffer("_limits", torch.zeros(3), persistent=False)
         self.bounds = 1.0, 0.0
 
     @property
@@ -64,9 +49,8 @@ class BatchRenorm(RunningMomentNorm):
         if vars(self).get("_bounds") == bounds:
             return
         self._bounds = r_max, d_max = bounds
-        self._least_r.fill_(1 / r_max)
-        self._most_r.fill_(r_max)
-        self._most_d.fill_(d_max)
+        for place, limit in enumerate((1 / r_max, r_max, d_max)):
+            self._limits[place].fill_(limit)
 
     def statistics(self, C: int) -> Statistics:  # noqa: ARG002
         """Those of batch normalization."""
@@ -88,32 +72,20 @@ class BatchRenorm(RunningMomentNorm):
         if not self.training:
             return super().forward(x, shortcut, relu)
         N, C, H, W = x.shape
-        statistics = self.statistics(C)
+        statistics = self.statistics(C)._replace(correct=self._corrections)
         statistics.check(N, C, H * W)
-        (block,) = statistics.blocks
         unbias = self.unbias(self.norm_batch_size * H * W)
-
-        def tables(own: Moments, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-            """Scale and shift; moves the running statistics on."""
-            whole = whole_batch(own)
-            batches = pool(whole, block)
-            with torch.no_grad():
-                r, d = self._corrections(batches)
-                r, d = (part.repeat_interleave(block.samples, 0) for part in (r, d))
-                r, d = own_rows(Moments(r, d))
-                follow(Running(self.running_mean, self.running_var, self.momentum, unbias), batches)
-            of_samples = own_rows(spread_out(batches, block, *whole.mean.shape))
-            return affine(of_samples, gamma * r, beta + gamma * d, self.eps)
-
-        spanning = N % block.samples != 0
-        return normalize_by(x, tables, (self.gamma, self.beta), shortcut, relu, spanning)
+        running = Running(self.running_mean, self.running_var, self.momentum, unbias, self._limits)
+        parameters = self.gamma, self.beta, statistics, self.eps
+        return normalize(x, *parameters, shortcut, relu, running)
 
     def _corrections(self, batches: Moments) -> tuple[Tensor, Tensor]:
-        """r and d of every norm batch, [N / norm batch, C] each."""
-        mean, variance = (part.flatten(1) for part in batches)
-        deviation, running = (variance + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
-        r = (deviation / running).clamp(self._least_r, self._most_r)
-        return r, ((mean - self.running_mean) / running).clamp(-self._most_d, self._most_d)
+        """r and d of every norm batch, [N / norm batch, 1, C, 1] each."""
+        mean = self.running_mean[:, None]
+        deviation = (self.running_var[:, None] + self.eps).sqrt()
+        least_r, most_r, most_d = self._limits
+        r = ((batches.variance + self.eps).sqrt() / deviation).clamp(least_r, most_r)
+        return r, ((batches.mean - mean) / deviation).clamp(-most_d, most_d)
 
 
 def batch_renorm(

@@ -9,8 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.moments import Block, Moments, moments, own_rows, pool, spread_out, whole_batch
+from normbench.norms import shares
+from normbench.norms.kernels import Running
+from normbench.norms.maps import MapFunction, larger, multiply_add
+from normbench.norms.moments import Block, Statistics, constant_moments, normalize
 from normbench.norms.normalization import Normalization, ShapeError
+
+SWISH = MapFunction(1, lambda x, v: x * torch.sigmoid(v * x))
+GATED = MapFunction(2, lambda x, v, a, b: x / larger(v * x + b, a), divides=True)
 
 
 class EvoNorm(nn.Module):
@@ -26,7 +32,7 @@ class EvoNorm(nn.Module):
         self.v = nn.Parameter(torch.ones(channels))
 
     def act(self, x: Tensor) -> Tensor:
-        """f(x); x and the result are [N, C, H, W] in fp32 or float64."""
+        """gamma · f(x) + beta; x and the result are [N, C, H, W]."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = True) -> Tensor:
@@ -37,9 +43,7 @@ class EvoNorm(nn.Module):
         """
         if shortcut is not None or not relu:
             raise ShapeError("it is normalization and activation in one, and here a sum comes between them")
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        y = torch.addcmul(self.beta[:, None, None], self.act(wide), self.gamma[:, None, None])
-        return y.to(x.dtype)
+        return self.act(x)
 
 
 class EvoNormS0(EvoNorm):
@@ -50,21 +54,18 @@ class EvoNormS0(EvoNorm):
         self.groups = groups
 
     def act(self, x: Tensor) -> Tensor:
-        """f(x).
+        """gamma · f(x) + beta.
 
         Raises:
             ShapeError: ``groups`` does not divide C, or a group holds a single value.
         """
-        N, C, H, W = x.shape
+        _, C, H, W = x.shape
         if C % self.groups:
             raise ShapeError(f"{self.groups} groups do not divide {C} channels")
         if C // self.groups * H * W == 1:
             raise ShapeError("each variance would be that of a single value")
-        block = Block(channels=C // self.groups)
-        variance = spread_out(pool(moments(x), block), block, N, C).variance
-        return (
-            x * torch.sigmoid(self.v[:, None, None] * x) * torch.rsqrt(variance + self.eps)[..., None, None]
-        )
+        statistics = Statistics((Block(channels=C // self.groups),), centred=False)
+        return normalize(x, self.gamma, self.beta, statistics, self.eps, of=SWISH, inner=self.v)
 
 
 class EvoNormB0(EvoNorm):
@@ -82,7 +83,7 @@ class EvoNormB0(EvoNorm):
         self.register_buffer("running_var", torch.ones(channels))
 
     def act(self, x: Tensor) -> Tensor:
-        """f(x).
+        """gamma · f(x) + beta.
 
         Raises:
             ShapeError: the norm batch does not divide N, or a map has one position.
@@ -90,24 +91,20 @@ class EvoNormB0(EvoNorm):
         N, C, H, W = x.shape
         if H * W == 1:
             raise ShapeError("the variance of each map would be that of a single value")
-        own = moments(x)
-        shared = self._shared(own, H * W) if self.training else self.running_var.expand(N, C)
-        within = torch.addcmul(torch.sqrt(own.variance + self.eps)[..., None, None], self.v[:, None, None], x)
-        return x / torch.maximum(torch.sqrt(shared + self.eps)[..., None, None], within)
+        samples = shares.current().whole(N)
+        if self.training and samples % self.norm_batch_size:
+            words = f"a norm batch of {self.norm_batch_size} samples does not divide a batch of {samples}"
+            raise ShapeError(words)
 
-    def _shared(self, own: Moments, positions: int) -> Tensor:
-        """The variance of every sample's norm batch, [N, C]; the running one moves on."""
-        whole = whole_batch(own)
-        N, C = whole.mean.shape
-        if N % self.norm_batch_size:
-            raise ShapeError(f"a norm batch of {self.norm_batch_size} samples does not divide a batch of {N}")
-        block = Block(samples=self.norm_batch_size)
-        pooled = pool(whole, block)
-        values = self.norm_batch_size * positions
-        with torch.no_grad():
-            newest = pooled.variance.mean(0).flatten() * (values / (values - 1))
-            self.running_var.lerp_(newest.to(self.running_var), self.momentum)
-        return own_rows(spread_out(pooled, block, N, C)).variance
+        if not self.training:
+            deviations = ((one + self.eps).sqrt() for one in (self.running_var, constant_moments(x).variance))
+            scale, shift, *inner = (one.expand(N, C) for one in (self.gamma, self.beta, self.v, *deviations))
+            return multiply_add(x, scale, shift, of=GATED, inner=inner)
+        values = self.norm_batch_size * H * W
+        running = Running(None, self.running_var, self.momentum, values / (values - 1))
+        statistics = Statistics((Block(samples=self.norm_batch_size),), centred=False)
+        parameters = self.gamma, self.beta, statistics, self.eps
+        return normalize(x, *parameters, running=running, of=GATED, inner=self.v)
 
 
 def evonorm_s0(groups: int, eps: float) -> Normalization:

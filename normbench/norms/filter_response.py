@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.moments import multiply_add
+from normbench.norms.moments import Block, Statistics, normalize
 from normbench.norms.normalization import Normalization, ShapeError
 
 
@@ -30,14 +30,10 @@ class FilterResponseNorm(nn.Module):
         Raises:
             ShapeError: a map has one position, and every output would be ±gamma + beta.
         """
-        N, C, H, W = x.shape
-        if H * W == 1:
+        if x.shape[2] * x.shape[3] == 1:
             raise ShapeError("each mean of squares would be that of a single value")
-        squares = x.to(torch.promote_types(x.dtype, torch.float32)).square().mean((2, 3))
-        y = multiply_add(x, self.gamma * torch.rsqrt(squares + self.eps), self.beta.expand(N, C))
-        if shortcut is not None:
-            y = y + shortcut.to(y.dtype)
-        return torch.maximum(y, self.tau.to(y.dtype)[:, None, None]) if relu else y
+        statistics = Statistics((Block(),), squares=True, centred=False)
+        return normalize(x, self.gamma, self.beta, statistics, self.eps, shortcut, relu, floor=self.tau)
 
 
 def filter_response(eps: float) -> Normalization:

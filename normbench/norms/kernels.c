@@ -47,6 +47,8 @@ INLINE V widened(H v) { return v; }
 INLINE H narrowed(V v) { return v; }
 #endif
 
+INLINE V rounded(V v) { return widened(narrowed(v)); } /* as if it had been stored */
+
 typedef const T *restrict In;
 typedef const float *restrict Row;
 
@@ -104,81 +106,185 @@ void moments(In x, float *restrict mean, float *restrict variance, I N, I P, I C
                moments_block(x + at, mean + k, variance + k, P, C, lanes))
 }
 
-/* What follows the multiply-add in the same pass. */
-enum { PLAIN, RELU, ADD_RELU };
+/* What is made of every value of a map: f(x) scale + shift, and then, in the same pass, a shortcut may be added to it and
+ * what is below a floor (of a ReLU 0) be raised to that.
+ *   IDENTITY  f = x
+ *   SWISH     f = x / (1 + exp(-v x))    inner: v
+ *   GATED     f = x / max(a, v x + b)    inner: v, a, b; in forward and backward a is the deviation of the block and b that
+ *             of the map, which are thus divided by already */
+enum { IDENTITY, SWISH, GATED };
+enum { PLAIN, ADD, FLOOR, ADD_FLOOR };
+enum { INNER = 3 };
 
-INLINE V behind_relu(V g, V y) { return (V)((U)g & ~(U)(y <= 0)); } /* g where the ReLU that gave y let it through */
-INLINE V relu(V v) { return (V)((U)v & ~(U)(v < 0)); }              /* a NaN stays one */
+INLINE V all(float number) { return (V){0} + number; }
+#if defined(__AVX512F__) /* a NaN among v stays one, there and below */
+INLINE V raised(V v, V floor) { return (V)_mm512_max_ps((__m512)floor, (__m512)v); }
+INLINE V lowered(V v, V ceiling) { return (V)_mm512_min_ps((__m512)ceiling, (__m512)v); }
+INLINE V reciprocal(V v) { /* of ordinary numbers: a step of Newton's from 14 bits */
+    const V guess = (V)_mm512_rcp14_ps((__m512)v);
+    return guess * (2.0f - v * guess);
+}
+#else
+INLINE V chosen(U where, V one, V other) { return (V)(((U)one & where) | ((U)other & ~where)); }
+INLINE V raised(V v, V floor) { return chosen((U)(v < floor), floor, v); }
+INLINE V lowered(V v, V ceiling) { return chosen((U)(v > ceiling), ceiling, v); }
+INLINE V reciprocal(V v) { return 1.0f / v; }
+#endif
+INLINE V above(V g, V y, V floor) { return (V)((U)g & ~(U)(y <= floor)); }  /* g where y was not raised */
 
-INLINE void multiply_add_block(In x, Row scale, Row shift, In shortcut, T *restrict y, I P, I C, const int then,
+/* 2^x, to 2 units in the last place for |x| <= 126, and as there beyond: 2^n (1 + r ln 2 + ...) with x = n + r. */
+INLINE V power_of_two(V x) {
+    x = raised(lowered(x, all(126.0f)), all(-126.0f));
+    const V shifted = x + 12582912.0f, r = x - (shifted - 12582912.0f); /* 1.5 * 2^23: whole numbers only */
+    V p = r * 1.535336188e-4f + 1.339887440e-3f;
+    p = p * r + 9.618437357e-3f;
+    p = p * r + 5.550332471e-2f;
+    p = p * r + 2.402264791e-1f;
+    p = p * r + 6.931472028e-1f;
+    p = p * r + 1.0f;
+    return (V)((U)p + ((U)shifted << 23)); /* the last bits of `shifted` are n */
+}
+INLINE V sigmoid(V x) { return reciprocal(1.0f + power_of_two(x * -1.44269504f)); }
+
+/* f, its derivative, and those with respect to its inner numbers. */
+typedef struct { V f, df, inner[INNER]; } Value;
+INLINE V value(const int of, V x, const V *inner) {
+    if (of == SWISH) return x * sigmoid(inner[0] * x);
+    if (of == GATED) return x / raised(inner[0] * x + inner[2], inner[1]);
+    return x;
+}
+INLINE Value differentiated(const int of, V x, const V *inner) {
+    Value d = {x, all(1.0f), {x, x, x}};
+    if (of == SWISH) {
+        const V v = inner[0] * x, s = sigmoid(v), rest = 1.0f - s;
+        d.f = x * s;
+        d.df = s + v * (s * rest);
+        d.inner[0] = d.f * (x * rest);
+    }
+    if (of == GATED) {
+        const V v = inner[0] * x, gate = v + inner[2], one = 1.0f / raised(gate, inner[1]);
+        d.f = x * one;
+        const V slope = -d.f * one, through = above(slope, gate, inner[1]);
+        d.df = one + inner[0] * through;
+        d.inner[0] = x * through;
+        d.inner[1] = slope - through;
+        d.inner[2] = through;
+    }
+    return d;
+}
+
+/* The numbers of one block of channels of one sample; `floor` and `inner` may be missing. */
+typedef struct { V scale, shift, floor, inner[INNER]; } Numbers;
+INLINE Numbers numbers(Row scale, Row shift, Row floor, Row inner, I table, const int of, const int lanes) {
+    Numbers k = {row(scale, lanes), row(shift, lanes), {0}, {{0}, {0}, {0}}};
+    if (floor) k.floor = rounded(row(floor, lanes));
+    for (int i = 0; i < (of == IDENTITY ? 0 : of == SWISH ? 1 : INNER); i++) k.inner[i] = row(inner + i * table, lanes);
+    return k;
+}
+#define NUMBERS(shift, lanes) \
+    numbers(scale + k, (shift) + k, floor ? floor + c : floor, inner ? inner + k : inner, N * C, of, lanes)
+
+INLINE void multiply_add_block(In x, const Numbers k, In shortcut, T *restrict y, I P, I C, const int of, const int then,
                                const int lanes) {
-    const V a = row(scale, lanes), b = row(shift, lanes);
     for (I p = 0; p < P; p++) {
-        V v = load(x + p * C, lanes) * a + b;
-        if (then == ADD_RELU) v += load(shortcut + p * C, lanes);
-        store(y + p * C, then == PLAIN ? v : relu(v), lanes);
+        V v = value(of, load(x + p * C, lanes), k.inner) * k.scale + k.shift;
+        if (then & ADD) v += load(shortcut + p * C, lanes);
+        store(y + p * C, then & FLOOR ? raised(v, k.floor) : v, lanes);
     }
 }
 
-void multiply_add(In x, Row scale, Row shift, In shortcut, T *restrict y, I N, I P, I C, int then) {
-#define BLOCK(then, lanes) multiply_add_block(x + at, scale + k, shift + k, shortcut + at, y + at, P, C, then, lanes)
-    if (then == PLAIN) EACH_BLOCK(BLOCK(PLAIN, LANES), BLOCK(PLAIN, lanes))
-    else if (then == RELU) EACH_BLOCK(BLOCK(RELU, LANES), BLOCK(RELU, lanes))
-    else EACH_BLOCK(BLOCK(ADD_RELU, LANES), BLOCK(ADD_RELU, lanes))
+/* Calls BLOCK(of, then, lanes) with constants. */
+#define EACH_KIND                                                                       \
+    if (of == SWISH) EACH_BLOCK(BLOCK(SWISH, PLAIN, LANES), BLOCK(SWISH, PLAIN, lanes))        \
+    else if (of == GATED) EACH_BLOCK(BLOCK(GATED, PLAIN, LANES), BLOCK(GATED, PLAIN, lanes))   \
+    else if (then == PLAIN) EACH_BLOCK(BLOCK(IDENTITY, PLAIN, LANES), BLOCK(IDENTITY, PLAIN, lanes)) \
+    else if (then == FLOOR) EACH_BLOCK(BLOCK(IDENTITY, FLOOR, LANES), BLOCK(IDENTITY, FLOOR, lanes))
+
+void multiply_add(In x, Row scale, Row shift, Row inner, In shortcut, Row floor, T *restrict y, I N, I P, I C, int of, int then) {
+#define BLOCK(of, then, lanes) multiply_add_block(x + at, NUMBERS(shift, lanes), shortcut + at, y + at, P, C, of, then, lanes)
+    EACH_KIND
+    else if (then == ADD) EACH_BLOCK(BLOCK(IDENTITY, ADD, LANES), BLOCK(IDENTITY, ADD, lanes))
+    else EACH_BLOCK(BLOCK(IDENTITY, ADD_FLOOR, LANES), BLOCK(IDENTITY, ADD_FLOOR, lanes))
 #undef BLOCK
 }
 
-/* Sums of g * x and of g, where g is dy behind the ReLU that gave y; ADD_RELU also leaves g itself. Where there is
- * `more`, dy is its sum with that, rounded as if it had been stored. */
-INLINE V rounded(V v) { return widened(narrowed(v)); }
-INLINE void sums_block(In x, In dy, In more, In y, T *restrict g_out, float *restrict dscale, float *restrict dshift, I P,
-                       I C, const int then, const int with_more, const int lanes) {
-    V product[UNROLL] = {{0}}, plain[UNROLL] = {{0}};
-#define ADD(p, u)                                                                \
+/* The gradients of scale, shift, the inner numbers and the floor, for every map, with g the part of dy that was not
+ * raised, which ADD_FLOOR leaves as well. Where there is `more`, dy is its sum with that, rounded as if it had been stored. */
+typedef struct { float *scale, *shift, *inner, *floor; } Gradients;
+INLINE void sums_block(In x, In dy, In more, In y, const Numbers k, T *restrict g_out, const Gradients to, I table, I P, I C,
+                       const int of, const int then, const int with_more, const int lanes) {
+    enum { EACH = 3 + INNER };
+    V sums[EACH][UNROLL] = {{{0}}};
+#define TAKE(p, u)                                                               \
     {                                                                            \
         V g = load(dy + (p) * C, lanes);                                         \
         if (with_more) g = rounded(g + load(more + (p) * C, lanes));             \
-        if (then != PLAIN) g = behind_relu(g, load(y + (p) * C, lanes));         \
-        if (then == ADD_RELU) store(g_out + (p) * C, g, lanes);                  \
-        product[u] += g * load(x + (p) * C, lanes);                              \
-        plain[u] += g;                                                           \
+        if (then & FLOOR) {                                                      \
+            const V whole = g;                                                   \
+            g = above(g, load(y + (p) * C, lanes), k.floor);                     \
+            if (to.floor) sums[2][u] += whole - g;                               \
+        }                                                                        \
+        if (then == ADD_FLOOR) store(g_out + (p) * C, g, lanes);                 \
+        const Value d = differentiated(of, load(x + (p) * C, lanes), k.inner);   \
+        sums[0][u] += g * d.f;                                                   \
+        sums[1][u] += g;                                                         \
+        if (of != IDENTITY) sums[3][u] += g * d.inner[0];                        \
+        if (of == GATED) sums[4][u] += g * d.inner[1], sums[5][u] += g * d.inner[2]; \
     }
     I p = 0;
     for (; p + UNROLL <= P; p += UNROLL) {
-        ADD(p, 0) ADD(p + 1, 1) ADD(p + 2, 2) ADD(p + 3, 3)
+        TAKE(p, 0) TAKE(p + 1, 1) TAKE(p + 2, 2) TAKE(p + 3, 3)
     }
-    for (; p < P; p++) ADD(p, 0)
-#undef ADD
-    to_row(dscale, total(product), lanes);
-    to_row(dshift, total(plain), lanes);
+    for (; p < P; p++) TAKE(p, 0)
+#undef TAKE
+    to_row(to.scale, total(sums[0]), lanes);
+    to_row(to.shift, total(sums[1]), lanes);
+    if (to.floor) to_row(to.floor, total(sums[2]), lanes);
+    for (int i = 0; i < (of == IDENTITY ? 0 : of == SWISH ? 1 : INNER); i++)
+        to_row(to.inner + i * table, total(sums[3 + i]) * k.scale, lanes);
 }
 
-void sums(In x, In dy, In more, In y, T *restrict g, float *restrict dscale, float *restrict dshift, I N, I P, I C, int then) {
-#define BLOCK(then, with, lanes) \
-    sums_block(x + at, dy + at, with ? more + at : dy, y + at, g + at, dscale + k, dshift + k, P, C, then, with, lanes)
-    if (then == PLAIN) EACH_BLOCK(BLOCK(PLAIN, 0, LANES), BLOCK(PLAIN, 0, lanes))
-    else if (then == RELU) EACH_BLOCK(BLOCK(RELU, 0, LANES), BLOCK(RELU, 0, lanes))
-    else if (!more) EACH_BLOCK(BLOCK(ADD_RELU, 0, LANES), BLOCK(ADD_RELU, 0, lanes))
-    else EACH_BLOCK(BLOCK(ADD_RELU, 1, LANES), BLOCK(ADD_RELU, 1, lanes))
+void sums(In x, In dy, In more, In y, Row scale, Row inner, Row floor, T *restrict g, float *restrict dscale,
+          float *restrict dshift, float *restrict dinner, float *restrict dfloor, I N, I P, I C, int of, int then) {
+    if (then == ADD) then = PLAIN;
+#define SUMS(of, then, with, raised, lanes)                                                                              \
+    sums_block(x + at, dy + at, with ? more + at : dy, y + at, NUMBERS(scale, lanes), g + at,                              \
+               (Gradients){dscale + k, dshift + k, dinner ? dinner + k : dinner, raised ? dfloor + k : 0}, N * C, P, C, of, \
+               then, with, lanes)
+    if (dfloor) {
+        if (then == FLOOR) EACH_BLOCK(SUMS(IDENTITY, FLOOR, 0, 1, LANES), SUMS(IDENTITY, FLOOR, 0, 1, lanes))
+        else if (!more) EACH_BLOCK(SUMS(IDENTITY, ADD_FLOOR, 0, 1, LANES), SUMS(IDENTITY, ADD_FLOOR, 0, 1, lanes))
+        else EACH_BLOCK(SUMS(IDENTITY, ADD_FLOOR, 1, 1, LANES), SUMS(IDENTITY, ADD_FLOOR, 1, 1, lanes))
+        return;
+    }
+#define BLOCK(of, then, lanes) SUMS(of, then, 0, 0, lanes)
+    EACH_KIND
+    else if (!more) EACH_BLOCK(BLOCK(IDENTITY, ADD_FLOOR, LANES), BLOCK(IDENTITY, ADD_FLOOR, lanes))
+    else EACH_BLOCK(SUMS(IDENTITY, ADD_FLOOR, 1, 0, LANES), SUMS(IDENTITY, ADD_FLOOR, 1, 0, lanes))
 #undef BLOCK
+#undef SUMS
 }
 
-/* dx = g * scale + x * slope + offset, with g as above. */
-INLINE void input_gradient_block(In dy, In y, Row scale, In x, Row slope, Row offset, T *restrict dx, I P, I C,
-                                 const int then, const int lanes) {
-    const V a = row(scale, lanes), b = row(slope, lanes), c = row(offset, lanes);
+/* dx = g scale f' + x slope + offset, with g as above; slope and offset may be missing. */
+INLINE void input_gradient_block(In dy, In y, const Numbers k, In x, Row slope, Row offset, T *restrict dx, I P, I C,
+                                 const int of, const int then, const int lanes) {
+    V b = {0}, c = {0};
+    if (slope) b = row(slope, lanes), c = row(offset, lanes);
     for (I p = 0; p < P; p++) {
         V g = load(dy + p * C, lanes);
-        if (then == RELU) g = behind_relu(g, load(y + p * C, lanes));
-        store(dx + p * C, g * a + (load(x + p * C, lanes) * b + c), lanes);
+        if (then & FLOOR) g = above(g, load(y + p * C, lanes), k.floor);
+        const V v = load(x + p * C, lanes);
+        if (of != IDENTITY) g *= differentiated(of, v, k.inner).df;
+        store(dx + p * C, g * k.scale + (v * b + c), lanes);
     }
 }
 
-void input_gradient(In dy, In y, Row scale, In x, Row slope, Row offset, T *restrict dx, I N, I P, I C, int then) {
-#define BLOCK(then, lanes) \
-    input_gradient_block(dy + at, y + at, scale + k, x + at, slope + k, offset + k, dx + at, P, C, then, lanes)
-    if (then == PLAIN) EACH_BLOCK(BLOCK(PLAIN, LANES), BLOCK(PLAIN, lanes))
-    else EACH_BLOCK(BLOCK(RELU, LANES), BLOCK(RELU, lanes))
+void input_gradient(In dy, In y, Row scale, Row inner, Row floor, In x, Row slope, Row offset, T *restrict dx, I N, I P, I C,
+                    int of, int then) {
+    if (then == ADD) then = PLAIN;
+#define BLOCK(of, then, lanes) \
+    input_gradient_block(dy + at, y + at, NUMBERS(scale, lanes), x + at, slope ? slope + k : slope, offset ? offset + k : offset, dx + at, P, C, of, then, lanes)
+    EACH_KIND
 #undef BLOCK
 }
 
@@ -193,11 +299,23 @@ static Pooling pooling(I N, I C, I samples, I channels) {
 
 static inline I block(Pooling k, I n, I c) { return n / k.samples * k.across + c / k.channels; }
 
-/* What forward leaves for backward: six [N][C] tables, then, for every pooling, room for N C means and N C variances. */
-typedef struct { float *mean, *variance, *mixed_mean, *rstd, *scale, *shift, *pooled; } Saved;
+/* What to compute: K poolings; what multiplies a variance over the positions; statistics by means of squares instead of
+ * variances; whether means are subtracted; whether running statistics correct the result; the function and what follows it. */
+typedef struct { I K; const I *samples, *channels; float bessel, eps; int squares, centred, corrected, of, then; } Method;
+
+/* Running statistics, [C] each, and the bounds of a correction by them: the least and the most of r, and the most of d. */
+typedef struct { float *mean, *variance, momentum, unbias; const float *bounds; } Running;
+
+/* The last `window` variances of every block, and their gradients, [window][blocks] each, newest last; whether averages over
+ * them take their place. */
+typedef struct { float *variances, *gradients; I window; int averages; } Past;
+
+/* What forward leaves for backward: eleven [N][C] tables (inner is three), then, for every pooling, room for N C means and N C variances. */
+typedef struct { float *mean, *variance, *mixed_mean, *rstd, *scale, *shift, *r, *d, *inner, *pooled; } Saved;
 
 static Saved saved_at(float *saved, I NC) {
-    return (Saved){saved, saved + NC, saved + 2 * NC, saved + 3 * NC, saved + 4 * NC, saved + 5 * NC, saved + 6 * NC};
+    return (Saved){saved,          saved + NC,     saved + 2 * NC, saved + 3 * NC, saved + 4 * NC,
+                   saved + 5 * NC, saved + 6 * NC, saved + 7 * NC, saved + 8 * NC, saved + 11 * NC};
 }
 
 static inline float weight(const float *weights, I k) { return weights ? weights[k] : 1.0f; }
@@ -226,82 +344,145 @@ static void pool(Saved s, Pooling k, float *mean, float *variance, float *spread
     for (I b = 0; b < k.blocks; b++) variance[b] /= k.members;
 }
 
+static inline float within(float v, float least, float most) { return v < least ? least : v > most ? most : v; }
+
+/* r = deviation / running deviation and d = (mean - running mean) / running deviation of every block, within the bounds;
+ * d is 0 where no running mean is kept. */
+static void correct(Saved s, Pooling k, const float *mean, const float *variance, const Running *to, float eps, I N, I C) {
+    for (I n = 0; n < N; n++)
+        for (I c = 0; c < C; c++) {
+            const I b = block(k, n, c);
+            const float deviation = sqrtf(to->variance[c] + eps), *bounds = to->bounds;
+            s.r[n * C + c] = within(sqrtf(variance[b] + eps) / deviation, bounds[0], bounds[1]);
+            s.d[n * C + c] = to->mean ? within((mean[b] - to->mean[c]) / deviation, -bounds[2], bounds[2]) : 0;
+        }
+}
+
 /* Running statistics move towards the average over the norm batches. */
-static void follow(float *running_mean, float *running_var, const float *mean, const float *variance, I batches, I C,
-                   float momentum, float unbias) {
+static void follow(const Running *to, const float *mean, const float *variance, I batches, I C) {
     for (I c = 0; c < C; c++) {
         float m = 0, v = 0;
         for (I b = 0; b < batches; b++) m += mean[b * C + c], v += variance[b * C + c];
-        running_mean[c] += momentum * (m / (float)batches - running_mean[c]);
-        running_var[c] += momentum * (v / (float)batches * unbias - running_var[c]);
+        if (to->mean) to->mean[c] += to->momentum * (m / (float)batches - to->mean[c]);
+        to->variance[c] += to->momentum * (v / (float)batches * to->unbias - to->variance[c]);
     }
 }
 
-void forward(In x, const float *gamma, const float *beta, In shortcut, T *restrict y, float *saved, float *running_mean,
-             float *running_var, int then, I N, I P, I C, I K, const I *samples, const I *channels,
-             const float *mean_weights, const float *variance_weights, float bessel, float eps, float momentum,
-             float unbias) {
+/* The newest go to the end of the past, and are replaced by averages over it if so asked. */
+static void average(float *past, float *newest, I window, I count, int averages) {
+    float *last = past + (window - 1) * count;
+    memmove(past, past + count, sizeof(float) * (window - 1) * count);
+    memcpy(last, newest, sizeof(float) * count);
+    if (!averages) return;
+    for (I w = 0; w < window - 1; w++)
+        for (I i = 0; i < count; i++) newest[i] += past[w * count + i];
+    for (I i = 0; i < count; i++) newest[i] /= (float)window;
+}
+
+/* With M and V the mixed moments: scale = gamma r / sqrt(V + eps), shift = beta + gamma d - M scale. */
+void forward(In x, const float *gamma, const float *beta, const float *mean_weights, const float *variance_weights,
+             const float *inner, const float *floor, In shortcut, T *restrict y, float *saved, I N, I P, I C,
+             const Method *method, const Running *running, const Past *past) {
     const I NC = N * C;
-    Saved s = saved_at(saved, NC);
+    const Saved s = saved_at(saved, NC);
     if (!shortcut) shortcut = x; /* not read then, but pointed into */
     moments(x, s.mean, s.variance, N, P, C);
-    if (bessel != 1.0f)
-        for (I i = 0; i < NC; i++) s.variance[i] *= bessel;
+    if (method->bessel != 1.0f)
+        for (I i = 0; i < NC; i++) s.variance[i] *= method->bessel;
     memset(s.mixed_mean, 0, sizeof(float) * NC);
     memset(s.rstd, 0, sizeof(float) * NC); /* holds the mixed variance first */
-    for (I i = 0; i < K; i++) {
-        const Pooling k = pooling(N, C, samples[i], channels[i]);
+    for (I i = 0; i < method->K; i++) {
+        const Pooling k = pooling(N, C, method->samples[i], method->channels[i]);
         float *mean = s.pooled + 2 * i * NC, *variance = mean + NC;
         pool(s, k, mean, variance, s.scale, N, C); /* scale is free until the end */
+        if (method->squares)
+            for (I b = 0; b < k.blocks; b++) variance[b] += mean[b] * mean[b];
+        if (past) average(past->variances, variance, past->window, k.blocks, past->averages);
         const float wm = weight(mean_weights, i), wv = weight(variance_weights, i);
         for (I n = 0; n < N; n++)
             for (I c = 0; c < C; c++) {
                 s.mixed_mean[n * C + c] += wm * mean[block(k, n, c)];
                 s.rstd[n * C + c] += wv * variance[block(k, n, c)];
             }
-        if (running_mean && i == K - 1) follow(running_mean, running_var, mean, variance, N / k.samples, C, momentum, unbias);
+        if (i < method->K - 1 || !running) continue;
+        if (method->corrected) correct(s, k, mean, variance, running, method->eps, N, C);
+        follow(running, mean, variance, N / k.samples, C);
     }
     for (I i = 0; i < NC; i++) {
-        s.rstd[i] = 1.0f / sqrtf(s.rstd[i] + eps);
-        s.scale[i] = gamma[i % C] * s.rstd[i];
-        s.shift[i] = beta[i % C] - s.mixed_mean[i] * s.scale[i];
+        const I c = i % C;
+        s.rstd[i] = 1.0f / sqrtf(s.rstd[i] + method->eps);
+        s.scale[i] = gamma[c] * s.rstd[i];
+        s.shift[i] = beta[c];
+        if (method->corrected) {
+            s.scale[i] *= s.r[i];
+            s.shift[i] += gamma[c] * s.d[i];
+        }
+        if (method->centred) s.shift[i] -= s.mixed_mean[i] * s.scale[i];
+        if (inner) s.inner[i] = inner[c];
+        if (method->of == GATED) {
+            s.scale[i] = gamma[c];
+            s.inner[NC + i] = 1.0f / s.rstd[i];
+            s.inner[2 * NC + i] = sqrtf(s.variance[i] + method->eps);
+        }
     }
-    multiply_add(x, s.scale, s.shift, shortcut, y, N, P, C, then);
+    multiply_add(x, s.scale, s.shift, inner ? s.inner : 0, shortcut, floor, y, N, P, C, method->of, method->then);
 }
 
-/* With g = dy behind the ReLU, M and V the mixed moments, r = 1 / sqrt(V + eps), A = sum g x and B = sum g over the
- * positions:
- *   dbeta = sum_n B    dgamma = sum_n (A - M B) r    dM = -scale B    dV = -(A - M B) gamma r^3 / 2
+/* The gradients of the parameters, [C] each. */
+typedef struct { float *gamma, *beta, *inner, *floor, *mean_weights, *variance_weights; } Parameters;
+
+/* With g = dy behind the floor, A = sum g f(x) and B = sum g over the positions, S = A - M B (of a method that subtracts
+ * no mean A, and dM = 0):
+ *   dbeta = sum_n B    dgamma = sum_n (S r / sqrt(V + eps) + d B)    dM = -scale B    dV = -S scale / (V + eps) / 2
  *   pooling k, block b of m members: dM_b = w_k sum dM, dV_b = w_k sum dV, and for each member with mean u
- *   du += (dM_b + 2 dV_b (u - M_b)) / m    dv += dV_b / m
- *   dx = g scale + x slope + offset    slope = 2 bessel dv / P    offset = du / P - slope u
- * `work` holds six [N][C] tables. With ADD_RELU, dy may come in two parts, to be added up. */
-void backward(In dy, In more, In x, In y, const float *gamma, float *saved, T *restrict dx, T *restrict dshortcut, float *dgamma,
-              float *dbeta, float *dmean_weights, float *dvariance_weights, float *work, int then, I N, I P, I C, I K,
-              const I *samples, const I *channels, const float *mean_weights, const float *variance_weights,
-              float bessel) {
+ *   du += (dM_b + 2 dV_b (u - M_b)) / m, with squares in place of variances 2 dV_b M_b more    dv += dV_b / m
+ *   dx = g scale f'(x) + x slope + offset    slope = 2 bessel dv / P    offset = du / P - slope u
+ * of GATED, with a = sqrt(V + eps) and b = sqrt(v + eps): dgamma = sum_n A, dV = da / (2 a) and dv = db / (2 b) more
+ * of averages over the past: what a block hands on to the past is z dL/dz = -2 dV_b (V_b + eps) / (m P), with z its values
+ * before gamma, and what it passes on is that average, likewise
+ * `work` holds ten [N][C] tables. With ADD_FLOOR, dy may come in two parts, to be added up. */
+void backward(In dy, In more, In x, In y, const float *mean_weights, const float *variance_weights, const float *floor,
+              float *saved, T *restrict dx, T *restrict dshortcut, float *work, I N, I P, I C,
+              const Method *method, const Past *past, const Parameters *to) {
     const I NC = N * C;
-    Saved s = saved_at(saved, NC);
+    const Saved s = saved_at(saved, NC);
+    const int of = method->of, then = method->then;
+    const float *inner = of == IDENTITY ? 0 : s.inner;
     float *dM = work, *dV = dM + NC, *du = dV + NC, *dv = du + NC, *dMb = dv + NC, *dVb = dMb + NC;
+    float *dinner = inner ? dVb + NC : 0, *dfloor = floor ? dVb + 4 * NC : 0;
     /* A and B, replaced in place below */
-    sums(x, dy, more, y, dshortcut ? dshortcut : dx, dV, dM, N, P, C, then);
-    memset(dgamma, 0, sizeof(float) * C);
-    memset(dbeta, 0, sizeof(float) * C);
+    sums(x, dy, more, y, s.scale, inner, floor, dshortcut ? dshortcut : dx, dV, dM, dinner, dfloor, N, P, C, of, then);
+    memset(to->gamma, 0, sizeof(float) * C);
+    memset(to->beta, 0, sizeof(float) * C);
+    if (inner) memset(to->inner, 0, sizeof(float) * C);
+    if (floor) memset(to->floor, 0, sizeof(float) * C);
     for (I n = 0; n < N; n++)
         for (I c = 0; c < C; c++) {
             const I i = n * C + c;
-            const float B = dM[i], centred = dV[i] - s.mixed_mean[i] * B;
-            dbeta[c] += B;
-            dgamma[c] += centred * s.rstd[i];
-            dM[i] = -s.scale[i] * B;
-            dV[i] = -0.5f * centred * gamma[c] * s.rstd[i] * s.rstd[i] * s.rstd[i];
+            const float B = dM[i], S = method->centred ? dV[i] - s.mixed_mean[i] * B : dV[i];
+            to->beta[c] += B;
+            to->gamma[c] += of == GATED ? S : method->corrected ? S * s.rstd[i] * s.r[i] + s.d[i] * B : S * s.rstd[i];
+            dM[i] = method->centred ? -s.scale[i] * B : 0;
+            dV[i] = -0.5f * S * s.scale[i] * s.rstd[i] * s.rstd[i];
+            du[i] = dv[i] = 0;
+            if (of == GATED) {
+                dV[i] = 0.5f * dinner[NC + i] * s.rstd[i];
+                dv[i] = 0.5f * dinner[2 * NC + i] / s.inner[2 * NC + i];
+            }
+            if (inner) to->inner[c] += dinner[i];
+            if (floor) to->floor[c] += dfloor[i];
         }
-    memset(du, 0, sizeof(float) * 2 * NC); /* and dv behind it */
-    for (I i = 0; i < K; i++) {
-        const Pooling k = pooling(N, C, samples[i], channels[i]);
+    for (I i = 0; i < method->K; i++) {
+        const Pooling k = pooling(N, C, method->samples[i], method->channels[i]);
         const float *mean = s.pooled + 2 * i * NC, *variance = mean + NC;
         gather(dM, dMb, k, N, C);
         gather(dV, dVb, k, N, C);
+        if (past) {
+            const float unit = -0.5f * k.members * (float)P;
+            for (I b = 0; b < k.blocks; b++) dVb[b] *= (variance[b] + method->eps) / unit;
+            average(past->gradients, dVb, past->window, k.blocks, past->averages);
+            for (I b = 0; b < k.blocks; b++) dVb[b] *= unit / (variance[b] + method->eps);
+        }
         const float wm = weight(mean_weights, i) / k.members, wv = weight(variance_weights, i) / k.members;
         double dwm = 0, dwv = 0;
         for (I b = 0; b < k.blocks; b++) {
@@ -309,10 +490,11 @@ void backward(In dy, In more, In x, In y, const float *gamma, float *saved, T *r
             dwv += (double)dVb[b] * variance[b];
             dMb[b] *= wm;
             dVb[b] *= wv;
+            if (method->squares) dMb[b] += 2.0f * dVb[b] * mean[b];
         }
         if (mean_weights) {
-            dmean_weights[i] = (float)dwm;
-            dvariance_weights[i] = (float)dwv;
+            to->mean_weights[i] = (float)dwm;
+            to->variance_weights[i] = (float)dwv;
         }
         for (I n = 0; n < N; n++)
             for (I c = 0; c < C; c++) {
@@ -322,9 +504,9 @@ void backward(In dy, In more, In x, In y, const float *gamma, float *saved, T *r
             }
     }
     for (I i = 0; i < NC; i++) {
-        dv[i] *= 2.0f * bessel / (float)P;
+        dv[i] *= 2.0f * method->bessel / (float)P;
         du[i] = du[i] / (float)P - dv[i] * s.mean[i];
     }
-    if (then == ADD_RELU) input_gradient(dshortcut, y, s.scale, x, dv, du, dx, N, P, C, PLAIN);
-    else input_gradient(dy, y, s.scale, x, dv, du, dx, N, P, C, then);
+    const int behind = then == ADD_FLOOR; /* dshortcut holds what the floor let through */
+    input_gradient(behind ? dshortcut : dy, y, s.scale, inner, floor, x, dv, du, dx, N, P, C, of, behind ? PLAIN : then);
 }

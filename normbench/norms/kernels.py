@@ -35,43 +35,142 @@ class Running(NamedTuple):
         variance: [C], updated in place.
         momentum: weight of the newest batch.
         unbias: multiplies the batch's variance first.
+        bounds: [3]; of a correction by the statistics as they were before: the least and the most factor, and
+            the most, in deviations, that is added.
     """
 
-    mean: Tensor
+    mean: Tensor | None
     variance: Tensor
     momentum: float
     unbias: float
+    bounds: Tensor | None = None
+
+
+class Past(NamedTuple):
+    """The last variances of every block, and their gradients.
+
+    Attributes:
+        variances: [window, blocks, ...], newest last; each update's are put there in place.
+        gradients: likewise: of block b, -2 (V_b + eps) / (values of the block) · dL/dV_b.
+        averages: those over the window are used in place of the newest.
+    """
+
+    variances: Tensor
+    gradients: Tensor
+    averages: bool
+
+
+class Form(NamedTuple):
+    """What is made of every value of a map: f(x) · scale + shift, and what follows in the same pass.
+
+    Attributes:
+        of: f, by its number in kernels.c.
+        shortcut: one is added to it.
+        floor: what is below that, of a ReLU 0, is raised to it.
+    """
+
+    of: int = 0
+    shortcut: bool = False
+    floor: bool = False
+
+    @property
+    def then(self) -> int:
+        """The enumeration of kernels.c."""
+        return self.shortcut + 2 * self.floor
 
 
 class Method(NamedTuple):
-    """What to compute: poolings (samples, channels), variances over H·W or H·W - 1, eps, a ReLU or not."""
+    """What to compute.
+
+    Attributes:
+        blocks: poolings (samples, channels).
+        eps: added to the variance.
+        form: what is made of the values.
+        bessel: variances over H·W - 1 and not H·W.
+        squares: means of squares in place of variances.
+        centred: the mean is subtracted.
+        corrected: by running statistics.
+    """
 
     blocks: tuple[Pair, ...]
-    bessel: bool
     eps: float
-    relu: bool
+    form: Form
+    bessel: bool = False
+    squares: bool = False
+    centred: bool = True
+    corrected: bool = False
 
-    def then(self, shortcut: Tensor | None) -> int:
-        """The enumeration of kernels.c: nothing, a ReLU, or the addition of a shortcut and a ReLU follow."""
-        return int(self.relu) + int(shortcut is not None)
 
-    def correction(self, positions: int) -> float:
-        """What turns a biased variance over the positions into the one wanted."""
-        return positions / (positions - 1) if self.bessel else 1.0
+class _Method(ctypes.Structure):
+    """As C has it."""
+
+    _fields_ = (
+        ("K", ctypes.c_long),
+        ("samples", ctypes.POINTER(ctypes.c_long)),
+        ("channels", ctypes.POINTER(ctypes.c_long)),
+        ("bessel", ctypes.c_float),
+        ("eps", ctypes.c_float),
+        ("squares", ctypes.c_int),
+        ("centred", ctypes.c_int),
+        ("corrected", ctypes.c_int),
+        ("of", ctypes.c_int),
+        ("then", ctypes.c_int),
+    )
+
+
+class _Running(ctypes.Structure):
+    """As C has it."""
+
+    _fields_ = (
+        ("mean", ctypes.c_void_p),
+        ("variance", ctypes.c_void_p),
+        ("momentum", ctypes.c_float),
+        ("unbias", ctypes.c_float),
+        ("bounds", ctypes.c_void_p),
+    )
+
+
+class _Past(ctypes.Structure):
+    """As C has it."""
+
+    _fields_ = (
+        ("variances", ctypes.c_void_p),
+        ("gradients", ctypes.c_void_p),
+        ("window", ctypes.c_long),
+        ("averages", ctypes.c_int),
+    )
+
+
+class _Gradients(ctypes.Structure):
+    """Where C puts those of the parameters."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in ("gamma", "beta", "inner", "floor", "mean_weights", "variance_weights")
+    )
+
+
+@cache
+def _method(method: Method, positions: int) -> Any:
+    """A pointer to the method as C has it, for maps of so many positions."""
+    longs = ctypes.c_long * len(method.blocks)
+    samples, channels = (longs(*of_all) for of_all in zip(*method.blocks, strict=True))
+    bessel = positions / (positions - 1) if method.bessel else 1.0
+    flags = method.squares, method.centred, method.corrected, method.form.of, method.form.then
+    return ctypes.pointer(_Method(len(method.blocks), samples, channels, bessel, method.eps, *flags))
 
 
 class Kernels:
     """Normalization of channels-last tensors of one dtype, forward and backward, by its own statistics."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        pointer, whole, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
-        shape, weights = [whole] * 4 + [pointer] * 2, [pointer] * 2
-        library.forward.argtypes = [pointer] * 8 + [ctypes.c_int] + shape + weights + [real] * 4
-        library.backward.argtypes = [pointer] * 13 + [ctypes.c_int] + shape + weights + [real]
+        pointer, whole = ctypes.c_void_p, ctypes.c_long
+        library.forward.argtypes = [pointer] * 10 + [whole] * 3 + [pointer] * 3
+        library.backward.argtypes = [pointer] * 11 + [whole] * 3 + [pointer] * 3
         library.moments.argtypes = [pointer] * 3 + [whole] * 3
-        library.multiply_add.argtypes = [pointer] * 5 + [whole] * 3 + [ctypes.c_int]
-        library.sums.argtypes = [pointer] * 7 + [whole] * 3 + [ctypes.c_int]
-        library.input_gradient.argtypes = [pointer] * 7 + [whole] * 3 + [ctypes.c_int]
+        library.multiply_add.argtypes = [pointer] * 7 + [whole] * 3 + [ctypes.c_int] * 2
+        library.sums.argtypes = [pointer] * 12 + [whole] * 3 + [ctypes.c_int] * 2
+        library.input_gradient.argtypes = [pointer] * 9 + [whole] * 3 + [ctypes.c_int] * 2
         whole_passes = library.moments, library.multiply_add, library.sums, library.input_gradient
         for function in (library.forward, library.backward, *whole_passes):
             function.restype = None
@@ -87,13 +186,21 @@ class Kernels:
 
     @one_call
     def multiply_add(
-        self, x: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, relu: bool
+        self,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        shortcut: Tensor | None,
+        form: Form,
+        inner: Tensor | None = None,
+        floor: Tensor | None = None,
     ) -> Tensor:
-        """x · scale + shift, both [N, C]; with a ReLU behind it, or behind the sum with a shortcut."""
+        """f(x) · scale + shift, with what follows; scale and shift are [N, C], f's numbers [K, N, C]."""
         N, C, H, W = x.shape
         y = torch.empty_like(x)
-        pointers = (_at(one) for one in (x, scale, shift, x if shortcut is None else shortcut, y))
-        self._library.multiply_add(*pointers, N, H * W, C, int(relu) + int(shortcut is not None))
+        added = x if shortcut is None else shortcut
+        pointers = (_at(one) for one in (x, scale, shift, inner, added, floor, y))
+        self._library.multiply_add(*pointers, N, H * W, C, form.of, form.then)
         return y
 
     @one_call
@@ -103,29 +210,43 @@ class Kernels:
         dy: Tensor,
         x: Tensor,
         y: Tensor,
-        relu: bool,
-        with_shortcut: bool,
+        scale: Tensor,
+        form: Form,
+        inner: Tensor | None = None,
+        floor: Tensor | None = None,
         more: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of :meth:`multiply_add`: the gradients of scale and shift, and that of an addend (else dy)."""
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
+        """Of :meth:`multiply_add`: the gradients of scale, shift, f's numbers, floor [N, C] and an addend."""
         N, C, H, W = x.shape
-        if more is not None and not (with_shortcut and relu):
+        both = form.shortcut and form.floor
+        if more is not None and not both:
             dy, more = dy + more, None
-        dscale, dshift = (torch.empty(N, C, dtype=torch.float32) for _ in range(2))
-        g = torch.empty_like(x) if with_shortcut else dy
-        pointers = (_at(one) for one in (x, dy, more, y, g, dscale, dshift))
-        self._library.sums(*pointers, N, H * W, C, int(relu) + int(with_shortcut))
-        return dscale, dshift, g
+        dscale, dshift = torch.empty_like(scale), torch.empty_like(scale)
+        dinner = None if inner is None else torch.empty_like(inner)
+        dfloor = None if floor is None else torch.empty_like(scale)
+        g = torch.empty_like(x) if both else dy
+        outputs = g, dscale, dshift, dinner, dfloor
+        pointers = (_at(one) for one in (x, dy, more, y, scale, inner, floor, *outputs))
+        self._library.sums(*pointers, N, H * W, C, form.of, form.then)
+        return dscale, dshift, dinner, dfloor, g
 
     @one_call
     def input_gradient(
-        self, dy: Tensor, x: Tensor, y: Tensor, scale: Tensor, slope: Tensor, offset: Tensor, relu: bool
+        self,
+        dy: Tensor,
+        x: Tensor,
+        y: Tensor,
+        scale: Tensor,
+        form: Form,
+        inner: Tensor | None = None,
+        floor: Tensor | None = None,
     ) -> Tensor:
-        """dy · scale + x · slope + offset, [N, C] each; of dy what a ReLU that gave y let through."""
+        """Likewise that of x; dy is what :meth:`sums` gives for an addend."""
         N, C, H, W = x.shape
         dx = torch.empty_like(x)
-        pointers = (_at(one) for one in (dy, y, scale, x, slope, offset, dx))
-        self._library.input_gradient(*pointers, N, H * W, C, int(relu))
+        pointers = (_at(one) for one in (dy, y, scale, inner, floor, x, None, None, dx))
+        then = form.then if not form.shortcut else 0
+        self._library.input_gradient(*pointers, N, H * W, C, form.of, then)
         return dx
 
     @one_call
@@ -136,20 +257,23 @@ class Kernels:
         beta: Tensor,
         mean_weights: Tensor | None,
         variance_weights: Tensor | None,
+        inner: Tensor | None,
+        floor: Tensor | None,
         shortcut: Tensor | None,
         method: Method,
         running: Running | None,
+        past: Past | None,
     ) -> tuple[Tensor, Tensor]:
-        """y, and what backward needs; moves the running statistics on."""
+        """y, and what backward needs; moves the running statistics and the past on."""
         N, C, H, W = x.shape
-        y, saved = torch.empty_like(x), torch.empty((6 + 2 * len(method.blocks), N * C), dtype=torch.float32)
-        mean, variance, momentum, unbias = running or (None, None, 0.0, 0.0)
-        self._library.forward(
-            *(_at(tensor) for tensor in (x, gamma, beta, shortcut, y, saved, mean, variance)),
-            *(method.then(shortcut), N, H * W, C, *_pairs(method.blocks)),
-            *(_at(mean_weights), _at(variance_weights), method.correction(H * W), method.eps),
-            *(momentum, unbias),
-        )
+        y, saved = torch.empty_like(x), torch.empty((11 + 2 * len(method.blocks), N * C), dtype=torch.float32)
+        to = None
+        if running is not None:
+            mean, variance, momentum, unbias, bounds = running
+            to = ctypes.byref(_Running(_at(mean), _at(variance), momentum, unbias, _at(bounds)))
+        weights = mean_weights, variance_weights
+        pointers = (_at(one) for one in (x, gamma, beta, *weights, inner, floor, shortcut, y, saved))
+        self._library.forward(*pointers, N, H * W, C, _method(method, H * W), to, _past(past))
         return y, saved
 
     @one_call
@@ -159,47 +283,42 @@ class Kernels:
         dy: Tensor,
         x: Tensor,
         y: Tensor,
-        gamma: Tensor,
         mean_weights: Tensor | None,
         variance_weights: Tensor | None,
+        inner: Tensor | None,
+        floor: Tensor | None,
         saved: Tensor,
         method: Method,
-        with_shortcut: bool,
+        past: Past | None,
         more: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        """The gradients of x, gamma, beta, the mixing weights and the shortcut; of y they are dy + more."""
+        """The gradients of x, the parameters of forward and the shortcut; of y they are dy + more."""
         N, C, H, W = x.shape
-        if more is not None and not with_shortcut:
+        both = method.form.shortcut and method.form.floor
+        if more is not None and not both:
             dy, more = dy + more, None
-        dx, dgamma, dbeta, work = (
-            torch.empty_like(x),
-            torch.empty_like(gamma),
-            torch.empty_like(gamma),
-            torch.empty(6 * N * C, dtype=torch.float32),
-        )
-        dmean_weights, dvariance_weights = (
-            None if weights is None else torch.empty_like(weights)
-            for weights in (mean_weights, variance_weights)
-        )
-        dshortcut = torch.empty_like(x) if with_shortcut else None
-        gradients = dx, dshortcut, dgamma, dbeta, dmean_weights, dvariance_weights
-        self._library.backward(
-            *(_at(tensor) for tensor in (dy, more, x, y, gamma, saved, *gradients, work)),
-            *(method.then(dshortcut), N, H * W, C, *_pairs(method.blocks)),
-            *(_at(mean_weights), _at(variance_weights), method.correction(H * W)),
-        )
-        return dx, dgamma, dbeta, dmean_weights, dvariance_weights, dshortcut
+        dx, work = torch.empty_like(x), torch.empty((10, N * C), dtype=torch.float32)
+        dgamma, dbeta = (torch.empty(C, dtype=torch.float32) for _ in range(2))
+        of_others = inner, floor, mean_weights, variance_weights
+        others = [None if one is None else torch.empty_like(one) for one in of_others]
+        dinner, dfloor, *dweights = others
+        dshortcut = torch.empty_like(x) if both else None
+        to = ctypes.byref(_Gradients(*(_at(one) for one in (dgamma, dbeta, *others))))
+        given = dy, more, x, y, mean_weights, variance_weights, floor, saved, dx, dshortcut, work
+        self._library.backward(*map(_at, given), N, H * W, C, _method(method, H * W), _past(past), to)
+        dshortcut = dshortcut if both or not method.form.shortcut else dy
+        return dx, dgamma, dbeta, *dweights, dinner, dfloor, dshortcut
+
+
+def _past(past: Past | None) -> Any:
+    if past is None:
+        return None
+    variances, gradients, averages = past
+    return ctypes.byref(_Past(_at(variances), _at(gradients), len(variances), averages))
 
 
 def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-@cache
-def _pairs(blocks: tuple[Pair, ...]) -> tuple[int, Any, Any]:
-    """K, samples and channels as C wants them."""
-    longs = ctypes.c_long * len(blocks)
-    return len(blocks), longs(*(block[0] for block in blocks)), longs(*(block[1] for block in blocks))
 
 
 def suited(x: Tensor, gamma: Tensor) -> Kernels | None:

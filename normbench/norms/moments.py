@@ -21,6 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms import kernels, shares
+from normbench.norms.maps import (
+    IDENTITY,
+    MapFunction,
+    addend,
+    multiply_add,
+    refuse_second_derivatives,
+)
 from normbench.norms.normalization import ShapeError
 
 
@@ -46,12 +53,23 @@ class Statistics(NamedTuple):
         mean_weights: [K] mixing weights of the K means; None for a single pooling.
         variance_weights: [K] mixing weights of the K variances; None for a single pooling.
         bessel: start from variances over H·W - 1 instead of H·W.
+        squares: means of squares in place of variances.
+        centred: the mean is subtracted.
+        correct: the moments of the last pooling -> a factor of the normalized values and what is then added,
+            in front of gamma and beta; no gradient goes through either.
+        past: of the variances of the only pooling (kernels use it).
+        average: the variances of the only pooling -> those that take their place (torch uses it).
     """
 
     blocks: tuple[Block, ...]
     mean_weights: Tensor | None = None
     variance_weights: Tensor | None = None
     bessel: bool = False
+    squares: bool = False
+    centred: bool = True
+    correct: Callable[[Moments], tuple[Tensor, Tensor]] | None = None
+    past: kernels.Past | None = None
+    average: Callable[[Tensor], Tensor] | None = None
 
     def check(self, N: int, C: int, positions: int) -> None:
         """Refuse N samples of C channels and H·W positions that these statistics are not defined for.
@@ -74,15 +92,21 @@ class Statistics(NamedTuple):
             raise ShapeError("the unbiased variance over the positions of a map needs two of them")
 
 
-Tables = Callable[..., tuple[Tensor, Tensor]]
-
-
 def moments(x: Tensor, bessel: bool = False) -> Moments:
     """Mean and variance of x, [N, C, H, W], over H·W (``bessel``: H·W - 1), in fp32 or float64."""
     rows = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
     mean = rows.mean(-1)
     variance = (rows - mean[..., None]).square().mean(-1)
     return _corrected(Moments(mean, variance), rows.shape[-1], bessel)
+
+
+def constant_moments(x: Tensor, bessel: bool = False) -> Moments:
+    """The same; by the compiled kernels, where nothing is differentiated."""
+    compiled = kernels.suited(x, x.new_empty(0, dtype=torch.float32))
+    if compiled is None or torch.is_grad_enabled():
+        return moments(x, bessel)
+    x = x.contiguous(memory_format=torch.channels_last)
+    return _corrected(Moments(*compiled.moments(x)), x.shape[2] * x.shape[3], bessel)
 
 
 def _corrected(parts: Moments, positions: int, bessel: bool) -> Moments:
@@ -137,15 +161,12 @@ def mix(parts: Sequence[Moments], statistics: Statistics) -> Moments:
     )
 
 
-def affine(mixed: Moments, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def affine(
+    mixed: Moments, gamma: Tensor, beta: Tensor, eps: float, centred: bool = True
+) -> tuple[Tensor, Tensor]:
     """Scale and shift, [N, C] each."""
     scale = gamma * torch.rsqrt(mixed.variance + eps)
-    return scale, beta - mixed.mean * scale
-
-
-def multiply_add(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x * scale + shift in x's dtype; x is [N, C, H, W], scale and shift are [N, C]."""
-    return torch.addcmul(shift[..., None, None], x, scale[..., None, None]).to(x.dtype)
+    return scale, beta - mixed.mean * scale if centred else beta.expand_as(scale)
 
 
 def normalize(
@@ -157,8 +178,14 @@ def normalize(
     shortcut: Tensor | None = None,
     relu: bool = False,
     running: kernels.Running | None = None,
+    *,
+    of: MapFunction = IDENTITY,
+    inner: Tensor | None = None,
+    floor: Tensor | None = None,
 ) -> Tensor:
     """Normalize a batch by its own statistics; then add a shortcut and take the ReLU, if so asked.
+
+    y = f(x) · scale + shift, with f(x) = x unless another is given; the statistics are always those of x.
 
     Args:
         x: [N, C, H, W].
@@ -169,6 +196,9 @@ def normalize(
         shortcut: [N, C, H, W], added to the normalized x.
         relu: end with max(·, 0).
         running: statistics to move on by those of the last pooling.
+        of: f.
+        inner: [C], f's own numbers.
+        floor: [C], in place of the ReLU's 0.
 
     Returns:
         y, [N, C, H, W] in x's dtype.
@@ -177,46 +207,62 @@ def normalize(
         raise ValueError("running statistics follow the last pooling, which must be of single channels")
     spanning = any(len(x) % block.samples for block in statistics.blocks)  # samples of other processes
     if running is not None and shares.current().processes > 1 and not spanning:
-        with torch.no_grad():
-            follow(running, pool(whole_batch(moments(x, statistics.bessel)), statistics.blocks[-1]))
-        running = None
+        if statistics.correct is not None or statistics.average is not None:
+            spanning = True
+        else:
+            with torch.no_grad():
+                follow(running, pool(whole_batch(moments(x, statistics.bessel)), statistics.blocks[-1]))
+            running = None
+    floor = floor if relu else None
     if not spanning and (compiled := kernels.suited(x, gamma)) is not None:
-        method = kernels.Method(statistics.blocks, statistics.bessel, eps, relu)
+        form = kernels.Form(of.code, shortcut is not None, relu)
+        flags = statistics.bessel, statistics.squares, statistics.centred, statistics.correct is not None
+        method = kernels.Method(statistics.blocks, eps, form, *flags)
         weights = statistics.mean_weights, statistics.variance_weights
-        added = shortcut if relu else None  # the kernels add only in front of a ReLU
-        y: Tensor = _Compiled.apply(x, gamma, beta, *weights, added, method, running, compiled)
-        return y if relu else finish(y, shortcut, relu)
+        y: Tensor = _Compiled.apply(
+            x, gamma, beta, *weights, inner, floor, shortcut, method, running, statistics.past, compiled
+        )
+        return y
     own = moments(x, statistics.bessel)
     if spanning:
         own = whole_batch(own)
     pooled = [pool(own, block) for block in statistics.blocks]
+    if statistics.squares:
+        pooled = [part._replace(variance=part.variance + part.mean.square()) for part in pooled]
+    if statistics.average is not None:
+        (only,) = pooled
+        pooled = [only._replace(variance=statistics.average(only.variance))]
+    N, C = own.mean.shape
+
+    def of_samples(part: Moments, block: Block) -> Moments:
+        rows = spread_out(part, block, N, C)
+        return own_rows(rows) if spanning else rows
+
+    if statistics.correct is not None:
+        with torch.no_grad():
+            r, d = of_samples(Moments(*statistics.correct(pooled[-1])), statistics.blocks[-1])
+        gamma, beta = gamma * r, beta + gamma * d
     if running is not None:
         follow(running, pooled[-1])
-    N, C = own.mean.shape
-    parts = [spread_out(part, block, N, C) for part, block in zip(pooled, statistics.blocks, strict=True)]
-    if spanning:
-        parts = [own_rows(part) for part in parts]
-    return finish(multiply_add(x, *affine(mix(parts, statistics), gamma, beta, eps)), shortcut, relu)
+    parts = [of_samples(part, block) for part, block in zip(pooled, statistics.blocks, strict=True)]
+    mixed = mix(parts, statistics)
+    numbers: tuple[Tensor, ...] = () if inner is None else (inner.expand_as(mixed.variance),)
+    if of.divides:
+        deviations = ((one.variance + eps).sqrt() for one in (mixed, own_rows(own) if spanning else own))
+        scale, shift = gamma.expand_as(mixed.mean), beta.expand_as(mixed.mean)
+        numbers = *numbers, *deviations
+    else:
+        scale, shift = affine(mixed, gamma, beta, eps, statistics.centred)
+    return multiply_add(x, scale, shift, shortcut, relu, of=of, inner=numbers, floor=floor)
 
 
 @torch.no_grad()
 def follow(running: kernels.Running, pooled: Moments) -> None:
     """Move running statistics on by the average over the norm batches."""
-    mean, variance = (part.mean(0).flatten().to(running.mean) for part in pooled)
-    running.mean.lerp_(mean, running.momentum)
+    mean, variance = (part.mean(0).flatten().to(running.variance) for part in pooled)
+    if running.mean is not None:
+        running.mean.lerp_(mean, running.momentum)
     running.variance.lerp_(variance * running.unbias, running.momentum)
-
-
-def finish(y: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
-    """What follows the normalization in a residual block, in y's dtype."""
-    if shortcut is not None:
-        y = y + shortcut.to(y.dtype)
-    return torch.relu(y) if relu else y
-
-
-def _addend(shortcut: Tensor, x: Tensor) -> Tensor:
-    """The shortcut as the kernels take it beside x."""
-    return shortcut.to(x.dtype).expand_as(x).contiguous(memory_format=torch.channels_last)
 
 
 class _Compiled(torch.autograd.Function):
@@ -225,94 +271,24 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
         """See :func:`normalize`."""
-        x, *parameters, shortcut, method, running, compiled = arguments
+        x, *parameters, shortcut, method, running, past, compiled = arguments
         x = x.contiguous(memory_format=torch.channels_last)
         parameters = [one if one is None else one.contiguous() for one in parameters]
         if shortcut is not None:
-            shortcut = _addend(shortcut, x)
-        y, saved = compiled.forward(x, *parameters, shortcut, method, running)
-        ctx.method, ctx.compiled, ctx.with_shortcut = method, compiled, shortcut is not None
-        gamma, _beta, *weights = parameters
-        ctx.save_for_backward(x, y, gamma, *weights, saved)
+            shortcut = addend(shortcut, x)
+        y, saved = compiled.forward(x, *parameters, shortcut, method, running, past)
+        ctx.method, ctx.past, ctx.compiled = method, past, compiled
+        _gamma, _beta, *others = parameters
+        ctx.save_for_backward(x, y if method.form.floor else x, *others, saved)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """The gradients of x, gamma, beta, the mixing weights and the shortcut."""
-        if torch.is_grad_enabled():  # create_graph=True; (once_differentiable would cost more than the check)
-            raise RuntimeError("the compiled kernels have no second derivative; NORMBENCH_KERNELS=off has")
+        """The gradients of x, gamma, beta, the mixing weights, f's numbers, the floor and the shortcut."""
+        refuse_second_derivatives()
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        return *ctx.compiled.backward(dy, *ctx.saved_tensors, ctx.method, ctx.with_shortcut), None, None, None
-
-
-def normalize_by(
-    x: Tensor,
-    tables: Tables,
-    parameters: Sequence[Tensor],
-    shortcut: Tensor | None = None,
-    relu: bool = False,
-    spanning: bool = False,
-) -> Tensor:
-    """x · scale + shift, both any function of the moments of its maps; then as :func:`normalize` ends.
-
-    Args:
-        x: [N, C, H, W].
-        tables: the moments of every map, [N, C] each, and the parameters -> scale and shift, [N, C] each.
-            Called once.
-        parameters: what the tables depend on beside the moments, as far as it is learned.
-        shortcut: [N, C, H, W], added to the normalized x.
-        relu: end with max(·, 0).
-        spanning: the tables look at samples of other processes, and are torch's matter altogether.
-
-    Returns:
-        y, [N, C, H, W] in x's dtype.
-    """
-    compiled = None if spanning else kernels.suited(x, parameters[0])
-    if compiled is None:
-        return finish(multiply_add(x, *tables(moments(x), *parameters)), shortcut, relu)
-    added = shortcut if relu else None
-    y: Tensor = _ByTables.apply(x, added, tables, relu, compiled, *parameters)
-    return y if relu else finish(y, shortcut, relu)
-
-
-class _ByTables(torch.autograd.Function):
-    """The same: passes over the maps by the compiled kernels, what lies between by torch's derivatives."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        """See :func:`normalize_by`."""
-        x, shortcut, tables, relu, compiled, *parameters = arguments
-        x = x.contiguous(memory_format=torch.channels_last)
-        if shortcut is not None:
-            shortcut = _addend(shortcut, x)
-        leaves = [one.detach().requires_grad_() for one in (*compiled.moments(x), *parameters)]
-        with torch.enable_grad():
-            ends = tables(Moments(*leaves[:2]), *leaves[2:])
-        scale, shift = (one.detach().contiguous() for one in ends)
-        y = compiled.multiply_add(x, scale, shift, shortcut, relu)
-        ctx.leaves, ctx.ends, ctx.compiled = leaves, ends, compiled
-        ctx.relu, ctx.with_shortcut = relu, shortcut is not None
-        ctx.save_for_backward(x, y, scale)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        """The gradients of x, the shortcut and the parameters."""
-        if torch.is_grad_enabled():
-            raise RuntimeError("the compiled kernels have no second derivative; NORMBENCH_KERNELS=off has")
-        x, y, scale = ctx.saved_tensors
-        dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        dscale, dshift, g = ctx.compiled.sums(dy, x, y, ctx.relu, ctx.with_shortcut)
-        dmean, dvariance, *others = torch.autograd.grad(
-            ctx.ends, ctx.leaves, (dscale, dshift), retain_graph=True, materialize_grads=True
-        )
-        positions = x.shape[2] * x.shape[3]
-        slope = dvariance * (2 / positions)
-        offset = dmean / positions - slope * ctx.leaves[0].detach()
-        dx = ctx.compiled.input_gradient(
-            g, x, y, scale, slope.contiguous(), offset.contiguous(), ctx.relu and not ctx.with_shortcut
-        )
-        return dx, g if ctx.with_shortcut else None, None, None, None, *others
+        found = ctx.compiled.backward(dy, *ctx.saved_tensors, ctx.method, ctx.past)
+        return *found, None, None, None, None
 
 
 class MomentNorm(nn.Module):
@@ -395,22 +371,10 @@ class RunningMomentNorm(MomentNorm):
     def _infer(self, x: Tensor, statistics: Statistics, shortcut: Tensor | None, relu: bool) -> Tensor:
         N, C, H, W = x.shape
         parts = []
-        compiled = None if torch.is_grad_enabled() else kernels.suited(x, self.gamma)
-        if compiled is not None:
-            x = x.contiguous(memory_format=torch.channels_last)
         if within := statistics.blocks[:-1]:  # the last is replaced by the running statistics
             statistics._replace(blocks=within).check(N, C, H * W)
-            if compiled is None:
-                own = moments(x, statistics.bessel)
-            else:
-                own = _corrected(Moments(*compiled.moments(x)), H * W, statistics.bessel)
+            own = constant_moments(x, statistics.bessel)
             parts = [spread_out(pool(own, block), block, N, C) for block in within]
         parts.append(Moments(self.running_mean.expand(N, C), self.running_var.expand(N, C)))
         scale, shift = affine(mix(parts, statistics), self.gamma, self.beta, self.eps)
-        if compiled is None:
-            return finish(multiply_add(x, scale, shift), shortcut, relu)
-        added = None
-        if relu and shortcut is not None:
-            added = _addend(shortcut, x)
-        y = compiled.multiply_add(x, scale.contiguous(), shift.contiguous(), added, relu)
-        return y if relu else finish(y, shortcut, relu)
+        return multiply_add(x, scale, shift, shortcut, relu)

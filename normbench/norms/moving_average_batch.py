@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.moments import Moments, finish, multiply_add, normalize_by
+from normbench.norms.kernels import Past, Running
+from normbench.norms.maps import multiply_add
+from normbench.norms.moments import Block, Moments, Statistics, normalize
 from normbench.norms.normalization import Clock, Normalization, ShapeError
 from normbench.norms.weights import CentredConv
 
@@ -59,6 +61,8 @@ class MovingAverageBatchNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_squares", torch.ones(channels))
+        self._limits: Tensor
+        self.register_buffer("_limits", torch.tensor([1 / BOUND, BOUND, 0]), persistent=False)
         # the last of both statistics, newest last, [window, norm batches of an update, C]
         self.register_buffer("squares", torch.zeros(window, norm_batches, channels))
         self.register_buffer("gradients", torch.zeros(window, norm_batches, channels))
@@ -77,33 +81,35 @@ class MovingAverageBatchNorm(nn.Module):
         N, C, H, W = x.shape
         if not self.training:
             scale = (self.gamma * torch.rsqrt(self.running_squares + self.eps)).expand(N, C)
-            return finish(multiply_add(x, scale, self.beta.expand(N, C)), shortcut, relu)
+            return multiply_add(x, scale, self.beta.expand(N, C), shortcut, relu)
         batches = self.squares.shape[1]
         if batches * self.norm_batch_size != N:
             words = f"a batch of {N} samples is not {batches} norm batches of {self.norm_batch_size}"
             raise ShapeError(words)
-        if self.norm_batch_size * H * W == 1:
-            raise ShapeError("each mean of squares would be that of a single value")
         values = self.norm_batch_size * H * W
+        if values == 1:
+            raise ShapeError("each mean of squares would be that of a single value")
 
-        def tables(of_maps: Moments, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-            """Scale and shift; takes note of the squares."""
-            of_squares = of_maps.variance + of_maps.mean.square()
-            own = of_squares.view(batches, self.norm_batch_size, C).mean(1)
-            squares: Tensor = _OverUpdates.apply(
-                own, self.squares, self.gradients, self.averages, self.eps, values
-            )
-            scale = gamma * torch.rsqrt(squares + self.eps)
-            with torch.no_grad():
-                if self.renormalizes:
-                    r = ((squares + self.eps) / (self.running_squares + self.eps)).sqrt()
-                    r = r.clamp(1 / BOUND, BOUND)
-                self.running_squares.lerp_(squares.mean(0).to(self.running_squares), self.momentum)
-            if self.renormalizes:
-                scale = scale * r
-            return scale.repeat_interleave(self.norm_batch_size, 0), beta.expand(N, C)
+        def average(squares: Tensor) -> Tensor:
+            past = self.squares, self.gradients, self.averages, self.eps, values
+            used: Tensor = _OverUpdates.apply(squares[:, 0, :, 0], *past)
+            return used[:, None, :, None]
 
-        return normalize_by(x, tables, (self.gamma, self.beta), shortcut, relu)
+        running = Running(None, self.running_squares, self.momentum, 1.0, self._limits)
+        statistics = Statistics(
+            (Block(samples=self.norm_batch_size),),
+            squares=True,
+            centred=False,
+            correct=self._correction if self.renormalizes else None,
+            past=Past(self.squares, self.gradients, self.averages),
+            average=average,
+        )
+        return normalize(x, self.gamma, self.beta, statistics, self.eps, shortcut, relu, running)
+
+    def _correction(self, batches: Moments) -> tuple[Tensor, Tensor]:
+        """r of every norm batch, [norm batches, 1, C, 1], and 0."""
+        r = ((batches.variance + self.eps) / (self.running_squares + self.eps)[:, None]).sqrt()
+        return r.clamp(1 / BOUND, BOUND), torch.zeros_like(r)
 
 
 class _OverUpdates(torch.autograd.Function):

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from normbench.norms.maps import multiply_add
 from normbench.norms.normalization import Normalization, Sum
 from normbench.norms.weights import FAN_IN, FunctionOfWeights, centred
 
@@ -34,9 +35,19 @@ class ScaledStandardizedConv(FunctionOfWeights):
 class Gamma(nn.Module):
     """gamma · x, and so gamma · relu(x) behind it: relu(gamma · x) is the same."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
-        return x * GAMMA
+    takes_relu = True
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma: Tensor
+        self.zero: Tensor
+        self.register_buffer("gamma", torch.full((channels,), GAMMA), persistent=False)
+        self.register_buffer("zero", torch.zeros(channels), persistent=False)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
+        """[N, C, H, W] -> [N, C, H, W]."""
+        N, C = x.shape[:2]
+        return multiply_add(x, self.gamma.expand(N, C), self.zero.expand(N, C), shortcut, relu)
 
 
 class SkipInit(Sum):
@@ -54,13 +65,15 @@ class SkipInit(Sum):
 
     def forward(self, shortcut: Tensor, branch: Tensor) -> Tensor:
         """Both [N, C, H, W]."""
-        return shortcut + branch * (self.alpha * self.skip_gain)
+        N, C = branch.shape[:2]
+        scale = (self.alpha * self.skip_gain).expand(N, C)
+        return multiply_add(branch, scale, torch.zeros_like(scale), shortcut)
 
 
 def normalizer_free(alpha: float) -> Normalization:
     """Scaled standardized weights, gamma at every ReLU, scaled branches; pre-activation networks only."""
     return Normalization(
-        layer=lambda _channels: Gamma(),
+        layer=Gamma,
         conv=ScaledStandardizedConv,
         residual=partial(SkipInit, alpha=alpha),
     )

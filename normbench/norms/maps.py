@@ -1,0 +1,126 @@
+"""What is made of every value of a map, in one pass: f(x) · scale + shift, then perhaps a sum and a ReLU.
+
+This is the definition, in plain torch for any device and precision; on a CPU with a C compiler the same
+arithmetic runs in :mod:`normbench.norms.kernels`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from normbench.norms import kernels
+
+
+class MapFunction(NamedTuple):
+    """f in y = f(x) · scale + shift, value by value.
+
+    Attributes:
+        code: its number in kernels.c.
+        of: x, [N, C, H, W], and f's other numbers, [N, C, 1, 1] each -> [N, C, H, W].
+        divides: its last numbers are two deviations, of the statistics and of a map, and it divides by them.
+    """
+
+    code: int
+    of: Callable[..., Tensor]
+    divides: bool = False
+
+
+IDENTITY = MapFunction(0, lambda x: x)
+
+
+def multiply_add(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+    *,
+    of: MapFunction = IDENTITY,
+    inner: Sequence[Tensor] = (),
+    floor: Tensor | None = None,
+) -> Tensor:
+    """f(x) · scale + shift; then add a shortcut and take the ReLU, if so asked.
+
+    Args:
+        x: [N, C, H, W].
+        scale: [N, C].
+        shift: [N, C].
+        shortcut: [N, C, H, W], added to the result.
+        relu: end with max(·, 0).
+        of: f.
+        inner: its own numbers, [N, C] each.
+        floor: [C], in place of the ReLU's 0.
+
+    Returns:
+        y, [N, C, H, W] in x's dtype.
+    """
+    floor = floor if relu else None
+    if (compiled := kernels.suited(x, scale)) is not None:
+        numbers = torch.stack([*inner]) if inner else None
+        form = kernels.Form(of.code, shortcut is not None, relu)
+        y: Tensor = _MultiplyAdd.apply(x, scale, shift, numbers, floor, shortcut, form, compiled)
+        return y
+    f = of.of(x, *(one[..., None, None] for one in inner))
+    y = torch.addcmul(shift[..., None, None], f, scale[..., None, None]).to(x.dtype)
+    return _finished(y, shortcut, relu, floor)
+
+
+def _finished(y: Tensor, shortcut: Tensor | None, relu: bool, floor: Tensor | None) -> Tensor:
+    """What follows, in y's dtype."""
+    if shortcut is not None:
+        y = y + shortcut.to(y.dtype)
+    if floor is not None:
+        return larger(y, floor.to(y.dtype)[:, None, None])
+    return torch.relu(y) if relu else y
+
+
+def larger(x: Tensor, floor: Tensor) -> Tensor:
+    """max(x, floor), whose gradient goes to the floor where both are the same."""
+    return torch.where(x <= floor, floor, x)
+
+
+class _MultiplyAdd(torch.autograd.Function):
+    """The same by the compiled kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        """See :func:`multiply_add`."""
+        x, scale, shift, numbers, floor, shortcut, form, compiled = arguments
+        x = x.contiguous(memory_format=torch.channels_last)
+        scale, shift = scale.contiguous(), shift.contiguous()
+        if shortcut is not None:
+            shortcut = addend(shortcut, x)
+        y = compiled.multiply_add(x, scale, shift, shortcut, form, numbers, floor)
+        ctx.compiled, ctx.form = compiled, form
+        ctx.save_for_backward(x, y if form.floor else x, scale, numbers, floor)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The gradients of x, the numbers and the shortcut."""
+        refuse_second_derivatives()
+        x, *given = ctx.saved_tensors
+        y, scale, numbers, floor = given
+        form, compiled = ctx.form, ctx.compiled
+        dy = gradients[0].contiguous(memory_format=torch.channels_last)
+        dscale, dshift, dnumbers, dfloor, g = compiled.sums(dy, x, y, scale, form, numbers, floor)
+        dx = compiled.input_gradient(g, x, y, scale, form, numbers, floor)
+        dfloor = None if dfloor is None else dfloor.sum(0)
+        return dx, dscale, dshift, dnumbers, dfloor, g if form.shortcut else None, None, None
+
+
+def refuse_second_derivatives() -> None:
+    """The compiled kernels have none.
+
+    Raises:
+        RuntimeError: one is asked for.
+    """
+    if torch.is_grad_enabled():  # create_graph=True; (once_differentiable would cost more than the check)
+        raise RuntimeError("the compiled kernels have no second derivative; NORMBENCH_KERNELS=off has")
+
+
+def addend(shortcut: Tensor, x: Tensor) -> Tensor:
+    """The shortcut as the kernels take it beside x."""
+    return shortcut.to(x.dtype).expand_as(x).contiguous(memory_format=torch.channels_last)
