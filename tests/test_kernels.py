@@ -42,7 +42,8 @@ from normbench.trial import Choice, Trial
 
 FP32 = Arithmetic(torch.float32, "compiled")
 CPU = torch.device("cpu")
-DRIVER = """
+DRIVERS = {}
+DRIVERS["kernels.c"] = """
 #include <stdlib.h>
 static void *array(size_t n) { return calloc(n, 1); }
 static T put(float number) {
@@ -92,6 +93,27 @@ int main(void) {
         drive(P, SWISH, PLAIN, 0, 0);
         drive(P, GATED, PLAIN, 0, 0);
     }
+    return 0;
+}
+"""
+DRIVERS["weights.c"] = """
+#include <stdlib.h>
+int main(void) {
+    enum { R = 3 };
+    for (I n = 1; n <= 6 * LANES; n += 5)
+        for (int kind = 0; kind < 8; kind++) {
+            const int centred = kind & 1, scaled = kind & 2;
+            float *v = calloc(R * n, sizeof(float)), *dv = calloc(R * n, sizeof(float));
+            float *saved = calloc(3 * R, sizeof(float));
+            float *gain = kind & 4 ? calloc(R, sizeof(float)) : NULL;
+            float *dgain = gain ? calloc(R, sizeof(float)) : NULL;
+            T *w = calloc(R * n, sizeof(T)), *dw = calloc(R * n, sizeof(T));
+            for (I i = 0; i < R * n; i++) v[i] = (float)(i % 7);
+            weights(v, gain, w, saved, R, n, centred, scaled, 2, 1e-5f, 1e-4f);
+            weights_backward(dw, v, gain, saved, dv, dgain, R, n, centred, scaled);
+            void *all[] = {v, dv, saved, gain, dgain, w, dw};
+            for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) free(all[i]);
+        }
     return 0;
 }
 """
@@ -235,8 +257,8 @@ def test_every_other_method_is_its_float64_definition_over_several_updates(
 ) -> None:
     """Output, all gradients and all that is remembered; then the output at inference.
 
-    Allowed are the rounding of sums and, in bf16, half a unit in the last place of what is stored. dy is 0 next
-    to a kink, which rounding may push a value across.
+    Allowed are the rounding of sums and, in bf16, half a unit in the last place of what is stored. dy is 0
+    next to a kink, which rounding may push a value across.
     """
     if name.startswith("evonorm") and ending != "plain":
         return
@@ -554,12 +576,18 @@ def test_they_are_built_once_for_a_source_compiler_and_processor(
     kernels._build.cache_clear()
     assert kernels.path(CPU) == "compiled"
     assert built.stat().st_mtime_ns == when
-    changed = tmp_path / "kernels.c"
-    changed.write_bytes(kernels.SOURCE.read_bytes() + b"\n")
-    monkeypatch.setattr(kernels, "SOURCE", changed)
-    kernels._build.cache_clear()
-    assert kernels.path(CPU) == "compiled"
-    assert len(list((tmp_path / "normbench").iterdir())) == 2
+    files = [*kernels.SOURCES, *kernels.HEADERS]
+    for count, file in enumerate(files, 2):
+        copies = tmp_path / file.stem
+        copies.mkdir()
+        for one in files:
+            (copies / one.name).write_bytes(one.read_bytes() + b"\n" * (one == file))
+        for group in ("SOURCES", "HEADERS"):
+            changed = tuple(copies / one.name for one in getattr(kernels, group))
+            monkeypatch.setattr(kernels, group, changed)
+        kernels._build.cache_clear()
+        assert kernels.path(CPU) == "compiled"
+        assert len(list((tmp_path / "normbench").iterdir())) == count
 
 
 @needs_compiler
@@ -591,30 +619,35 @@ def test_running_statistics_of_several_channels_are_refused() -> None:
         )
 
 
+EVERY_SOURCE = pytest.mark.parametrize("source", kernels.SOURCES, ids=lambda source: source.name)
+
+
 @needs_compiler
-def test_the_source_compiles_without_a_warning(tmp_path: Path) -> None:
+@EVERY_SOURCE
+def test_the_source_compiles_without_a_warning(source: Path) -> None:
     compiler = os.environ.get("CC", "cc")
     for extra in ([], ["-DBF16"]):
         command = [compiler, "-Wall", "-Wextra", "-Werror", "-O1", "-fsyntax-only", "-std=gnu11", *extra]
-        done = subprocess.run([*command, str(kernels.SOURCE)], capture_output=True, text=True)
+        done = subprocess.run([*command, str(source)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 
 @needs_compiler
-def test_no_read_or_write_leaves_its_array(tmp_path: Path) -> None:
-    """Forward and backward, for every function, pooling and ending, under the address and UB sanitizers."""
-    (tmp_path / "empty.c").write_text("int main(void) { return 0; }")
-    (tmp_path / "drive.c").write_text(f'#include "{kernels.SOURCE}"\n' + DRIVER)
-    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-std=gnu11", "-lm"]
+@EVERY_SOURCE
+def test_no_read_or_write_leaves_its_array(source: Path, tmp_path: Path) -> None:
+    """Every way through forward and backward, under the address and UB sanitizers."""
+    program, binary = tmp_path / "drive.c", tmp_path / "drive"
+    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-std=gnu11"]
 
-    def built(name: str, *extra: str) -> subprocess.CompletedProcess[str]:
-        command = [os.environ.get("CC", "cc"), str(tmp_path / f"{name}.c"), *flags, *extra]
-        return subprocess.run([*command, "-o", str(tmp_path / name)], capture_output=True, text=True)
+    def build(text: str, *extra: str) -> "subprocess.CompletedProcess[str]":
+        program.write_text(text)
+        command = [os.environ.get("CC", "cc"), *flags, *extra, str(program), "-o", str(binary), "-lm"]
+        return subprocess.run(command, capture_output=True, text=True)
 
-    if built("empty").returncode:
+    if build("int main(void) { return 0; }").returncode:
         pytest.skip("this compiler has no sanitizers")
     for extra in ([], ["-DBF16"]):
-        compiled = built("drive", *extra)
-        assert compiled.returncode == 0, compiled.stderr
-        done = subprocess.run([str(tmp_path / "drive")], capture_output=True, text=True)
+        built = build(f'#include "{source}"\n' + DRIVERS[source.name], *extra)
+        assert built.returncode == 0, built.stderr
+        done = subprocess.run([str(binary)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""The compiled form of the moment norms: ``kernels.c``, built once per machine and called through ctypes.
+"""What is compiled: the moment norms (``kernels.c``) and functions of weights (``weights.c``).
+
+Built once per machine and called through ctypes.
 
 Without a compiler, on a GPU and in other precisions than fp32 and bf16, there are none and torch takes over.
 ``NORMBENCH_KERNELS=off`` turns them off.
@@ -20,9 +22,11 @@ from torch import Tensor
 
 from normbench.tape import in_two_parts, one_call
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "weights.c"))
+HEADERS = (Path(__file__).with_name("lanes.h"),)
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-std=gnu11")
 Pair = tuple[int, int]
+Length = tuple[float, float, float]
 
 
 class Running(NamedTuple):
@@ -174,7 +178,40 @@ class Kernels:
         whole_passes = library.moments, library.multiply_add, library.sums, library.input_gradient
         for function in (library.forward, library.backward, *whole_passes):
             function.restype = None
+        library.weights.argtypes = [pointer] * 4 + [whole] * 2 + [ctypes.c_int] * 2 + [ctypes.c_float] * 3
+        library.weights_backward.argtypes = [pointer] * 6 + [whole] * 2 + [ctypes.c_int] * 2
+        library.weights.restype = library.weights_backward.restype = None
         self._library = library
+
+    @one_call
+    def weights(
+        self, v: Tensor, gain: Tensor | None, centre: bool, length: Length | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """What :func:`normbench.norms.weights.by_rows` makes of v, and what backward needs.
+
+        Args:
+            v: its rows, v[0] the first, each in one piece.
+            gain: one number a row.
+            centre: subtract the mean of each row.
+            length: divisor, addend and smallest of what stands under the root; None for no scale.
+            dtype: to write, that of these kernels.
+        """
+        w, saved = torch.empty_like(v, dtype=dtype), torch.empty((3, len(v)), dtype=torch.float32)
+        shape = len(v), v.numel() // len(v)
+        flags = centre, length is not None
+        pointers = v.data_ptr(), _at(gain), w.data_ptr(), saved.data_ptr()
+        self._library.weights(*pointers, *shape, *flags, *(length or (1.0, 0.0, 0.0)))
+        return w, saved
+
+    @one_call
+    def weights_backward(
+        self, dw: Tensor, v: Tensor, gain: Tensor | None, saved: Tensor, centre: bool, scaled: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradients of v and of the gain; dw lies as v does."""
+        dv, dgain = torch.empty_like(v), None if gain is None else torch.empty_like(gain)
+        pointers = (_at(one) for one in (dw, v, gain, saved, dv, dgain))
+        self._library.weights_backward(*pointers, len(v), v.numel() // len(v), centre, scaled)
+        return dv, dgain
 
     @one_call
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -323,10 +360,15 @@ def _at(tensor: Tensor | None) -> int | None:
 
 def suited(x: Tensor, gamma: Tensor) -> Kernels | None:
     """The compiled kernels for tensors like x and parameters like gamma, or None where torch must do."""
-    in_reach = x.device.type == gamma.device.type == "cpu" and gamma.dtype == torch.float32
-    if not in_reach or x.dtype not in (torch.float32, torch.bfloat16):
+    return compiled(x.dtype, gamma) if x.device.type == "cpu" else None
+
+
+def compiled(dtype: torch.dtype, parameter: Tensor) -> Kernels | None:
+    """Those for a dtype, and for parameters like this one, or None where torch must do."""
+    in_reach = parameter.device.type == "cpu" and parameter.dtype == torch.float32
+    if not in_reach or dtype not in (torch.float32, torch.bfloat16):
         return None
-    return _build(x.dtype == torch.bfloat16)
+    return _build(dtype == torch.bfloat16)
 
 
 @cache
@@ -363,7 +405,8 @@ def _key(compiler: str, flags: tuple[str, ...]) -> str:
         processor = "".join(
             sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))})
         )
-    parts = SOURCE.read_bytes(), version, " ".join(flags).encode(), processor.encode()
+    texts = (file.read_bytes() for file in (*SOURCES, *HEADERS))
+    parts = *texts, version, " ".join(flags).encode(), processor.encode()
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -372,9 +415,8 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         built = Path(directory) / path.name
-        subprocess.run(
-            [compiler, *flags, str(SOURCE), "-o", str(built)], capture_output=True, check=True, timeout=120
-        )
+        command = [compiler, *flags, *map(str, SOURCES), "-o", str(built)]
+        subprocess.run(command, capture_output=True, check=True, timeout=120)
         built.replace(path)
 
 

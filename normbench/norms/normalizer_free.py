@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from normbench.norms.maps import multiply_add
 from normbench.norms.normalization import Normalization, Sum
-from normbench.norms.weights import FAN_IN, FunctionOfWeights, centred
+from normbench.norms.weights import FunctionOfWeights, Scale, by_rows
 
 GAMMA = 1.7139588594436646  # as their code has it, an estimate of sqrt(2 / (1 - 1 / pi)) = 1.71286
 SMALLEST = 1e-4  # of fan-in · variance
@@ -27,9 +27,7 @@ class ScaledStandardizedConv(FunctionOfWeights):
 
     def effective(self) -> Tensor:
         """The scaled standardized weights (fan-in · biased variance is a sum of squares)."""
-        centre = centred(self.weight)
-        scale = centre.square().sum(FAN_IN).clamp_min(SMALLEST).rsqrt() * self.gain
-        return centre * scale[:, None, None, None]
+        return by_rows(self.weight, centre=True, scale=Scale(self.gain, smallest=SMALLEST))
 
 
 class Gamma(nn.Module):

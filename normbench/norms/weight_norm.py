@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from normbench.norms.normalization import Clock, Normalization
 from normbench.norms.shares import gathered
-from normbench.norms.weights import FAN_IN, FunctionOfWeights
+from normbench.norms.weights import FAN_IN, FunctionOfWeights, Scale, by_rows
 
 
 class WeightNormConv(FunctionOfWeights):
@@ -29,8 +29,7 @@ class WeightNormConv(FunctionOfWeights):
 
     def effective(self) -> Tensor:
         """g · v / ‖v‖."""
-        direction: Tensor = self.weight / torch.linalg.vector_norm(self.weight, dim=FAN_IN, keepdim=True)
-        return self.g[:, None, None, None] * direction
+        return by_rows(self.weight, centre=False, scale=Scale(self.g))
 
     def at(self, clock: Clock) -> None:
         """The first update is the one that the data initialise."""

@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from normbench.norms.normalization import Normalization
-from normbench.norms.weights import FAN_IN, FunctionOfWeights, with_layer
+from normbench.norms.weights import FunctionOfWeights, Scale, by_rows, with_layer
 
 
 class StandardizedConv(FunctionOfWeights):
@@ -20,9 +20,9 @@ class StandardizedConv(FunctionOfWeights):
         self.eps = eps
 
     def effective(self) -> Tensor:
-        """The standardized weights."""
-        centre = self.weight - self.weight.mean(FAN_IN, keepdim=True)
-        return centre * (centre.square().mean(FAN_IN, keepdim=True) + self.eps).rsqrt()
+        """The standardized weights (the biased variance is a sum of squares over the fan-in)."""
+        fan_in = self.weight[0].numel()
+        return by_rows(self.weight, centre=True, scale=Scale(over=fan_in, eps=self.eps))
 
 
 def weight_standardization(layer: str, groups: int, eps: float) -> Normalization:
