@@ -203,7 +203,8 @@ void sums(In x, In dy, In more, In y, Row scale, Row inner, Row floor, T *restri
 #undef SUMS
 }
 
-/* dx = g scale f' + x slope + offset, with g as above; slope and offset may be missing. */
+/* dx = g scale f' + x slope + offset, with g as above; slope and offset may be missing, and x is
+ * not read then unless f is another than x. */
 INLINE void input_gradient_block(In dy, In y, const Numbers k, In x, Row slope, Row offset, T *restrict dx, I P, I C,
                                  const int of, const int then, const int lanes) {
     V b = {0}, c = {0};
@@ -211,9 +212,13 @@ INLINE void input_gradient_block(In dy, In y, const Numbers k, In x, Row slope, 
     for (I p = 0; p < P; p++) {
         V g = load(dy + p * C, lanes);
         if (then & FLOOR) g = above(g, load(y + p * C, lanes), k.floor);
-        const V v = load(x + p * C, lanes);
-        if (of != IDENTITY) g *= differentiated(of, v, k.inner).df;
-        store(dx + p * C, g * k.scale + (v * b + c), lanes);
+        V rest = {0};
+        if (slope || of != IDENTITY) {
+            const V v = load(x + p * C, lanes);
+            if (slope) rest = v * b + c;
+            if (of != IDENTITY) g *= differentiated(of, v, k.inner).df;
+        }
+        store(dx + p * C, g * k.scale + rest, lanes);
     }
 }
 
@@ -221,7 +226,7 @@ void input_gradient(In dy, In y, Row scale, Row inner, Row floor, In x, Row slop
                     int of, int then) {
     if (then == ADD) then = PLAIN;
 #define BLOCK(of, then, lanes) \
-    input_gradient_block(dy + at, y + at, NUMBERS(scale, lanes), x + at, slope ? slope + k : slope, offset ? offset + k : offset, dx + at, P, C, of, then, lanes)
+    input_gradient_block(dy + at, y + at, NUMBERS(scale, lanes), x + at, slope ? slope + k : slope, slope ? offset + k : offset, dx + at, P, C, of, then, lanes)
     EACH_KIND
 #undef BLOCK
 }

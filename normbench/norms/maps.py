@@ -94,21 +94,25 @@ class _MultiplyAdd(torch.autograd.Function):
             shortcut = addend(shortcut, x)
         y = compiled.multiply_add(x, scale, shift, shortcut, form, numbers, floor)
         ctx.compiled, ctx.form = compiled, form
-        ctx.save_for_backward(x, y if form.floor else x, scale, numbers, floor)
+        ctx.summed = any(ctx.needs_input_grad[1:5]) or (form.shortcut and form.floor)
+        kept = x if ctx.summed or form.of else None
+        ctx.save_for_backward(kept, y if form.floor else None, scale, numbers, floor)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         """The gradients of x, the numbers and the shortcut."""
         refuse_second_derivatives()
-        x, *given = ctx.saved_tensors
-        y, scale, numbers, floor = given
-        form, compiled = ctx.form, ctx.compiled
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        dscale, dshift, dnumbers, dfloor, g = compiled.sums(dy, x, y, scale, form, numbers, floor)
-        dx = compiled.input_gradient(g, x, y, scale, form, numbers, floor)
-        dfloor = None if dfloor is None else dfloor.sum(0)
-        return dx, dscale, dshift, dnumbers, dfloor, g if form.shortcut else None, None, None
+        x, y, scale, numbers, floor = ctx.saved_tensors
+        x, y = (dy if one is None else one for one in (x, y))  # they are not read then
+        given, g = (x, y, scale, ctx.form, numbers, floor), dy
+        dscale, dshift, dnumbers, dfloor = None, None, None, None
+        if ctx.summed:
+            dscale, dshift, dnumbers, dfloor, g = ctx.compiled.sums(dy, *given)
+            dfloor = None if dfloor is None else dfloor.sum(0)
+        dx = ctx.compiled.input_gradient(g, *given)
+        return dx, dscale, dshift, dnumbers, dfloor, g if ctx.form.shortcut else None, None, None
 
 
 def refuse_second_derivatives() -> None:
