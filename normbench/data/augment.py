@@ -56,8 +56,9 @@ class Images:
         whitening: Map | None = None,
     ) -> None:
         self._split, self.device = split, device
-        self._mean = (torch.tensor(mean) * 255).to(device)
-        self._inverse_std = (1 / (torch.tensor(std) * 255)).to(device)
+        width = split.images.shape[2]  # of whole rows, since a broadcast over three values is slow
+        self._mean = (torch.tensor(mean) * 255).repeat(width).to(device)
+        self._inverse_std = (1 / (torch.tensor(std) * 255)).repeat(width).to(device)
         self._whitening = whitening and Map(*(part.to(device) for part in whitening))
         self._resident = (
             None if device.type == "cpu" else self._fetch(np.arange(len(split.indices))).to(device)
@@ -115,7 +116,8 @@ class Images:
     def _normalized(self, images: Tensor) -> Tensor:
         """[n, H, W, 3] uint8 -> [n, 3, H, W] fp32 with channels last."""
         if self._whitening is None:
-            scaled = images.to(torch.float32).sub_(self._mean).mul_(self._inverse_std)
+            rows = images.flatten(2).to(torch.float32)
+            scaled = rows.sub_(self._mean).mul_(self._inverse_std).view(images.shape)
         else:
             mean, matrix = self._whitening
             scaled = ((images.flatten(1) / 255).sub_(mean) @ matrix).view(images.shape)
@@ -137,5 +139,7 @@ def _crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
     padded = images.new_zeros((n, H + 2 * PADDING, W + 2 * PADDING, 3))
     padded[:, PADDING : PADDING + H, PADDING : PADDING + W] = images
     windows = padded.unfold(1, H, 1).unfold(2, W, 1).permute(0, 1, 2, 4, 5, 3)  # [n, top, left, H, W, 3]
-    cropped = windows[torch.arange(n, device=images.device), offsets[0], offsets[1]]
-    return torch.where(flips[:, None, None, None], cropped.flip(2), cropped)
+    every = torch.arange(n, device=images.device)
+    cropped = windows[every, offsets[0], offsets[1]]
+    both = torch.cat((cropped, cropped.flip(2)))
+    return both.index_select(0, every + n * flips)

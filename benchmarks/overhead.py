@@ -1,0 +1,149 @@
+"""What a worker spends on one trial beside training it: start, data, log, checkpoints; and its peak memory.
+
+python benchmarks/overhead.py --data DIR [--dataset cifar10] [--batch-size 128] [--epochs 1] [--rounds 3]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+INTO = "NORMBENCH_OVERHEAD"  # where a worker is to leave what it measured
+TRAINING = "updates", "evaluations"
+BESIDE = "start", "data", "checkpoints", "log and the rest"
+
+
+def watch_myself(into: Path) -> None:
+    """In a worker: note the seconds of the updates and of what stands between them, until a trial is over."""
+    from normbench import checkpoints, train
+    from normbench.data.augment import Images
+    from normbench.update import Update
+
+    seconds: Counter[str] = Counter()
+    first: list[float] = []
+
+    def timed(owner: Any, name: str, key: str) -> None:
+        function: Callable[..., Any] = getattr(owner, name)
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            first[:] = first or [alive()] if key == "updates" else first
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds[key] += time.perf_counter() - began
+
+        setattr(owner, name, call)
+
+    chunks, whole = Images.training_chunks, train.train
+
+    def timed_chunks(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        iterator, end = chunks(*args, **kwargs), object()
+        while True:
+            began = time.perf_counter()
+            chunk = next(iterator, end)
+            seconds["data"] += time.perf_counter() - began
+            if chunk is end:
+                return
+            yield chunk
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        record = whole(*args, **kwargs)
+        found = dict(seconds) | {"start": first[0], "whole": alive(), "peak": peak_beyond(args[1])}
+        into.write_text(json.dumps(found))
+        return record
+
+    Images.training_chunks = timed_chunks  # type: ignore[assignment, method-assign]
+    timed(Update, "__call__", "updates")
+    timed(train, "evaluate", "evaluations")
+    timed(checkpoints, "save", "checkpoints")
+    train.train = watched
+
+
+def alive() -> float:
+    """Seconds since this process was started."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def peak_beyond(data: Path) -> int:
+    """Most bytes that this process ever had in memory, less those of the data directory's files now."""
+    (peak,) = (
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    )
+    ours = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if not line.partition(" ")[0].endswith(":"):
+            ours = str(data.resolve()) in line
+        elif ours and line.startswith("Rss:"):
+            peak -= int(line.split()[1]) * 1024
+    return peak
+
+
+def measured(config: Path, data: Path) -> dict[str, float]:
+    """One trial in a worker of its own: seconds by what they went into, and the peak of its memory."""
+    with tempfile.TemporaryDirectory() as directory:
+        into = Path(directory, "seconds.json")
+        arguments = ["run", str(config), "--data", str(data), "--results", str(Path(directory, "results"))]
+        subprocess.run(
+            [sys.executable, __file__, "--run", *arguments],
+            check=True,
+            env=os.environ | {INTO: str(into)},
+            stdout=subprocess.DEVNULL,
+        )
+        found: dict[str, float] = dict.fromkeys((*TRAINING, *BESIDE), 0.0) | json.loads(into.read_text())
+    found["log and the rest"] = found["whole"] - sum(found[key] for key in (*TRAINING, *BESIDE))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--norm", default="batch")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        config = Path(directory, "one.yaml")
+        config.write_text(
+            f"name: one\ntrial: {{model: {arguments.model}, norm: {arguments.norm}, precision: bf16, "
+            f"batch_size: {arguments.batch_size}, epochs: {arguments.epochs}, "
+            f"dataset: {arguments.dataset}}}\n"
+            "execute: {executor: pool, workers: 1}\n"
+        )
+        rounds = [measured(config, arguments.data) for _ in range(arguments.rounds)]
+    middle = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+    beside = statistics.median(sum(one[key] for key in BESIDE) / one["whole"] for one in rounds)
+    for key in (*TRAINING, *BESIDE):
+        print(f"{key:18} {middle[key]:8.3f} s  {100 * middle[key] / middle['whole']:5.2f} %")
+    print(f"{'whole':18} {middle['whole']:8.3f} s; beside training {100 * beside:.2f} %")
+    print(f"peak memory beyond the data set: {max(one['peak'] for one in rounds) / 2**20:.0f} MiB")
+    out = Path(__file__).parent / "results" / "overhead.json"
+    settings = {key: str(value) for key, value in vars(arguments).items() if key != "data"}
+    out.write_text(json.dumps({"settings": settings, "rounds": rounds}, indent=1) + "\n")
+
+
+if __name__ == "__mp_main__":  # in a worker, before its work
+    watch_myself(Path(os.environ[INTO]))
+elif sys.argv[1:2] == ["--run"]:
+    from normbench.cli import main as normbench
+
+    sys.argv = ["normbench", *sys.argv[2:]]
+    normbench()
+elif __name__ == "__main__":
+    main()
