@@ -24,8 +24,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from normbench.calls import Tensors
 from normbench.norms.normalization import Timed
-from normbench.tape import Tape, Tensors
+from normbench.tape import Tape
 
 Act = Callable[..., Tensors]
 MOST = 8  # recordings of one step; values that have changed more often must settle first

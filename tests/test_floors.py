@@ -36,7 +36,8 @@ def behind(*tables: Table[Any]) -> tuple[str, ...]:
 FLOORS: tuple[tuple[str, ...], ...] = (
     # the version, and what knows nothing of the rest
     ("",),
-    ("lookup", "signals", "stats", "streams", "tape", "plots.published"),
+    ("calls", "lookup", "signals", "stats", "streams", "plots.published"),
+    ("tape",),
     # the tables: what exists, by name, without loading it
     ("norms", "models", "data", "executors", "inference", "plots", "located"),
     # what a trial is, and how YAML is read and checked
@@ -77,7 +78,7 @@ MAY_IMPORT_TORCH = {
     *("data.augment", "data.whitening", "propagation"),
     *("inference.evaluation", "inference.running", *behind(EVALUATIONS)),
     *("optim", "checkpoints", "devices", "progress", "provenance", "train", "probe", "profiling"),
-    *("update", "recording", "tape", "followers"),
+    *("update", "recording", "tape", "calls", "followers"),
 }
 
 # functions that load torch when, and only when, it is time to compute

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from normbench import tape
-from normbench.tape import Tape, Tensors, in_two_parts, one_call
+from normbench import calls, tape
+from normbench.calls import Tensors
+from normbench.tape import Tape, in_two_parts, one_call
 
 Step = Callable[..., Tensors]
 
@@ -150,9 +151,8 @@ def test_conversions_are_made_together() -> None:
 
     with tape._noted(notes):
         outputs = notes.of((step(x),))
-    calls = tape._casts_together(tape._alive(notes.calls, outputs), outputs)
 
-    names = [str(call.function) for call in calls]
+    names = [str(call.function) for call in calls.fewer(notes.calls, outputs)]
     assert names == [
         "aten._foreach_copy_.default",
         *["aten.mul.Tensor"] * 10,
