@@ -20,7 +20,7 @@ from normbench.norms.shares import ALONE
 from normbench.optim import momenta, optimizer
 from normbench.recording import WORTH, Recorded, recorder_of
 from normbench.trial import Trial
-from normbench.update import one_update
+from normbench.update import one_update, settled_process
 
 SECONDS = 0.3
 CACHE = "XDG_CACHE_HOME"
@@ -122,8 +122,8 @@ def images_per_second(trial: Trial, data: Extent, place: str, threads: int = 1) 
 
 @contextlib.contextmanager
 def settled(threads: int) -> Iterator[None]:
-    """So many threads; and no file is left behind."""
-    with _threads(threads), _cache_that_goes():
+    """So many threads, as in training otherwise; and no file is left behind."""
+    with _threads(threads), _cache_that_goes(), settled_process():
         yield
 
 

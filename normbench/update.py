@@ -37,7 +37,10 @@ def _give_freed_memory_back() -> None:
 
 @contextlib.contextmanager
 def settled_process() -> Iterator[None]:
-    """Settings of the whole process that training wants, and that others in it must find as they were."""
+    """Settings of the whole process that training wants, and that others in it must find as they were.
+
+    But for the allocator's: what it may keep is given back in the end, and its thresholds stay.
+    """
     _keep_freed_memory()
     cudnn = torch.backends.cudnn
     deterministic, tf32 = cudnn.deterministic, cudnn.allow_tf32

@@ -146,7 +146,7 @@ def put(module: nn.Module, arithmetic: Arithmetic) -> nn.Module:
 def take(arithmetic: Arithmetic, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the layers compute by this path; skip where this machine cannot."""
     if arithmetic.path == "torch":
-        monkeypatch.setattr(kernels, "suited", lambda x, gamma: None)
+        monkeypatch.setattr(kernels, "suited", lambda *_: None)
         monkeypatch.setattr(kernels, "compiled", lambda dtype, parameter: None)
     elif kernels.path(torch.device("cpu")) != "compiled":
         pytest.skip("no C compiler here")

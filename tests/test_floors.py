@@ -47,7 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # what a trial is made of
     ("config", "executors.attempts"),
     ("checkpoints", "optim", "provenance", "progress", "devices", "recording"),
-    ("norms.maps",),
+    ("norms.maps", "norms.running"),
     ("norms.moments", "norms.weights", "data.cache", "models.blocks", *behind(DATASETS)),
     (*behind(NORMS, CLIPS), *behind(MODELS)),
     ("models.network", "data.decoded", *behind(EXECUTORS)),
@@ -72,7 +72,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 
 MAY_IMPORT_TORCH = {
-    *("norms.kernels", "norms.maps", "norms.moments", "norms.normalization", "norms.shares", "norms.weights"),
+    *("norms.kernels", "norms.maps", "norms.moments", "norms.normalization"),
+    *("norms.running", "norms.shares", "norms.weights"),
     *behind(NORMS, CLIPS),
     *("models.network", "models.blocks", *behind(MODELS)),
     *("data.augment", "data.whitening", "propagation"),

@@ -4,7 +4,7 @@ import copy
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,13 @@ from torch import Tensor, nn
 from normbench.norms import kernels
 from normbench.norms.batch import BatchNorm
 from normbench.norms.batch_renorm import BatchRenorm
-from normbench.norms.evonorm import EvoNormB0, EvoNormS0
+from normbench.norms.evonorm import GATED, SWISH, EvoNormB0, EvoNormS0
 from normbench.norms.filter_response import FilterResponseNorm
-from normbench.norms.maps import multiply_add
+from normbench.norms.maps import MapFunction, multiply_add
 from normbench.norms.moments import Block, MomentNorm, RunningMomentNorm, Statistics, normalize
 from normbench.norms.moving_average_batch import MovingAverageBatchNorm
 from normbench.norms.normalization import Clock, Timed, relu
-from normbench.norms.normalizer_free import Gamma
+from normbench.norms.normalizer_free import Gamma, SkipInit
 from normbench.trial import Choice, Trial
 
 FP32 = Arithmetic(torch.float32, "compiled")
@@ -52,7 +52,7 @@ static T put(float number) {
     return one;
 }
 static void drive(I P, int of, int then, int with_floor, int squares) {
-    enum { N = 4, C = 20, K = 3 };
+    enum { N = 4, C = 21, K = 3 }; /* whole registers and a rest, whatever their size */
     const I samples[K] = {1, 1, 2}, channels[K] = {1, C, 1};
     const size_t maps = sizeof(T) * N * P * C, row = sizeof(float) * C, table = row * N;
     const int two = then == ADD_FLOOR, mixed = of == IDENTITY && !squares;
@@ -66,9 +66,10 @@ static void drive(I P, int of, int then, int with_floor, int squares) {
     float *mean = array(row), *var = array(row), *bounds = array(12);
     float *w = mixed ? array(4 * K) : NULL, *dm = array(4 * K), *dvar = array(4 * K);
     float *variances = array(3 * table), *gradients = array(3 * table);
-    const Method method = {mixed ? K : 1, mixed ? samples : samples + 2, mixed ? channels : channels + 2, 1,
-                           1e-5f, squares, !squares && of == IDENTITY, squares, of, then};
-    const Running running = {squares ? NULL : mean, var, 0.1f, 1, squares ? bounds : NULL};
+    const I from = mixed ? 0 : 2;
+    const Method method = {K - from, samples + from, channels + from, 1.5f, 1e-5f,
+                           squares, !squares && of == IDENTITY, squares, of, then};
+    const Running running = {squares ? NULL : mean, var, 0.1f, 1, squares ? bounds : NULL, P > 1};
     const Past past = {variances, gradients, 3, 1};
     const Parameters to = {dgamma, dbeta, dv, dfloor, dm, dvar};
     forward(x, gamma, beta, w, w, v, floor, s, y, saved, N, P, C, &method, &running, squares ? &past : NULL);
@@ -265,7 +266,7 @@ def test_every_other_method_is_its_float64_definition_over_several_updates(
     exact, actual = (other_layers(shape)[name] for _ in range(2))
     random = torch.Generator().manual_seed(0)
     for one, other in zip(exact.parameters(), actual.parameters(), strict=True):
-        one.data = other.data = torch.rand(one.shape, generator=random) + 0.5
+        one.data = torch.rand(one.shape, generator=random) + 0.5
         other.data = one.data.clone()
     exact.double()
     sums = 4e-6
@@ -510,6 +511,114 @@ def test_bf16_is_rounded_as_torch_rounds_it() -> None:
     torch.testing.assert_close(y[0, :, 0, 0], beta.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
+def cases_of_maps(C: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Whatever can be asked of maps and statistics together, also what no method asks and C does not have."""
+    gamma, beta, v = (torch.linspace(low, 2, C) for low in (0.5, -1, 0.1))
+    spread, batch = Statistics((Block(channels=C),), centred=False), Block(samples=2)
+    running = kernels.Running(
+        torch.full((C,), 0.3), torch.full((C,), 2.0), 0.1, 1.5, torch.tensor([0.9, 1.1, 0.1])
+    )
+    past = kernels.Past(torch.rand(3, 2, C), torch.rand(3, 2, C), True)
+    tanh = MapFunction(torch.tanh)
+    every_other = torch.linspace(-1, 1, 2 * C)[::2]
+
+    def moving() -> kernels.Running:
+        return kernels.Running(running.mean.clone(), running.variance.clone(), *running[2:])
+
+    return {
+        "swish and relu": lambda x, _: normalize(x, gamma, beta, spread, 1e-5, relu=True, of=SWISH, inner=v),
+        "swish and sum": lambda x, s: normalize(x, gamma, beta, spread, 1e-5, s, of=SWISH, inner=v),
+        "gate and sum": lambda x, s: normalize(x, gamma, beta, spread, 1e-5, s, True, of=GATED, inner=v),
+        "gate of centred": lambda x, _: normalize(
+            x, gamma, beta, Statistics((batch,)), 1e-5, of=GATED, inner=v
+        ),
+        "gate, corrected": lambda x, _: normalize(
+            x, gamma, beta, Statistics((batch,), centred=False), 1e-5, running=moving(), of=GATED, inner=v
+        ),
+        "swish, corrected": lambda x, _: normalize(
+            x, gamma, beta, Statistics((batch,)), 1e-5, running=moving(), of=SWISH, inner=v
+        ),
+        "another function": lambda x, s: normalize(x, gamma, beta, spread, 1e-5, s, True, of=tanh),
+        "averaged and corrected": lambda x, s: normalize(
+            x,
+            gamma,
+            beta,
+            Statistics((batch,)),
+            1e-5,
+            s,
+            running=moving(),
+            past=kernels.Past(past.variances.clone(), past.gradients.clone(), True),
+        ),
+        "strided floor": lambda x, s: normalize(x, gamma, beta, spread, 1e-5, s, True, floor=every_other),
+        "expanded floor": lambda x, _: multiply_add(
+            x, gamma.expand(len(x), C), beta.expand(len(x), C), relu=True, floor=torch.tensor(0.3).expand(C)
+        ),
+        "shift in float64": lambda x, _: multiply_add(
+            x, gamma.expand(len(x), C), beta.expand(len(x), C).double(), relu=True
+        ),
+        "floor that is NaN": lambda x, _: normalize(
+            x, gamma, beta, spread, 1e-5, relu=True, floor=torch.full((C,), float("nan"))
+        ),
+        "gate that is NaN": lambda x, _: multiply_add(
+            x,
+            gamma.expand(len(x), C),
+            beta.expand(len(x), C),
+            of=GATED,
+            inner=[v.expand(len(x), C), torch.full((len(x), C), float("nan")), v.expand(len(x), C)],
+        ),
+    }
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", cases_of_maps(8))
+def test_what_is_asked_for_together_is_what_torch_makes_of_it(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for path in ("compiled", "torch"):
+        with monkeypatch.context() as only_here:
+            take(Arithmetic(torch.float32, path), only_here)  # type: ignore[arg-type]
+            x, shortcut = (maps(Shape(4, 2, 20, 3, 3), seed).float().requires_grad_() for seed in (0, 1))
+            torch.manual_seed(0)
+            y = cases_of_maps(20)[case](x, shortcut)
+            y.backward(torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype))
+            gradients = [one.grad for one in (x, shortcut) if one.grad is not None]
+            results.append([y.detach(), *gradients])
+    if "NaN" in case:
+        assert all(y.isnan().all() for y, *_ in results)
+    else:
+        torch.testing.assert_close(*results, rtol=1e-5, atol=2e-5, check_dtype=False)
+
+
+@needs_compiler
+@pytest.mark.parametrize("weights", [(True, False), (False, True), (False, False)])
+def test_several_poolings_without_weights_are_refused(weights: tuple[bool, bool]) -> None:
+    given = [torch.ones(2) / 2 if there else None for there in weights]
+    statistics = Statistics((Block(), Block(samples=2)), *given)
+    with pytest.raises(ValueError, match="several poolings are mixed by weights"):
+        normalize(torch.ones(2, 4, 3, 3), torch.ones(4), torch.zeros(4), statistics, 1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_scaled_sum_is_its_float64_definition(dtype: torch.dtype) -> None:
+    """Its gain's gradient too, which is a sum over all maps."""
+    results = []
+    for kind in (torch.float64, dtype):
+        end = SkipInit(additions=2, alpha=0.2).to(torch.float64 if kind == torch.float64 else torch.float32)
+        end.skip_gain.data.fill_(0.5)
+        shape = Shape(4, 2, 20, 3, 3)
+        shortcut, branch = (
+            like(maps(shape, seed, torch.bfloat16), Arithmetic(kind, "compiled"), torch.channels_last)
+            for seed in (0, 1)
+        )
+        y = end(shortcut, branch)
+        y.backward(maps(shape, 2, torch.bfloat16).to(kind))
+        results.append((y.detach(), shortcut.grad, branch.grad, end.skip_gain.grad))
+    for exact, found in zip(*results, strict=True):
+        assert_within(found, exact, half_ulp(exact, found.dtype) + 2e-5 * float(exact.abs().max()))
+
+
 # where there are none
 
 
@@ -619,6 +728,7 @@ def test_running_statistics_of_several_channels_are_refused() -> None:
         )
 
 
+BUILDS = [[*kind, *width] for kind in ([], ["-DBF16"]) for width in ([], ["-march=native"])]
 EVERY_SOURCE = pytest.mark.parametrize("source", kernels.SOURCES, ids=lambda source: source.name)
 
 
@@ -626,7 +736,7 @@ EVERY_SOURCE = pytest.mark.parametrize("source", kernels.SOURCES, ids=lambda sou
 @EVERY_SOURCE
 def test_the_source_compiles_without_a_warning(source: Path) -> None:
     compiler = os.environ.get("CC", "cc")
-    for extra in ([], ["-DBF16"]):
+    for extra in BUILDS:
         command = [compiler, "-Wall", "-Wextra", "-Werror", "-O1", "-fsyntax-only", "-std=gnu11", *extra]
         done = subprocess.run([*command, str(source)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -646,7 +756,7 @@ def test_no_read_or_write_leaves_its_array(source: Path, tmp_path: Path) -> None
 
     if build("int main(void) { return 0; }").returncode:
         pytest.skip("this compiler has no sanitizers")
-    for extra in ([], ["-DBF16"]):
+    for extra in BUILDS:
         built = build(f'#include "{source}"\n' + DRIVERS[source.name], *extra)
         assert built.returncode == 0, built.stderr
         done = subprocess.run([str(binary)], capture_output=True, text=True)

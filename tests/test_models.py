@@ -44,7 +44,7 @@ def made(model: Any = "resnet8", norm: Any = "batch", classes: int = 10, **setti
 
 @pytest.fixture
 def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "suited", lambda x, gamma: None)
+    monkeypatch.setattr(kernels, "suited", lambda *_: None)
 
 
 # the architecture
@@ -167,7 +167,7 @@ def test_the_network_is_that_of_torchs_layers(path: str, monkeypatch: pytest.Mon
     ours.load_state_dict(copied)
     tolerance, dtype = (1e-3, torch.float32) if "fp32" in path else (1e-9, torch.float64)
     if dtype == torch.float64:
-        monkeypatch.setattr(kernels, "suited", lambda x, gamma: None)
+        monkeypatch.setattr(kernels, "suited", lambda *_: None)
     ours = ours.to(dtype=dtype, memory_format=torch.channels_last)
 
     def compare(actual: Tensor, expected: Tensor) -> None:

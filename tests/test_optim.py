@@ -1,6 +1,9 @@
 """Learning rates worked out by hand, and SGD against torch's own."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,3 +120,30 @@ def test_all_parameters_are_trained_and_those_of_the_norms_may_be_spared_the_dec
         for parameter in model.parameters():
             free = spared and id(parameter) not in weights
             assert decay[id(parameter)] == (0.0 if free else 0.5)
+
+
+def test_an_update_does_not_load_torchs_compiler(tmp_path: Path) -> None:
+    """Which would take 2 s and 150 MiB of every worker: called or by tape, or with a state that is loaded."""
+    script = """
+import sys
+import torch
+from normbench.models.network import network
+from normbench.optim import optimizer
+from normbench.recording import WORTH, recorder_of
+from normbench.trial import Trial
+from normbench.update import Update
+
+settings = {"norm": "weight_norm", "model": "resnet8", "batch_size": 2, "clip": "agc", "precision": "bf16"}
+trial = Trial.model_validate(settings)
+for updates in (1, WORTH):
+    model = network(trial, 10)
+    sgd = optimizer(trial, model)
+    update = Update(trial, model, sgd, 10, recorder=recorder_of(torch.device("cpu"), 1, updates))
+    for step in range(3):
+        update(step, torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))
+    sgd.load_state_dict(sgd.state_dict())
+    print(update.step.path)
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["plain", "tape", "[]"], done.stderr

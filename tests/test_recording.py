@@ -118,12 +118,13 @@ def test_a_tape_is_of_updates_alone(
     assert len(recordings) == 1
 
 
-@pytest.mark.parametrize("norm", ["batch", "switchable", "group"])
+@pytest.mark.parametrize("settings", EVERY_METHOD, ids=str)
 def test_a_trial_by_tape_is_the_same_without_compiled_kernels(
-    bench: Make, replay: Callable[[Tape], Tape], norm: str, monkeypatch: pytest.MonkeyPatch
+    bench: Make, replay: Callable[[Tape], Tape], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "suited", lambda *_: None)
-    called, taped = (bench(name, norm=norm) for name in ("called", "taped"))
+    for choice in ("suited", "compiled"):
+        monkeypatch.setattr(kernels, choice, lambda *_: None)
+    called, taped = (bench(name, **settings) for name in ("called", "taped"))
     expected = end(called)
     replay(Tape())
 

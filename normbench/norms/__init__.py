@@ -21,6 +21,7 @@ SHARED = (
     "maps",
     "moments",
     "normalization",
+    "running",
     "shares",
     "weights",
 )  # files that are not a method but what the methods stand on

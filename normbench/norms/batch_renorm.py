@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normbench.norms.kernels import Running
-from normbench.norms.moments import Block, Moments, RunningMomentNorm, Statistics, normalize
+from normbench.norms.moments import Block, RunningMomentNorm, Statistics, normalize
 from normbench.norms.normalization import Clock, Normalization
 
 
@@ -72,20 +72,12 @@ class BatchRenorm(RunningMomentNorm):
         if not self.training:
             return super().forward(x, shortcut, relu)
         N, C, H, W = x.shape
-        statistics = self.statistics(C)._replace(correct=self._corrections)
+        statistics = self.statistics(C)
         statistics.check(N, C, H * W)
         unbias = self.unbias(self.norm_batch_size * H * W)
         running = Running(self.running_mean, self.running_var, self.momentum, unbias, self._limits)
         parameters = self.gamma, self.beta, statistics, self.eps
         return normalize(x, *parameters, shortcut, relu, running)
-
-    def _corrections(self, batches: Moments) -> tuple[Tensor, Tensor]:
-        """r and d of every norm batch, [N / norm batch, 1, C, 1] each."""
-        mean = self.running_mean[:, None]
-        deviation = (self.running_var[:, None] + self.eps).sqrt()
-        least_r, most_r, most_d = self._limits
-        r = ((batches.variance + self.eps).sqrt() / deviation).clamp(least_r, most_r)
-        return r, ((batches.mean - mean) / deviation).clamp(-most_d, most_d)
 
 
 def batch_renorm(

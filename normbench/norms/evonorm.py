@@ -15,8 +15,8 @@ from normbench.norms.maps import MapFunction, larger, multiply_add
 from normbench.norms.moments import Block, Statistics, constant_moments, normalize
 from normbench.norms.normalization import Normalization, ShapeError
 
-SWISH = MapFunction(1, lambda x, v: x * torch.sigmoid(v * x))
-GATED = MapFunction(2, lambda x, v, a, b: x / larger(v * x + b, a), divides=True)
+SWISH = MapFunction(lambda x, v: x * torch.sigmoid(v * x), code=1)
+GATED = MapFunction(lambda x, v, a, b: x / larger(v * x + b, a), code=2, divides=True)
 
 
 class EvoNorm(nn.Module):

@@ -55,7 +55,7 @@ enum { PLAIN, ADD, FLOOR, ADD_FLOOR };
 enum { INNER = 3 };
 
 INLINE V all(float number) { return (V){0} + number; }
-#if defined(__AVX512F__) /* a NaN among v stays one, there and below */
+#if defined(__AVX512F__) /* a NaN among v stays one */
 INLINE V raised(V v, V floor) { return (V)_mm512_max_ps((__m512)floor, (__m512)v); }
 INLINE V lowered(V v, V ceiling) { return (V)_mm512_min_ps((__m512)ceiling, (__m512)v); }
 INLINE V reciprocal(V v) { /* of ordinary numbers: a step of Newton's from 14 bits */
@@ -68,7 +68,9 @@ INLINE V raised(V v, V floor) { return chosen((U)(v < floor), floor, v); }
 INLINE V lowered(V v, V ceiling) { return chosen((U)(v > ceiling), ceiling, v); }
 INLINE V reciprocal(V v) { return 1.0f / v; }
 #endif
-INLINE V above(V g, V y, V floor) { return (V)((U)g & ~(U)(y <= floor)); }  /* g where y was not raised */
+INLINE V above(V g, V y, V floor) { return (V)((U)g & ~(U)(y <= floor)); } /* g where y was not raised, */
+INLINE V below(V g, V y, V floor) { return (V)((U)g & (U)(y <= floor)); }   /* and where it was, */
+INLINE V poisoned(V v, V by) { return (V)((U)v | (U)(by != by)); }          /* and v, or NaN where the other is */
 
 /* 2^x, to 2 units in the last place for |x| <= 126, and as there beyond: 2^n (1 + r ln 2 + ...) with x = n + r. */
 INLINE V power_of_two(V x) {
@@ -105,7 +107,7 @@ INLINE Value differentiated(const int of, V x, const V *inner) {
         const V slope = -d.f * one, through = above(slope, gate, inner[1]);
         d.df = one + inner[0] * through;
         d.inner[0] = x * through;
-        d.inner[1] = slope - through;
+        d.inner[1] = below(slope, gate, inner[1]);
         d.inner[2] = through;
     }
     return d;
@@ -115,8 +117,12 @@ INLINE Value differentiated(const int of, V x, const V *inner) {
 typedef struct { V scale, shift, floor, inner[INNER]; } Numbers;
 INLINE Numbers numbers(Row scale, Row shift, Row floor, Row inner, I table, const int of, const int lanes) {
     Numbers k = {row(scale, lanes), row(shift, lanes), {0}, {{0}, {0}, {0}}};
-    if (floor) k.floor = rounded(row(floor, lanes));
+    if (floor) {
+        k.floor = rounded(row(floor, lanes));
+        k.shift = poisoned(k.shift, k.floor); /* a maximum with NaN is one */
+    }
     for (int i = 0; i < (of == IDENTITY ? 0 : of == SWISH ? 1 : INNER); i++) k.inner[i] = row(inner + i * table, lanes);
+    if (of == GATED) k.inner[2] = poisoned(k.inner[2], k.inner[1]);
     return k;
 }
 #define NUMBERS(shift, lanes) \
@@ -158,9 +164,9 @@ INLINE void sums_block(In x, In dy, In more, In y, const Numbers k, T *restrict 
         V g = load(dy + (p) * C, lanes);                                         \
         if (with_more) g = rounded(g + load(more + (p) * C, lanes));             \
         if (then & FLOOR) {                                                      \
-            const V whole = g;                                                   \
-            g = above(g, load(y + (p) * C, lanes), k.floor);                     \
-            if (to.floor) sums[2][u] += whole - g;                               \
+            const V end = load(y + (p) * C, lanes);                              \
+            if (to.floor) sums[2][u] += below(g, end, k.floor);                  \
+            g = above(g, end, k.floor);                                          \
         }                                                                        \
         if (then == ADD_FLOOR) store(g_out + (p) * C, g, lanes);                 \
         const Value d = differentiated(of, load(x + (p) * C, lanes), k.inner);   \
@@ -246,8 +252,9 @@ static inline I block(Pooling k, I n, I c) { return n / k.samples * k.across + c
  * variances; whether means are subtracted; whether running statistics correct the result; the function and what follows it. */
 typedef struct { I K; const I *samples, *channels; float bessel, eps; int squares, centred, corrected, of, then; } Method;
 
-/* Running statistics, [C] each, and the bounds of a correction by them: the least and the most of r, and the most of d. */
-typedef struct { float *mean, *variance, momentum, unbias; const float *bounds; } Running;
+/* Running statistics, [C] each; the bounds of a correction by them: the least and the most of r, and the most of d; whether
+ * they follow the newest. */
+typedef struct { float *mean, *variance, momentum, unbias; const float *bounds; int follows; } Running;
 
 /* The last `window` variances of every block, and their gradients, [window][blocks] each, newest last; whether averages over
  * them take their place. */
@@ -349,7 +356,7 @@ void forward(In x, const float *gamma, const float *beta, const float *mean_weig
             }
         if (i < method->K - 1 || !running) continue;
         if (method->corrected) correct(s, k, mean, variance, running, method->eps, N, C);
-        follow(running, mean, variance, N / k.samples, C);
+        if (running->follows) follow(running, mean, variance, N / k.samples, C);
     }
     for (I i = 0; i < NC; i++) {
         const I c = i % C;

@@ -41,6 +41,7 @@ class Running(NamedTuple):
         unbias: multiplies the batch's variance first.
         bounds: [3]; of a correction by the statistics as they were before: the least and the most factor, and
             the most, in deviations, that is added.
+        follows: False for statistics that only correct.
     """
 
     mean: Tensor | None
@@ -48,6 +49,7 @@ class Running(NamedTuple):
     momentum: float
     unbias: float
     bounds: Tensor | None = None
+    follows: bool = True
 
 
 class Past(NamedTuple):
@@ -131,6 +133,7 @@ class _Running(ctypes.Structure):
         ("momentum", ctypes.c_float),
         ("unbias", ctypes.c_float),
         ("bounds", ctypes.c_void_p),
+        ("follows", ctypes.c_int),
     )
 
 
@@ -306,8 +309,8 @@ class Kernels:
         y, saved = torch.empty_like(x), torch.empty((11 + 2 * len(method.blocks), N * C), dtype=torch.float32)
         to = None
         if running is not None:
-            mean, variance, momentum, unbias, bounds = running
-            to = ctypes.byref(_Running(_at(mean), _at(variance), momentum, unbias, _at(bounds)))
+            mean, variance, momentum, unbias, bounds, follows = running
+            to = ctypes.byref(_Running(_at(mean), _at(variance), momentum, unbias, _at(bounds), follows))
         weights = mean_weights, variance_weights
         pointers = (_at(one) for one in (x, gamma, beta, *weights, inner, floor, shortcut, y, saved))
         self._library.forward(*pointers, N, H * W, C, _method(method, H * W), to, _past(past))
@@ -358,15 +361,17 @@ def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def suited(x: Tensor, gamma: Tensor) -> Kernels | None:
-    """The compiled kernels for tensors like x and parameters like gamma, or None where torch must do."""
-    return compiled(x.dtype, gamma) if x.device.type == "cpu" else None
+def suited(x: Tensor, *parameters: Tensor | None) -> Kernels | None:
+    """The compiled kernels for tensors like x and parameters like these, or None where torch must do."""
+    return compiled(x.dtype, *parameters) if x.device.type == "cpu" else None
 
 
-def compiled(dtype: torch.dtype, parameter: Tensor) -> Kernels | None:
-    """Those for a dtype, and for parameters like this one, or None where torch must do."""
-    in_reach = parameter.device.type == "cpu" and parameter.dtype == torch.float32
-    if not in_reach or dtype not in (torch.float32, torch.bfloat16):
+def compiled(dtype: torch.dtype, *parameters: Tensor | None) -> Kernels | None:
+    """Those for a dtype, and for parameters like these, or None where torch must do."""
+    for one in parameters:
+        if one is not None and (one.device.type != "cpu" or one.dtype != torch.float32):
+            return None
+    if dtype not in (torch.float32, torch.bfloat16):
         return None
     return _build(dtype == torch.bfloat16)
 

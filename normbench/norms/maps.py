@@ -17,17 +17,21 @@ class MapFunction(NamedTuple):
     """f in y = f(x) · scale + shift, value by value.
 
     Attributes:
-        code: its number in kernels.c.
         of: x, [N, C, H, W], and f's other numbers, [N, C, 1, 1] each -> [N, C, H, W].
+        code: its number in kernels.c; None for what there is only by torch.
         divides: its last numbers are two deviations, of the statistics and of a map, and it divides by them.
     """
 
-    code: int
     of: Callable[..., Tensor]
+    code: int | None = None
     divides: bool = False
 
+    def compiled(self, form: kernels.Form) -> bool:
+        """Whether there is a compiled pass with all that is to follow it; of x itself there is any."""
+        return self.code == 0 or (self.code is not None and not form.then)
 
-IDENTITY = MapFunction(0, lambda x: x)
+
+IDENTITY = MapFunction(lambda x: x, 0)
 
 
 def multiply_add(
@@ -57,9 +61,10 @@ def multiply_add(
         y, [N, C, H, W] in x's dtype.
     """
     floor = floor if relu else None
-    if (compiled := kernels.suited(x, scale)) is not None:
+    form = kernels.Form(of.code or 0, shortcut is not None, relu)
+    compiled = kernels.suited(x, scale, shift, *inner, floor) if of.compiled(form) else None
+    if compiled is not None:
         numbers = torch.stack([*inner]) if inner else None
-        form = kernels.Form(of.code, shortcut is not None, relu)
         y: Tensor = _MultiplyAdd.apply(x, scale, shift, numbers, floor, shortcut, form, compiled)
         return y
     f = of.of(x, *(one[..., None, None] for one in inner))
@@ -77,8 +82,8 @@ def _finished(y: Tensor, shortcut: Tensor | None, relu: bool, floor: Tensor | No
 
 
 def larger(x: Tensor, floor: Tensor) -> Tensor:
-    """max(x, floor), whose gradient goes to the floor where both are the same."""
-    return torch.where(x <= floor, floor, x)
+    """max(x, floor), whose gradient goes to the floor where both are the same; NaN where one of them is."""
+    return torch.where((x <= floor) | floor.isnan(), floor, x)
 
 
 class _MultiplyAdd(torch.autograd.Function):
@@ -90,6 +95,7 @@ class _MultiplyAdd(torch.autograd.Function):
         x, scale, shift, numbers, floor, shortcut, form, compiled = arguments
         x = x.contiguous(memory_format=torch.channels_last)
         scale, shift = scale.contiguous(), shift.contiguous()
+        floor = None if floor is None else floor.contiguous()
         if shortcut is not None:
             shortcut = addend(shortcut, x)
         y = compiled.multiply_add(x, scale, shift, shortcut, form, numbers, floor)

@@ -14,7 +14,7 @@ Where several processes share a batch, what looks across samples pools the momen
 there is to synchronised normalization.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from normbench.norms.maps import (
     refuse_second_derivatives,
 )
 from normbench.norms.normalization import ShapeError
+from normbench.norms.running import averaged, correction, follow
 
 
 class Block(NamedTuple):
@@ -55,10 +56,6 @@ class Statistics(NamedTuple):
         bessel: start from variances over H·W - 1 instead of H·W.
         squares: means of squares in place of variances.
         centred: the mean is subtracted.
-        correct: the moments of the last pooling -> a factor of the normalized values and what is then added,
-            in front of gamma and beta; no gradient goes through either.
-        past: of the variances of the only pooling (kernels use it).
-        average: the variances of the only pooling -> those that take their place (torch uses it).
     """
 
     blocks: tuple[Block, ...]
@@ -67,9 +64,6 @@ class Statistics(NamedTuple):
     bessel: bool = False
     squares: bool = False
     centred: bool = True
-    correct: Callable[[Moments], tuple[Tensor, Tensor]] | None = None
-    past: kernels.Past | None = None
-    average: Callable[[Tensor], Tensor] | None = None
 
     def check(self, N: int, C: int, positions: int) -> None:
         """Refuse N samples of C channels and H·W positions that these statistics are not defined for.
@@ -182,6 +176,7 @@ def normalize(
     of: MapFunction = IDENTITY,
     inner: Tensor | None = None,
     floor: Tensor | None = None,
+    past: kernels.Past | None = None,
 ) -> Tensor:
     """Normalize a batch by its own statistics; then add a shortcut and take the ReLU, if so asked.
 
@@ -195,55 +190,97 @@ def normalize(
         eps: added to the variance before the square root.
         shortcut: [N, C, H, W], added to the normalized x.
         relu: end with max(·, 0).
-        running: statistics to move on by those of the last pooling.
+        running: statistics to move on by those of the last pooling, which they correct if they have bounds.
         of: f.
-        inner: [C], f's own numbers.
+        inner: [C], f's own number.
         floor: [C], in place of the ReLU's 0.
+        past: of the variances of the only pooling.
 
     Returns:
         y, [N, C, H, W] in x's dtype.
     """
+    weights = statistics.mean_weights, statistics.variance_weights
+    if weights.count(None) != (2 if len(statistics.blocks) == 1 else 0):
+        raise ValueError("several poolings are mixed by weights of means and of variances, one by neither")
     if running is not None and statistics.blocks[-1].channels != 1:
         raise ValueError("running statistics follow the last pooling, which must be of single channels")
     spanning = any(len(x) % block.samples for block in statistics.blocks)  # samples of other processes
+    bounds = None if running is None else running.bounds
+    newest = None
     if running is not None and shares.current().processes > 1 and not spanning:
-        if statistics.correct is not None or statistics.average is not None:
-            spanning = True
-        else:
-            with torch.no_grad():
-                follow(running, pool(whole_batch(moments(x, statistics.bessel)), statistics.blocks[-1]))
-            running = None
+        with torch.no_grad():  # running statistics follow those of all processes
+            of_all = whole_batch(moments(x, statistics.bessel))
+            newest = _pooled(of_all, statistics.blocks[-1], statistics.squares)
+    following = running if newest is None or running is None else running._replace(follows=False)
+    form = kernels.Form(of.code or 0, shortcut is not None, relu)
     floor = floor if relu else None
-    if not spanning and (compiled := kernels.suited(x, gamma)) is not None:
-        form = kernels.Form(of.code, shortcut is not None, relu)
-        flags = statistics.bessel, statistics.squares, statistics.centred, statistics.correct is not None
+    compiled = None
+    if not spanning and _in_c(of, form, statistics, bounds is not None):
+        compiled = kernels.suited(x, gamma, beta, *weights, inner, floor)
+    if compiled is not None:
+        flags = statistics.bessel, statistics.squares, statistics.centred, bounds is not None
         method = kernels.Method(statistics.blocks, eps, form, *flags)
-        weights = statistics.mean_weights, statistics.variance_weights
         y: Tensor = _Compiled.apply(
-            x, gamma, beta, *weights, inner, floor, shortcut, method, running, statistics.past, compiled
+            x, gamma, beta, *weights, inner, floor, shortcut, method, following, past, compiled
         )
-        return y
+    else:
+        ends = shortcut, relu, following, past, spanning, of, inner, floor
+        y = _by_torch(x, gamma, beta, statistics, eps, *ends)
+    if running is not None and newest is not None:
+        follow(running, *newest)
+    return y
+
+
+def _in_c(of: MapFunction, form: kernels.Form, statistics: Statistics, corrected: bool) -> bool:
+    """Whether there are compiled forms of all that is asked for together."""
+    alone = not (of.divides and (statistics.centred or corrected))
+    return of.compiled(form) and alone
+
+
+def _pooled(own: Moments, block: Block, squares: bool) -> Moments:
+    """Of blocks, with means of squares in place of variances if so asked."""
+    pooled = pool(own, block)
+    return pooled._replace(variance=pooled.variance + pooled.mean.square()) if squares else pooled
+
+
+def _by_torch(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    statistics: Statistics,
+    eps: float,
+    shortcut: Tensor | None,
+    relu: bool,
+    running: kernels.Running | None,
+    past: kernels.Past | None,
+    spanning: bool,
+    of: MapFunction,
+    inner: Tensor | None,
+    floor: Tensor | None,
+) -> Tensor:
+    """The definition of :func:`normalize`; ``spanning``: samples of other processes share the statistics."""
     own = moments(x, statistics.bessel)
+    positions = x.shape[2] * x.shape[3]
     if spanning:
         own = whole_batch(own)
-    pooled = [pool(own, block) for block in statistics.blocks]
-    if statistics.squares:
-        pooled = [part._replace(variance=part.variance + part.mean.square()) for part in pooled]
-    if statistics.average is not None:
-        (only,) = pooled
-        pooled = [only._replace(variance=statistics.average(only.variance))]
     N, C = own.mean.shape
+    pooled = [_pooled(own, block, statistics.squares) for block in statistics.blocks]
+    last = statistics.blocks[-1]
+    if past is not None:
+        (only,) = pooled
+        values = last.samples * last.channels * positions
+        pooled = [only._replace(variance=averaged(past, only.variance, eps, values))]
 
     def of_samples(part: Moments, block: Block) -> Moments:
         rows = spread_out(part, block, N, C)
         return own_rows(rows) if spanning else rows
 
-    if statistics.correct is not None:
-        with torch.no_grad():
-            r, d = of_samples(Moments(*statistics.correct(pooled[-1])), statistics.blocks[-1])
-        gamma, beta = gamma * r, beta + gamma * d
     if running is not None:
-        follow(running, pooled[-1])
+        if running.bounds is not None:
+            r, d = of_samples(Moments(*correction(running, *pooled[-1], eps)), last)
+            gamma, beta = gamma * r, beta + gamma * d
+        if running.follows:
+            follow(running, *pooled[-1])
     parts = [of_samples(part, block) for part, block in zip(pooled, statistics.blocks, strict=True)]
     mixed = mix(parts, statistics)
     numbers: tuple[Tensor, ...] = () if inner is None else (inner.expand_as(mixed.variance),)
@@ -254,15 +291,6 @@ def normalize(
     else:
         scale, shift = affine(mixed, gamma, beta, eps, statistics.centred)
     return multiply_add(x, scale, shift, shortcut, relu, of=of, inner=numbers, floor=floor)
-
-
-@torch.no_grad()
-def follow(running: kernels.Running, pooled: Moments) -> None:
-    """Move running statistics on by the average over the norm batches."""
-    mean, variance = (part.mean(0).flatten().to(running.variance) for part in pooled)
-    if running.mean is not None:
-        running.mean.lerp_(mean, running.momentum)
-    running.variance.lerp_(variance * running.unbias, running.momentum)
 
 
 class _Compiled(torch.autograd.Function):

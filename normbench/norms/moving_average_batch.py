@@ -1,14 +1,13 @@
 """Moving average batch normalization (Yan et al. 2020, arXiv 2001.06838): both passes see past updates."""
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normbench.norms.kernels import Past, Running
 from normbench.norms.maps import multiply_add
-from normbench.norms.moments import Block, Moments, Statistics, normalize
+from normbench.norms.moments import Block, Statistics, normalize
 from normbench.norms.normalization import Clock, Normalization, ShapeError
 from normbench.norms.weights import CentredConv
 
@@ -61,8 +60,8 @@ class MovingAverageBatchNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_squares", torch.ones(channels))
-        self._limits: Tensor
-        self.register_buffer("_limits", torch.tensor([1 / BOUND, BOUND, 0]), persistent=False)
+        self._bounds: Tensor  # of r; and of what would be added, which is nothing
+        self.register_buffer("_bounds", torch.tensor([1 / BOUND, BOUND, 0]), persistent=False)
         # the last of both statistics, newest last, [window, norm batches of an update, C]
         self.register_buffer("squares", torch.zeros(window, norm_batches, channels))
         self.register_buffer("gradients", torch.zeros(window, norm_batches, channels))
@@ -86,60 +85,15 @@ class MovingAverageBatchNorm(nn.Module):
         if batches * self.norm_batch_size != N:
             words = f"a batch of {N} samples is not {batches} norm batches of {self.norm_batch_size}"
             raise ShapeError(words)
-        values = self.norm_batch_size * H * W
-        if values == 1:
+        if self.norm_batch_size * H * W == 1:
             raise ShapeError("each mean of squares would be that of a single value")
 
-        def average(squares: Tensor) -> Tensor:
-            past = self.squares, self.gradients, self.averages, self.eps, values
-            used: Tensor = _OverUpdates.apply(squares[:, 0, :, 0], *past)
-            return used[:, None, :, None]
-
-        running = Running(None, self.running_squares, self.momentum, 1.0, self._limits)
-        statistics = Statistics(
-            (Block(samples=self.norm_batch_size),),
-            squares=True,
-            centred=False,
-            correct=self._correction if self.renormalizes else None,
-            past=Past(self.squares, self.gradients, self.averages),
-            average=average,
-        )
-        return normalize(x, self.gamma, self.beta, statistics, self.eps, shortcut, relu, running)
-
-    def _correction(self, batches: Moments) -> tuple[Tensor, Tensor]:
-        """r of every norm batch, [norm batches, 1, C, 1], and 0."""
-        r = ((batches.variance + self.eps) / (self.running_squares + self.eps)[:, None]).sqrt()
-        return r.clamp(1 / BOUND, BOUND), torch.zeros_like(r)
-
-
-class _OverUpdates(torch.autograd.Function):
-    """The mean of squares of every norm batch, averaged over updates, and its gradient likewise."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        """Own squares [G, C], those of the past and their gradients [window, G, C] each -> squares [G, C]."""
-        own, squares, gradients, averages, eps, values = arguments
-        _push(squares, own)
-        used = squares.mean(0).to(own) if averages else own.clone()
-        ctx.gradients, ctx.averages, ctx.values = gradients, averages, values
-        ctx.save_for_backward(used + eps)
-        return used
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> Any:
-        """With variance v, values M and gradient d of v, the mean of z · dL/dz is -2 v d / M."""
-        (variance,) = ctx.saved_tensors
-        unit = -ctx.values / (2 * variance)
-        own = upstream[0] / unit
-        _push(ctx.gradients, own)
-        used = ctx.gradients.mean(0).to(own) if ctx.averages else own
-        return used * unit, None, None, None, None, None
-
-
-@torch.no_grad()
-def _push(past: Tensor, newest: Tensor) -> None:
-    """In place, and without a position that would depend on the time."""
-    past.copy_(torch.cat([past[1:], newest[None].to(past)]))
+        bounds = self._bounds if self.renormalizes else None
+        running = Running(None, self.running_squares, self.momentum, 1.0, bounds)
+        past = Past(self.squares, self.gradients, self.averages)
+        statistics = Statistics((Block(samples=self.norm_batch_size),), squares=True, centred=False)
+        parameters = self.gamma, self.beta, statistics, self.eps
+        return normalize(x, *parameters, shortcut, relu, running, past=past)
 
 
 def moving_average_batch(
