@@ -37,7 +37,8 @@ def watch_myself(into: Path) -> None:
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
-            first[:] = first or [alive()] if key == "updates" else first
+            if key == "updates" and not first:
+                first.append(alive() - seconds["data"])  # of the first chunk
             try:
                 return function(*args, **kwargs)
             finally:
@@ -109,6 +110,10 @@ def measured(config: Path, data: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    import torch
+
+    from normbench.provenance import device_name, git_state
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--dataset", default="cifar10")
@@ -135,7 +140,8 @@ def main() -> None:
     print(f"peak memory beyond the data set: {max(one['peak'] for one in rounds) / 2**20:.0f} MiB")
     out = Path(__file__).parent / "results" / "overhead.json"
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "data"}
-    out.write_text(json.dumps({"settings": settings, "rounds": rounds}, indent=1) + "\n")
+    machine = {"processor": device_name(torch.device("cpu")), "torch": torch.__version__, "git": git_state()}
+    out.write_text(json.dumps({"machine": machine, "settings": settings, "rounds": rounds}, indent=1) + "\n")
 
 
 if __name__ == "__mp_main__":  # in a worker, before its work
