@@ -137,18 +137,21 @@ INLINE void multiply_add_block(In x, const Numbers k, In shortcut, T *restrict y
     }
 }
 
-/* Calls BLOCK(of, then, lanes) with constants. */
-#define EACH_KIND                                                                       \
-    if (of == SWISH) EACH_BLOCK(BLOCK(SWISH, PLAIN, LANES), BLOCK(SWISH, PLAIN, lanes))        \
-    else if (of == GATED) EACH_BLOCK(BLOCK(GATED, PLAIN, LANES), BLOCK(GATED, PLAIN, lanes))   \
-    else if (then == PLAIN) EACH_BLOCK(BLOCK(IDENTITY, PLAIN, LANES), BLOCK(IDENTITY, PLAIN, lanes)) \
-    else if (then == FLOOR) EACH_BLOCK(BLOCK(IDENTITY, FLOOR, LANES), BLOCK(IDENTITY, FLOOR, lanes))
+/* Calls BLOCK(of, then, lanes) for all blocks, with constants. */
+#define EACH(of, then) EACH_BLOCK(BLOCK(of, then, LANES), BLOCK(of, then, lanes))
+#define EACH_KIND                                  \
+    if (of == SWISH) EACH(SWISH, PLAIN)            \
+    else if (of == GATED) EACH(GATED, PLAIN)       \
+    else if (then == PLAIN) EACH(IDENTITY, PLAIN)  \
+    else if (then == FLOOR) EACH(IDENTITY, FLOOR)
 
-void multiply_add(In x, Row scale, Row shift, Row inner, In shortcut, Row floor, T *restrict y, I N, I P, I C, int of, int then) {
-#define BLOCK(of, then, lanes) multiply_add_block(x + at, NUMBERS(shift, lanes), shortcut + at, y + at, P, C, of, then, lanes)
+void multiply_add(In x, Row scale, Row shift, Row inner, In shortcut, Row floor, T *restrict y, I N, I P, I C, int of,
+                  int then) {
+#define BLOCK(of, then, lanes) \
+    multiply_add_block(x + at, NUMBERS(shift, lanes), shortcut + at, y + at, P, C, of, then, lanes)
     EACH_KIND
-    else if (then == ADD) EACH_BLOCK(BLOCK(IDENTITY, ADD, LANES), BLOCK(IDENTITY, ADD, lanes))
-    else EACH_BLOCK(BLOCK(IDENTITY, ADD_FLOOR, LANES), BLOCK(IDENTITY, ADD_FLOOR, lanes))
+    else if (then == ADD) EACH(IDENTITY, ADD)
+    else EACH(IDENTITY, ADD_FLOOR)
 #undef BLOCK
 }
 
@@ -191,20 +194,24 @@ INLINE void sums_block(In x, In dy, In more, In y, const Numbers k, T *restrict 
 void sums(In x, In dy, In more, In y, Row scale, Row inner, Row floor, T *restrict g, float *restrict dscale,
           float *restrict dshift, float *restrict dinner, float *restrict dfloor, I N, I P, I C, int of, int then) {
     if (then == ADD) then = PLAIN;
-#define SUMS(of, then, with, raised, lanes)                                                                              \
-    sums_block(x + at, dy + at, with ? more + at : dy, y + at, NUMBERS(scale, lanes), g + at,                              \
-               (Gradients){dscale + k, dshift + k, dinner ? dinner + k : dinner, raised ? dfloor + k : 0}, N * C, P, C, of, \
-               then, with, lanes)
-    if (dfloor) {
-        if (then == FLOOR) EACH_BLOCK(SUMS(IDENTITY, FLOOR, 0, 1, LANES), SUMS(IDENTITY, FLOOR, 0, 1, lanes))
-        else if (!more) EACH_BLOCK(SUMS(IDENTITY, ADD_FLOOR, 0, 1, LANES), SUMS(IDENTITY, ADD_FLOOR, 0, 1, lanes))
-        else EACH_BLOCK(SUMS(IDENTITY, ADD_FLOOR, 1, 1, LANES), SUMS(IDENTITY, ADD_FLOOR, 1, 1, lanes))
-        return;
-    }
+    const int with = more != 0;
+#define SUMS(of, then, with, raised, lanes)                                                      \
+    sums_block(x + at, dy + at, with ? more + at : dy, y + at, NUMBERS(scale, lanes), g + at,      \
+               (Gradients){dscale + k, dshift + k, dinner ? dinner + k : 0, raised ? dfloor + k : 0}, \
+               N * C, P, C, of, then, with, lanes)
+#define BLOCK(of, then, lanes) SUMS(of, then, 0, 1, lanes)
+    if (dfloor && then == FLOOR) EACH(IDENTITY, FLOOR)
+    else if (dfloor && !with) EACH(IDENTITY, ADD_FLOOR)
+#undef BLOCK
+#define BLOCK(of, then, lanes) SUMS(of, then, 1, 1, lanes)
+    else if (dfloor) EACH(IDENTITY, ADD_FLOOR)
+#undef BLOCK
 #define BLOCK(of, then, lanes) SUMS(of, then, 0, 0, lanes)
-    EACH_KIND
-    else if (!more) EACH_BLOCK(BLOCK(IDENTITY, ADD_FLOOR, LANES), BLOCK(IDENTITY, ADD_FLOOR, lanes))
-    else EACH_BLOCK(SUMS(IDENTITY, ADD_FLOOR, 1, 0, LANES), SUMS(IDENTITY, ADD_FLOOR, 1, 0, lanes))
+    else EACH_KIND
+    else if (!with) EACH(IDENTITY, ADD_FLOOR)
+#undef BLOCK
+#define BLOCK(of, then, lanes) SUMS(of, then, 1, 0, lanes)
+    else EACH(IDENTITY, ADD_FLOOR)
 #undef BLOCK
 #undef SUMS
 }
@@ -231,8 +238,9 @@ INLINE void input_gradient_block(In dy, In y, const Numbers k, In x, Row slope, 
 void input_gradient(In dy, In y, Row scale, Row inner, Row floor, In x, Row slope, Row offset, T *restrict dx, I N, I P, I C,
                     int of, int then) {
     if (then == ADD) then = PLAIN;
-#define BLOCK(of, then, lanes) \
-    input_gradient_block(dy + at, y + at, NUMBERS(scale, lanes), x + at, slope ? slope + k : slope, slope ? offset + k : offset, dx + at, P, C, of, then, lanes)
+#define BLOCK(of, then, lanes)                                                                      \
+    input_gradient_block(dy + at, y + at, NUMBERS(scale, lanes), x + at, slope ? slope + k : 0,        \
+                         slope ? offset + k : 0, dx + at, P, C, of, then, lanes)
     EACH_KIND
 #undef BLOCK
 }
@@ -260,7 +268,8 @@ typedef struct { float *mean, *variance, momentum, unbias; const float *bounds; 
  * them take their place. */
 typedef struct { float *variances, *gradients; I window; int averages; } Past;
 
-/* What forward leaves for backward: eleven [N][C] tables (inner is three), then, for every pooling, room for N C means and N C variances. */
+/* What forward leaves for backward: eleven [N][C] tables (inner is three), then, for every pooling, room for N C means and
+ * N C variances. */
 typedef struct { float *mean, *variance, *mixed_mean, *rstd, *scale, *shift, *r, *d, *inner, *pooled; } Saved;
 
 static Saved saved_at(float *saved, I NC) {
