@@ -22,7 +22,7 @@ import yaml
 
 from normbench import records
 from normbench.data import decoded
-from normbench.provenance import device_name, git_state
+from normbench.provenance import device_name
 from normbench.recording import WORTH
 from normbench.stats import mean_interval
 
@@ -39,12 +39,12 @@ Cell = tuple[str, int]
 
 
 def accuracies(
-    config: Mapping[str, object], arm: Arm, data: Path, where: Path
+    config: Mapping[str, object], arm: Arm, data: Path, where: Path, commits: set[str]
 ) -> dict[tuple[str, int], float]:
-    """Last-epoch test accuracy by method and seed, on one path in one precision."""
+    """Last-epoch test accuracy by method and seed, on one path in one precision; of which code is noted."""
     path, precision = arm
     folder = where / f"{path}_{precision}"
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config)))
     command = [sys.executable, "-m", "normbench", "run", str(folder / "config.yaml"), "--quiet"]
     command += [f"trial.precision={precision}", "--results", str(folder), "--data", str(data)]
@@ -54,6 +54,7 @@ def accuracies(
         taken = one.provenance["path"]
         ways = {"plain": ("torch", "plain"), "fast": ("compiled", "tape")}
         assert (taken["norm"], taken["step"]) == ways[path], taken
+        commits.add(one.provenance["git"])
     return {(one.trial.norm.name, one.trial.seed): one.final.test_accuracy for one in found if one.final}
 
 
@@ -67,6 +68,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--train-size", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=4)
+    every = [" ".join(arm) for arm in dict.fromkeys(arm for pair in PAIRS for arm in pair)]
+    parser.add_argument("--arms", nargs="+", choices=every, default=every)
+    parser.add_argument("--results", type=Path, help="where trials are kept, and found by a later run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "accuracy.json")
     chosen = parser.parse_args()
     if chosen.epochs * (chosen.train_size // chosen.batch_size) < WORTH:
@@ -83,11 +87,13 @@ def main() -> None:
     sweep = {"norm": chosen.norms, "seed": list(range(chosen.seeds))}
     config = {"name": "accuracy", "trial": trial, "sweep": sweep}
     with tempfile.TemporaryDirectory() as folder:
-        every = dict.fromkeys(arm for pair in PAIRS for arm in pair)
-        arms = {arm: accuracies(config, arm, chosen.data, Path(folder)) for arm in every}
+        where = chosen.results or Path(folder)
+        wanted: list[Arm] = [(path, precision) for path, precision in map(str.split, chosen.arms)]
+        commits: set[str] = set()
+        arms = {arm: accuracies(config, arm, chosen.data, where, commits) for arm in wanted}
     rows = []
     for norm in chosen.norms:
-        for first, second in PAIRS:
+        for first, second in (pair for pair in PAIRS if set(pair) <= set(wanted)):
             a, b = arms[first], arms[second]
             seeds = [seed for seed in range(chosen.seeds) if {(norm, seed)} <= a.keys() & b.keys()]
             pairs = [(a[norm, seed], b[norm, seed]) for seed in seeds]
@@ -99,7 +105,11 @@ def main() -> None:
             rows[-1] |= {"difference": found.mean, "low": found.low, "high": found.high}
             words = f"{' '.join(first)} - {' '.join(second)}"
             print(f"{norm:10s} {words:24s} {found.mean:+6.2f} points [{found.low:+.2f}, {found.high:+.2f}]")
-    machine = {"processor": device_name(torch.device("cpu")), "torch": torch.__version__, "git": git_state()}
+    machine = {
+        "processor": device_name(torch.device("cpu")),
+        "torch": torch.__version__,
+        "git": sorted(commits),
+    }
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps({"machine": machine, "trial": trial, "rows": rows}, indent=1) + "\n")
     print(chosen.out)
