@@ -129,7 +129,7 @@ def test_a_trial_by_tape_is_the_same_without_compiled_kernels(
     replay(Tape())
 
     assert end(taped) == expected
-    assert path_of(taped) == "tape"
+    assert "tape" in path_of(taped)
 
 
 def path_of(bench: Bench) -> str:
