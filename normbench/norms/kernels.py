@@ -107,54 +107,24 @@ class Method(NamedTuple):
     corrected: bool = False
 
 
-class _Method(ctypes.Structure):
-    """As C has it."""
-
-    _fields_ = (
-        ("K", ctypes.c_long),
-        ("samples", ctypes.POINTER(ctypes.c_long)),
-        ("channels", ctypes.POINTER(ctypes.c_long)),
-        ("bessel", ctypes.c_float),
-        ("eps", ctypes.c_float),
-        ("squares", ctypes.c_int),
-        ("centred", ctypes.c_int),
-        ("corrected", ctypes.c_int),
-        ("of", ctypes.c_int),
-        ("then", ctypes.c_int),
-    )
+def _structure(**fields: Any) -> Any:
+    """As C has it, field by field."""
+    return type("Structure", (ctypes.Structure,), {"_fields_": [*fields.items()]})
 
 
-class _Running(ctypes.Structure):
-    """As C has it."""
-
-    _fields_ = (
-        ("mean", ctypes.c_void_p),
-        ("variance", ctypes.c_void_p),
-        ("momentum", ctypes.c_float),
-        ("unbias", ctypes.c_float),
-        ("bounds", ctypes.c_void_p),
-        ("follows", ctypes.c_int),
-    )
-
-
-class _Past(ctypes.Structure):
-    """As C has it."""
-
-    _fields_ = (
-        ("variances", ctypes.c_void_p),
-        ("gradients", ctypes.c_void_p),
-        ("window", ctypes.c_long),
-        ("averages", ctypes.c_int),
-    )
-
-
-class _Gradients(ctypes.Structure):
-    """Where C puts those of the parameters."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_void_p)
-        for name in ("gamma", "beta", "inner", "floor", "mean_weights", "variance_weights")
-    )
+_whole, _flag, _real, _pointer = ctypes.c_long, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
+_numbers = ctypes.POINTER(ctypes.c_long)
+_Method = _structure(
+    **{"K": _whole, "samples": _numbers, "channels": _numbers, "bessel": _real, "eps": _real},
+    **dict.fromkeys(("squares", "centred", "corrected", "of", "then"), _flag),
+)
+_Running = _structure(
+    mean=_pointer, variance=_pointer, momentum=_real, unbias=_real, bounds=_pointer, follows=_flag
+)
+_Past = _structure(variances=_pointer, gradients=_pointer, window=_whole, averages=_flag)
+_Gradients = _structure(
+    **dict.fromkeys(("gamma", "beta", "inner", "floor", "mean_weights", "variance_weights"), _pointer)
+)
 
 
 @cache
