@@ -5,7 +5,8 @@
 
 All figures are images per second of the whole device. The plain loop (``throughput.py``: PIL transforms, a
 DataLoader, fp32, ``loss.item()`` every step) runs one trial at a time. ``plain`` is a trial of ours whose
-every update is called; by slots, so many processes train at once, each a trial whose updates are replayed.
+every update is called. Then so many trials at once, whose updates are replayed: as streams of one process and
+as processes, measured as ``slots_per_device: auto`` does.
 The roofline is the least time that a step's bytes and operations take at the bandwidth of a copy and the rate
 of a matrix product, both measured here.
 """
@@ -17,129 +18,27 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from throughput import PLAIN_NORMS, plain
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from normbench import gains
 from normbench.data import decoded
-from normbench.data.augment import images_of
 from normbench.devices import device
-from normbench.models.network import network
+from normbench.endless import Endless
 from normbench.norms.moments import MomentNorm
-from normbench.optim import optimizer
-from normbench.progress import Progress
+from normbench.process import settled_process
 from normbench.provenance import device_name, git_state
-from normbench.recording import WORTH, recorder_of
 from normbench.trial import Trial
-from normbench.update import Update, settled_process
 
-WARM_UP = 5
-NEWS_SECONDS = 0.5  # as in train.py
 MPS = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
-
-
-# ---- trials of ours
-
-
-class Running:
-    """A trial's updates, one after the other, with the accounts that train.py keeps."""
-
-    def __init__(self, trial: Trial, data: Path, where: torch.device, graphs: bool) -> None:
-        dataset = decoded.load(trial.dataset, data)
-        self.trial, self.where = trial, where
-        self.training, _ = images_of(trial, dataset, where)
-        model = network(trial, len(dataset.classes))
-        self.model: nn.Module = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        steps = max(1, len(self.training) // trial.batch_size)
-        recorder = recorder_of(where, 1, WORTH) if graphs else None
-        self.update = Update(trial, self.model, optimizer(trial, self.model), steps, recorder=recorder)
-        self.batches = self._batches()
-        self.progress, self.step = Progress(), 0
-        for _ in range(WARM_UP):
-            self._one()
-        self.progress.settle()
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        trial, epoch = self.trial, 0
-        while True:
-            for chunk in self.training.training_chunks(trial.seed, epoch, trial.batch_size, trial.augment):
-                yield from zip(*(torch.split(part, trial.batch_size) for part in chunk), strict=True)
-            epoch += 1
-
-    def _one(self) -> None:
-        x, y = next(self.batches)
-        self.progress.updated(*self.update(self.step, x, y), y)
-        self.step = (self.step + 1) % 1000  # the schedule would end
-
-    def images_per_second(self, seconds: float) -> float:
-        """Of this trial, whatever else runs; for about so long."""
-        steps, began = 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            self._one()
-            steps += 1
-            if time.monotonic() - self.progress.settled_at > NEWS_SECONDS:
-                self.progress.settle()
-        self.progress.settle()
-        return steps * self.trial.batch_size / (time.perf_counter() - began)
-
-
-def serve(pipe: "Connection[Any, Any]", data: Path, place: str) -> None:
-    """A process of the crew: builds what it is told to, and runs it for so long."""
-    torch.set_num_threads(1)
-    running: Running | None = None
-    with settled_process():
-        while (order := pipe.recv()) is not None:
-            kind, *arguments = order
-            try:
-                if kind == "build":
-                    settings, graphs = arguments
-                    running = None
-                    trial = Trial.model_validate_json(settings)
-                    running = Running(trial, data, device(place), graphs)
-                    pipe.send((running.update.step.path, None))
-                else:
-                    assert running is not None
-                    pipe.send((running.images_per_second(*arguments), None))
-            except RuntimeError as error:
-                pipe.send((None, str(error).partition("\n")[0]))
-
-
-class Crew:
-    """Processes that stay, so that starting them is paid for once."""
-
-    def __init__(self, size: int, data: Path, place: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipes, self.processes = [], []
-        for _ in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, data, place), daemon=True)
-            process.start()
-            self.pipes.append(ours)
-            self.processes.append(process)
-
-    def ask(self, members: int, *order: Any) -> list[Any]:
-        """What the first so many answer to an order, given to all at once."""
-        for pipe in self.pipes[:members]:
-            pipe.send(order)
-        answers = [pipe.recv() for pipe in self.pipes[:members]]
-        if problems := [problem for _, problem in answers if problem]:
-            raise RuntimeError(problems[0])
-        return [answer for answer, _ in answers]
-
-    def end(self) -> None:
-        """Let all go."""
-        for pipe in self.pipes:
-            pipe.send(None)
-        for process in self.processes:
-            process.join()
 
 
 # ---- the plain loop
@@ -185,7 +84,7 @@ def needs(trial: Trial, data: Path, where: torch.device) -> dict[str, float]:
     reads W, dW and momentum and writes two of them, in fp32. Operations: multiplications and additions of the
     convolutions and the linear layer, there and back.
     """
-    running = Running(trial, data, where, graphs=False)
+    running = Endless(trial, data, where, replayed=False)
     size, moved = (2 if trial.precision == "bf16" else 4), 0
 
     def convolution(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -203,13 +102,13 @@ def needs(trial: Trial, data: Path, where: torch.device) -> dict[str, float]:
             hooks.append(module.register_forward_hook(convolution))
         elif isinstance(module, MomentNorm):
             hooks.append(module.register_forward_hook(layer))
-    x, y = next(running.batches)
     with FlopCounterMode(display=False) as flops:
-        running.update(running.step, x, y)
+        running.one()
     for hook in hooks:
         hook.remove()
+    x, y = next(running.batches())
     with Operators() as operators:
-        running.update(running.step, x, y)
+        running.update(0, x, y)
     moved += 5 * 4 * sum(parameter.numel() for parameter in running.model.parameters())
     return {"bytes": moved, "operations": flops.get_total_flops(), "operators": operators.count}
 
@@ -241,7 +140,7 @@ def _seconds(act: Callable[[], object], where: torch.device, times: int = 10) ->
 # ---- all of it
 
 
-def row(trial: Trial, depth: int, crew: Crew, there: dict[str, float], options: Any) -> dict[str, Any]:
+def row(trial: Trial, depth: int, there: dict[str, float], options: Any) -> dict[str, Any]:
     """Every figure of one method at one batch size."""
     where = device(options.device)
     least = needs(trial, options.data, where)
@@ -251,27 +150,31 @@ def row(trial: Trial, depth: int, crew: Crew, there: dict[str, float], options: 
     if trial.norm.name in PLAIN_NORMS:
         speed = plain_loop(trial, options.data, depth, options.seconds, options.device)
         found["plain_loop"] = speed
-    crew.ask(1, "build", trial.model_dump_json(), False)
-    (found["plain"],) = crew.ask(1, "run", options.seconds)
-    paths = crew.ask(max(options.slots), "build", trial.model_dump_json(), True)
-    found["path"] = paths[0]
-    by_slots = {slots: crew.ask(slots, "run", options.seconds) for slots in options.slots}
-    found["by_slots"] = {slots: sum(speeds) for slots, speeds in by_slots.items()}
+    called = Endless(trial, options.data, where, replayed=False)
+    end = time.perf_counter() + options.seconds
+    found["plain"] = called.images_per_second(lambda: time.perf_counter() > end)
+    for slots_as in gains.WAYS:
+        speeds = gains.measured(trial, options.data, options.device, slots_as, options.slots)
+        found[slots_as] = {way.slots: speed for way, speed in speeds.items()}
     return found
 
 
 def shown(found: dict[str, Any], slots: Sequence[int]) -> str:
-    """One line of the table; what is in brackets is against the plain loop."""
+    """The lines of the table; what is in brackets is against the plain loop."""
     loop = found.get("plain_loop")
-    cells = [f"{found['plain']:9.0f}"]
-    for number in slots:
-        speed = found["by_slots"][number]
-        cells.append(f"{speed:9.0f}" + (f" ({speed / loop:6.1f}×)" if loop else ""))
-    return (
-        f"{found['norm']:10s} {found['batch_size']:5d} {loop or float('nan'):9.0f} "
-        + " ".join(cells)
-        + f" {found['roofline_images_per_second']:12.0f} {found['step']['operators']:9d}"
-    )
+    start = f"{found['norm']:10s} {found['batch_size']:5d} {loop or float('nan'):9.0f} {found['plain']:9.0f}"
+    lines = []
+    for slots_as in gains.WAYS:
+        cells = []
+        for number in slots:
+            speed = found[slots_as].get(number, float("nan"))
+            cells.append(f"{speed:9.0f}" + (f" ({speed / loop:6.1f}×)" if loop else ""))
+        end = f"{found['roofline_images_per_second']:12.0f} {found['step']['operators']:9d}"
+        lines.append(f"{start} {slots_as:9s} " + " ".join(cells) + " " + end)
+        start = " " * len(start)
+        if slots_as != gains.WAYS[0]:
+            lines[-1] = lines[-1][: -len(end)].rstrip()
+    return "\n".join(lines)
 
 
 def parsed() -> argparse.Namespace:
@@ -303,7 +206,6 @@ def main() -> None:
     base = {"dataset": yaml.safe_load(options.dataset), "model": f"resnet{depth}"}
     base |= {"precision": options.precision, "optimizer": {"lr": 1e-3}}
     decoded.prepare(Trial.model_validate(base).dataset, options.data, print)
-    crew = Crew(max(options.slots), options.data, options.device)
     began = time.perf_counter()
     with settled_process():
         there = rates(where, options.precision, options.quick)
@@ -312,15 +214,14 @@ def main() -> None:
             f"{there['copy_bytes'] / 1e9:.0f} GB/s, matrix {there['matrix_operations'] / 1e12:.2f} TFLOP/s"
             + (", MPS" if MPS.exists() else "")
         )
-        by_slots = " ".join(f"{number:3d} at once".rjust(9) for number in options.slots)
-        print(f"{'norm':10s} batch plain loop     plain {by_slots}     roofline operators  (images/s)")
+        by_slots = " ".join(f"{number:3d} at once".rjust(9 + 10) for number in options.slots)
+        print(f"{'norm':10s} batch plain loop    plain {'':9s} {by_slots}     roofline operators  (images/s)")
         rows = []
         for norm in options.norms:
             for batch_size in options.batch_sizes:
                 trial = Trial.model_validate(base | {"norm": norm, "batch_size": batch_size})
-                rows.append(row(trial, depth, crew, there, options))
+                rows.append(row(trial, depth, there, options))
                 print(shown(rows[-1], options.slots), flush=True)
-    crew.end()
     machine = {
         "device": device_name(where),
         "processor": device_name(torch.device("cpu")),

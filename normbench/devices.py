@@ -1,5 +1,9 @@
 """Which device a trial runs on, said in a configuration, and there or not."""
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import torch
 
 CONTEXT_BYTES = 3 * 2**28  # of a process on a GPU, beside its tensors: CUDA and its libraries
@@ -48,8 +52,8 @@ def memories(name: str) -> dict[int, int]:
     return {number: torch.cuda.get_device_properties(number).total_memory for number in chosen}
 
 
-def settle_on(where: torch.device, sharing: int) -> None:
-    """Let this process use one GPU and, of its memory, an equal share: others lose nothing by it.
+def settle_on(where: torch.device, sharing: int, together: int = 1) -> None:
+    """Let this process use one GPU and, of its memory, what ``together`` of ``sharing`` trials may have.
 
     Does nothing on a CPU.
     """
@@ -57,5 +61,25 @@ def settle_on(where: torch.device, sharing: int) -> None:
         return
     torch.cuda.set_device(where)
     whole = torch.cuda.get_device_properties(where).total_memory
-    share = 1.0 if sharing == 1 else max(1 / sharing - CONTEXT_BYTES / whole, 0.5 / sharing)
+    part = together / sharing
+    share = 1.0 if part == 1 else max(part - CONTEXT_BYTES / whole, part / 2)
     torch.cuda.set_per_process_memory_fraction(share, where)
+
+
+_own = threading.local()
+
+
+@contextlib.contextmanager
+def own_stream(where: torch.device) -> Iterator[None]:
+    """Whatever this thread launches on a GPU meanwhile goes to a stream of its own, always the same.
+
+    A stream waits only for itself, so several threads have the GPU work side by side. No change on a CPU.
+    """
+    if where.type != "cuda":
+        yield
+        return
+    streams: dict[torch.device, torch.cuda.Stream] = vars(_own).setdefault("streams", {})
+    if where not in streams:
+        streams[where] = torch.cuda.Stream(where)  # type: ignore[no-untyped-call]
+    with torch.cuda.device(where), torch.cuda.stream(streams[where]):
+        yield

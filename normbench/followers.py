@@ -32,10 +32,11 @@ from normbench.devices import of_processes
 from normbench.models.network import network
 from normbench.norms.shares import ALONE, Disconnected, Share
 from normbench.optim import optimizer
+from normbench.process import settled_process
 from normbench.progress import Progress
 from normbench.signals import held_back
 from normbench.trial import Trial
-from normbench.update import Update, is_out_of_memory, settled_process
+from normbench.update import Update, is_out_of_memory
 
 PATIENCE_SECONDS = 5.0  # for a follower whose connection has broken to say why
 # How long a process that lives may be silent: the others wait while the leader evaluates. gloo notices at

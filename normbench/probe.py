@@ -18,9 +18,10 @@ from normbench.models.network import check, network
 from normbench.norms.normalization import recordable
 from normbench.norms.shares import ALONE
 from normbench.optim import momenta, optimizer
+from normbench.process import settled_process
 from normbench.recording import WORTH, Recorded, recorder_of
 from normbench.trial import Trial
-from normbench.update import one_update, settled_process
+from normbench.update import one_update
 
 SECONDS = 0.3
 CACHE = "XDG_CACHE_HOME"

@@ -16,7 +16,7 @@ trial was stopped, all its updates take the same path.
 
 import contextlib
 import os
-import warnings
+import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -25,15 +25,24 @@ import torch
 from torch import Tensor, nn
 
 from normbench.calls import Tensors
+from normbench.graphs import CudaGraphs
 from normbench.norms.normalization import Timed
+from normbench.process import exclusive
 from normbench.tape import Tape
 
 Act = Callable[..., Tensors]
 MOST = 8  # recordings of one step; values that have changed more often must settle first
-REHEARSALS = 2  # the first sets things up: libraries, kernels, memory
 WORTH = 200  # replays that save what a tape costs to begin with: some tens of updates of a small batch
 OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training", "_buffers", "_parameters"}
-_underway = False
+
+
+class _Thread(threading.local):
+    """Attributes: records: something is being recorded in this thread."""
+
+    records = False
+
+
+_thread = _Thread()
 
 
 class Recorder(Protocol):
@@ -87,18 +96,17 @@ class Drawing(Protocol):
 
 def underway() -> bool:
     """Something is being recorded, and a seed is not for the module to set."""
-    return _underway
+    return _thread.records
 
 
 @contextlib.contextmanager
 def being_recorded() -> Iterator[None]:
     """Let :func:`underway` say so."""
-    global _underway
-    _underway = True
+    _thread.records = True
     try:
         yield
     finally:
-        _underway = False
+        _thread.records = False
 
 
 class Recorded:
@@ -174,7 +182,7 @@ class Recorded:
     def _record(self, batch: Tensors) -> tuple[Tensors, Callable[[], Tensors]] | None:
         assert self._recorder is not None
         own = tuple(tensor.clone() for tensor in batch)
-        with self._undone():
+        with exclusive, self._undone():
             before = python_values(self._modules)
             try:
                 self._recorder.rehearse(partial(self._act, *own))
@@ -257,60 +265,6 @@ class _Itself:
 
     def __hash__(self) -> int:
         return id(self._thing)
-
-
-class CudaGraphs:
-    """Records on one GPU. All recordings share their memory: none may rely on what is left by another."""
-
-    name = "graph"
-    evaluations = True
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._pool: Any = torch.cuda.graph_pool_handle()
-
-    def rehearse(self, act: Callable[[], Tensors]) -> None:
-        """On the stream that records, at last with an error wherever the device is waited for."""
-        with torch.cuda.device(self._device):
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                for _ in range(REHEARSALS):
-                    act()
-                with _no_waiting():
-                    act()
-            torch.cuda.current_stream().wait_stream(self._stream)
-
-    def record(
-        self, act: Act, batch: Tensors, generators: Sequence[torch.Generator]
-    ) -> Callable[[], Tensors]:
-        """A graph of everything that is launched; nothing is done yet."""
-        graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            graph.register_generator_state(generator)
-        with (
-            torch.cuda.device(self._device),
-            torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
-        ):
-            outputs = act(*batch)
-
-        def replay() -> Tensors:
-            graph.replay()
-            return outputs
-
-        return replay
-
-
-@contextlib.contextmanager
-def _no_waiting() -> Iterator[None]:
-    """torch raises a RuntimeError where the device is waited for."""
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it does not find every wait: what is left, recording finds
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 def recorder_of(device: torch.device, processes: int, calls: int, recordable: bool = True) -> Recorder | None:

@@ -12,6 +12,7 @@ from normbench.executors import EXECUTORS
 from normbench.trial import Trial
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+MOST = 16  # slots of a GPU that are tried
 
 
 def workers(execute: Execute, trials: Iterable[Trial] = ()) -> int | None:
@@ -28,23 +29,36 @@ def workers(execute: Execute, trials: Iterable[Trial] = ()) -> int | None:
 def slots(execute: Execute, trials: Iterable[Trial] = ()) -> tuple[str, ...]:
     """The device of every slot, by turns, so that the first so many fill all devices evenly; none on a CPU.
 
-    ``auto`` is as many to a device as its memory holds of the largest trial, but no more than each can have
-    ``threads`` cores for itself: a core that launches kernels is busy.
+    ``auto`` is as many to a device as there can be at most; how many are worth it is for
+    :mod:`normbench.gains` to measure.
     """
-    if EXECUTORS[execute.executor.name].elsewhere or execute.device == "cpu":
-        return ()
-    if execute.device == "auto" and not _has_gpu():
+    if not _on_gpus(execute):
         return ()
     memories = _memories(execute.device)
     if not memories or execute.processes > 1:  # no GPU (who runs says so), or one for each process
         return (execute.device,)
-    if execute.slots_per_device == "auto":
-        largest = max(map(device_bytes, trials), default=min(memories.values()))
-        by_cores = cores() // (execute.threads * len(memories))
-        each = max(1, min(by_cores, min(memories.values()) // largest))
-    else:
-        each = execute.slots_per_device
+    each = execute.slots_per_device
+    if each == "auto":
+        each = most(execute, trials, execute.slots_as)
     return tuple(f"cuda:{index}" for _ in range(each) for index in memories)
+
+
+def most(execute: Execute, trials: Iterable[Trial], slots_as: str) -> int:
+    """Slots that a GPU has room for: by its memory and the largest trial, and by ``MOST``.
+
+    Processes can be no more than each has ``threads`` cores for itself: a core that launches kernels is busy.
+    """
+    memories = _memories(execute.device)
+    largest = max(map(device_bytes, trials), default=min(memories.values()))
+    by_cores = cores() // (execute.threads * len(memories)) if slots_as == "processes" else MOST
+    return max(1, min(MOST, by_cores, min(memories.values()) // largest))
+
+
+def together(execute: Execute, trials: Iterable[Trial] = ()) -> int:
+    """How many trials run in one process: all of a device, where its slots are streams."""
+    there = slots(execute, trials)
+    streams = execute.slots_as != "processes" and execute.processes == 1 and execute.executor.name == "pool"
+    return len(there) // len(set(there)) if there and streams else 1
 
 
 def sharing(execute: Execute, running: int | None, trials: Iterable[Trial] = ()) -> int:
@@ -75,6 +89,11 @@ def cores() -> int:
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = re.match(r"(\d+) (\d+)", QUOTA.read_text()) if QUOTA.exists() else None
     return min(ours, math.ceil(int(quota[1]) / int(quota[2]))) if quota else ours
+
+
+def _on_gpus(execute: Execute) -> bool:
+    elsewhere = EXECUTORS[execute.executor.name].elsewhere
+    return not elsewhere and execute.device != "cpu" and (execute.device != "auto" or _has_gpu())
 
 
 def _has_gpu() -> bool:

@@ -4,17 +4,17 @@ import errno
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from normbench import config
+from normbench import config, gains
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.records import Failure, Record, Store, write_atomically
-from normbench.room import refusal, sharing, slots, workers
+from normbench.room import refusal, sharing, slots, together, workers
 from normbench.trial import Choice, Trial
 
 if TYPE_CHECKING:
@@ -141,12 +141,13 @@ def run(
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         if missing:
             parameters = prepare(missing, data, listener.say, experiment.execute)
-            running = min(workers(experiment.execute, missing) or AT_ONCE, len(missing))
+            place = gains.settled(experiment.execute, missing, data, listener.say, stop)
+            running = min(workers(place, missing) or AT_ONCE, len(missing))
             _check_space(missing, parameters, running, store.directory)
         _write_plan(experiment, store.directory / PLAN)
         listener.begin(before, missing)
         if missing:
-            _execute(experiment.execute, missing, store, data, fail_fast, listener, stop)
+            _execute(place, missing, store, data, fail_fast, listener, stop)
     return survey(experiment, results)
 
 
@@ -218,8 +219,20 @@ def work(
     threads: int,
     processes: int = 1,
     sharing: int = 1,
+    together: int = 1,
 ) -> Record:
     """Run one trial where this process is. torch is loaded here, and not by who only reads records.
+
+    Args:
+        trial: what to run.
+        tell: see :mod:`normbench.executors`.
+        data: the data directory.
+        checkpoints: where a trial's are, by its id.
+        device: as in a config.
+        threads: of this process, or of this one of its threads.
+        processes: that share every batch.
+        sharing: trials at most that share a GPU.
+        together: of which so many share this process.
 
     Raises:
         OutOfShare: see there; and what ``train`` raises.
@@ -231,8 +244,9 @@ def work(
 
     torch.set_num_threads(threads)
     where = devices.device(device)
-    devices.settle_on(where, sharing)
-    record = train(trial, data, checkpoints(trial.id), str(where), tell, processes)
+    devices.settle_on(where, sharing, together)
+    with devices.own_stream(where) if together > 1 else nullcontext():
+        record = train(trial, data, checkpoints(trial.id), str(where), tell, processes)
     if sharing == 1 or where.type == "cpu":
         return record
     if record.status == "out_of_memory":
@@ -240,7 +254,8 @@ def work(
             f"{trial.id} needs more than the {sharing}th part of the GPU's memory that it had; "
             "execute.slots_per_device=1 gives it all"
         )
-    return record.model_copy(update={"provenance": record.provenance | {"slots_per_device": sharing}})
+    shared = {"slots_per_device": sharing} | ({"together": together} if together > 1 else {})
+    return record.model_copy(update={"provenance": record.provenance | shared})
 
 
 def _datasets(trials: Sequence[Trial]) -> list[Choice]:
@@ -299,6 +314,7 @@ def _execute(
         missing,
         workers=running,
         devices=tuple(dict.fromkeys(slots(place, missing))),
+        together=together(place, missing),
         threads=place.threads * place.processes,
         files=[path for choice in _datasets(missing) for path in decoded.files(choice, there[1])],
         directory=there[0].directory / place.executor.name,

@@ -8,8 +8,8 @@ calls in the same order, so a replay agrees with the step to the last bit; which
 """
 
 import contextlib
-import inspect
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -20,12 +20,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from normbench.calls import Call, Tensors, Value, address, fewer, function_of, leaves, mapped, values
+from normbench.dispatch import lean, refuse_unknowable
 
 P = ParamSpec("P")
 R = TypeVar("R")
 aten = torch.ops.aten
-UNKNOWABLE = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
-_noting: "_Notes | None" = None
+
+
+class _Thread(threading.local):
+    """Attributes: notes: of what this thread calls; None unless it is noted."""
+
+    notes: "_Notes | None" = None
+
+
+_thread = _Thread()
 
 
 def one_call(function: Callable[P, R]) -> Callable[P, R]:
@@ -33,9 +41,10 @@ def one_call(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def noted(*args: P.args, **kwargs: P.kwargs) -> R:
-        if _noting is None or _noting.asleep:
+        notes = _thread.notes
+        if notes is None or notes.asleep:
             return function(*args, **kwargs)
-        return _noting.call(function, args, kwargs)  # type: ignore[no-any-return]
+        return notes.call(function, args, kwargs)  # type: ignore[no-any-return]
 
     return noted
 
@@ -76,6 +85,7 @@ class Tape:
         return replay
 
 
+@lean
 class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, every call of an operator is noted and made."""
 
@@ -90,8 +100,7 @@ class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self.asleep or func.namespace == "profiler":
             return func(*args, **kwargs)
-        if set(UNKNOWABLE) & set(func.tags):
-            raise RuntimeError(f"it reads numbers of a tensor in Python ({func}); slower, but they are right")
+        refuse_unknowable(func)
         before = self.of((args, kwargs))
         results = func(*args, **kwargs)
         schema = func._schema
@@ -157,20 +166,15 @@ class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls.append(Call(function, args, kwargs, named, writes, kept, view))
 
 
-# without the decorator that torch adds, which loads its compiler: 2 s and 150 MiB
-setattr(_Notes, "__torch_dispatch__", inspect.unwrap(_Notes.__torch_dispatch__))  # noqa: B010
-
-
 @contextlib.contextmanager
 def _noted(notes: _Notes) -> Iterator[None]:
-    """Every call is."""
-    global _noting
-    _noting = notes
+    """Every call of this thread is."""
+    _thread.notes = notes
     try:
         with notes:
             yield
     finally:
-        _noting = None
+        _thread.notes = None
 
 
 # ---- that it is the step

@@ -19,13 +19,14 @@ from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Infere
 from normbench.models.network import network
 from normbench.norms.normalization import Clock, recordable, source_hash
 from normbench.optim import learning_rate, optimizer
+from normbench.process import settled_process
 from normbench.progress import Diverged, Progress
 from normbench.propagation import signal_propagation
 from normbench.provenance import git_state, peak_memory_bytes, provenance, reset_peak_memory
 from normbench.recording import recorder_of
 from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Record, Status
 from normbench.trial import Trial
-from normbench.update import Update, is_out_of_memory, settled_process
+from normbench.update import Update, is_out_of_memory
 
 Report = Callable[[dict[str, Any]], bool]
 REPORT_SECONDS = 0.5

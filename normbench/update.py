@@ -1,8 +1,5 @@
 """One update: a batch in, the network's weights moved, alone or together with other processes."""
 
-import contextlib
-import ctypes
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -15,44 +12,6 @@ from normbench.norms.shares import ALONE, Share
 from normbench.optim import learning_rate, momenta
 from normbench.recording import Recorded, Recorder
 from normbench.trial import Trial
-
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # in bytes, of malloc.h
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc's allocator keep what a step frees for the next.
-
-    The system clears pages that were given back when they are asked for anew: up to a twelfth of an update.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL(None)
-        for setting, size in ((MMAP_THRESHOLD, 2**25), (TRIM_THRESHOLD, 2**31 - 1)):
-            libc.mallopt(setting, size)
-
-
-def _give_freed_memory_back() -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-@contextlib.contextmanager
-def settled_process() -> Iterator[None]:
-    """Settings of the whole process that training wants, and that others in it must find as they were.
-
-    But for the allocator's: what it may keep is given back in the end, and its thresholds stay.
-    """
-    _keep_freed_memory()
-    cudnn = torch.backends.cudnn
-    deterministic, tf32 = cudnn.deterministic, cudnn.allow_tf32
-    cudnn.deterministic, cudnn.allow_tf32 = True, False  # fp32 is fp32
-    torch.set_flush_denormal(True)  # dying activations would otherwise slow a CPU down a hundredfold
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-        cudnn.deterministic, cudnn.allow_tf32 = deterministic, tf32
-        torch.cuda.empty_cache()  # for whoever shares the GPU; nothing where there is none
-        _give_freed_memory_back()
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -13,22 +13,25 @@ from typing import Any
 import pytest
 import torch
 from test_resume import TIMED, Bench, Watch
+from test_together import all_at_once
 from test_train import METHODS, numbers
 from torch import Tensor
 
-from normbench import config, sweep
+from normbench import config, gains, sweep
 from normbench.data import decoded
 from normbench.data.augment import images_of
 from normbench.devices import settle_on
 from normbench.executors import EXECUTORS
+from normbench.graphs import CudaGraphs
 from normbench.inference.evaluation import Inference, infer
 from normbench.models.network import network
 from normbench.optim import optimizer
-from normbench.recording import Act, CudaGraphs, Tensors, recorder_of
+from normbench.process import settled_process
+from normbench.recording import Act, Tensors, recorder_of
 from normbench.records import Failure, Interrupted, Record
 from normbench.train import train
 from normbench.trial import Trial
-from normbench.update import Update, settled_process
+from normbench.update import Update
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 Tiny = Callable[..., Trial]
@@ -224,6 +227,32 @@ def test_what_waits_for_the_gpu_is_called_and_says_so(tiny: Tiny, tiny_data: Pat
 
 
 # ---- slots
+
+
+def test_trials_on_streams_of_one_process_are_what_they_are_alone(
+    tiny: Tiny, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Recorded while the others train, at six at once: to the last bit, and by graph."""
+    trials = [
+        tiny(norm=norm, precision="bf16", dropout=dropout, epochs=4)
+        for norm in ("batch", "group", "switchable", "batch_renorm")
+        for dropout in (0.0, 0.3, 0.5)
+    ]
+
+    found = all_at_once(trials, tiny_data, tmp_path / "results", together=6, device="cuda:0")
+
+    for trial in trials:
+        alone = train(trial, tiny_data, tmp_path / "alone" / trial.id, "cuda:0")
+        assert numbers(found[trial.id]) == numbers(alone)
+        assert found[trial.id].provenance["path"] == alone.provenance["path"]
+        assert found[trial.id].provenance["together"] == 6
+
+
+def test_streams_and_processes_are_measured(tiny: Tiny, tiny_data: Path) -> None:
+    for slots_as in gains.WAYS:
+        speeds = gains.measured(tiny(batch_size=2), tiny_data, "cuda:0", slots_as, [1, 2, 4])
+        assert [*speeds] == [gains.Way(slots_as, count) for count in (1, 2, 4)]
+        assert all(speed > 0 for speed in speeds.values())
 
 
 def test_slots_are_filled_evenly(tiny_data: Path, tmp_path: Path) -> None:

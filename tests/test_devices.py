@@ -1,11 +1,13 @@
 """Devices by name: found, given an index, or refused with what is there."""
 
+import contextlib
+import threading
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from normbench.devices import CONTEXT_BYTES, device, memories, of_processes, settle_on
+from normbench.devices import CONTEXT_BYTES, device, memories, of_processes, own_stream, settle_on
 
 
 @pytest.fixture
@@ -71,9 +73,36 @@ def test_a_process_takes_its_share_of_a_gpu_less_what_cuda_takes(monkeypatch: py
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties(whole))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: shares.append(share))
-    for sharing in (1, 4, 20, 99):
-        settle_on(torch.device("cuda", 0), sharing)
+    for sharing, together in ((1, 1), (4, 1), (20, 1), (99, 1), (4, 4), (4, 2)):
+        settle_on(torch.device("cuda", 0), sharing, together)
 
-    assert shares == pytest.approx([1.0, 0.24, 0.04, 0.5 / 99])
+    assert shares == pytest.approx([1.0, 0.24, 0.04, 0.5 / 99, 1.0, 0.49])
     settle_on(torch.device("cpu"), 4)
-    assert len(shares) == 4
+    assert len(shares) == 6
+
+
+def test_a_thread_has_a_stream_of_its_own_and_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    used: list[object] = []
+
+    def stream(where: torch.device) -> object:
+        made.append(object())
+        return made[-1]
+
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda one: contextlib.nullcontext(used.append(one)))
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+
+    def twice() -> None:
+        for _ in range(2):
+            with own_stream(torch.device("cuda", 0)):
+                pass
+
+    for thread in [threading.Thread(target=twice) for _ in range(2)]:
+        thread.start()
+        thread.join()
+
+    assert len(set(map(id, made))) == 2
+    assert used == [made[0], made[0], made[1], made[1]]
+    with own_stream(torch.device("cpu")):
+        assert len(used) == 4

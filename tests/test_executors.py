@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from normbench import config
 from normbench.executors import EXECUTORS
 from normbench.executors import attempts as attempts_module
 from normbench.executors import pool as pool_module
+from normbench.executors import workers as workers_module
 from normbench.records import Failure, Interrupted, Record, Unwritable
 from normbench.trial import Trial
 
@@ -47,13 +47,57 @@ def record_of(trial: Trial, **diagnostics: Any) -> Record:
     )  # fmt: skip
 
 
-def trivial(trial: Trial, tell: Tell) -> Record:
+def trivial(trial: Trial, tell: Tell, together: int = 1) -> Record:
     tell({"epoch": trial.seed, "images": 1})
     return record_of(trial, seed=trial.seed)
 
 
-def placed(trial: Trial, tell: Tell, *, device: str = "nowhere") -> Record:
+def placed(trial: Trial, tell: Tell, *, device: str = "nowhere", together: int = 1) -> Record:
     return record_of(trial, device=device)
+
+
+def meets(trial: Trial, tell: Tell, *, there: Path, expected: int, together: int, device: str = "") -> Record:
+    """Waits for the others."""
+    (there / str(trial.seed)).touch()
+    while len(list(there.iterdir())) < expected:
+        tell({})
+        select.select([], [], [], 0.01)
+    return record_of(trial, device=device, together=together)
+
+
+def dies_when_all_are_there(trial: Trial, tell: Tell, *, there: Path, together: int = 1) -> Record:
+    """Seed 1 does, every time; the other two hold out for its first death, and end at the second attempt."""
+    attempt = len(list(there.glob(f"{trial.seed}.*")))
+    (there / f"{trial.seed}.{attempt}").touch()
+    while len(list(there.glob("*.0"))) < 3 or (trial.seed != 1 and not attempt):
+        tell({})
+        select.select([], [], [], 0.01)
+    if trial.seed == 1:
+        os._exit(7)
+    return record_of(trial)
+
+
+def dies_on_a_device(trial: Trial, tell: Tell, *, device: str, attempts: Path, together: int = 1) -> Record:
+    """Seed 1 does once; seed 0 holds out until it is back."""
+    if trial.seed == 1:
+        with attempts.open("a") as file:
+            file.write(f"{device} ")
+        if len(attempts.read_text().split()) == 1:
+            os._exit(7)
+    while not attempts.exists() or len(attempts.read_text().split()) < 2:
+        tell({})
+        select.select([], [], [], 0.01)
+    return record_of(trial)
+
+
+def spoils(trial: Trial, tell: Tell, *, spoilt: Path, device: str = "", together: int = 1) -> Record:
+    """Seed 1 leaves its process such that all others fail in it."""
+    mark = spoilt / str(os.getpid())
+    if trial.seed == 1:
+        mark.touch()
+    if mark.exists():
+        raise RuntimeError("spoilt by 1")
+    return record_of(trial)
 
 
 class Unpicklable(Exception):
@@ -62,7 +106,7 @@ class Unpicklable(Exception):
         self.lock = threading.Lock()
 
 
-def odd_ones_raise(trial: Trial, tell: Tell) -> Record:
+def odd_ones_raise(trial: Trial, tell: Tell, together: int = 1) -> Record:
     if trial.seed % 4 == 1:
         raise ValueError(f"seed {trial.seed}")
     if trial.seed % 4 == 3:
@@ -70,18 +114,18 @@ def odd_ones_raise(trial: Trial, tell: Tell) -> Record:
     return record_of(trial)
 
 
-def with_a_result_that_does_not_pickle(trial: Trial, tell: Tell) -> Record:
+def with_a_result_that_does_not_pickle(trial: Trial, tell: Tell, together: int = 1) -> Record:
     return record_of(trial).model_copy(update={"diagnostics": {"lock": threading.Lock()}})
 
 
-def until_told_to_stop(trial: Trial, tell: Tell, *, saved: Path) -> Record:
+def until_told_to_stop(trial: Trial, tell: Tell, *, saved: Path, together: int = 1) -> Record:
     while not tell({"epoch": 1}):
         select.select([], [], [], 0.01)
     (saved / str(trial.seed)).touch()
     raise Interrupted(trial.id)
 
 
-def one_ends_and_the_others_go_on(trial: Trial, tell: Tell, *, saved: Path) -> Record:
+def one_ends_and_the_others_go_on(trial: Trial, tell: Tell, *, saved: Path, together: int = 1) -> Record:
     return trivial(trial, tell) if trial.seed == 0 else until_told_to_stop(trial, tell, saved=saved)
 
 
@@ -93,21 +137,23 @@ def saves_often(trial: Trial, tell: Tell, **means: Any) -> Record:
     return sweep.work(trial, tell, **means)
 
 
-def deaf(trial: Trial, tell: Tell) -> Record:
+def deaf(trial: Trial, tell: Tell, together: int = 1) -> Record:
     """Never asks whether to stop."""
     tell({"epoch": 1})
     while True:
         select.select([], [], [], 60)
 
 
-def cannot_save(trial: Trial, tell: Tell) -> Record:
+def cannot_save(trial: Trial, tell: Tell, together: int = 1) -> Record:
     """Hears that it shall stop, and finds the disk full."""
     while not tell({"epoch": 1}):
         select.select([], [], [], 0.05)
     raise Unwritable(errno.ENOSPC, "No space left on device", f"{trial.id}.0.ckpt")
 
 
-def dies(trial: Trial, tell: Tell, *, attempts: Path, signal_: int | None, times: int) -> Record:
+def dies(
+    trial: Trial, tell: Tell, *, attempts: Path, signal_: int | None, times: int, together: int = 1
+) -> Record:
     """Seed 1 takes its process with it, the first ``times`` times."""
     if trial.seed == 1:
         with attempts.open("a") as file:
@@ -115,11 +161,11 @@ def dies(trial: Trial, tell: Tell, *, attempts: Path, signal_: int | None, times
         if len(attempts.read_text()) <= times:
             if signal_ is None:
                 os._exit(7)
-            os.kill(os.getpid(), signal_)
+            signal.raise_signal(signal_)  # of this thread
     return trivial(trial, tell)
 
 
-def hangs(trial: Trial, tell: Tell, *, attempts: Path, how: str, times: int) -> Record:
+def hangs(trial: Trial, tell: Tell, *, attempts: Path, how: str, times: int, together: int = 1) -> Record:
     """Seed 1 makes no progress, the first ``times`` times."""
     if trial.seed == 1:
         tell({"epoch": 1})
@@ -138,7 +184,7 @@ HANGS: dict[str, Callable[[], object]] = {
 }
 
 
-def big(trial: Trial, tell: Tell) -> Record:
+def big(trial: Trial, tell: Tell, together: int = 1) -> Record:
     """More than a pipe holds."""
     tell({"epoch": 1, "much": "x" * 1_000_000})
     return record_of(trial, much="x" * 1_000_000)
@@ -152,28 +198,33 @@ def trials(tiny: Callable[..., Trial]) -> Callable[[int], list[Trial]]:
     return lambda count: [tiny(seed=seed) for seed in range(count)]
 
 
+TOGETHER = "pool, three to a process"
+
+
 def executor(name: str, request: pytest.FixtureRequest) -> Execute:
     """As a sweep calls it, with a cluster behind it where it needs one."""
+    if name == TOGETHER:
+        return partial(executor("pool", request), together=3)
     choice = config.Execute(executor=place_of(name, request)).executor
     directory = request.getfixturevalue("tmp_path") / name
     return partial(EXECUTORS[name].load(), threads=1, files=(), directory=directory, **choice.options)
 
 
-@pytest.fixture(params=EXECUTORS)
+@pytest.fixture(params=[*EXECUTORS, TOGETHER])
 def execute(request: pytest.FixtureRequest) -> Execute:
     return executor(request.param, request)
 
 
-@pytest.fixture(params=[name for name in EXECUTORS if name != "serial"])
+@pytest.fixture(params=[*(name for name in EXECUTORS if name != "serial"), TOGETHER])
 def apart(request: pytest.FixtureRequest) -> Execute:
     """For promises that one process cannot make."""
     return executor(request.param, request)
 
 
-@pytest.fixture
+@pytest.fixture(params=["pool", TOGETHER])
 def pool(request: pytest.FixtureRequest) -> Execute:
     """For promises about child processes of the runner."""
-    return executor("pool", request)
+    return executor(request.param, request)
 
 
 def name_of(execute: Execute) -> str:
@@ -378,20 +429,20 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where ``hangs`` counts its attempts. The clock leaps while one hangs, and not while a worker starts."""
     attempts, ended = tmp_path / "attempts", list[object]()
     hours = itertools.count(0, 3600)
-    bury = pool_module._Worker.bury
+    abort = workers_module.Process.abort
 
-    def counted(*arguments: Any) -> tuple[str, str]:
-        ended.append(arguments)
-        return bury(*arguments)
+    def counted(process: Any) -> None:
+        abort(process)
+        ended.append(process)
 
     def clock() -> float:
         hangs = attempts.exists() and len(attempts.read_text()) > len(ended)
         return time.monotonic() + (next(hours) if hangs else 0)
 
     monkeypatch.setattr(pool_module, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(pool_module, "STACKS_SECONDS", 0.5)
-    monkeypatch.setattr(pool_module, "monotonic", clock)
-    monkeypatch.setattr(pool_module._Worker, "bury", counted)
+    monkeypatch.setattr(workers_module, "STACKS_SECONDS", 0.5)
+    monkeypatch.setattr(workers_module, "monotonic", clock)
+    monkeypatch.setattr(workers_module.Process, "abort", counted)
     return attempts
 
 
@@ -428,7 +479,7 @@ def test_time_in_which_the_runner_itself_was_stopped_is_no_hang(
 ) -> None:
     """Ctrl-Z for an hour: an hour passes between two looks at the workers."""
     hours = itertools.count(0, 3600)
-    monkeypatch.setattr(pool_module, "monotonic", lambda: float(next(hours)))
+    monkeypatch.setattr(workers_module, "monotonic", lambda: float(next(hours)))
     monkeypatch.setattr("normbench.executors.attempts.RETRIES", 0)
 
     found = outcomes(pool, trivial, trials(4), hang_seconds=600)
@@ -457,14 +508,99 @@ def test_workers_fill_the_devices_evenly(pool: Execute, trials: Callable[[int], 
     assert devices(alone) == ["nowhere"]
 
 
-def test_who_takes_a_dead_workers_place_takes_its_device() -> None:
-    crew: Any = [SimpleNamespace(device=device) for device in ("cuda:0", "cuda:1", "cuda:0", "cuda:1")]
-    devices = ("cuda:0", "cuda:1")
+def test_who_takes_a_dead_workers_place_takes_its_device(
+    pool: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+) -> None:
+    work = partial(dies_on_a_device, attempts=tmp_path / "attempts")
 
-    assert pool_module._emptiest(devices, crew[:3]) == "cuda:1"
-    assert pool_module._emptiest(devices, crew[1:]) == "cuda:0"
-    assert pool_module._emptiest(devices, crew) == "cuda:0"
-    assert pool_module._emptiest((), crew) is None
+    found = outcomes(pool, work, trials(2), devices=("cuda:0", "cuda:1"))
+
+    assert all(isinstance(outcome, Record) for outcome in found.values())
+    assert (tmp_path / "attempts").read_text().split() == ["cuda:1", "cuda:1"]
+
+
+def test_after_an_exception_on_a_device_the_next_trials_get_another_process(
+    pool: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+) -> None:
+    """An error of CUDA's stays with its process: whatever comes next there would fail of it too."""
+    work = partial(spoils, spoilt=tmp_path)
+
+    found = outcomes(pool, work, trials(6), workers=1, devices=("cuda:0",))
+
+    assert "spoilt by 1" in getattr(found.pop(1), "reason", "")
+    assert all(isinstance(outcome, Record) for outcome in found.values())
+
+
+# ---- several trials to a process
+
+
+@pytest.fixture
+def together(request: pytest.FixtureRequest) -> Execute:
+    return executor(TOGETHER, request)
+
+
+def test_so_many_share_a_process_and_are_told_so(
+    together: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+) -> None:
+    found = outcomes(together, partial(meets, there=tmp_path, expected=3), trials(3), workers=3)
+
+    met = [(one.provenance["pid"], one.diagnostics["together"]) for one in records_of(found)]
+    assert met == [(met[0][0], 3)] * 3
+
+
+def test_those_who_share_processes_fill_the_devices_evenly(
+    together: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+) -> None:
+    work = partial(meets, there=tmp_path, expected=4)
+
+    found = outcomes(together, work, trials(4), workers=6, devices=("cuda:0", "cuda:1"))
+
+    met = Counter((one.provenance["pid"], one.diagnostics["device"]) for one in records_of(found))
+    assert sorted((device, count) for (_, device), count in met.items()) == [("cuda:0", 2), ("cuda:1", 2)]
+
+
+def test_of_those_who_shared_a_process_that_died_only_the_culprit_fails(
+    together: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+) -> None:
+    work = partial(dies_when_all_are_there, there=tmp_path)
+
+    found = outcomes(together, work, trials(3), workers=3)
+
+    failure = found.pop(1)
+    assert isinstance(failure, Failure)
+    assert failure.reason == "the worker process ended with exit code 7, 2 times on this trial"
+    assert len({one.provenance["pid"] for one in records_of(found)}) == 2, "each has its own in the end"
+    assert len(list(tmp_path.glob("1.*"))) == 2
+
+
+def test_those_who_shared_a_process_with_one_that_hangs_lose_no_attempt(
+    together: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path, hanging: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("normbench.executors.attempts.RETRIES", 0)
+    work = partial(hangs, attempts=hanging, how="asleep", times=99)
+
+    found = outcomes(together, work, trials(6), workers=3, hang_seconds=60)
+
+    failure = found.pop(1)
+    assert isinstance(failure, Failure)
+    assert failure.state == "timeout"
+    assert all(isinstance(outcome, Record) for outcome in found.values())
+
+
+def test_an_exception_in_company_is_tried_again_without(
+    together: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+) -> None:
+    """It can be the damage that another did; then it is none alone, and else its own."""
+    found = outcomes(together, partial(spoils, spoilt=tmp_path), trials(6), workers=3)
+
+    assert "spoilt by 1" in getattr(found.pop(1), "reason", "")
+    assert all(isinstance(outcome, Record) for outcome in found.values())
+
+
+def records_of(found: dict[int, Outcome]) -> list[Record]:
+    assert all(isinstance(outcome, Record) for outcome in found.values()), found
+    return [outcome for outcome in found.values() if isinstance(outcome, Record)]
 
 
 def test_a_result_that_does_not_pickle_is_a_failure_that_says_so(

@@ -36,8 +36,8 @@ def behind(*tables: Table[Any]) -> tuple[str, ...]:
 FLOORS: tuple[tuple[str, ...], ...] = (
     # the version, and what knows nothing of the rest
     ("",),
-    ("calls", "lookup", "signals", "stats", "streams", "plots.published"),
-    ("tape",),
+    ("calls", "dispatch", "lookup", "process", "signals", "stats", "streams", "plots.published"),
+    ("tape", "graphs"),
     # the tables: what exists, by name, without loading it
     ("norms", "models", "data", "executors", "inference", "plots", "located"),
     # what a trial is, and how YAML is read and checked
@@ -46,6 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("records", "cells", "bases", "norms.normalization", "norms.kernels", "norms.shares"),
     # what a trial is made of
     ("config", "executors.attempts"),
+    ("executors.workers",),
     ("checkpoints", "optim", "provenance", "progress", "devices", "recording"),
     ("norms.maps", "norms.running"),
     ("norms.moments", "norms.weights", "data.cache", "models.blocks", *behind(DATASETS)),
@@ -57,7 +58,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("inference.evaluation", "probe", "propagation", "followers"),
     behind(EVALUATIONS),
     ("train", "estimate", "profiling"),
-    ("room",),
+    ("room", "endless"),
+    ("gains",),
     ("sweep",),
     # figures
     ("plots.panels",),
@@ -79,7 +81,8 @@ MAY_IMPORT_TORCH = {
     *("data.augment", "data.whitening", "propagation"),
     *("inference.evaluation", "inference.running", *behind(EVALUATIONS)),
     *("optim", "checkpoints", "devices", "progress", "provenance", "train", "probe", "profiling"),
-    *("update", "recording", "tape", "calls", "followers"),
+    *("update", "recording", "tape", "graphs", "calls", "dispatch", "process", "followers"),
+    "endless",
 }
 
 # functions that load torch when, and only when, it is time to compute
@@ -87,6 +90,8 @@ LAZY = {
     ("sweep", "prepare"),
     ("sweep", "work"),
     ("room", "_memories"),
+    ("gains", "update_in_turn"),
+    ("gains", "_memory"),
     ("estimate", "estimate"),
     ("costs", "measure"),
     ("data.cifar", "official"),

@@ -88,15 +88,27 @@ def test_devices_take_turns_at_the_slots() -> None:
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_auto_is_what_the_cores_and_the_smallest_memory_carry() -> None:
+def test_auto_is_at_most_what_the_cores_and_the_smallest_memory_carry() -> None:
     def auto(batch_size: int, **execute: Any) -> int:
-        return len(room.slots(Execute(**execute), [resnet20(batch_size=2), resnet20(batch_size=batch_size)]))
+        trials = [resnet20(batch_size=2), resnet20(batch_size=batch_size)]
+        return len(room.slots(Execute(**{"slots_as": "processes"} | execute), trials))
 
     assert auto(128) == 2 * 4, "four cores to each GPU; seven trials would fit into 24 GiB"
+    assert auto(128, slots_as="streams") == 2 * 7, "of one process for each GPU"
     assert auto(128, device="cuda:1") == 24 * GIB // device_bytes(resnet20(batch_size=128)) == 7
     assert auto(1024) == 2 * 2
     assert auto(4096) == 2, "one each, even of what seems not to fit"
     assert auto(128, threads=2) == 2 * 2
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_slots_are_streams_of_one_process_for_each_gpu_or_processes() -> None:
+    assert room.together(Execute(slots_per_device=3, slots_as="streams")) == 3
+    assert room.together(Execute(slots_per_device=3, slots_as="streams", device="cuda:1")) == 3
+    assert room.together(Execute(slots_per_device=3, slots_as="processes")) == 1
+    assert room.together(Execute(slots_per_device=3, slots_as="streams", executor="serial")) == 1
+    assert room.together(Execute(slots_as="streams", processes=2)) == 1
+    assert room.together(Execute(slots_as="streams", device="cpu")) == 1
 
 
 @pytest.mark.usefixtures("two_gpus")

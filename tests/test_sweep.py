@@ -461,21 +461,26 @@ class OnGpu:
     """A device that training finds too small, or not."""
 
     status: str
-    settled: list[tuple[str, int]] = field(default_factory=list)
+    settled: list[tuple[str, int, int]] = field(default_factory=list)
 
     def train(self, trial: Trial, *_: object) -> Record:
         return Record.model_construct(trial=trial, status=self.status, provenance={"host": "here"})
 
-    def work(self, monkeypatch: pytest.MonkeyPatch, sharing: int, where: str = "cuda:0") -> Record:
+    def work(
+        self, monkeypatch: pytest.MonkeyPatch, sharing: int, where: str = "cuda:0", together: int = 1
+    ) -> Record:
+        def settle_on(device: torch.device, *shares: int) -> None:
+            self.settled.append((str(device), *shares))  # type: ignore[arg-type]
+
         monkeypatch.setattr(devices, "device", torch.device)
-        monkeypatch.setattr(
-            devices, "settle_on", lambda device, share: self.settled.append((str(device), share))
-        )
+        monkeypatch.setattr(devices, "settle_on", settle_on)
+        monkeypatch.setattr(devices, "own_stream", lambda _: contextlib.nullcontext())
         monkeypatch.setattr(training, "train", self.train)
         trial = tiny_trial()
         return sweep.work(
-            trial, lambda _: False, data=Path(), checkpoints=Path, device=where, threads=1, sharing=sharing
-        )
+            trial, lambda _: False, data=Path(), checkpoints=Path, device=where, threads=1,
+            sharing=sharing, together=together,
+        )  # fmt: skip
 
 
 def test_the_record_says_how_many_shared_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,7 +488,10 @@ def test_the_record_says_how_many_shared_the_gpu(monkeypatch: pytest.MonkeyPatch
 
     assert gpu.work(monkeypatch, sharing=4).provenance == {"host": "here", "slots_per_device": 4}
     assert gpu.work(monkeypatch, sharing=1).provenance == {"host": "here"}
-    assert gpu.settled == [("cuda:0", 4), ("cuda:0", 1)]
+    assert gpu.work(monkeypatch, sharing=4, together=2).provenance == {
+        "host": "here", "slots_per_device": 4, "together": 2
+    }  # fmt: skip
+    assert gpu.settled == [("cuda:0", 4, 1), ("cuda:0", 1, 1), ("cuda:0", 4, 2)]
 
 
 def test_out_of_a_share_of_a_gpu_is_no_result_and_out_of_the_whole_is(

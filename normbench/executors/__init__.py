@@ -13,7 +13,8 @@ Every executor is ``execute(work, trials, *, report, stop, **means) -> Iterator[
 
 It takes those it uses of these ``means``: ``workers``, trials at once (None: as many as there is room for);
 ``threads``, cores that each takes; ``devices`` of this machine, to spread them over evenly, each by
-``work(…, device=…)``; ``files`` that trials read, by absolute path; ``directory``, which is the runner's and,
+``work(…, device=…)``; how many run ``together`` in one process, as threads, by ``work(…, together=…)`` where
+it is more than one; ``files`` that trials read, by absolute path; ``directory``, which is the runner's and,
 where trials on other machines shall find their checkpoints again, on a file system of all of them; and the
 options of its entry.
 """
@@ -34,7 +35,7 @@ if TYPE_CHECKING:  # the table itself stands on a lower floor than what its entr
     Work = Callable[[Trial, Tell], Record]
     Report = Callable[[Trial, dict[str, Any]], None]
 
-SHARED = ("attempts",)  # files that are not a place to run
+SHARED = ("attempts", "workers")  # files that are not a place to run
 
 
 class CannotExecute(RuntimeError):

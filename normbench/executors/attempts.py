@@ -16,10 +16,16 @@ RETRIES = 1  # after the death of a process, and after a hang: either may have b
 
 
 class Attempts:
-    """The trials that wait, and how often a process has died, or made no progress, under each."""
+    """The trials that wait, and how often a process has died, or made no progress, under each.
+
+    Attributes:
+        waiting: those that are to be attempted, in this order.
+        apart: ids of those whose next attempt wants a process of its own, as they may be what ends others.
+    """
 
     def __init__(self, trials: Iterable[Trial]) -> None:
         self.waiting = deque(trials)
+        self.apart = set[str]()
         self._deaths, self._hangs = Counter[str](), Counter[str]()
 
     def died(self, trial: Trial, cause: str) -> Failure | None:
@@ -37,8 +43,14 @@ class Attempts:
         count[trial.id] += 1
         if count[trial.id] > RETRIES:
             return count[trial.id]
-        self.waiting.appendleft(trial)
+        self.again(trial, apart=True)
         return None
+
+    def again(self, trial: Trial, *, apart: bool) -> None:
+        """Let it wait, before all others, for an attempt that costs it none."""
+        self.waiting.appendleft(trial)
+        if apart:
+            self.apart.add(trial.id)
 
 
 def attempt(work: "Work", trial: Trial, tell: "Tell") -> "Outcome | None":

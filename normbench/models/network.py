@@ -16,12 +16,13 @@ from normbench.norms.normalization import (
     build,
     place,
 )
+from normbench.process import exclusive
 from normbench.trial import Trial
 
 
 def network(trial: Trial, classes: int) -> nn.Module:
     """The trial's network, initialised by the seed alone; ``network.clip()`` acts on its gradients."""
-    with torch.random.fork_rng(devices=[]):
+    with exclusive, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(trial.seed)  # torch.manual_seed would reseed the GPUs for good
         batches = trial.batch_size // (trial.norm_batch_size or trial.batch_size)
         norm = build(trial.norm, trial.norm_batch_size, trial.norm_every, trial.clip, batches)

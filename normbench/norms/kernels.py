@@ -354,7 +354,7 @@ def _build(bf16: bool) -> Kernels | None:
         return None
     flags = (*FLAGS, "-DBF16") if bf16 else FLAGS
     try:
-        path = _cache_directory() / f"kernels-{_key(compiler, flags)}.so"
+        path = cache_directory() / f"kernels-{_key(compiler, flags)}.so"
         if not path.exists():
             _compile(compiler, flags, path)
         try:
@@ -366,7 +366,8 @@ def _build(bf16: bool) -> Kernels | None:
         return None
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
+    """For what is made once per machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normbench"
 
 

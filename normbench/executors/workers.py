@@ -1,0 +1,207 @@
+"""Worker processes on this machine, each watched on its own, with one seat for a trial or several.
+
+The trials of a process with several seats run as its threads. They share what a process has, a GPU's context
+above all; and if it dies, it dies under all of them.
+"""
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from functools import partial
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+from normbench.executors.attempts import packed
+from normbench.records import Failure, Unwritable
+from normbench.signals import ENDING, held_back
+from normbench.trial import Trial
+
+if TYPE_CHECKING:
+    from normbench.executors import Work
+
+LOOK_SECONDS = 1.0  # of silence at most between two looks: a runner that was stopped for an hour saw no hang
+PATIENCE_SECONDS = 4.0  # for workers to save their state when they are told to stop
+STACKS_SECONDS = 2.0  # for a worker that hangs to write down where
+MOST_STACKS = 60_000  # bytes kept of it
+KILLED = "was killed by"
+
+
+class Process:
+    """A process, spawned, that lives until it is told to end.
+
+    Args:
+        work: see :mod:`normbench.executors`.
+        device: that the work is told to run on; None to leave that to the work.
+        seats: trials that it runs at once; the work is told if they are several.
+
+    Attributes:
+        seats: one for every trial that it can run at once.
+        hangs: it has been ended because a trial of it made no progress.
+        damaged: a trial raised in it on a device, whose context may be of no use since.
+    """
+
+    def __init__(self, work: "Work", device: str | None = None, seats: int = 1) -> None:
+        self.device = device
+        told: dict[str, Any] = {} if device is None else {"device": device}
+        if seats > 1:
+            told["together"] = seats
+        if told:
+            work = partial(cast(Any, work), **told)
+        context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-alive
+        pipes = [context.Pipe() for _ in range(seats)]
+        theirs = [their for _, their in pipes]
+        self._stacks, stacks = context.Pipe(duplex=False)
+        self._process = context.Process(target=_serve, args=(theirs, stacks, work), daemon=True)
+        resource_tracker.ensure_running()  # its first start, a part of every other start, unblocks them again
+        try:
+            with held_back():  # until _serve ignores them
+                self._process.start()
+        finally:
+            for one in (*theirs, stacks):
+                one.close()
+        self.seats = tuple(Seat(self, pipe) for pipe, _ in pipes)
+        self.hangs = self.damaged = False
+        self._end: tuple[str, str] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """No trial runs in it."""
+        return all(seat.trial is None for seat in self.seats)
+
+    def abort(self) -> None:
+        """End it where it hangs; it writes down where that is."""
+        self.hangs = True
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGABRT)  # which faulthandler answers with all stacks
+        self._process.join(STACKS_SECONDS)
+        self._process.kill()  # in case it could not even do that
+
+    def bury(self, patience: float = PATIENCE_SECONDS) -> tuple[str, str]:
+        """Wait for its end, bring it about if need be, and free what it held.
+
+        Returns:
+            How it ended, and where it was then if it could still say so.
+        """
+        if self._end is None:
+            self._process.join(patience)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+            code = self._process.exitcode or 0
+            self._process.close()
+            stacks = os.read(self._stacks.fileno(), MOST_STACKS) if self._stacks.poll() else b""
+            self._stacks.close()
+            end = f"{KILLED} {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            self._end = end, stacks.decode(errors="replace")
+        return self._end
+
+
+class Seat:
+    """Where a process runs one trial at a time, and the pipe to it.
+
+    Attributes:
+        process: whose it is.
+        trial: what runs there; None while nothing does.
+        hangs: this trial is why the process was ended.
+    """
+
+    def __init__(self, process: Process, pipe: "Connection[Any, Any]") -> None:
+        self.process, self.pipe = process, pipe
+        self.trial: Trial | None = None
+        self.hangs = False
+        self._silence, self._watched_at = 0.0, monotonic()
+
+    def begin(self, trial: Trial) -> None:
+        """Hand it a trial."""
+        self.trial = trial
+        self._silence = 0.0
+        with contextlib.suppress(OSError):  # it has died; the next wait notices
+            self.pipe.send(trial)
+
+    def news(self) -> tuple[str, Any]:
+        """What it has to say.
+
+        Raises:
+            EOFError, OSError: it has died.
+        """
+        self._silence = 0.0
+        kind, content = self.pipe.recv()
+        return kind, content
+
+    def watch(self, hang_seconds: float | None) -> None:
+        """End its process if there was no news of its trial for so long."""
+        now = monotonic()
+        self._silence += min(now - self._watched_at, LOOK_SECONDS)
+        self._watched_at = now
+        if self.trial and hang_seconds and self._silence >= hang_seconds and not self.process.hangs:
+            self.hangs = True
+            self.process.abort()
+
+    def tell_to_stop(self) -> None:
+        """Its trial saves its state and ends, and after the last of its seats the process."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
+
+    def last_words(self, deadline: float) -> Unwritable | None:
+        """Listen until it ends, or the deadline; returns why its state could not be saved."""
+        with contextlib.suppress(EOFError, OSError):
+            while self.pipe.poll(max(0.0, deadline - monotonic())):
+                kind, content = self.pipe.recv()
+                outcome = pickle.loads(content) if kind == "outcome" else None
+                if isinstance(outcome, Failure) and outcome.unwritable:
+                    return outcome.unwritable
+        return None
+
+
+def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any]", work: "Work") -> None:
+    """The life of a process: its seats', until all are told to stop.
+
+    Where it was when it crashed or was aborted goes to ``stacks``.
+    """
+    faulthandler.enable(stacks.fileno())
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    first, *others = pipes
+    threads = [threading.Thread(target=_sit, args=(pipe, work), daemon=True) for pipe in others]
+    for thread in threads:
+        thread.start()
+    _sit(first, work)
+    for thread in threads:
+        thread.join()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)  # nobody who stops a run should wait a second while torch is taken apart
+
+
+def _sit(pipe: "Connection[Any, Any]", work: "Work") -> None:
+    """The life of a seat: trials in, events and outcomes out, until it is told to stop.
+
+    The runner sends None to say so; that the other end of the pipe is closed, however the runner died, means
+    the same.
+    """
+
+    def tell(event: dict[str, Any]) -> bool:
+        try:
+            if not pipe.poll():  # nothing is ever sent to a busy seat but the end
+                pipe.send(("event", event))
+                return False
+        except OSError:
+            pass
+        return True
+
+    with contextlib.suppress(EOFError, OSError):
+        while trial := pipe.recv():
+            message = packed(work, trial, tell)
+            if message is None:
+                break
+            pipe.send(("outcome", message))

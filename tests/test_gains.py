@@ -1,0 +1,206 @@
+"""How many trials at once are worth it: measured by the pool itself, chosen by what was measured."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_trial
+
+from normbench import devices, gains, provenance, room
+from normbench.config import Execute
+from normbench.gains import NotMeasured, Way, best, measured, settled
+from normbench.trial import Trial
+
+GIB = 2**30
+
+
+# ---- measuring
+
+
+@pytest.mark.parametrize("slots_as", gains.WAYS)
+def test_all_that_are_at_once_are_measured_together(
+    tiny_data: Path, slots_as: gains.SlotsAs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gains, "SECONDS", 0.3)
+
+    speeds = measured(tiny_trial(batch_size=2), tiny_data, "cpu", slots_as, [1, 3])
+
+    assert [*speeds] == [Way(slots_as, 1), Way(slots_as, 3)]
+    assert all(speed > 0 for speed in speeds.values())
+
+
+def test_a_trial_updates_while_it_is_among_the_first_and_waits_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 1, of one, two and four at once."""
+    course: list[object] = []
+
+    def next_phase() -> None:
+        (tmp_path / str(len(list(tmp_path.iterdir())))).touch()
+
+    class Updating:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def images_per_second(self, over: Callable[[], bool]) -> float:
+            assert not over()
+            next_phase()
+            assert over()
+            course.append("updates")
+            return 7.0
+
+    def tell(event: dict[str, Any]) -> bool:
+        course.append(event or "waits")
+        next_phase()
+        return False
+
+    monkeypatch.setattr("normbench.endless.Endless", Updating)
+    phases = gains._Phases(tmp_path, [1, 2, 4])
+    speeds = gains.update_in_turn(
+        tiny_trial(seed=1), tell, data=tmp_path, device="cpu", threads=1, phases=phases
+    )
+
+    assert course == [{"ready": 1}, "waits", "updates", "updates"]
+    assert speeds == [0.0, 7.0, 7.0]
+
+
+def test_what_cannot_run_all_at_once_is_measured_with_fewer(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def pool(_work: object, trials: Sequence[Trial], **_: Any) -> Any:
+        calls.append(len(trials))
+        for trial in trials:
+            yield trial, gains.Failure("out of memory") if len(trials) > 2 else [10.0] * len(calls)
+
+    monkeypatch.setattr(type(gains.EXECUTORS["pool"]), "load", lambda _: pool)
+
+    def run(counts: Sequence[int]) -> dict[Way, float]:
+        calls.clear()
+        return measured(tiny_trial(), tiny_data, "cpu", "streams", counts)
+
+    assert run([1, 2, 4]) == {Way("streams", 1): 20.0, Way("streams", 2): 20.0}
+    assert calls == [4, 2]
+    with pytest.raises(NotMeasured, match="out of memory"):
+        run([4])
+
+
+def test_who_is_stopped_has_measured_nothing(tiny_data: Path) -> None:
+    with pytest.raises(NotMeasured, match="stopped"):
+        measured(tiny_trial(), tiny_data, "cpu", "streams", [1], stop=lambda: True)
+
+
+# ---- choosing
+
+
+def test_the_fewest_slots_that_give_nearly_all() -> None:
+    one, four, eight = Way("streams", 1), Way("streams", 4), Way("streams", 8)
+    assert best({one: 100.0, four: 390.0, eight: 400.0}) == four
+    assert best({one: 100.0, four: 300.0, eight: 400.0}) == eight
+    assert best({one: 100.0}) == one
+    assert best({four: 390.0, Way("processes", 4): 400.0}) == Way("processes", 4)
+    assert best({four: 400.0, Way("processes", 4): 390.0}) == four
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """A machine that seems to have sixteen cores and a GPU of 80 GiB; its speeds, and what was measured."""
+    log: dict[str, Any] = {"measured": [], "streams": 100.0, "processes": 60.0}
+    monkeypatch.setattr(room, "_has_gpu", lambda: True)
+    monkeypatch.setattr(room, "cores", lambda: 16)
+    monkeypatch.setattr(devices, "memories", lambda _: {0: 80 * GIB})
+    monkeypatch.setattr(devices, "device", lambda name: torch.device(name))
+    monkeypatch.setattr(provenance, "device_name", lambda _: "one of many cores")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def faked(trial: Trial, _data: Path, device: str, slots_as: str, counts: Sequence[int], *_: Any) -> Any:
+        log["measured"].append((trial.batch_size, device, slots_as, [*counts]))
+        if log[slots_as] is None:
+            raise NotMeasured("it burns")
+        return {Way(slots_as, number): min(number, 6) * log[slots_as] for number in counts}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gains, "measured", faked)
+    return log
+
+
+def trials(count: int = 40) -> list[Trial]:
+    return [tiny_trial(batch_size=size, seed=seed) for size in (8, 2) for seed in range(count // 2)]
+
+
+def test_what_is_left_to_it_is_measured_once_with_the_smallest_batch(gpu: dict[str, Any]) -> None:
+    said: list[str] = []
+
+    for _ in range(2):
+        place = settled(Execute(), trials(), Path(), said.append)
+        assert (place.slots_per_device, place.slots_as) == (8, "streams")
+
+    counts = [1, 2, 4, 8, 16]
+    assert gpu["measured"] == [(2, "cuda:0", "streams", counts), (2, "cuda:0", "processes", counts)]
+    assert said[0] == "measuring how many trials at once are worth it on cuda:0, once"
+    assert said[1] == said[2]
+    assert said[2].startswith(
+        "trials at once on each GPU: 8 streams (images/s: 1 streams 100, 2 streams 200,"
+    )
+
+
+def test_what_is_kept_serves_only_under_the_same_conditions(gpu: dict[str, Any], tmp_path: Path) -> None:
+    settled(Execute(), trials(), Path())
+    (kept,) = (tmp_path / "cache").rglob("gains-*.json")
+
+    settled(Execute(threads=2), trials(), Path())
+    assert len(gpu["measured"]) == 4
+    kept.write_text("[[")
+    settled(Execute(), trials(), Path())
+    assert len(gpu["measured"]) == 6
+    assert json.loads(kept.read_text())[0] == ["streams", 1, 100.0]
+
+
+@pytest.mark.parametrize(
+    ("execute", "expected", "ways"),
+    [
+        ({"slots_per_device": 3}, (3, "streams"), {("streams", 3), ("processes", 3)}),
+        ({"slots_as": "processes"}, (8, "processes"), {("processes", 16)}),
+        ({"workers": 5}, (4, "streams"), {("streams", 4), ("processes", 4)}),
+        ({"slots_per_device": 3, "slots_as": "processes"}, (3, "processes"), set()),
+    ],
+)
+def test_only_what_is_left_open_is_measured(
+    gpu: dict[str, Any], execute: dict[str, Any], expected: object, ways: object
+) -> None:
+    place = settled(Execute(**execute), trials(), Path())
+
+    assert (place.slots_per_device, place.slots_as) == expected
+    assert {(slots_as, counts[-1]) for _, _, slots_as, counts in gpu["measured"]} == ways
+
+
+def test_a_single_trial_has_the_gpu_for_itself_and_nothing_is_measured(gpu: dict[str, Any]) -> None:
+    place = settled(Execute(), trials()[:1], Path())
+
+    assert (place.slots_per_device, place.slots_as) == (1, "processes")
+    assert gpu["measured"] == []
+
+
+def test_where_nothing_could_be_measured_trials_run_one_by_one_and_it_is_said_why(
+    gpu: dict[str, Any],
+) -> None:
+    gpu["streams"] = None
+    said: list[str] = []
+
+    place = settled(Execute(), trials(), Path(), said.append)
+
+    assert (place.slots_per_device, place.slots_as) == (1, "processes")
+    assert said[-1].endswith("could not be measured how many are worth it: it burns")
+
+
+@pytest.mark.parametrize(
+    "execute", [{"device": "cpu"}, {"executor": "serial"}, {"executor": "ray"}, {"processes": 2}]
+)
+def test_elsewhere_there_is_nothing_to_measure(gpu: dict[str, Any], execute: dict[str, Any]) -> None:
+    place = Execute(**execute)
+
+    assert settled(place, trials(), Path()) == place
+    assert gpu["measured"] == []

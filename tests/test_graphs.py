@@ -1,0 +1,75 @@
+"""What must be seen before a step is recorded on a GPU; recording itself is for ``test_cuda.py``."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from normbench.graphs import WithoutWaiting
+
+WAITS: dict[str, Callable[[Tensor], object]] = {
+    "a number": lambda x: x.sum().item(),
+    "a condition": lambda x: 1 if x.sum() > 0 else 0,
+    "places": lambda x: x.nonzero(),
+    "a selection": lambda x: x[x > 0],
+    "a comparison": lambda x: torch.equal(x, x),
+    "a copy to another device": lambda x: x.to("meta"),
+    "a copy into another device": lambda x: torch.empty(4, device="meta").copy_(x),
+}
+
+
+@pytest.mark.parametrize("what", WAITS)
+def test_what_waits_for_the_device_is_refused(what: str) -> None:
+    x = torch.arange(4.0)
+    WAITS[what](x)
+    with pytest.raises(RuntimeError, match=r"it (reads numbers|waits for a copy)"), WithoutWaiting():  # type: ignore[no-untyped-call]
+        WAITS[what](x)
+
+
+def test_in_the_backward_pass_too() -> None:
+    class Looks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: object, *dy: Tensor) -> Tensor:
+            return dy[0] * dy[0].max().item()
+
+    x = torch.ones(3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="it reads numbers of a tensor"), WithoutWaiting():  # type: ignore[no-untyped-call]
+        Looks.apply(x).sum().backward()
+
+
+def test_a_training_step_does_not_wait_and_its_numbers_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    x = torch.randn(5, 3, 6, 6)
+    plain = model(x)
+    with WithoutWaiting():  # type: ignore[no-untyped-call]
+        watched = model(x.bfloat16().float() * 0 + x)
+        watched.sum().backward()
+    assert torch.equal(plain, watched)
+
+
+def test_only_this_thread_is_watched() -> None:
+    found: list[float] = []
+    with WithoutWaiting():  # type: ignore[no-untyped-call]
+        thread = threading.Thread(target=lambda: found.append(torch.ones(1).item()))
+        thread.start()
+        thread.join()
+    assert found == [1.0]
+
+
+def test_to_watch_does_not_load_the_compiler() -> None:
+    code = (
+        "import sys, torch\n"
+        "from normbench.graphs import WithoutWaiting\n"
+        "with WithoutWaiting(): torch.ones(2) + 1\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
