@@ -1,4 +1,6 @@
-"""What a worker spends on one trial beside training it: start, data, log, checkpoints; and its peak memory.
+"""What a worker spends on a trial beside training it: start, data, log, checkpoints; and its peak memory.
+
+The first trial of a worker pays for the start of its process; the second, like all further ones, does not.
 
 python benchmarks/overhead.py --data DIR [--dataset cifar10] [--batch-size 128] [--epochs 1] [--rounds 3]
 """
@@ -23,13 +25,14 @@ BESIDE = "start", "data", "checkpoints", "log and the rest"
 
 
 def watch_myself(into: Path) -> None:
-    """In a worker: note the seconds of the updates and of what stands between them, until a trial is over."""
+    """In a worker: note, trial by trial, the seconds of the updates and of what stands between them."""
     from normbench import checkpoints, train
     from normbench.data.augment import Images
     from normbench.update import Update
 
     seconds: Counter[str] = Counter()
-    first: list[float] = []
+    trials: list[dict[str, float]] = []
+    since = 0.0  # the end of the last trial, in the life of the process
 
     def timed(owner: Any, name: str, key: str) -> None:
         function: Callable[..., Any] = getattr(owner, name)
@@ -37,8 +40,8 @@ def watch_myself(into: Path) -> None:
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
-            if key == "updates" and not first:
-                first.append(alive() - seconds["data"])  # of the first chunk
+            if key == "updates" and not seconds["updates"]:
+                seconds["start"] = alive() - since - seconds["data"]  # of the first chunk
             try:
                 return function(*args, **kwargs)
             finally:
@@ -59,9 +62,12 @@ def watch_myself(into: Path) -> None:
             yield chunk
 
     def watched(*args: Any, **kwargs: Any) -> Any:
+        nonlocal since
         record = whole(*args, **kwargs)
-        found = dict(seconds) | {"start": first[0], "whole": alive(), "peak": peak_beyond(args[1])}
-        into.write_text(json.dumps(found))
+        trials.append(dict(seconds) | {"whole": alive() - since, "peak": peak_beyond(args[1])})
+        into.write_text(json.dumps(trials))
+        seconds.clear()
+        since = alive()
         return record
 
     Images.training_chunks = timed_chunks  # type: ignore[assignment, method-assign]
@@ -93,8 +99,8 @@ def peak_beyond(data: Path) -> int:
     return peak
 
 
-def measured(config: Path, data: Path) -> dict[str, float]:
-    """One trial in a worker of its own: seconds by what they went into, and the peak of its memory."""
+def measured(config: Path, data: Path) -> list[dict[str, float]]:
+    """The trials of one worker: seconds by what they went into, and the peak of its memory."""
     with tempfile.TemporaryDirectory() as directory:
         into = Path(directory, "seconds.json")
         arguments = ["run", str(config), "--data", str(data), "--results", str(Path(directory, "results"))]
@@ -104,9 +110,10 @@ def measured(config: Path, data: Path) -> dict[str, float]:
             env=os.environ | {INTO: str(into)},
             stdout=subprocess.DEVNULL,
         )
-        found: dict[str, float] = dict.fromkeys((*TRAINING, *BESIDE), 0.0) | json.loads(into.read_text())
-    found["log and the rest"] = found["whole"] - sum(found[key] for key in (*TRAINING, *BESIDE))
-    return found
+        trials = [dict.fromkeys((*TRAINING, *BESIDE), 0.0) | found for found in json.loads(into.read_text())]
+    for found in trials:
+        found["log and the rest"] = found["whole"] - sum(found[key] for key in (*TRAINING, *BESIDE))
+    return trials
 
 
 def main() -> None:
@@ -128,16 +135,18 @@ def main() -> None:
         config.write_text(
             f"name: one\ntrial: {{model: {arguments.model}, norm: {arguments.norm}, precision: bf16, "
             f"batch_size: {arguments.batch_size}, epochs: {arguments.epochs}, "
-            f"dataset: {arguments.dataset}}}\n"
+            f"dataset: {arguments.dataset}}}\nsweep: {{seed: [0, 1]}}\n"
             "execute: {executor: pool, workers: 1}\n"
         )
         rounds = [measured(config, arguments.data) for _ in range(arguments.rounds)]
-    middle = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-    beside = statistics.median(sum(one[key] for key in BESIDE) / one["whole"] for one in rounds)
-    for key in (*TRAINING, *BESIDE):
-        print(f"{key:18} {middle[key]:8.3f} s  {100 * middle[key] / middle['whole']:5.2f} %")
-    print(f"{'whole':18} {middle['whole']:8.3f} s; beside training {100 * beside:.2f} %")
-    print(f"peak memory beyond the data set: {max(one['peak'] for one in rounds) / 2**20:.0f} MiB")
+    for name, of_all in zip(("first", "later"), zip(*rounds, strict=True), strict=True):
+        middle = {key: statistics.median(one[key] for one in of_all) for key in of_all[0]}
+        beside = statistics.median(sum(one[key] for key in BESIDE) / one["whole"] for one in of_all)
+        print(f"{name} trial of a worker: {middle['whole']:.1f} s, beside training {100 * beside:.2f} %")
+        for key in (*TRAINING, *BESIDE):
+            print(f"  {key:18} {middle[key]:8.3f} s  {100 * middle[key] / middle['whole']:5.2f} %")
+    peak = max(one["peak"] for trials in rounds for one in trials)
+    print(f"peak memory beyond the data set: {peak / 2**20:.0f} MiB")
     out = Path(__file__).parent / "results" / "overhead.json"
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "data"}
     machine = {"processor": device_name(torch.device("cpu")), "torch": torch.__version__, "git": git_state()}
