@@ -1,8 +1,9 @@
 """What kernels.py does on a CPU, on a GPU: six launches of Triton's kernels a layer, forward and backward.
 
-The numbers of a layer are few and its maps small, so that what counts is how many kernels there are and how often they
-go through the maps: moments, the middle, and multiply-add with shortcut and ReLU; sums, the middle, and the
-gradient of x. Nothing here waits for the device or measures itself, so that it can be recorded.
+The maps of a small network fit into a GPU's cache, so that what counts is how many kernels there are and
+how often they go through the maps: moments, the middle, and multiply-add with shortcut and ReLU; sums, the
+middle, and the gradient of x. Nothing here waits for the device or tries what is fastest, so that it can be
+recorded.
 """
 
 from functools import cache
@@ -25,7 +26,7 @@ def _above(number: int) -> int:
 
 
 class Layout(NamedTuple):
-    """How a table [N][C] is read by the middles: as [A][S][G][H], of which every pooling sums over S or H or both.
+    """How the middles read a table [N][C]: as [A][S][G][H], of which every pooling sums over S or H or both.
 
     Attributes:
         sizes: norm batches, their samples, groups, their channels.
@@ -62,7 +63,7 @@ def layout(blocks: tuple[Pair, ...], N: int, C: int) -> Layout | None:
     A, G = N // S, C // H
     unit = _above(S) * _above(H)
     mixed = len(blocks) > 1  # by weights whose gradients one program has to add up
-    groups = _above(G) if mixed else min(_above(G), max(1, CHANNELS // _above(H)))
+    groups = _above(G) if mixed else max(1, min(_above(G), CHANNELS // _above(H), FEW // unit))
     if unit * groups > MOST:
         return None
     batches = min(_above(A), max(1, FEW // (unit * groups)))
@@ -97,27 +98,28 @@ def _summed(N: int, P: int, C: int) -> _Tiles:
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], on: Tensor, *arguments: Any, **options: Any) -> None:
-    """On the device of a tensor. (Contracting a product and a sum is said to be fine: its default differs.)"""
-    with torch.cuda.device_of(on):
+    """On the device of a tensor; products and sums may be contracted, whatever Triton's default is."""
+    with torch.cuda.device_of(on):  # type: ignore[no-untyped-call]
         kernel[grid](*arguments, **options, enable_fp_fusion=True)
-
-
-def covers(C: int, N: int, form: Form, floor: Tensor | None, method: Method | None, past: Past | None) -> bool:
-    """Whether there are kernels for all that is asked for together.
-
-    That is f(x) = x, a ReLU's 0 as floor, and of a whole normalization (``method``) means that are subtracted,
-    variances of this batch alone, which nothing corrects, and poolings that have a :func:`layout`.
-    """
-    if form.of or floor is not None or past is not None:
-        return False
-    if method is None:
-        return True
-    as_usual = method.centred and not method.squares and not method.corrected
-    return as_usual and layout(method.blocks, N, C) is not None
 
 
 class Fused:
     """Normalization of channels-last tensors in fp32 or bf16, forward and backward: see ``Kernels``."""
+
+    def covers(
+        self, x: Tensor, form: Form, floor: Tensor | None, method: Method | None, past: Past | None
+    ) -> bool:
+        """Whether there are kernels for all that is asked for together.
+
+        That is f(x) = x, a ReLU's 0 as floor, and of a whole normalization (``method``) means that are
+        subtracted, variances of this batch alone, which nothing corrects, and poolings with a :func:`layout`.
+        """
+        if form.of or floor is not None or past is not None:
+            return False
+        if method is None:
+            return True
+        as_usual = method.centred and not (method.squares or method.corrected)
+        return as_usual and layout(method.blocks, *x.shape[:2]) is not None
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of every map of every sample, [N, C] each."""

@@ -1,8 +1,8 @@
-"""The passes of a moment norm over channels-last maps on a GPU: x[n][p][c], N samples, P positions, C channels.
+"""The passes of a moment norm on a GPU: maps are x[n][p][c], of N samples, P positions and C channels.
 
-What ``kernels.c`` has for CPUs, by the same names and formulas, in Triton: four passes over maps, and the middles of
-forward and backward, which stand between two passes and turn [N][C] tables into others. All sums are in fp32
-and in a fixed order. Compiled when first launched; importing this imports Triton.
+What ``kernels.c`` has for CPUs, by the same names and formulas, in Triton: four passes over maps, and the
+middles of forward and backward, which stand between two passes and turn [N][C] tables into others. All sums
+are in fp32 and in a fixed order. Compiled when first launched; importing this imports Triton.
 """
 
 import triton
@@ -76,9 +76,7 @@ def _above(g, y, at, inside):
 
 
 @triton.jit
-def sums(
-    x, dy, y, g, dscale, dshift, P, C, then: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
-):
+def sums(x, dy, y, g, dscale, dshift, P, C, then: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """The gradients of scale and shift for every map, sum g x and sum g, with g the part of dy that was not
     raised, which with a shortcut and a floor is left as well."""
     n, c = tl.program_id(0), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -125,9 +123,9 @@ def input_gradient(
     tl.store(dx + at, v.to(dx.dtype.element_ty), mask=inside)
 
 
-# ---- middles: a table [N][C] is read as [A][S][G][H], A norm batches of S samples, G groups of H channels, and every
-# pooling is over samples of a norm batch, or channels of a group, or both, or neither. A program takes BLOCK_G groups
-# and goes through all norm batches, BLOCK_A at a time, so that it alone sees all that its statistics are made of.
+# ---- middles: a table [N][C] is read as [A][S][G][H], A norm batches of S samples, G groups of H channels;
+# every pooling is over samples of a norm batch, or channels of a group, or both, or neither. A program takes
+# BLOCK_G groups and goes through all norm batches, BLOCK_A at a time: what is summed, it sums alone.
 
 
 @triton.jit
@@ -228,7 +226,7 @@ def forward(
 ):
     """With M and V the mixed moments: scale = gamma / sqrt(V + eps), shift = beta - M scale.
 
-    ``saved`` are [N][C] tables: mean, variance, mixed mean, 1 / sqrt(V + eps), scale, shift; the first two are there.
+    ``saved`` are [N][C] tables: mean, variance, M, 1 / sqrt(V + eps), scale, shift; the first two are there.
     ``poolings`` has two bits for each. Running statistics move towards the average over the norm batches.
     """
     NC = A * S * G * H
@@ -243,8 +241,8 @@ def forward(
         mixed_mean = tl.zeros([BLOCK_A, BLOCK_S, BLOCK_G, BLOCK_H], tl.float32)
         mixed_variance = tl.zeros([BLOCK_A, BLOCK_S, BLOCK_G, BLOCK_H], tl.float32)
         for k in tl.static_range(K):
-            over: tl.constexpr = (poolings >> (2 * k)) & 3
-            of_block, spread = _pool(mean, variance, inside, _count(over, S, H), over)
+            members = _count(poolings >> (2 * k), S, H)
+            of_block, spread = _pool(mean, variance, inside, members, poolings >> (2 * k))
             mixed_mean += _weight(mean_weights, k, K) * of_block
             mixed_variance += _weight(variance_weights, k, K) * spread
             if follows and k == K - 1:
@@ -257,8 +255,7 @@ def forward(
         tl.store(saved + 4 * NC + at, scale, mask=inside)
         tl.store(saved + 5 * NC + at, betas - mixed_mean * scale, mask=inside)
     if follows:
-        last: tl.constexpr = (poolings >> (2 * K - 2)) & 3
-        batches = A * S / _count(last, S, H)
+        batches = A * S / _count(poolings >> (2 * K - 2), S, H)
         was = tl.load(running_mean + of_channels, mask=there, other=0.0)
         tl.store(running_mean + of_channels, was + momentum * (newest_mean / batches - was), mask=there)
         was = tl.load(running_variance + of_channels, mask=there, other=0.0)
@@ -318,10 +315,9 @@ def backward(
         du = tl.zeros([BLOCK_A, BLOCK_S, BLOCK_G, BLOCK_H], tl.float32)
         dv = tl.zeros([BLOCK_A, BLOCK_S, BLOCK_G, BLOCK_H], tl.float32)
         for k in tl.static_range(K):
-            over: tl.constexpr = (poolings >> (2 * k)) & 3
-            members = _count(over, S, H)
-            of_block, spread = _pool(mean, variance, inside, members, over)
-            dM_b, dV_b = _gather(dM, over), _gather(dV, over)
+            members = _count(poolings >> (2 * k), S, H)
+            of_block, spread = _pool(mean, variance, inside, members, poolings >> (2 * k))
+            dM_b, dV_b = _gather(dM, poolings >> (2 * k)), _gather(dV, poolings >> (2 * k))
             if K > 1:
                 of_mean_weights += tl.where(ks == k, tl.sum(dM_b * of_block), 0.0)
                 of_variance_weights += tl.where(ks == k, tl.sum(dV_b * spread), 0.0)
