@@ -1,0 +1,261 @@
+"""The GPU's kernels without a GPU: interpreted, and compiled for one; and when torch takes over.
+
+What they compute is tested in ``interpreted.py``; on a GPU, ``test_cuda.py`` goes on.
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from normbench.norms import kernels, paths
+from normbench.norms.kernels import Form, Method, Pair
+
+pytest.importorskip("triton", reason="this torch was built without Triton")
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from normbench.norms import fused
+from normbench.norms.fused import Fused, layout
+
+HERE = Path(__file__).parent
+GPU = torch.device("cuda", 0)
+FP32, BF16 = torch.float32, torch.bfloat16
+HOPPER = GPUTarget("cuda", 90, 32)
+SHARED_MEMORY = 48 * 1024  # bytes that a program has on every GPU without asking for more
+METHODS: dict[str, tuple[Pair, ...]] = {
+    "batch": ((128, 1),),
+    "ghost": ((32, 1),),
+    "layer": ((1, 64),),
+    "instance": ((1, 1),),
+    "group": ((1, 8),),
+    "switchable": ((1, 1), (1, 64), (128, 1)),
+}
+
+
+@pytest.mark.parametrize("of", ["float32", "bfloat16", "not float"])
+def test_they_compute_what_they_should_where_triton_interprets_them(of: str) -> None:
+    """In a process of its own, which Triton has to be told before it is loaded."""
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "-n0"]
+    done = subprocess.run(
+        [*command, "-k", of if of != "not float" else "not float32 and not bfloat16", "interpreted.py"],
+        cwd=HERE,
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert re.search(r"\b\d\d+ passed", done.stdout), done.stdout
+
+
+# ---- compiled
+
+
+class Launch:
+    """A kernel with what it is given, noted in place of being launched."""
+
+    def __init__(self, kernel: Any, _grid: Any, _on: Any, *given: Any, **options: Any) -> None:
+        self.kernel, self.warps = kernel, options.pop("num_warps")
+        named = dict(zip(kernel.arg_names, given, strict=False)) | options
+        assert named.keys() == set(kernel.arg_names)
+        self.given = {name: named[name] for name in kernel.arg_names}
+
+    def compiled(self) -> Any:
+        """As Triton does at the first launch: numbers that are 1 or multiples of 16 are compiled in."""
+        signature: dict[str, str] = {}
+        constants: dict[tuple[int, ...], Any] = {}
+        attributes: dict[tuple[int, ...], Any] = {}
+        for place, (name, value) in enumerate(self.given.items()):
+            constant = self.kernel.params[place].is_constexpr or (type(value) is int and value == 1)
+            aligned = isinstance(value, Tensor) or (type(value) is int and value % 16 == 0)
+            if constant:
+                signature[name], constants[place,] = "constexpr", value
+            elif isinstance(value, Tensor):
+                signature[name] = {FP32: "*fp32", BF16: "*bf16"}[value.dtype]
+            else:
+                signature[name] = "i32" if type(value) is int else "fp32"
+            if aligned and not constant:
+                attributes[place,] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        return triton.compile(
+            source, target=HOPPER, options={"num_warps": self.warps, "enable_fp_fusion": True}
+        )
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """Nothing is launched."""
+    launches: list[Launch] = []
+    monkeypatch.setattr(
+        fused, "_launch", lambda *given, **options: launches.append(Launch(*given, **options))
+    )
+    return launches
+
+
+def step(blocks: tuple[Pair, ...], N: int, C: int, P: int, dtype: torch.dtype, form: Form) -> None:
+    """Forward and backward of a layer whose running statistics follow if they can."""
+    x, dy, shortcut = (torch.empty(N, C, P, 1, dtype=dtype) for _ in range(3))
+    row, method = torch.empty(C), Method(blocks, 1e-5, form)
+    weights = [torch.empty(len(blocks)) if len(blocks) > 1 else None] * 2
+    running = kernels.Running(row, row, 0.1, 1.0) if blocks[-1][1] == 1 else None
+    given = shortcut if form.shortcut else None
+    y, saved = Fused().forward(x, row, row, *weights, None, None, given, method, running, None)
+    Fused().backward(dy, x, y, *weights, None, None, saved, method, None)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_they_compile_for_a_gpu(
+    name: str, noted: list[Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a layer of ResNet-20 at batch 128: sums in a fixed order, bf16 rounded to nearest, little memory."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    forms = (Form(0, True, True), Form(0, False, False), Form(0, False, True), Form(0, True, False))
+    for form, dtype in zip(forms, (BF16, FP32, BF16, FP32), strict=True):
+        step(METHODS[name], 128, 64, 64, dtype, form)
+        if name != "batch":
+            break
+
+    assert len(noted) == (24 if name == "batch" else 6)
+    conversions: set[str] = set()
+    for launch in noted:
+        compiled = launch.compiled()
+        code = compiled.asm["ptx"]
+        assert compiled.asm["cubin"]
+        assert compiled.metadata.shared <= SHARED_MEMORY
+        assert not re.search(r"\b(atom|red)\.", code)
+        conversions.update(re.findall(r"cvt[\w.]*\.bf16\w*\.f32", code))
+    assert conversions == {"cvt.rn.bf16x2.f32"}
+
+
+# ---- what there is
+
+
+@pytest.mark.parametrize("N", [2, 8, 10, 128, 1024])
+@pytest.mark.parametrize("C", [8, 16, 24, 64])
+def test_a_layout_has_every_number_of_a_table_once(N: int, C: int) -> None:
+    batches = {N, 2, 1}
+    methods: list[tuple[Pair, ...]] = [((samples, 1),) for samples in batches]
+    methods += [((1, channels),) for channels in (1, 2, 8, C)]
+    methods += [((1, 1), (1, C), (samples, 1)) for samples in batches]
+    for blocks in methods:
+        how = layout(blocks, N, C)
+        if how is None:
+            assert len(blocks) == 3
+            assert N * C > fused.MOST // 2
+            continue
+        A, S, G, H = how.sizes
+        assert (A * S, G * H) == (N, C)
+        assert all(one & (one - 1) == 0 for one in how.tile)
+        assert how.tile[1] >= S
+        assert how.tile[3] >= H
+        assert how.programs * how.tile[2] >= G
+        assert len(blocks) == 1 or how.programs == 1
+
+
+def test_poolings_that_fit_into_no_layout_have_none() -> None:
+    assert layout(((2, 1), (4, 1)), 8, 16) is None
+    assert layout(((1, 2), (1, 4)), 8, 16) is None
+    assert layout(((1, 1), (1, 64), (1024, 1)), 1024, 64) is None  # 65,536 numbers for one program
+    assert layout(((1024, 1),), 1024, 64) is not None
+
+
+def test_what_they_are_not_for_is_said_to_be_so() -> None:
+    x, method = torch.empty(4, 16, 2, 2), Method(((4, 1),), 1e-5, Form())
+    past = kernels.Past(torch.empty(2, 1), torch.empty(2, 1), True)
+    there = Fused().covers
+
+    assert there(x, Form(), None, None, None)
+    assert there(x, Form(0, True, True), None, method, None)
+    assert not there(x, Form(1), None, None, None)
+    assert not there(x, Form(0, False, True), torch.zeros(16), None, None)
+    assert not there(x, Form(), None, method, past)
+    for other in (
+        method._replace(squares=True),
+        method._replace(centred=False),
+        method._replace(corrected=True),
+        method._replace(blocks=((2, 1), (4, 1))),
+    ):
+        assert not there(x, Form(), None, other, None)
+
+
+# ---- where torch takes over
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if there were one, on which no kernel has been tried."""
+    paths._fused.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(paths, "_at_rest", lambda _: contextlib.nullcontext())
+    yield
+    paths._fused.cache_clear()
+
+
+def test_kernels_that_agree_with_torch_are_used(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(paths, "agree", lambda *given: tried.append(given[1:]))
+    assert [paths.path(GPU, bf16) for bf16 in (False, True, True)] == ["triton"] * 3
+    assert tried == [(GPU, FP32), (GPU, BF16)]
+
+
+def test_kernels_that_do_not_agree_are_not_used_and_a_warning_says_why_once(
+    on_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def agree(*_: Any) -> None:
+        raise RuntimeError("dgamma of an example is off by 3\nand more")
+
+    monkeypatch.setattr(paths, "agree", agree)
+    with pytest.warns(
+        UserWarning, match=r"^normalization on cuda:0 takes .*dgamma of an example is off by 3\)"
+    ):
+        assert paths.path(GPU) == "torch"
+    assert paths.path(GPU) == "torch"
+
+
+def test_memory_that_runs_out_says_nothing_about_them(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def agree(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as only_here:
+        only_here.setattr(paths, "agree", agree)
+        with pytest.raises(torch.OutOfMemoryError):
+            paths.path(GPU)
+    monkeypatch.setattr(paths, "agree", lambda *_: None)
+    assert paths.path(GPU) == "triton"
+
+
+def test_the_environment_turns_them_off(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NORMBENCH_KERNELS", "off")
+    assert paths.path(GPU) == "torch"
+
+
+def test_without_triton_torch_takes_over(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "normbench.norms.fused", None)
+    assert paths.path(GPU) == "torch"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_not_asked() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert paths.path(GPU) == "torch"
+
+
+def test_what_computes_on_a_cpu_loads_no_triton() -> None:
+    script = (
+        "import sys, torch; from normbench.norms.moments import *\n"
+        "normalize(torch.ones(2, 8, 2, 2), torch.ones(8), torch.ones(8), Statistics((Block(2),)), 1e-5)\n"
+        "print([name for name in sys.modules if name.startswith(('triton', 'normbench.norms.fused'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
