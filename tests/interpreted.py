@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from norm_cases import (
+    CPU,
     ENDINGS,
+    FIVE,
     FLOAT64,
-    VARIANTS,
     Arithmetic,
     Shape,
     assert_is_the_float64_definition,
@@ -39,7 +40,6 @@ from normbench.norms.moments import Block, Moments, Statistics, constant_moments
 from normbench.trial import Choice, Trial
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "python -m pytest tests/test_fused.py runs this"
-CPU = torch.device("cpu")
 FP32, BF16 = (Arithmetic(dtype, "triton") for dtype in (torch.float32, torch.bfloat16))
 PRECISIONS = pytest.mark.parametrize("arithmetic", [FP32, BF16], ids=str)
 
@@ -50,9 +50,6 @@ SHAPES = [
     Shape(4, 4, 64, 4, 4),
     Shape(2, 2, 16, 17, 32),
 ]
-FIVE = pytest.mark.parametrize(
-    "norm", [one for one in VARIANTS if one.values[0].name not in ("none", "batch_renorm")]
-)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ of its own, ``test_norms_<module>.py``.
 
 import itertools
 import math
+import os
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -21,6 +22,7 @@ from normbench.norms.moments import MomentNorm
 from normbench.norms.normalization import Normalization, build, relu
 from normbench.trial import Choice, Trial
 
+CPU = torch.device("cpu")
 SMALLEST_DEVIATION = 0.45  # of any set of at least two values that a method normalizes in ``maps``
 
 
@@ -99,6 +101,9 @@ def normalization(norm: Choice, channels: int, norm_batch: int) -> Normalization
 
 ENDINGS = pytest.mark.parametrize("ending", ["plain", "relu", "shortcut and relu"])
 VARIANTS = [variant for variant in variants() if _made_of_moments(variant.values[0])]
+FIVE = pytest.mark.parametrize(
+    "norm", [one for one in VARIANTS if one.values[0].name not in ("none", "batch_renorm")]
+)
 EVERY_METHOD = pytest.mark.parametrize("norm", VARIANTS)
 EVERY_AFFINE_METHOD = pytest.mark.parametrize(
     "norm", [variant for variant in VARIANTS if NORMS[variant.values[0].name].affine]
@@ -147,11 +152,14 @@ def put(module: nn.Module, arithmetic: Arithmetic) -> nn.Module:
 def take(arithmetic: Arithmetic, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the layers compute by this path; skip where this machine cannot.
 
-    The GPU's kernels take tensors of a CPU only where Triton interprets them.
+    Where Triton interprets them, the GPU's kernels take tensors of a CPU.
     """
     if arithmetic.path == "torch":
         monkeypatch.setattr(kernels, "suited", lambda *_: None)
         monkeypatch.setattr(kernels, "compiled", lambda dtype, parameter: None)
+    elif arithmetic.path == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+        if paths.path(torch.device("cuda", 0)) != "triton":
+            pytest.skip("no GPU that Triton compiles for here")
     elif arithmetic.path == "triton":
         from normbench.norms.fused import Fused
 
@@ -195,11 +203,12 @@ def trained(
     ending: str,
     memory_format: torch.memory_format,
     inputs: tuple[Tensor, Tensor, Tensor],
+    where: torch.device = CPU,
 ) -> dict[str, Tensor]:
-    """Output, gradients and buffers of one training step of a layer."""
+    """Output, gradients and buffers of one training step of a layer there, on the CPU."""
     module = layer(norm, shape.C, shape.norm_batch)
-    put(module, arithmetic)
-    x, shortcut, dy = (like(one, arithmetic, memory_format) for one in inputs)
+    put(module, arithmetic).to(where)
+    x, shortcut, dy = (like(one.to(where), arithmetic, memory_format) for one in inputs)
     if ending == "plain":
         y = module(x)
     else:
@@ -210,7 +219,8 @@ def trained(
     )
     gradients = {f"gradient of {name}": leaf.grad for name, leaf in leaves.items()}
     assert all(gradient is not None for gradient in gradients.values())
-    return {"y": y.detach()} | gradients | dict(module.named_buffers())  # type: ignore[return-value]
+    found: dict[str, Any] = {"y": y.detach()} | gradients | dict(module.named_buffers())
+    return {name: one.cpu() for name, one in found.items()}
 
 
 def assert_is_the_float64_definition(
@@ -220,6 +230,7 @@ def assert_is_the_float64_definition(
     ending: str,
     memory_format: torch.memory_format,
     monkeypatch: pytest.MonkeyPatch,
+    where: torch.device = CPU,
 ) -> None:
     """The truth is automatic differentiation of the torch definition at float64, for inputs exact in bf16.
 
@@ -240,7 +251,7 @@ def assert_is_the_float64_definition(
         assert torch.equal(kink, exact["y"])
 
     take(arithmetic, monkeypatch)
-    actual = trained(norm, shape, arithmetic, ending, memory_format, (x, shortcut, dy))
+    actual = trained(norm, shape, arithmetic, ending, memory_format, (x, shortcut, dy), where)
 
     assert actual.keys() == exact.keys()
     stores = 4 if arithmetic.path == "torch" else 1
@@ -260,7 +271,12 @@ def assert_is_the_float64_definition(
 
 
 def assert_nothing_is_hidden(
-    norm: Choice, ending: str, bad: float, arithmetic: Arithmetic, monkeypatch: pytest.MonkeyPatch
+    norm: Choice,
+    ending: str,
+    bad: float,
+    arithmetic: Arithmetic,
+    monkeypatch: pytest.MonkeyPatch,
+    where: torch.device = CPU,
 ) -> None:
     """Through the ReLU and the gradients too: a divergence that max(·, 0) hid would be a lost result."""
     shape = Shape(4, 2, 24, 3, 3)
@@ -273,7 +289,7 @@ def assert_nothing_is_hidden(
         with monkeypatch.context() as only_here:
             take(one, only_here)
             inputs = x, shortcut, torch.ones_like(x)
-            results[one.path] = trained(norm, shape, one, ending, torch.channels_last, inputs)
+            results[one.path] = trained(norm, shape, one, ending, torch.channels_last, inputs, where)
     y = results[arithmetic.path]["y"]
     assert y[1, 3].isnan().all()
     assert "shortcut" not in ending or y[2, 5, 0, 0].isnan()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from norm_cases import (
     ARITHMETICS,
+    CPU,
     ENDINGS,
     EVERY_AFFINE_METHOD,
     FLOAT64,
@@ -45,7 +46,6 @@ from normbench.norms.normalizer_free import Gamma, SkipInit
 from normbench.trial import Choice, Trial
 
 FP32 = Arithmetic(torch.float32, "compiled")
-CPU = torch.device("cpu")
 DRIVERS = {}
 DRIVERS["kernels.c"] = """
 #include <stdlib.h>

@@ -93,12 +93,14 @@ def _fused(device: torch.device, dtype: torch.dtype) -> "Fused | None":
 def _at_rest(device: torch.device) -> Iterator[None]:
     """Whatever goes on: in fp32 as it stands, differentiated, and free to wait for the GPU."""
     mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("default")
+    if mode:  # or else left alone, since to set it warns
+        torch.cuda.set_sync_debug_mode("default")
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.cuda.set_sync_debug_mode(mode)
+        if mode:
+            torch.cuda.set_sync_debug_mode(mode)
 
 
 def agree(fused: "Fused", device: torch.device, dtype: torch.dtype) -> None:
