@@ -203,7 +203,7 @@ def test_a_multiply_add_and_its_gradients_are_those_of_float64(
 def test_the_moments_of_maps_are_those_of_float64(
     arithmetic: Arithmetic, bessel: bool, launched: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In three tiles, the last of them smaller."""
+    """In two tiles, the last of them smaller."""
     x = maps(Shape(2, 2, 20, 23, 25), 0, torch.bfloat16) + 50
     x = x.to(arithmetic.dtype)
     take(arithmetic, monkeypatch)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -43,6 +44,10 @@ METHODS: dict[str, tuple[Pair, ...]] = {
 }
 
 
+@pytest.mark.skipif(
+    triton.__version__ < "3.7" and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
+    reason="the interpreter of this Triton makes numbers of arrays that NumPy 2.4 makes none of",
+)
 @pytest.mark.parametrize("of", ["float32", "bfloat16", "not float"])
 def test_they_compute_what_they_should_where_triton_interprets_them(of: str) -> None:
     """In a process of its own, which Triton has to be told before it is loaded."""
@@ -151,7 +156,7 @@ def test_a_layout_has_every_number_of_a_table_once(N: int, C: int) -> None:
         how = layout(blocks, N, C)
         if how is None:
             assert len(blocks) == 3
-            assert N * C > fused.MOST // 2
+            assert N * C > fused.MOST
             continue
         A, S, G, H = how.sizes
         assert (A * S, G * H) == (N, C)

@@ -6,6 +6,7 @@ middle, and the gradient of x. Nothing here waits for the device or tries what i
 recorded.
 """
 
+import math
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from normbench.norms import fused_kernels
 from normbench.norms.kernels import Form, Method, Pair, Past, Running
 
-MOST = 8192  # numbers of a group of a norm batch, which one program holds at once
+MOST = 16384  # numbers of a group of a norm batch, which one program holds at once
 FEW = 4096  # numbers that a program takes at a time where it has the choice
 CHANNELS = 16  # of a tile that is summed over its positions; of bf16 one sector of memory
 
@@ -23,6 +24,11 @@ CHANNELS = 16  # of a tile that is summed over its positions; of bf16 one sector
 def _above(number: int) -> int:
     """The next power of two, as Triton's tiles have to have."""
     return 1 << (number - 1).bit_length()
+
+
+def _warps(numbers: int) -> int:
+    """A thread for every eight numbers, up to 512, which leaves each 128 registers."""
+    return min(max(numbers // 256, 1), 16)
 
 
 class Layout(NamedTuple):
@@ -45,9 +51,9 @@ class Layout(NamedTuple):
 
     @property
     def warps(self) -> int:
-        """A thread for every eight numbers, within what there is."""
-        A, S, G, H = self.tile
-        return min(max(A * S * G * H // 256, 1), 16)
+        """Of 32 threads; the most a program can have where it would have too few registers otherwise."""
+        numbers = math.prod(self.tile)
+        return 32 if numbers > 8192 else _warps(numbers)
 
 
 @cache
@@ -58,7 +64,8 @@ def layout(blocks: tuple[Pair, ...], N: int, C: int) -> Layout | None:
     channels, and a group of a norm batch must have no more than ``MOST`` numbers, to the next power of two.
     """
     S, H = (max(numbers) for numbers in zip(*blocks, strict=True))
-    if any(samples not in (1, S) or channels not in (1, H) for samples, channels in blocks):
+    alike = all(samples in (1, S) and channels in (1, H) for samples, channels in blocks)
+    if not alike or N % S or C % H:
         return None
     A, G = N // S, C // H
     unit = _above(S) * _above(H)
@@ -90,11 +97,10 @@ def _each(N: int, P: int, C: int) -> _Tiles:
 
 @cache
 def _summed(N: int, P: int, C: int) -> _Tiles:
-    """Where a program goes through all positions."""
-    channels = min(_above(C), CHANNELS)
-    return _Tiles(
-        (N, -(-C // channels)), {"BLOCK_P": min(_above(P), 256), "BLOCK_C": channels, "num_warps": 8}
-    )
+    """Where a program goes through all positions, of one sample."""
+    channels, positions = min(_above(C), CHANNELS), min(_above(P), 512)
+    options = {"BLOCK_P": positions, "BLOCK_C": channels, "num_warps": _warps(positions * channels)}
+    return _Tiles((N, -(-C // channels)), options)
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], on: Tensor, *arguments: Any, **options: Any) -> None:
