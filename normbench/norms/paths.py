@@ -124,7 +124,7 @@ def agree(fused: "Fused", device: torch.device, dtype: torch.dtype) -> None:
     parameters = numbers(C), numbers(C), numbers(3).softmax(0), numbers(3).softmax(0)
     leaves = [one.double().requires_grad_() for one in (x, *parameters, shortcut)]
     before, *moved = _mixture(leaves, norm_batch, eps)
-    dy = torch.where(before.abs() < 1e-3, 0.0, dy)
+    dy = (dy * (before.detach().abs() > 1e-3)).contiguous(memory_format=torch.channels_last)
     expected = before.relu()
     gradients = torch.autograd.grad(expected, leaves, dy.double())
 
@@ -135,18 +135,9 @@ def agree(fused: "Fused", device: torch.device, dtype: torch.dtype) -> None:
     y, saved = fused.forward(x, *parameters, None, None, shortcut, method, running, None)
     back = fused.backward(dy, x, y, *parameters[2:], None, None, saved, method, None)
     found = y, *(one for one in back if one is not None), running.mean, running.variance
-    names = (
-        "y",
-        "dx",
-        "dgamma",
-        "dbeta",
-        "dmean_weights",
-        "dvariance_weights",
-        "dshortcut",
-        "mean",
-        "variance",
-    )
-    for name, one, exact in zip(names, found, (expected, *gradients, *moved), strict=True):
+    names = "dx", "dgamma", "dbeta", "dmean_weights", "dvariance_weights", "dshortcut"
+    named = zip(("y", *names, "mean", "variance"), found, (expected, *gradients, *moved), strict=True)
+    for name, one, exact in named:
         assert one is not None
         stored = torch.finfo(one.dtype).eps / 2 if one.dtype == torch.bfloat16 else 0.0
         excess = float(((one.double() - exact).abs() - stored * exact.abs()).detach().max())
@@ -157,12 +148,12 @@ def agree(fused: "Fused", device: torch.device, dtype: torch.dtype) -> None:
 def _mixture(leaves: list[Tensor], norm_batch: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Switchable normalization of x + shortcut; moments of channels, averaged over norm batches."""
     x, gamma, beta, mean_weights, variance_weights, shortcut = leaves
-    batches = x.view(-1, norm_batch, *x.shape[1:])  # [A, S, C, H, W]
+    batches = x.reshape(-1, norm_batch, *x.shape[1:])  # [A, S, C, H, W]
     mean, variance = torch.zeros_like(batches), torch.zeros_like(batches)
     for k, axes in enumerate(((3, 4), (2, 3, 4), (1, 3, 4))):
         mean = mean + mean_weights[k] * batches.mean(axes, keepdim=True)
         variance = variance + variance_weights[k] * batches.var(axes, correction=0, keepdim=True)
     scale = gamma[:, None, None] / (variance + eps).sqrt()
-    y = ((batches - mean) * scale + beta[:, None, None]).view(x.shape) + shortcut
+    y = ((batches - mean) * scale + beta[:, None, None]).reshape(x.shape) + shortcut
     with torch.no_grad():
         return y, batches.mean((1, 3, 4)).mean(0), batches.var((1, 3, 4), correction=0).mean(0)
