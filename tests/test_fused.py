@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from normbench.norms import kernels, paths
 from normbench.norms.kernels import Form, Method, Pair
@@ -24,7 +23,7 @@ from normbench.norms.kernels import Form, Method, Pair
 pytest.importorskip("triton", reason="this torch was built without Triton")
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
 
 from normbench.norms import fused
 from normbench.norms.fused import Fused, layout
@@ -32,7 +31,6 @@ from normbench.norms.fused import Fused, layout
 HERE = Path(__file__).parent
 GPU = torch.device("cuda", 0)
 FP32, BF16 = torch.float32, torch.bfloat16
-HOPPER = GPUTarget("cuda", 90, 32)
 SHARED_MEMORY = 48 * 1024  # bytes that a program has on every GPU without asking for more
 METHODS: dict[str, tuple[Pair, ...]] = {
     "batch": ((128, 1),),
@@ -66,45 +64,31 @@ def test_they_compute_what_they_should_where_triton_interprets_them(of: str) -> 
 # ---- compiled
 
 
-class Launch:
-    """A kernel with what it is given, noted in place of being launched."""
+class NoDriver:
+    """Of a GPU that is not there, as Triton asks for it before it compiles; a number that no GPU has."""
 
-    def __init__(self, kernel: Any, _grid: Any, _on: Any, *given: Any, **options: Any) -> None:
-        self.kernel, self.warps = kernel, options.pop("num_warps")
-        named = dict(zip(kernel.arg_names, given, strict=False)) | options
-        assert named.keys() == set(kernel.arg_names)
-        self.given = {name: named[name] for name in kernel.arg_names}
+    def get_current_device(self) -> int:
+        return 99
 
-    def compiled(self) -> Any:
-        """As Triton does at the first launch: numbers that are 1 or multiples of 16 are compiled in."""
-        signature: dict[str, str] = {}
-        constants: dict[tuple[int, ...], Any] = {}
-        attributes: dict[tuple[int, ...], Any] = {}
-        for place, (name, value) in enumerate(self.given.items()):
-            constant = self.kernel.params[place].is_constexpr or (type(value) is int and value == 1)
-            aligned = isinstance(value, Tensor) or (type(value) is int and value % 16 == 0)
-            if constant:
-                signature[name], constants[place,] = "constexpr", value
-            elif isinstance(value, Tensor):
-                signature[name] = {FP32: "*fp32", BF16: "*bf16"}[value.dtype]
-            else:
-                signature[name] = "i32" if type(value) is int else "fp32"
-            if aligned and not constant:
-                attributes[place,] = [["tt.divisibility", 16]]
-        source = ASTSource(self.kernel, signature, constants, attributes)
-        return triton.compile(
-            source, target=HOPPER, options={"num_warps": self.warps, "enable_fp_fusion": True}
-        )
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
 
 
 @pytest.fixture
-def noted(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
-    """Nothing is launched."""
-    launches: list[Launch] = []
-    monkeypatch.setattr(
-        fused, "_launch", lambda *given, **options: launches.append(Launch(*given, **options))
-    )
-    return launches
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """Kernels are compiled, as they would be at a launch for these arguments, and not launched."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    found: list[Any] = []
+
+    def compile_only(kernel: Any, grid: tuple[int, ...], _on: Any, *given: Any, **options: Any) -> None:
+        found.append(kernel.warmup(*given, grid=grid, **options, **fused.OPTIONS))
+
+    monkeypatch.setattr(fused, "_launch", compile_only)
+    monkeypatch.setattr(driver, "_active", NoDriver())
+    return found
 
 
 def step(blocks: tuple[Pair, ...], N: int, C: int, P: int, dtype: torch.dtype, form: Form) -> None:
@@ -119,24 +103,20 @@ def step(blocks: tuple[Pair, ...], N: int, C: int, P: int, dtype: torch.dtype, f
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_they_compile_for_a_gpu(
-    name: str, noted: list[Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_they_compile_for_a_gpu(name: str, compiled: list[Any]) -> None:
     """Of a layer of ResNet-20 at batch 128: sums in a fixed order, bf16 rounded to nearest, little memory."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     forms = (Form(0, True, True), Form(0, False, False), Form(0, False, True), Form(0, True, False))
     for form, dtype in zip(forms, (BF16, FP32, BF16, FP32), strict=True):
         step(METHODS[name], 128, 64, 64, dtype, form)
         if name != "batch":
             break
 
-    assert len(noted) == (24 if name == "batch" else 6)
+    assert len(compiled) == (24 if name == "batch" else 6)
     conversions: set[str] = set()
-    for launch in noted:
-        compiled = launch.compiled()
-        code = compiled.asm["ptx"]
-        assert compiled.asm["cubin"]
-        assert compiled.metadata.shared <= SHARED_MEMORY
+    for kernel in compiled:
+        code = kernel.asm["ptx"]
+        assert kernel.asm["cubin"]
+        assert kernel.metadata.shared <= SHARED_MEMORY
         assert not re.search(r"\b(atom|red)\.", code)
         conversions.update(re.findall(r"cvt[\w.]*\.bf16\w*\.f32", code))
     assert conversions == {"cvt.rn.bf16x2.f32"}

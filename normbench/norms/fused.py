@@ -20,6 +20,8 @@ MOST = 16384  # numbers of a group of a norm batch, which one program holds at o
 FEW = 4096  # numbers that a program takes at a time where it has the choice
 CHANNELS = 16  # of a tile that is summed over its positions; of bf16 one sector of memory
 
+OPTIONS = {"enable_fp_fusion": True}  # said, because Triton's default changes
+
 
 def _above(number: int) -> int:
     """The next power of two, as Triton's tiles have to have."""
@@ -104,9 +106,9 @@ def _summed(N: int, P: int, C: int) -> _Tiles:
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], on: Tensor, *arguments: Any, **options: Any) -> None:
-    """On the device of a tensor; products and sums may be contracted, whatever Triton's default is."""
+    """On the device of a tensor."""
     with torch.cuda.device_of(on):  # type: ignore[no-untyped-call]
-        kernel[grid](*arguments, **options, enable_fp_fusion=True)
+        kernel[grid](*arguments, **options, **OPTIONS)
 
 
 class Fused:
