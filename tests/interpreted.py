@@ -30,8 +30,10 @@ from norm_cases import (
     trained,
 )
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from triton.runtime import interpreter
 
+from normbench.models.network import network
 from normbench.norms import fused, kernels, paths
 from normbench.norms.fused import Fused
 from normbench.norms.kernels import Form
@@ -261,6 +263,31 @@ def test_inference_goes_by_running_statistics(
                 y.append(module(x.to(one.dtype), None, relu=True))
     assert_within(y[1], y[0], 1e-5)
     assert launched == {"multiply_add": 1, **({"moments": 1} if name == "switchable" else {})}
+
+
+def test_updates_of_a_network_have_the_losses_of_torch(
+    launched: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All seven layers of it are computed by the kernels."""
+    model = {"name": "resnet8", "width": 0.5}
+    trial = Trial.model_validate({"norm": "switchable", "model": model, "batch_size": 6})
+    losses: dict[str, list[float]] = {"torch": [], "triton": []}
+    for one in (FP32._replace(path="torch"), FP32):
+        with monkeypatch.context() as only_here:
+            take(one, only_here)
+            net = network(trial, 4).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            sgd = torch.optim.SGD(net.parameters(), 0.1)
+            for step in range(2):
+                random = np.random.RandomState(step)
+                x = torch.from_numpy(random.standard_normal((6, 3, 8, 8))).float()
+                loss = cross_entropy(net(x), torch.from_numpy(random.randint(0, 4, 6)))
+                sgd.zero_grad()
+                loss.backward()
+                sgd.step()
+                losses[one.path].append(loss.item())
+    assert losses["triton"] == pytest.approx(losses["torch"], rel=1e-4)
+    assert losses["triton"][0] != losses["triton"][1]
+    assert set(launched.values()) == {14}
 
 
 # ---- the trial that comes before the first use

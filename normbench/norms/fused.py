@@ -92,9 +92,9 @@ class _Tiles(NamedTuple):
 def _each(N: int, P: int, C: int) -> _Tiles:
     """Where nothing is summed: rows as long as they are, up to 64 channels."""
     channels = min(_above(C), 64)
-    positions = min(_above(P), 4096 // channels)
-    grid = N, -(-P // positions), -(-C // channels)
-    return _Tiles(grid, {"BLOCK_P": positions, "BLOCK_C": channels, "num_warps": 8})
+    positions = min(_above(P), 2048 // channels)
+    options = {"BLOCK_P": positions, "BLOCK_C": channels, "num_warps": _warps(positions * channels)}
+    return _Tiles((N, -(-P // positions), -(-C // channels)), options)
 
 
 @cache
