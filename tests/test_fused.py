@@ -22,6 +22,7 @@ from normbench.norms.kernels import Form, Method, Pair
 
 pytest.importorskip("triton", reason="this torch was built without Triton")
 import triton
+from torch._subclasses import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -91,11 +92,13 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     return found
 
 
-def step(blocks: tuple[Pair, ...], N: int, C: int, P: int, dtype: torch.dtype, form: Form) -> None:
+def step(
+    blocks: tuple[Pair, ...], N: int, C: int, P: int, dtype: torch.dtype, form: Form, where: str = "cpu"
+) -> None:
     """Forward and backward of a layer whose running statistics follow if they can."""
-    x, dy, shortcut = (torch.empty(N, C, P, 1, dtype=dtype) for _ in range(3))
-    row, method = torch.empty(C), Method(blocks, 1e-5, form)
-    weights = [torch.empty(len(blocks)) if len(blocks) > 1 else None] * 2
+    x, dy, shortcut = (torch.empty(N, C, P, 1, dtype=dtype, device=where) for _ in range(3))
+    row, method = torch.empty(C, device=where), Method(blocks, 1e-5, form)
+    weights = [torch.empty(len(blocks), device=where) if len(blocks) > 1 else None] * 2
     running = kernels.Running(row, row, 0.1, 1.0) if blocks[-1][1] == 1 else None
     given = shortcut if form.shortcut else None
     y, saved = Fused().forward(x, row, row, *weights, None, None, given, method, running, None)
@@ -120,6 +123,47 @@ def test_they_compile_for_a_gpu(name: str, compiled: list[Any]) -> None:
         assert not re.search(r"\b(atom|red)\.", code)
         conversions.update(re.findall(r"cvt[\w.]*\.bf16\w*\.f32", code))
     assert conversions == {"cvt.rn.bf16x2.f32"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_all_that_they_are_given_lies_on_the_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As only tensors without numbers can be tried without one: the interpreter takes those of a CPU."""
+    given: list[Any] = []
+    monkeypatch.setattr(fused, "_launch", lambda *arguments, **_: given.extend(arguments))
+    with FakeTensorMode():
+        for form in (Form(0, True, True), Form()):
+            step(METHODS[name], 128, 64, 64, BF16, form, "cuda:0")
+        scale = torch.empty(128, 64, device=GPU)
+        x = torch.empty(128, 64, 8, 8, device=GPU)
+        Fused().moments(x)
+        Fused().multiply_add(x, scale, scale, None, Form())
+        Fused().sums(x, x, x, scale, Form(0, True, True))
+        Fused().input_gradient(x, x, x, scale, Form())
+    tensors = [one for one in given if isinstance(one, torch.Tensor)]
+    assert len(tensors) > 100
+    assert {one.device for one in tensors} == {GPU}
+
+
+def test_they_are_for_fp32_and_bf16_maps_with_fp32_parameters_of_one_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = []
+    monkeypatch.setattr(paths, "_fused", lambda *which: tried.append(which) or Fused())
+    method = Method(((4, 1),), 1e-5, Form())
+    with FakeTensorMode():
+        x, gamma = torch.empty(4, 16, 2, 2, device=GPU), torch.empty(16, device=GPU)
+        assert paths.suited(x.double(), gamma) is None
+        assert paths.suited(x.half(), gamma) is None
+        assert paths.suited(x, gamma.double()) is None
+        assert paths.suited(x, gamma.to("cuda:1")) is None
+        assert paths.suited(x, gamma.to("cpu")) is None
+        assert tried == []
+        assert isinstance(paths.suited(x, gamma, None), Fused)
+        assert isinstance(paths.suited(x.bfloat16(), gamma, method=method), Fused)
+        assert paths.suited(x, gamma, floor=gamma, form=Form(0, False, True)) is None
+        assert paths.suited(x, gamma, form=Form(1)) is None
+        assert paths.suited(x, gamma, method=method._replace(squares=True)) is None
+    assert tried[:2] == [(GPU, FP32), (GPU, BF16)]
 
 
 # ---- what there is
