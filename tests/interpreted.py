@@ -247,6 +247,16 @@ def test_statistics_that_only_stand_by_are_left_alone(monkeypatch: pytest.Monkey
     assert bool((running.variance == 2.0).all())
 
 
+def test_a_running_variance_is_kept_without_a_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    take(FP32, monkeypatch)
+    variance, gamma = torch.full((8,), 2.0), torch.ones(8)
+    running = kernels.Running(None, variance, 0.1, 1.5)
+    x = maps(Shape(2, 2, 8, 3, 3)).float()
+    normalize(x, gamma, torch.zeros(8), Statistics((Block(2),)), 1e-5, running=running)
+    assert_within(variance, 1.8 + 0.15 * x.double().var((0, 2, 3), correction=0), 1e-6)
+    assert bool((gamma == 1).all())
+
+
 @pytest.mark.parametrize("name", ["batch", "switchable"])
 def test_inference_goes_by_running_statistics(
     name: str, launched: Counter[str], monkeypatch: pytest.MonkeyPatch

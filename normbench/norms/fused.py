@@ -203,8 +203,9 @@ class Fused:
         _moments(x, saved[0], saved[1], _bessel(method, H * W))
         follows = running is not None and running.follows
         to, momentum, unbias = (gamma, gamma), 0.0, 0.0  # not written to then
-        if running is not None and running.mean is not None:
-            to, momentum, unbias = (running.mean, running.variance), running.momentum, running.unbias
+        if running is not None:
+            mean, variance, momentum, unbias, *_ = running
+            to = torch.empty_like(variance) if mean is None else mean, variance
         weights = (gamma if one is None else one for one in (mean_weights, variance_weights))
         numbers = momentum, unbias, method.eps
         _middle(
