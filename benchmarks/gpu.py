@@ -65,7 +65,7 @@ def plain_loop(trial: Trial, data: Path, depth: int, seconds: float, place: str)
 
 
 class Operators(TorchDispatchMode):
-    """Counts what is asked of the device, call by call."""
+    """Counts calls of operators of torch; kernels of our own are not among them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import normbench
-from normbench.norms import kernels
+from normbench.norms import paths
 
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -29,7 +29,7 @@ def provenance(
         spanning: norm batches span processes, which no kernel can see.
         step: updates were replayed as a ``graph`` or a ``tape``, or ``plain`` calls.
     """
-    norm = "torch" if spanning else kernels.path(device, precision == "bf16")
+    norm = "torch" if spanning else paths.path(device, precision == "bf16")
     return {
         "normbench": normbench.__version__,
         "git": git_state(),

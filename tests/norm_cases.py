@@ -7,6 +7,7 @@ of its own, ``test_norms_<module>.py``.
 
 import itertools
 import math
+import os
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -16,11 +17,12 @@ import torch
 from numpy_norms import REFERENCES
 from torch import Tensor, nn
 
-from normbench.norms import NORMS, kernels
+from normbench.norms import NORMS, kernels, paths
 from normbench.norms.moments import MomentNorm
-from normbench.norms.normalization import Normalization, build
+from normbench.norms.normalization import Normalization, build, relu
 from normbench.trial import Choice, Trial
 
+CPU = torch.device("cpu")
 SMALLEST_DEVIATION = 0.45  # of any set of at least two values that a method normalizes in ``maps``
 
 
@@ -42,7 +44,7 @@ class Arithmetic(NamedTuple):
     """A precision and the code that computes in it."""
 
     dtype: torch.dtype
-    path: Literal["torch", "compiled"]
+    path: Literal["torch", "compiled", "triton"]
 
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')}-{self.path}"
@@ -97,7 +99,11 @@ def normalization(norm: Choice, channels: int, norm_batch: int) -> Normalization
     return build(fitted(norm, channels), norm_batch)
 
 
+ENDINGS = pytest.mark.parametrize("ending", ["plain", "relu", "shortcut and relu"])
 VARIANTS = [variant for variant in variants() if _made_of_moments(variant.values[0])]
+FIVE = pytest.mark.parametrize(
+    "norm", [one for one in VARIANTS if one.values[0].name not in ("none", "batch_renorm")]
+)
 EVERY_METHOD = pytest.mark.parametrize("norm", VARIANTS)
 EVERY_AFFINE_METHOD = pytest.mark.parametrize(
     "norm", [variant for variant in VARIANTS if NORMS[variant.values[0].name].affine]
@@ -144,10 +150,26 @@ def put(module: nn.Module, arithmetic: Arithmetic) -> nn.Module:
 
 
 def take(arithmetic: Arithmetic, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the layers compute by this path; skip where this machine cannot."""
+    """Have the layers compute by this path; skip where this machine cannot.
+
+    Where Triton interprets them, the GPU's kernels take tensors of a CPU.
+    """
     if arithmetic.path == "torch":
         monkeypatch.setattr(kernels, "suited", lambda *_: None)
         monkeypatch.setattr(kernels, "compiled", lambda dtype, parameter: None)
+    elif arithmetic.path == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+        if paths.path(torch.device("cuda", 0)) != "triton":
+            pytest.skip("no GPU that Triton compiles for here")
+    elif arithmetic.path == "triton":
+        from normbench.norms.fused import Fused
+
+        def interpreted(
+            x: Tensor, *_: Tensor | None, form: Any = paths.PLAIN, floor: Any = None, **more: Any
+        ) -> Fused | None:
+            fused = Fused()
+            return fused if fused.covers(x, form, floor, more.get("method"), more.get("past")) else None
+
+        monkeypatch.setattr(paths, "suited", interpreted)
     elif kernels.path(torch.device("cpu")) != "compiled":
         pytest.skip("no C compiler here")
 
@@ -172,3 +194,104 @@ def assert_within(actual: Tensor, exact: Tensor, bound: Tensor | float, what: st
     with torch.no_grad():
         excess = float(((actual.double() - exact).abs() - bound).max())
     assert excess <= 0, f"{what} is off by {excess:.3g} more than allowed"
+
+
+def trained(
+    norm: Choice,
+    shape: Shape,
+    arithmetic: Arithmetic,
+    ending: str,
+    memory_format: torch.memory_format,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    where: torch.device = CPU,
+) -> dict[str, Tensor]:
+    """Output, gradients and buffers of one training step of a layer there, on the CPU."""
+    module = layer(norm, shape.C, shape.norm_batch)
+    put(module, arithmetic).to(where)
+    x, shortcut, dy = (like(one.to(where), arithmetic, memory_format) for one in inputs)
+    if ending == "plain":
+        y = module(x)
+    else:
+        y = relu(module, x, shortcut if ending == "shortcut and relu" else None)
+    torch.autograd.backward(y, dy.detach())
+    leaves = {"x": x, **dict(module.named_parameters())} | (
+        {"shortcut": shortcut} if "shortcut" in ending else {}
+    )
+    gradients = {f"gradient of {name}": leaf.grad for name, leaf in leaves.items()}
+    assert all(gradient is not None for gradient in gradients.values())
+    found: dict[str, Any] = {"y": y.detach()} | gradients | dict(module.named_buffers())
+    return {name: one.cpu() for name, one in found.items()}
+
+
+def assert_is_the_float64_definition(
+    norm: Choice,
+    shape: Shape,
+    arithmetic: Arithmetic,
+    ending: str,
+    memory_format: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+    where: torch.device = CPU,
+) -> None:
+    """The truth is automatic differentiation of the torch definition at float64, for inputs exact in bf16.
+
+    The rounding of sums is allowed, and where maps are stored in bf16 half a unit in the last place: once by
+    a kernel; in torch, which stores what lies between, every time that it is stored. dy is 0 next to the
+    ReLU's kink, which rounding may push a value across.
+    """
+    x, shortcut = maps(shape, 0, torch.bfloat16), maps(shape, 1, torch.bfloat16)
+    dy = torch.from_numpy(np.random.RandomState(2).standard_normal(x.shape)).bfloat16().double()
+    with pytest.MonkeyPatch.context() as only_here:
+        take(FLOAT64, only_here)
+        kink = trained(norm, shape, FLOAT64, ending, memory_format, (x, shortcut, dy))["y"]
+        if ending != "plain":
+            module = layer(norm, shape.C, shape.norm_batch)
+            before = module(x) + (shortcut if "shortcut" in ending else 0)
+            dy = torch.where(before.detach().abs() < 0.03, 0, dy)
+        exact = trained(norm, shape, FLOAT64, ending, memory_format, (x, shortcut, dy))
+        assert torch.equal(kink, exact["y"])
+
+    take(arithmetic, monkeypatch)
+    actual = trained(norm, shape, arithmetic, ending, memory_format, (x, shortcut, dy), where)
+
+    assert actual.keys() == exact.keys()
+    stores = 4 if arithmetic.path == "torch" else 1
+    sums = rounding(arithmetic.dtype, shape.values, x, size=1.5)
+    for name, expected in exact.items():
+        bound = half_ulp(expected, actual[name].dtype)
+        if actual[name].dtype == torch.bfloat16 and stores > 1:
+            bound = stores * half_ulp(
+                expected.abs().max(), torch.bfloat16
+            )  # of the largest thing that was added
+        if name in ("y", "gradient of x", "gradient of shortcut"):
+            assert_within(actual[name], expected, bound + sums * float(dy.abs().max()), name)
+        elif name.startswith("gradient"):
+            assert_within(actual[name], expected, 4 * sums * float(dy.abs().max()), name)
+        else:
+            assert_within(actual[name], expected, sums, name)
+
+
+def assert_nothing_is_hidden(
+    norm: Choice,
+    ending: str,
+    bad: float,
+    arithmetic: Arithmetic,
+    monkeypatch: pytest.MonkeyPatch,
+    where: torch.device = CPU,
+) -> None:
+    """Through the ReLU and the gradients too: a divergence that max(·, 0) hid would be a lost result."""
+    shape = Shape(4, 2, 24, 3, 3)
+    x, shortcut = maps(shape, 0, torch.bfloat16), maps(shape, 1, torch.bfloat16)
+    x[1, 3, 1, 1] = bad
+    if "shortcut" in ending:
+        shortcut[2, 5, 0, 0] = float("nan")
+    results = {}
+    for one in (arithmetic, arithmetic._replace(path="torch")):
+        with monkeypatch.context() as only_here:
+            take(one, only_here)
+            inputs = x, shortcut, torch.ones_like(x)
+            results[one.path] = trained(norm, shape, one, ending, torch.channels_last, inputs, where)
+    y = results[arithmetic.path]["y"]
+    assert y[1, 3].isnan().all()
+    assert "shortcut" not in ending or y[2, 5, 0, 0].isnan()
+    for name, expected in results["torch"].items():
+        assert torch.equal(results[arithmetic.path][name].isfinite(), expected.isfinite()), name

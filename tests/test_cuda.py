@@ -5,6 +5,7 @@ Against a CPU, whose kernels are others, rounding has not yet grown past a thous
 updates.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from norm_cases import (
+    ENDINGS,
+    FIVE,
+    Arithmetic,
+    Shape,
+    assert_is_the_float64_definition,
+    assert_nothing_is_hidden,
+    maps,
+)
 from test_resume import TIMED, Bench, Watch
 from test_together import all_at_once
 from test_train import METHODS, numbers
@@ -25,12 +35,13 @@ from normbench.executors import EXECUTORS
 from normbench.graphs import CudaGraphs
 from normbench.inference.evaluation import Inference, infer
 from normbench.models.network import network
+from normbench.norms import paths
 from normbench.optim import optimizer
 from normbench.process import settled_process
 from normbench.recording import Act, Tensors, recorder_of
 from normbench.records import Failure, Interrupted, Record
 from normbench.train import train
-from normbench.trial import Trial
+from normbench.trial import Choice, Trial
 from normbench.update import Update
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -224,6 +235,78 @@ def test_what_waits_for_the_gpu_is_called_and_says_so(tiny: Tiny, tiny_data: Pat
 
     assert losses[-1] != losses[0]
     assert update.step.path.startswith("plain (")
+
+
+# ---- kernels of the layers, which test_fused.py has interpreted
+
+KERNELS = [Arithmetic(dtype, "triton") for dtype in (torch.float32, torch.bfloat16)]
+LAYERS = [
+    *(Shape(2, 2, 8, 1, 3), Shape(10, 5, 24, 5, 7), Shape(6, 3, 40, 2, 2), Shape(2, 2, 16, 32, 32)),
+    *(Shape(128, 128, 16, 32, 32), Shape(128, 32, 64, 8, 8), Shape(1024, 1024, 16, 8, 8)),
+]
+
+
+def test_the_kernels_work_here() -> None:
+    """Or nothing below says anything."""
+    assert [paths.path(WHERE, bf16) for bf16 in (False, True)] == ["triton"] * 2
+
+
+@FIVE
+@pytest.mark.parametrize("shape", LAYERS, ids=str)
+@pytest.mark.parametrize("arithmetic", KERNELS, ids=str)
+@ENDINGS
+def test_a_layer_is_its_float64_definition(
+    norm: Choice, shape: Shape, arithmetic: Arithmetic, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = arithmetic, ending, torch.channels_last, monkeypatch, WHERE
+    assert_is_the_float64_definition(norm, shape, *how)
+
+
+@FIVE
+@ENDINGS
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("arithmetic", KERNELS, ids=str)
+def test_what_is_not_a_number_comes_out_as_none_wherever_torch_says_so(
+    norm: Choice, ending: str, bad: float, arithmetic: Arithmetic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_nothing_is_hidden(norm, ending, bad, arithmetic, monkeypatch, WHERE)
+
+
+@PRECISIONS
+@FIVE
+def test_a_step_of_every_method_is_recorded_with_its_kernels(
+    tiny: Tiny, tiny_data: Path, tmp_path: Path, norm: Choice, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six for every layer; the record says so."""
+    from normbench.norms import fused
+
+    launched: Counter[str] = Counter()
+    launch = fused._launch
+
+    def counted(kernel: Any, *arguments: Any, **options: Any) -> None:
+        launched[kernel.fn.__name__] += 1
+        launch(kernel, *arguments, **options)
+
+    monkeypatch.setattr(fused, "_launch", counted)
+    trial = tiny(norm={"name": norm.name, **norm.options}, precision=precision)
+    five(trial, tiny_data, graphs=True)
+    assert launched["forward"] == launched["backward"] == launched["input_gradient"] > 0
+    path = train(trial, tiny_data, tmp_path / "trial", "cuda:0").provenance["path"]
+    assert (path["norm"], path["step"]) == ("triton", "graph")
+
+
+def test_the_kernels_may_be_tried_where_nothing_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tries them waits for the GPU, once."""
+    paths._fused.cache_clear()
+    x = maps(LAYERS[0]).float().to(WHERE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode does not find every wait
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.inference_mode():
+            assert paths.suited(x) is not None
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 # ---- slots

@@ -43,10 +43,18 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # what a trial is, and how YAML is read and checked
     ("trial", "validation", "yaml_strict", "plots.style"),
     # what a trial leaves behind; the seam between networks and methods
-    ("records", "cells", "bases", "norms.normalization", "norms.kernels", "norms.shares"),
+    (
+        "records",
+        "cells",
+        "bases",
+        "norms.normalization",
+        "norms.kernels",
+        "norms.shares",
+        "norms.fused_kernels",
+    ),
     # what a trial is made of
-    ("config", "executors.attempts"),
-    ("executors.workers",),
+    ("config", "executors.attempts", "norms.fused"),
+    ("executors.workers", "norms.paths"),
     ("checkpoints", "optim", "provenance", "progress", "devices", "recording"),
     ("norms.maps", "norms.running"),
     ("norms.moments", "norms.weights", "data.cache", "models.blocks", *behind(DATASETS)),
@@ -74,7 +82,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 
 MAY_IMPORT_TORCH = {
-    *("norms.kernels", "norms.maps", "norms.moments", "norms.normalization"),
+    *("norms.fused", "norms.kernels", "norms.maps", "norms.moments", "norms.normalization", "norms.paths"),
     *("norms.running", "norms.shares", "norms.weights"),
     *behind(NORMS, CLIPS),
     *("models.network", "models.blocks", *behind(MODELS)),

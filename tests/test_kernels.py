@@ -12,11 +12,15 @@ import pytest
 import torch
 from norm_cases import (
     ARITHMETICS,
+    CPU,
+    ENDINGS,
     EVERY_AFFINE_METHOD,
     FLOAT64,
     FORMATS,
     Arithmetic,
     Shape,
+    assert_is_the_float64_definition,
+    assert_nothing_is_hidden,
     assert_within,
     half_ulp,
     layer,
@@ -25,6 +29,7 @@ from norm_cases import (
     put,
     rounding,
     take,
+    trained,
 )
 from torch import Tensor, nn
 
@@ -36,12 +41,11 @@ from normbench.norms.filter_response import FilterResponseNorm
 from normbench.norms.maps import MapFunction, multiply_add
 from normbench.norms.moments import Block, MomentNorm, RunningMomentNorm, Statistics, normalize
 from normbench.norms.moving_average_batch import MovingAverageBatchNorm
-from normbench.norms.normalization import Clock, Timed, relu
+from normbench.norms.normalization import Clock, Timed
 from normbench.norms.normalizer_free import Gamma, SkipInit
 from normbench.trial import Choice, Trial
 
 FP32 = Arithmetic(torch.float32, "compiled")
-CPU = torch.device("cpu")
 DRIVERS = {}
 DRIVERS["kernels.c"] = """
 #include <stdlib.h>
@@ -119,7 +123,6 @@ int main(void) {
 }
 """
 needs_compiler = pytest.mark.skipif(kernels.path(CPU) != "compiled", reason="no C compiler here")
-ENDINGS = pytest.mark.parametrize("ending", ["plain", "relu", "shortcut and relu"])
 
 # fewer positions than sums are kept apart; channels in whole registers, in part of one, and in both
 SHAPES = [
@@ -139,31 +142,6 @@ def fresh() -> Iterator[None]:
     kernels._build.cache_clear()
 
 
-def _run(
-    norm: Choice,
-    shape: Shape,
-    arithmetic: Arithmetic,
-    ending: str,
-    memory_format: torch.memory_format,
-    inputs: tuple[Tensor, Tensor, Tensor],
-) -> dict[str, Tensor]:
-    """Output, gradients and buffers of one training step of a layer."""
-    module = layer(norm, shape.C, shape.norm_batch)
-    put(module, arithmetic)
-    x, shortcut, dy = (like(one, arithmetic, memory_format) for one in inputs)
-    if ending == "plain":
-        y = module(x)
-    else:
-        y = relu(module, x, shortcut if ending == "shortcut and relu" else None)
-    torch.autograd.backward(y, dy.detach())
-    leaves = {"x": x, **dict(module.named_parameters())} | (
-        {"shortcut": shortcut} if "shortcut" in ending else {}
-    )
-    gradients = {f"gradient of {name}": leaf.grad for name, leaf in leaves.items()}
-    assert all(gradient is not None for gradient in gradients.values())
-    return {"y": y.detach()} | gradients | dict(module.named_buffers())  # type: ignore[return-value]
-
-
 @needs_compiler
 @EVERY_AFFINE_METHOD
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -178,42 +156,7 @@ def test_every_path_gives_the_float64_output_and_all_its_gradients(
     memory_format: torch.memory_format,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The truth is automatic differentiation of the torch definition at float64, for inputs exact in bf16.
-
-    The rounding of sums is allowed, and where maps are stored in bf16 half a unit in the last place: once if
-    compiled; in torch, which stores what lies between, every time that it is stored. dy is 0 next to the
-    ReLU's kink, which rounding may push a value across.
-    """
-    x, shortcut = maps(shape, 0, torch.bfloat16), maps(shape, 1, torch.bfloat16)
-    dy = torch.from_numpy(np.random.RandomState(2).standard_normal(x.shape)).bfloat16().double()
-    with pytest.MonkeyPatch.context() as only_here:
-        take(FLOAT64, only_here)
-        kink = _run(norm, shape, FLOAT64, ending, memory_format, (x, shortcut, dy))["y"]
-        if ending != "plain":
-            module = layer(norm, shape.C, shape.norm_batch)
-            before = module(x) + (shortcut if "shortcut" in ending else 0)
-            dy = torch.where(before.detach().abs() < 0.03, 0, dy)
-        exact = _run(norm, shape, FLOAT64, ending, memory_format, (x, shortcut, dy))
-        assert torch.equal(kink, exact["y"])
-
-    take(arithmetic, monkeypatch)
-    actual = _run(norm, shape, arithmetic, ending, memory_format, (x, shortcut, dy))
-
-    assert actual.keys() == exact.keys()
-    stores = 1 if arithmetic.path == "compiled" else 4
-    sums = rounding(arithmetic.dtype, shape.values, x, size=1.5)
-    for name, expected in exact.items():
-        bound = half_ulp(expected, actual[name].dtype)
-        if actual[name].dtype == torch.bfloat16 and stores > 1:
-            bound = stores * half_ulp(
-                expected.abs().max(), torch.bfloat16
-            )  # of the largest thing that was added
-        if name in ("y", "gradient of x", "gradient of shortcut"):
-            assert_within(actual[name], expected, bound + sums * float(dy.abs().max()), name)
-        elif name.startswith("gradient"):
-            assert_within(actual[name], expected, 4 * sums * float(dy.abs().max()), name)
-        else:
-            assert_within(actual[name], expected, sums, name)
+    assert_is_the_float64_definition(norm, shape, arithmetic, ending, memory_format, monkeypatch)
 
 
 def other_layers(shape: Shape) -> dict[str, nn.Module]:
@@ -361,24 +304,7 @@ def test_every_path_gives_the_float64_output_at_inference(
 def test_what_is_not_a_number_comes_out_as_none_wherever_torch_says_so(
     norm: Choice, ending: str, bad: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through the ReLU and the gradients too: a divergence that max(·, 0) hid would be a lost result."""
-    shape = Shape(4, 2, 24, 3, 3)
-    x, shortcut = maps(shape, 0, torch.bfloat16), maps(shape, 1, torch.bfloat16)
-    x[1, 3, 1, 1] = bad
-    if "shortcut" in ending:
-        shortcut[2, 5, 0, 0] = float("nan")
-    results = {}
-    for path in ("compiled", "torch"):
-        with monkeypatch.context() as only_here:
-            arithmetic = Arithmetic(dtype, path)  # type: ignore[arg-type]
-            take(arithmetic, only_here)
-            inputs = x, shortcut, torch.ones_like(x)
-            results[path] = _run(norm, shape, arithmetic, ending, torch.channels_last, inputs)
-    y = results["compiled"]["y"]
-    assert y[1, 3].isnan().all()
-    assert "shortcut" not in ending or y[2, 5, 0, 0].isnan()
-    for name, expected in results["torch"].items():
-        assert torch.equal(results["compiled"][name].isfinite(), expected.isfinite()), name
+    assert_nothing_is_hidden(norm, ending, bad, Arithmetic(dtype, "compiled"), monkeypatch)
 
 
 @needs_compiler
@@ -387,11 +313,11 @@ def test_an_infinite_or_missing_gradient_is_passed_on(norm: Choice) -> None:
     shape = Shape(2, 2, 16, 3, 3)
     dy = torch.ones(2, 16, 3, 3)
     dy[0, 2, 1, 1] = float("inf")
-    result = _run(norm, shape, FP32, "relu", torch.channels_last, (maps(shape), maps(shape), dy))
+    result = trained(norm, shape, FP32, "relu", torch.channels_last, (maps(shape), maps(shape), dy))
     y = result["y"]
     dy[0, 2, 1, 1] = float("nan")
     assert y[0, 2, 1, 1] == 0 or not result["gradient of x"][0, 2].isfinite().any()
-    result = _run(norm, shape, FP32, "plain", torch.channels_last, (maps(shape), maps(shape), dy))
+    result = trained(norm, shape, FP32, "plain", torch.channels_last, (maps(shape), maps(shape), dy))
     assert result["gradient of x"][0, 2].isnan().all()
     assert result["gradient of gamma"][2].isnan()
 

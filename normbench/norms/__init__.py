@@ -17,10 +17,13 @@ from normbench.lookup import (
 )
 
 SHARED = (
+    "fused",
+    "fused_kernels",
     "kernels",
     "maps",
     "moments",
     "normalization",
+    "paths",
     "running",
     "shares",
     "weights",

@@ -2,8 +2,8 @@
 
 Built once per machine and called through ctypes.
 
-Without a compiler, on a GPU and in other precisions than fp32 and bf16, there are none and torch takes over.
-``NORMBENCH_KERNELS=off`` turns them off.
+Without a compiler and in other precisions than fp32 and bf16 there are none and torch takes over; GPUs have
+:mod:`normbench.norms.fused`. ``NORMBENCH_KERNELS=off`` turns them off.
 """
 
 import ctypes
@@ -332,7 +332,7 @@ def _at(tensor: Tensor | None) -> int | None:
 
 
 def suited(x: Tensor, *parameters: Tensor | None) -> Kernels | None:
-    """The compiled kernels for tensors like x and parameters like these, or None where torch must do."""
+    """Those for tensors of a CPU like x and parameters like these; None where there are none."""
     return compiled(x.dtype, *parameters) if x.device.type == "cpu" else None
 
 
@@ -397,5 +397,5 @@ def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
 
 
 def path(device: torch.device, bf16: bool = False) -> str:
-    """Which arithmetic normalizes on this device, for the record."""
+    """Whether these normalize on this device: ``compiled``, or else ``torch``."""
     return "compiled" if device.type == "cpu" and _build(bf16) is not None else "torch"

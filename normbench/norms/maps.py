@@ -1,7 +1,7 @@
 """What is made of every value of a map, in one pass: f(x) · scale + shift, then perhaps a sum and a ReLU.
 
 This is the definition, in plain torch for any device and precision; on a CPU with a C compiler the same
-arithmetic runs in :mod:`normbench.norms.kernels`.
+arithmetic runs in :mod:`normbench.norms.kernels`, on a GPU in :mod:`normbench.norms.fused`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from normbench.norms import kernels
+from normbench.norms import kernels, paths
 
 
 class MapFunction(NamedTuple):
@@ -62,7 +62,9 @@ def multiply_add(
     """
     floor = floor if relu else None
     form = kernels.Form(of.code or 0, shortcut is not None, relu)
-    compiled = kernels.suited(x, scale, shift, *inner, floor) if of.compiled(form) else None
+    compiled = None
+    if of.compiled(form):
+        compiled = paths.suited(x, scale, shift, *inner, form=form, floor=floor)
     if compiled is not None:
         numbers = torch.stack([*inner]) if inner else None
         y: Tensor = _MultiplyAdd.apply(x, scale, shift, numbers, floor, shortcut, form, compiled)

@@ -8,7 +8,8 @@ statistics then make one multiply-add per element:
     scale = gamma / sqrt(variance + eps),   shift = beta - mean * scale
 
 This file is the definition, in plain torch for any device and precision. On a CPU with a C compiler the same
-arithmetic runs in :mod:`normbench.norms.kernels`; ``tests/test_kernels.py`` holds the two together.
+arithmetic runs in :mod:`normbench.norms.kernels`, on a GPU in :mod:`normbench.norms.fused`;
+``tests/test_kernels.py`` and ``tests/test_fused.py`` hold them together.
 
 Where several processes share a batch, what looks across samples pools the moments of all of them: that is all
 there is to synchronised normalization.
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from normbench.norms import kernels, shares
+from normbench.norms import kernels, paths, shares
 from normbench.norms.maps import (
     IDENTITY,
     MapFunction,
@@ -96,8 +97,8 @@ def moments(x: Tensor, bessel: bool = False) -> Moments:
 
 def constant_moments(x: Tensor, bessel: bool = False) -> Moments:
     """The same; by the compiled kernels, where nothing is differentiated."""
-    compiled = kernels.suited(x, x.new_empty(0, dtype=torch.float32))
-    if compiled is None or torch.is_grad_enabled():
+    compiled = None if torch.is_grad_enabled() else paths.suited(x)
+    if compiled is None:
         return moments(x, bessel)
     x = x.contiguous(memory_format=torch.channels_last)
     return _corrected(Moments(*compiled.moments(x)), x.shape[2] * x.shape[3], bessel)
@@ -214,12 +215,13 @@ def normalize(
     following = running if newest is None or running is None else running._replace(follows=False)
     form = kernels.Form(of.code or 0, shortcut is not None, relu)
     floor = floor if relu else None
+    flags = statistics.bessel, statistics.squares, statistics.centred, bounds is not None
+    method = kernels.Method(statistics.blocks, eps, form, *flags)
     compiled = None
     if not spanning and _in_c(of, form, statistics, bounds is not None):
-        compiled = kernels.suited(x, gamma, beta, *weights, inner, floor)
+        numbers = gamma, beta, *weights, inner
+        compiled = paths.suited(x, *numbers, form=form, floor=floor, method=method, past=past)
     if compiled is not None:
-        flags = statistics.bessel, statistics.squares, statistics.centred, bounds is not None
-        method = kernels.Method(statistics.blocks, eps, form, *flags)
         y: Tensor = _Compiled.apply(
             x, gamma, beta, *weights, inner, floor, shortcut, method, following, past, compiled
         )
