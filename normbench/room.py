@@ -72,9 +72,11 @@ def sharing(execute: Execute, running: int | None, trials: Iterable[Trial] = ())
 
 def refusal(execute: Execute, device: str) -> str | None:
     """Why there can be no such slots on what ``execute.device`` stands for, or None."""
-    if execute.slots_per_device == "auto":
+    told = {key: getattr(execute, key) for key in ("slots_per_device", "slots_as")}
+    said = [f"execute.{key} {value}: " for key, value in told.items() if value != "auto"]
+    if not said:
         return None
-    words = f"execute.slots_per_device {execute.slots_per_device}: "
+    words = said[0]
     if execute.executor.name != "pool":
         return f"{words}it is for the pool; with ray, the option gpus: 0.25 lets four share a GPU"
     if device == "cpu":

@@ -154,6 +154,10 @@ def test_slots_that_there_cannot_be_are_refused(execute: dict[str, Any], device:
 
     assert said is not None
     assert said.startswith(f"execute.slots_per_device 4: {words}")
+    del execute["slots_per_device"]
+    said = room.refusal(Execute(**execute, slots_as="streams"), device)
+    assert said is not None
+    assert said.startswith(f"execute.slots_as streams: {words}")
 
 
 def test_slots_are_auto_wherever_nothing_is_said() -> None:
