@@ -1,6 +1,6 @@
 """Training throughput on a GPU: one trial called and by graph, many at once by slots, and the roofline.
 
-    python benchmarks/gpu.py [--data DIR] [--device cuda:0] [--norms batch group]   # some five minutes
+    python benchmarks/gpu.py [--data DIR] [--device cuda:0] [--norms batch group]   # some ten minutes
     python benchmarks/gpu.py --device cpu --quick                                   # whether it runs at all
 
 All figures are images per second of the whole device. The plain loop (``throughput.py``: PIL transforms, a
@@ -29,17 +29,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from normbench import gains
 from normbench.data import decoded
 from normbench.devices import device
 from normbench.endless import Endless
+from normbench.gains import mps
 from normbench.norms.moments import MomentNorm
 from normbench.process import settled_process
 from normbench.provenance import device_name, git_state
+from normbench.speeds import WAYS, NotMeasured, measured
 from normbench.trial import Trial
-
-MPS = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
-
 
 # ---- the plain loop
 
@@ -153,27 +151,31 @@ def row(trial: Trial, depth: int, there: dict[str, float], options: Any) -> dict
     called = Endless(trial, options.data, where, replayed=False)
     end = time.perf_counter() + options.seconds
     found["plain"] = called.images_per_second(lambda: time.perf_counter() > end)
-    for slots_as in gains.WAYS:
-        speeds = gains.measured(trial, options.data, options.device, slots_as, options.slots)
+    del called
+    found["path"] = Endless(trial, options.data, where).update.step.path
+    for slots_as in WAYS:
+        try:
+            speeds = measured(
+                trial, options.data, options.device, slots_as, options.slots, seconds=options.seconds
+            )
+        except NotMeasured as error:
+            found |= {slots_as: {}, f"{slots_as}_problem": str(error)}
+            continue
         found[slots_as] = {way.slots: speed for way, speed in speeds.items()}
     return found
 
 
 def shown(found: dict[str, Any], slots: Sequence[int]) -> str:
-    """The lines of the table; what is in brackets is against the plain loop."""
-    loop = found.get("plain_loop")
-    start = f"{found['norm']:10s} {found['batch_size']:5d} {loop or float('nan'):9.0f} {found['plain']:9.0f}"
+    """The lines of the table, one for each way to share the device; in brackets against the plain loop."""
+    loop = found.get("plain_loop") or float("nan")
+    start = f"{found['norm']:10s} {found['batch_size']:5d} {loop:9.0f} {found['plain']:9.0f} "
+    ends = f" {found['roofline_images_per_second']:12.0f} {found['step']['operators']:9d}", ""
     lines = []
-    for slots_as in gains.WAYS:
-        cells = []
-        for number in slots:
-            speed = found[slots_as].get(number, float("nan"))
-            cells.append(f"{speed:9.0f}" + (f" ({speed / loop:6.1f}×)" if loop else ""))
-        end = f"{found['roofline_images_per_second']:12.0f} {found['step']['operators']:9d}"
-        lines.append(f"{start} {slots_as:9s} " + " ".join(cells) + " " + end)
+    for slots_as, end in zip(WAYS, ends, strict=True):
+        speeds = [found[slots_as].get(number, float("nan")) for number in slots]
+        cells = " ".join(f"{speed:9.0f} ({speed / loop:6.1f}×)" for speed in speeds)
+        lines.append(f"{start}{slots_as:9s} {cells}{end}")
         start = " " * len(start)
-        if slots_as != gains.WAYS[0]:
-            lines[-1] = lines[-1][: -len(end)].rstrip()
     return "\n".join(lines)
 
 
@@ -199,6 +201,20 @@ def parsed() -> argparse.Namespace:
     return options
 
 
+def machine(where: torch.device) -> dict[str, Any]:
+    """What was measured on, and with what."""
+    return {
+        "device": device_name(where),
+        "processor": device_name(torch.device("cpu")),
+        "cores": len(os.sched_getaffinity(0)),
+        "mps": mps(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "git": git_state(),
+    }
+
+
 def main() -> None:
     options = parsed()
     depth = 8 if options.quick else 20
@@ -207,37 +223,27 @@ def main() -> None:
     base |= {"precision": options.precision, "optimizer": {"lr": 1e-3}}
     decoded.prepare(Trial.model_validate(base).dataset, options.data, print)
     began = time.perf_counter()
+    settings = {"depth": depth, "precision": options.precision, "seconds": options.seconds}
+    result: dict[str, Any] = {"machine": machine(where), **settings, "rows": []}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     with settled_process():
         there = rates(where, options.precision, options.quick)
         print(
             f"{device_name(where)}, ResNet-{depth}, {options.precision}: copy "
             f"{there['copy_bytes'] / 1e9:.0f} GB/s, matrix {there['matrix_operations'] / 1e12:.2f} TFLOP/s"
-            + (", MPS" if MPS.exists() else "")
+            + (", MPS" if mps() else "")
         )
         by_slots = " ".join(f"{number:3d} at once".rjust(9 + 10) for number in options.slots)
         print(f"{'norm':10s} batch plain loop    plain {'':9s} {by_slots}     roofline operators  (images/s)")
-        rows = []
+        result["rates"] = there
         for norm in options.norms:
             for batch_size in options.batch_sizes:
                 trial = Trial.model_validate(base | {"norm": norm, "batch_size": batch_size})
-                rows.append(row(trial, depth, there, options))
-                print(shown(rows[-1], options.slots), flush=True)
-    machine = {
-        "device": device_name(where),
-        "processor": device_name(torch.device("cpu")),
-        "cores": len(os.sched_getaffinity(0)),
-        "mps": MPS.exists(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "git": git_state(),
-    }
-    settings = {"depth": depth, "precision": options.precision, "seconds": options.seconds}
-    took = {"took_seconds": round(time.perf_counter() - began, 1)}
-    result = {"machine": machine, **settings, **took, "rates": there, "rows": rows}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{options.out} ({took['took_seconds']:.0f} s)")
+                result["rows"].append(row(trial, depth, there, options))
+                result["took_seconds"] = round(time.perf_counter() - began, 1)
+                options.out.write_text(json.dumps(result, indent=1) + "\n")  # whatever ends the next one
+                print(shown(result["rows"][-1], options.slots), flush=True)
+    print(f"{options.out} ({result['took_seconds']:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def memories(name: str) -> dict[int, int]:
     return {number: torch.cuda.get_device_properties(number).total_memory for number in chosen}
 
 
-def settle_on(where: torch.device, sharing: int, together: int = 1) -> None:
-    """Let this process use one GPU and, of its memory, what ``together`` of ``sharing`` trials may have.
+def settle_on(where: torch.device, part: float = 1.0) -> None:
+    """Let this process use one GPU and that part of its memory: others lose nothing by it.
 
     Does nothing on a CPU.
     """
@@ -61,7 +61,6 @@ def settle_on(where: torch.device, sharing: int, together: int = 1) -> None:
         return
     torch.cuda.set_device(where)
     whole = torch.cuda.get_device_properties(where).total_memory
-    part = together / sharing
     share = 1.0 if part == 1 else max(part - CONTEXT_BYTES / whole, part / 2)
     torch.cuda.set_per_process_memory_fraction(share, where)
 

@@ -1,6 +1,11 @@
 """CUDA graphs: everything that a step launches on a GPU, launched again at once."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import gc
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,15 +15,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from normbench.calls import Tensors, leaves
 from normbench.dispatch import lean, refuse_unknowable
 
-COPIES = torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default
+aten = torch.ops.aten
+COPIES = aten._to_copy.default, aten.copy_.default
+CHECKS = {"_linalg_check_errors", "masked_scatter", "masked_scatter_", "histc"}
 REHEARSALS = 2  # the first sets things up: libraries, kernels, memory
+_launching = threading.Lock()
+
+
+class Spoilt(Exception):
+    """What was begun to be recorded could not be, and others of this process may suffer from it."""
 
 
 class CudaGraphs:
     """Records on one GPU: see :class:`normbench.recording.Recorder`.
 
     All recordings share their memory: none may rely on what is left by another. A trial that has a stream of
-    its own records on that, as others launch on theirs meanwhile; the default stream cannot be recorded.
+    its own, as several in one process do, records on that; the default stream cannot be recorded.
     """
 
     name = "graph"
@@ -26,13 +38,14 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         current = torch.cuda.current_stream(device)
-        shared = current == torch.cuda.default_stream(device)
+        self._alone = current == torch.cuda.default_stream(device)
         self._device = device
-        self._stream = torch.cuda.Stream(device) if shared else current  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device) if self._alone else current  # type: ignore[no-untyped-call]
         self._pool: Any = torch.cuda.graph_pool_handle()
 
     def rehearse(self, act: Callable[[], Tensors]) -> None:
-        """On the stream that records.
+        """On the stream that records; whether it waits for the device is seen by torch too, if nobody else is
+        there, whom that would stop.
 
         Raises:
             RuntimeError: it waits for the device.
@@ -42,40 +55,89 @@ class CudaGraphs:
             with torch.cuda.stream(self._stream):
                 for _ in range(REHEARSALS):
                     act()
-                with WithoutWaiting():  # type: ignore[no-untyped-call]
+                with WithoutWaiting(), _no_waiting() if self._alone else nullcontext():  # type: ignore[no-untyped-call]
                     act()
             torch.cuda.current_stream().wait_stream(self._stream)
 
     def record(
         self, act: Callable[..., Tensors], batch: Tensors, generators: Sequence[torch.Generator]
     ) -> Callable[[], Tensors]:
-        """A graph of everything that is launched; nothing is done yet."""
+        """A graph of everything that is launched; nothing is done yet.
+
+        Raises:
+            RuntimeError: it cannot be recorded.
+            Spoilt: likewise, where other trials are in this process.
+        """
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        means: dict[str, Any] = {"pool": self._pool, "stream": self._stream}
-        with (
-            torch.cuda.device(self._device),
-            torch.cuda.graph(graph, **means, capture_error_mode="thread_local"),
-        ):
-            outputs = act(*batch)
+        capture = torch.cuda.graph(
+            graph,
+            pool=self._pool,
+            stream=self._stream,
+            capture_error_mode="thread_local",  # other threads may go on meanwhile
+        )
+        try:
+            with _launching, _kept_garbage(), torch.cuda.device(self._device), capture:
+                outputs = act(*batch)
+        except RuntimeError as error:
+            if self._alone:
+                raise
+            raise Spoilt(f"an update could not be recorded: {error}") from error
 
         def replay() -> Tensors:
-            graph.replay()
+            with _launching:  # random generators of all graphs must not move while one is recorded
+                graph.replay()
             return outputs
 
         return replay
 
 
+@contextlib.contextmanager
+def _kept_garbage() -> Iterator[None]:
+    """What is collected could be another's graph, whose end would be recorded."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _no_waiting() -> Iterator[None]:
+    """torch raises a RuntimeError where the device is waited for, in whatever thread."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it does not find every wait: what is left, recording finds
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 @lean
 class WithoutWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, in this thread, what waits for a device raises a RuntimeError."""
+    """While it is entered, in this thread, what is known to wait for a device raises a RuntimeError.
+
+    That is what hands numbers to Python or brings them from there, copies between devices, selects by a
+    mask, or checks for errors.
+    """
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         refuse_unknowable(func)
+        if func._schema.name.removeprefix("aten::") in CHECKS or _selects(func, args):
+            raise RuntimeError(f"it waits for the device ({func})")
         results = func(*args, **(kwargs or {}))
-        if func in COPIES:
-            devices = {one.device.type for one in leaves((args, results)) if isinstance(one, Tensor)}
-            if len(devices) > 1:
-                raise RuntimeError(f"it waits for a copy between {' and '.join(sorted(devices))}")
+        devices = {one.device.type for one in leaves((args, results)) if isinstance(one, Tensor)}
+        if (func in COPIES and len(devices) > 1) or (func is aten.lift_fresh.default and devices != {"cpu"}):
+            raise RuntimeError(f"it waits for a copy between {' and '.join(sorted({'cpu', *devices}))}")
         return results
+
+
+def _selects(func: Any, args: Any) -> bool:
+    """By a mask, for which its number of places has to be known."""
+    indexes = func in (aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+    return indexes and any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])

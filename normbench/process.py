@@ -10,7 +10,10 @@ import torch
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # in bytes, of malloc.h
 
 exclusive = threading.RLock()
-"""Held by whoever draws global random numbers or records: two at once would be in each other's result."""
+"""Held by whoever draws global random numbers or records: two at once would be in each other's result.
+
+Only who holds it, or is alone, may wait for a whole GPU: that would spoil what another thread records.
+"""
 
 _settings = threading.Lock()
 _inside = 0
@@ -43,6 +46,11 @@ def settled_process() -> Iterator[None]:
                 cudnn.deterministic, cudnn.allow_tf32 = _before
                 torch.cuda.empty_cache()  # for whoever shares the GPU; nothing where there is none
                 _give_freed_memory_back()
+
+
+def alone() -> bool:
+    """No other thread of this process trains."""
+    return _inside <= 1
 
 
 def _keep_freed_memory() -> None:

@@ -199,7 +199,7 @@ def _states(counts: Counter[Any]) -> str:
 
 def _workers(survey: Survey) -> int:
     place = survey.experiment.execute
-    return 1 if place.executor.name == "serial" else room.workers(place, survey.experiment.trials) or 1
+    return 1 if place.executor.name == "serial" else room.workers(place) or 1
 
 
 def _record_bytes(survey: Survey) -> int:

@@ -15,31 +15,28 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")
 MOST = 16  # slots of a GPU that are tried
 
 
-def workers(execute: Execute, trials: Iterable[Trial] = ()) -> int | None:
+def workers(execute: Execute) -> int | None:
     """As many as cores or slots carry, unless a number is given; None where others know."""
     if EXECUTORS[execute.executor.name].elsewhere:
         return None if execute.workers == "auto" else execute.workers
-    there = slots(execute, trials)
+    there = slots(execute)
     if execute.workers == "auto":
         return len(there) or max(1, cores() // (execute.threads * execute.processes))
     told = there and execute.slots_per_device != "auto"
     return min(execute.workers, len(there)) if told else execute.workers
 
 
-def slots(execute: Execute, trials: Iterable[Trial] = ()) -> tuple[str, ...]:
+def slots(execute: Execute) -> tuple[str, ...]:
     """The device of every slot, by turns, so that the first so many fill all devices evenly; none on a CPU.
 
-    ``auto`` is as many to a device as there can be at most; how many are worth it is for
-    :mod:`normbench.gains` to measure.
+    ``auto`` is one, until :mod:`normbench.gains` has measured how many are worth it.
     """
     if not _on_gpus(execute):
         return ()
     memories = _memories(execute.device)
     if not memories or execute.processes > 1:  # no GPU (who runs says so), or one for each process
         return (execute.device,)
-    each = execute.slots_per_device
-    if each == "auto":
-        each = most(execute, trials, execute.slots_as)
+    each = 1 if execute.slots_per_device == "auto" else execute.slots_per_device
     return tuple(f"cuda:{index}" for _ in range(each) for index in memories)
 
 
@@ -54,20 +51,19 @@ def most(execute: Execute, trials: Iterable[Trial], slots_as: str) -> int:
     return max(1, min(MOST, by_cores, min(memories.values()) // largest))
 
 
-def together(execute: Execute, trials: Iterable[Trial] = ()) -> int:
-    """How many trials run in one process: all of a device, where its slots are streams."""
-    there = slots(execute, trials)
-    streams = execute.slots_as != "processes" and execute.processes == 1 and execute.executor.name == "pool"
-    return len(there) // len(set(there)) if there and streams else 1
-
-
-def sharing(execute: Execute, running: int | None, trials: Iterable[Trial] = ()) -> int:
+def sharing(execute: Execute, running: int | None) -> int:
     """How many trials at most share a device if so many run at once (None: as many as others let)."""
     gpus = execute.executor.options.get("gpus")
     if isinstance(gpus, float) and 0 < gpus < 1:
         return int(1 / gpus)
-    there = slots(execute, trials)
+    there = slots(execute)
     return math.ceil((running or 1) / len(set(there))) if there and execute.executor.name == "pool" else 1
+
+
+def together(execute: Execute, running: int | None) -> int:
+    """How many of them share one process: all of a device, where its slots are streams."""
+    streams = execute.slots_as == "streams" and execute.processes == 1 and execute.executor.name == "pool"
+    return sharing(execute, running) if streams else 1
 
 
 def refusal(execute: Execute, device: str) -> str | None:

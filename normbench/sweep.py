@@ -142,7 +142,7 @@ def run(
         if missing:
             parameters = prepare(missing, data, listener.say, experiment.execute)
             place = gains.settled(experiment.execute, missing, data, listener.say, stop)
-            running = min(workers(place, missing) or AT_ONCE, len(missing))
+            running = min(workers(place) or AT_ONCE, len(missing))
             _check_space(missing, parameters, running, store.directory)
         _write_plan(experiment, store.directory / PLAN)
         listener.begin(before, missing)
@@ -219,6 +219,7 @@ def work(
     threads: int,
     processes: int = 1,
     sharing: int = 1,
+    parts: int = 1,
     together: int = 1,
 ) -> Record:
     """Run one trial where this process is. torch is loaded here, and not by who only reads records.
@@ -232,7 +233,8 @@ def work(
         threads: of this process, or of this one of its threads.
         processes: that share every batch.
         sharing: trials at most that share a GPU.
-        together: of which so many share this process.
+        parts: that its memory is divided into.
+        together: trials that share this process, and so many parts.
 
     Raises:
         OutOfShare: see there; and what ``train`` raises.
@@ -244,18 +246,19 @@ def work(
 
     torch.set_num_threads(threads)
     where = devices.device(device)
-    devices.settle_on(where, sharing, together)
+    devices.settle_on(where, together / parts)
     with devices.own_stream(where) if together > 1 else nullcontext():
         record = train(trial, data, checkpoints(trial.id), str(where), tell, processes)
-    if sharing == 1 or where.type == "cpu":
-        return record
-    if record.status == "out_of_memory":
-        raise OutOfShare(
-            f"{trial.id} needs more than the {sharing}th part of the GPU's memory that it had; "
-            "execute.slots_per_device=1 gives it all"
-        )
-    shared = {"slots_per_device": sharing} | ({"together": together} if together > 1 else {})
-    return record.model_copy(update={"provenance": record.provenance | shared})
+    if where.type != "cpu" and sharing > 1:
+        if record.status == "out_of_memory":
+            raise OutOfShare(
+                f"{trial.id} needs more than the part of the GPU's memory that there was for it among "
+                f"{sharing} trials; execute.slots_per_device=1 gives it all"
+            )
+        record = record.model_copy(update={"provenance": record.provenance | {"slots_per_device": sharing}})
+    if together > 1:
+        record = record.model_copy(update={"provenance": record.provenance | {"together": together}})
+    return record
 
 
 def _datasets(trials: Sequence[Trial]) -> list[Choice]:
@@ -298,8 +301,9 @@ def _execute(
     from normbench.data import decoded
 
     there = Store(store.directory.absolute()), data.absolute()  # trials need not run in this directory
-    most = workers(place, missing)
+    most = workers(place)
     running = None if most is None else min(most, len(missing))
+    shared, one_process = sharing(place, running), together(place, running)
     task = partial(
         work,
         data=there[1],
@@ -307,14 +311,15 @@ def _execute(
         device=place.device,
         threads=place.threads,
         processes=place.processes,
-        sharing=sharing(place, running, missing),
+        sharing=shared,
+        parts=shared + (one_process > 1),  # one is left for who is tried again, in a process of its own
     )
     outcomes = EXECUTORS[place.executor.name].load()(
         task,
         missing,
         workers=running,
-        devices=tuple(dict.fromkeys(slots(place, missing))),
-        together=together(place, missing),
+        devices=tuple(dict.fromkeys(slots(place))),
+        together=one_process,
         threads=place.threads * place.processes,
         files=[path for choice in _datasets(missing) for path in decoded.files(choice, there[1])],
         directory=there[0].directory / place.executor.name,

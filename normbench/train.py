@@ -19,7 +19,7 @@ from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Infere
 from normbench.models.network import network
 from normbench.norms.normalization import Clock, recordable, source_hash
 from normbench.optim import learning_rate, optimizer
-from normbench.process import settled_process
+from normbench.process import alone, settled_process
 from normbench.progress import Diverged, Progress
 from normbench.propagation import signal_propagation
 from normbench.provenance import git_state, peak_memory_bytes, provenance, reset_peak_memory
@@ -68,7 +68,8 @@ def train(
     where = torch.device(device)
     git_state()  # of the code that is loaded now; by the end somebody may have committed
     source = source_hash(trial.norm)  # likewise
-    reset_peak_memory(where)
+    if alone():  # or it would take the others' peak from them
+        reset_peak_memory(where)
     dataset = decoded.load(trial.dataset, data)
     steps_per_epoch = len(dataset.train.indices) // trial.batch_size
     if steps_per_epoch == 0:

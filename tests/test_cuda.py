@@ -27,7 +27,7 @@ from test_together import all_at_once
 from test_train import METHODS, numbers
 from torch import Tensor
 
-from normbench import config, gains, sweep
+from normbench import config, sweep
 from normbench.data import decoded
 from normbench.data.augment import images_of
 from normbench.devices import settle_on
@@ -40,6 +40,7 @@ from normbench.optim import optimizer
 from normbench.process import settled_process
 from normbench.recording import Act, Tensors, recorder_of
 from normbench.records import Failure, Interrupted, Record
+from normbench.speeds import WAYS, Way, measured
 from normbench.train import train
 from normbench.trial import Choice, Trial
 from normbench.update import Update
@@ -332,9 +333,9 @@ def test_trials_on_streams_of_one_process_are_what_they_are_alone(
 
 
 def test_streams_and_processes_are_measured(tiny: Tiny, tiny_data: Path) -> None:
-    for slots_as in gains.WAYS:
-        speeds = gains.measured(tiny(batch_size=2), tiny_data, "cuda:0", slots_as, [1, 2, 4])
-        assert [*speeds] == [gains.Way(slots_as, count) for count in (1, 2, 4)]
+    for slots_as in WAYS:
+        speeds = measured(tiny(batch_size=2), tiny_data, "cuda:0", slots_as, [1, 2, 4])
+        assert [*speeds] == [Way(slots_as, count) for count in (1, 2, 4)]
         assert all(speed > 0 for speed in speeds.values())
 
 
@@ -356,7 +357,7 @@ def test_slots_are_filled_evenly(tiny_data: Path, tmp_path: Path) -> None:
 
 def greedy(trial: Trial, tell: Callable[[dict[str, Any]], bool], *, device: str) -> Record:
     """Two to a GPU: seed 0 takes all that it gets, the other a little and holds on to it meanwhile."""
-    settle_on(torch.device(device), 2)
+    settle_on(torch.device(device), 1 / 2)
     kept = [torch.zeros(2**26, dtype=torch.uint8, device=device)]
     while trial.seed == 0:
         kept.append(torch.zeros(2**30, dtype=torch.uint8, device=device))

@@ -73,12 +73,12 @@ def test_a_process_takes_its_share_of_a_gpu_less_what_cuda_takes(monkeypatch: py
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties(whole))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: shares.append(share))
-    for sharing, together in ((1, 1), (4, 1), (20, 1), (99, 1), (4, 4), (4, 2)):
-        settle_on(torch.device("cuda", 0), sharing, together)
+    for part in (1.0, 1 / 4, 1 / 20, 1 / 99, 4 / 5):
+        settle_on(torch.device("cuda", 0), part)
 
-    assert shares == pytest.approx([1.0, 0.24, 0.04, 0.5 / 99, 1.0, 0.49])
-    settle_on(torch.device("cpu"), 4)
-    assert len(shares) == 6
+    assert shares == pytest.approx([1.0, 0.24, 0.04, 0.5 / 99, 0.79])
+    settle_on(torch.device("cpu"), 1 / 4)
+    assert len(shares) == 5
 
 
 def test_a_thread_has_a_stream_of_its_own_and_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,29 @@ HANGS: dict[str, Callable[[], object]] = {
 }
 
 
+def leaves(trial: Trial, tell: Tell, *, how: str, together: int = 1) -> Record:
+    """Seed 1 does, every time."""
+    if trial.seed == 1:
+        raise SystemExit(3) if how == "exits" else KeyboardInterrupt
+    return record_of(trial)
+
+
+def outlasts(trial: Trial, tell: Tell, *, device: str, together: int = 1) -> Record:
+    """In company, seed 0 raises and seed 1 ends a little later, having said where it was."""
+    if together > 1 and trial.seed == 0:
+        raise RuntimeError("on a device")
+    if together > 1:
+        for _ in range(10):
+            tell({})
+            select.select([], [], [], 0.05)
+        tell({"pid": os.getpid()})
+    return record_of(trial)
+
+
+def mostly_listens(trial: Trial, tell: Tell, *, deaf_ones: int, saved: Path, together: int) -> Record:
+    return deaf(trial, tell) if trial.seed < deaf_ones else until_told_to_stop(trial, tell, saved=saved)
+
+
 def big(trial: Trial, tell: Tell, together: int = 1) -> Record:
     """More than a pipe holds."""
     tell({"epoch": 1, "much": "x" * 1_000_000})
@@ -588,14 +611,84 @@ def test_those_who_shared_a_process_with_one_that_hangs_lose_no_attempt(
     assert all(isinstance(outcome, Record) for outcome in found.values())
 
 
-def test_an_exception_in_company_is_tried_again_without(
+def test_an_exception_in_company_is_tried_again_without_and_it_is_said(
     together: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
 ) -> None:
     """It can be the damage that another did; then it is none alone, and else its own."""
-    found = outcomes(together, partial(spoils, spoilt=tmp_path), trials(6), workers=3)
+    news: list[dict[str, Any]] = []
+    given = trials(6)
+    work = partial(spoils, spoilt=tmp_path)
 
-    assert "spoilt by 1" in getattr(found.pop(1), "reason", "")
+    found = dict(
+        together(work, given, workers=3, report=lambda _, event: news.append(event), stop=lambda: False)
+    )
+
+    failure = found.pop(given[1])
+    assert "spoilt by 1" in getattr(failure, "reason", "")
     assert all(isinstance(outcome, Record) for outcome in found.values())
+    words = f"{given[1].id} failed in a process that it shared, and is tried again in one of its own: "
+    assert any(event.get("warning", "").startswith(words) for event in news)
+
+
+@pytest.mark.parametrize("how", ["exits", "interrupts"])
+def test_what_ends_a_seat_ends_its_process_and_is_noticed(
+    pool: Execute, trials: Callable[[int], list[Trial]], how: str
+) -> None:
+    found = outcomes(pool, partial(leaves, how=how), trials(4), workers=3)
+
+    failure = found.pop(1)
+    assert isinstance(failure, Failure)
+    code = 3 if how == "exits" else 1
+    assert failure.reason == f"the worker process ended with exit code {code}, 2 times on this trial"
+    assert how == "exits" or "in leaves\n" in failure.traceback
+    assert all(isinstance(outcome, Record) for outcome in found.values())
+
+
+def test_a_process_that_is_killed_as_it_is_given_up_is_no_trouble(
+    together: Execute, trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial raised in it on a device, so it is given up; it dies while the last outcome is on its way."""
+    with_news = pool_module._Crew.with_news
+    doomed: list[int] = []
+
+    def after_its_death(crew: Any) -> Any:
+        if doomed:
+            pid = doomed.pop()
+            select.select([], [], [], 0.3)  # until the outcome is in the pipe
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            select.select([], [], [], 0.1)
+        return with_news(crew)
+
+    def report(trial: Trial, event: dict[str, Any]) -> None:
+        doomed.extend([event["pid"]] if "pid" in event else [])
+
+    monkeypatch.setattr(pool_module._Crew, "with_news", after_its_death)
+    given = trials(2)
+    found = dict(together(outlasts, given, workers=2, report=report, stop=lambda: False, devices=("cuda:0",)))
+
+    assert set(found) == set(given)
+
+
+@pytest.mark.parametrize("deaf_ones", [0, 1])
+def test_at_a_stop_only_who_has_not_saved_is_said_not_to_have(
+    together: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path, deaf_ones: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pool_module, "PATIENCE_SECONDS", 1.0 if deaf_ones else 30.0)
+    heard: set[int] = set()
+    warnings: list[str] = []
+    given = trials(3)
+
+    def report(trial: Trial, event: dict[str, Any]) -> None:
+        heard.add(trial.seed)
+        warnings.extend([event["warning"]] if "warning" in event else [])
+
+    work = partial(mostly_listens, deaf_ones=deaf_ones, saved=tmp_path)
+    list(together(work, given, workers=3, report=report, stop=lambda: len(heard) == 3))
+
+    assert warnings == [attempts_module.CUT_OFF.format(trial.id) for trial in given[:deaf_ones]]
+    assert {path.name for path in tmp_path.iterdir()} == {str(seed) for seed in range(deaf_ones, 3)}
 
 
 def records_of(found: dict[int, Outcome]) -> list[Record]:

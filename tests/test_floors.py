@@ -67,6 +67,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     behind(EVALUATIONS),
     ("train", "estimate", "profiling"),
     ("room", "endless"),
+    ("speeds",),
     ("gains",),
     ("sweep",),
     # figures
@@ -98,7 +99,7 @@ LAZY = {
     ("sweep", "prepare"),
     ("sweep", "work"),
     ("room", "_memories"),
-    ("gains", "update_in_turn"),
+    ("speeds", "update_in_turn"),
     ("gains", "_memory"),
     ("estimate", "estimate"),
     ("costs", "measure"),

@@ -1,6 +1,7 @@
 """How many trials at once are worth it: measured by the pool itself, chosen by what was measured."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import pytest
 import torch
 from conftest import tiny_trial
 
-from normbench import devices, gains, provenance, room
+from normbench import devices, gains, provenance, room, speeds
 from normbench.config import Execute
-from normbench.gains import NotMeasured, Way, best, measured, settled
+from normbench.gains import best, settled
+from normbench.records import Interrupted
+from normbench.speeds import WAYS, NotMeasured, SlotsAs, Way, measured, update_in_turn
 from normbench.trial import Trial
 
 GIB = 2**30
@@ -20,16 +23,12 @@ GIB = 2**30
 # ---- measuring
 
 
-@pytest.mark.parametrize("slots_as", gains.WAYS)
-def test_all_that_are_at_once_are_measured_together(
-    tiny_data: Path, slots_as: gains.SlotsAs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gains, "SECONDS", 0.3)
+@pytest.mark.parametrize("slots_as", WAYS)
+def test_all_that_are_at_once_are_measured_together(tiny_data: Path, slots_as: SlotsAs) -> None:
+    found = measured(tiny_trial(batch_size=2), tiny_data, "cpu", slots_as, [1, 3], seconds=0.3)
 
-    speeds = measured(tiny_trial(batch_size=2), tiny_data, "cpu", slots_as, [1, 3])
-
-    assert [*speeds] == [Way(slots_as, 1), Way(slots_as, 3)]
-    assert all(speed > 0 for speed in speeds.values())
+    assert [*found] == [Way(slots_as, 1), Way(slots_as, 3)]
+    assert all(speed > 0 for speed in found.values())
 
 
 def test_a_trial_updates_while_it_is_among_the_first_and_waits_meanwhile(
@@ -58,39 +57,52 @@ def test_a_trial_updates_while_it_is_among_the_first_and_waits_meanwhile(
         return False
 
     monkeypatch.setattr("normbench.endless.Endless", Updating)
-    phases = gains._Phases(tmp_path, [1, 2, 4])
-    speeds = gains.update_in_turn(
-        tiny_trial(seed=1), tell, data=tmp_path, device="cpu", threads=1, phases=phases
+    phases = speeds._Phases(tmp_path, [1, 2, 4], 1.0)
+    found = update_in_turn(
+        tiny_trial(seed=1), tell, data=tmp_path, device="cpu", threads=1, phases=phases, streams=False
     )
 
     assert course == [{"ready": 1}, "waits", "updates", "updates"]
-    assert speeds == [0.0, 7.0, 7.0]
+    assert found == [0.0, 7.0, 7.0]
 
 
-def test_what_cannot_run_all_at_once_is_measured_with_fewer(
-    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("slots_as", WAYS)
+@pytest.mark.parametrize("how", ["raises", "dies"])
+def test_what_cannot_run_all_at_once_has_no_speed_and_fewer_have(
+    tiny_data: Path, slots_as: SlotsAs, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[int] = []
-
-    def pool(_work: object, trials: Sequence[Trial], **_: Any) -> Any:
-        calls.append(len(trials))
-        for trial in trials:
-            yield trial, gains.Failure("out of memory") if len(trials) > 2 else [10.0] * len(calls)
-
-    monkeypatch.setattr(type(gains.EXECUTORS["pool"]), "load", lambda _: pool)
+    """Four do not; what three of them would do, or all with one apart, is not taken for it."""
+    monkeypatch.setenv("FULL", how)
+    monkeypatch.setattr(speeds, "update_in_turn", crowded)
 
     def run(counts: Sequence[int]) -> dict[Way, float]:
-        calls.clear()
-        return measured(tiny_trial(), tiny_data, "cpu", "streams", counts)
+        return measured(tiny_trial(batch_size=2), tiny_data, "cpu", slots_as, counts, seconds=0.2)
 
-    assert run([1, 2, 4]) == {Way("streams", 1): 20.0, Way("streams", 2): 20.0}
-    assert calls == [4, 2]
-    with pytest.raises(NotMeasured, match="out of memory"):
-        run([4])
+    found = run([1, 2, 4])
+
+    assert found[Way(slots_as, 4)] == 0.0
+    assert min(found[Way(slots_as, 1)], found[Way(slots_as, 2)]) > 0
+    if how == "raises":
+        with pytest.raises(NotMeasured, match="no room for 4"):
+            run([4])
+
+
+def crowded(trial: Trial, tell: Any, *, phases: Any, **means: Any) -> object:
+    """The last of four finds that there is no room."""
+    if trial.seed < 3:
+        return update_in_turn(trial, tell, phases=phases, **means)
+    if os.environ["FULL"] == "dies":
+        os._exit(7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("normbench.endless.Endless", lambda *_: 1 / 0)
+        patch.setattr("normbench.data.decoded.load", lambda *_: 1 / 0)
+        found = update_in_turn(trial, tell, phases=phases, **means)
+    assert found == "ZeroDivisionError: division by zero"
+    return "no room for 4"
 
 
 def test_who_is_stopped_has_measured_nothing(tiny_data: Path) -> None:
-    with pytest.raises(NotMeasured, match="stopped"):
+    with pytest.raises(Interrupted):
         measured(tiny_trial(), tiny_data, "cpu", "streams", [1], stop=lambda: True)
 
 
@@ -117,7 +129,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr(provenance, "device_name", lambda _: "one of many cores")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def faked(trial: Trial, _data: Path, device: str, slots_as: str, counts: Sequence[int], *_: Any) -> Any:
+    def faked(
+        trial: Trial, _data: Path, device: str, slots_as: str, counts: Sequence[int], *_: Any, stop: Any
+    ) -> Any:
         log["measured"].append((trial.batch_size, device, slots_as, [*counts]))
         if log[slots_as] is None:
             raise NotMeasured("it burns")
@@ -140,7 +154,7 @@ def test_what_is_left_to_it_is_measured_once_with_the_smallest_batch(gpu: dict[s
 
     counts = [1, 2, 4, 8, 16]
     assert gpu["measured"] == [(2, "cuda:0", "streams", counts), (2, "cuda:0", "processes", counts)]
-    assert said[0] == "measuring how many trials at once are worth it on cuda:0, once"
+    assert said[0] == "measuring how many trials at once are worth it on cuda:0: 10 ways, once"
     assert said[1] == said[2]
     assert said[2].startswith(
         "trials at once on each GPU: 8 streams (images/s: 1 streams 100, 2 streams 200,"
@@ -164,7 +178,7 @@ def test_what_is_kept_serves_only_under_the_same_conditions(gpu: dict[str, Any],
     [
         ({"slots_per_device": 3}, (3, "streams"), {("streams", 3), ("processes", 3)}),
         ({"slots_as": "processes"}, (8, "processes"), {("processes", 16)}),
-        ({"workers": 5}, (4, "streams"), {("streams", 4), ("processes", 4)}),
+        ({"workers": 5}, (5, "streams"), {("streams", 5), ("processes", 5)}),
         ({"slots_per_device": 3, "slots_as": "processes"}, (3, "processes"), set()),
     ],
 )
@@ -184,16 +198,57 @@ def test_a_single_trial_has_the_gpu_for_itself_and_nothing_is_measured(gpu: dict
     assert gpu["measured"] == []
 
 
-def test_where_nothing_could_be_measured_trials_run_one_by_one_and_it_is_said_why(
-    gpu: dict[str, Any],
-) -> None:
+def test_what_has_been_measured_is_not_measured_again(gpu: dict[str, Any]) -> None:
+    """The sweep goes on with fewer trials left, and others at once."""
+    settled(Execute(), trials(), Path())
+    before = [*gpu["measured"]]
+    settled(Execute(), trials()[-8:], Path())
+    assert gpu["measured"] == before
+    settled(Execute(), trials()[-7:], Path())
+    assert [counts for *_, counts in gpu["measured"][2:]] == [[7], [7]]
+
+
+def test_a_way_that_fails_leaves_the_other_and_it_is_said_why(gpu: dict[str, Any]) -> None:
     gpu["streams"] = None
     said: list[str] = []
 
     place = settled(Execute(), trials(), Path(), said.append)
 
-    assert (place.slots_per_device, place.slots_as) == (1, "processes")
-    assert said[-1].endswith("could not be measured how many are worth it: it burns")
+    assert (place.slots_per_device, place.slots_as) == (8, "processes")
+    assert said[1] == "trials as streams could not be measured: it burns"
+
+
+@pytest.mark.parametrize(("told", "number"), [({}, 1), ({"slots_per_device": 8}, 8)])
+def test_where_nothing_could_be_measured_trials_run_as_processes(
+    gpu: dict[str, Any], told: dict[str, Any], number: int
+) -> None:
+    gpu |= {"streams": None, "processes": None}
+
+    place = settled(Execute(**told), trials(), Path())
+
+    assert (place.slots_per_device, place.slots_as) == (number, "processes")
+
+
+def test_where_nothing_can_be_kept_it_is_measured_again(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    for _ in range(2):
+        assert settled(Execute(), trials(), Path()).slots_per_device == 8
+    assert len(gpu["measured"]) == 4
+
+
+def test_who_is_stopped_is_told_nothing_and_changes_nothing(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise Interrupted("x")
+
+    monkeypatch.setattr(gains, "measured", stopped)
+    said: list[str] = []
+
+    assert settled(Execute(), trials(), Path(), said.append, lambda: True) == Execute()
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(

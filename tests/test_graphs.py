@@ -17,6 +17,12 @@ WAITS: dict[str, Callable[[Tensor], object]] = {
     "places": lambda x: x.nonzero(),
     "a selection": lambda x: x[x > 0],
     "a comparison": lambda x: torch.equal(x, x),
+    "a mask that is written to": lambda x: x.clone().index_put_((x > 0,), torch.tensor(1.0)),
+    "a mask that is assigned to": lambda x: x.clone().__setitem__(x > 0, torch.ones(3)),
+    "a scattering by mask": lambda x: x.masked_scatter(x > 0, x),
+    "a check for errors": lambda x: torch.linalg.inv(torch.eye(3)),
+    "a number from Python": lambda x: torch.tensor(2.0, device="meta"),
+    "numbers from Python": lambda x: torch.as_tensor([1.0, 2.0], device="meta"),
     "a copy to another device": lambda x: x.to("meta"),
     "a copy into another device": lambda x: torch.empty(4, device="meta").copy_(x),
 }
@@ -26,7 +32,7 @@ WAITS: dict[str, Callable[[Tensor], object]] = {
 def test_what_waits_for_the_device_is_refused(what: str) -> None:
     x = torch.arange(4.0)
     WAITS[what](x)
-    with pytest.raises(RuntimeError, match=r"it (reads numbers|waits for a copy)"), WithoutWaiting():  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match=r"it (reads numbers|waits for)"), WithoutWaiting():  # type: ignore[no-untyped-call]
         WAITS[what](x)
 
 
@@ -43,6 +49,15 @@ def test_in_the_backward_pass_too() -> None:
     x = torch.ones(3, requires_grad=True)
     with pytest.raises(RuntimeError, match="it reads numbers of a tensor"), WithoutWaiting():  # type: ignore[no-untyped-call]
         Looks.apply(x).sum().backward()
+
+
+def test_what_does_not_wait_is_let_through() -> None:
+    x = torch.arange(4.0)
+    with WithoutWaiting():  # type: ignore[no-untyped-call]
+        x.masked_fill(x > 0, 1.0)
+        x[torch.tensor([0, 1])] = 3.0
+        torch.where(x > 0, x, 0.0)
+        torch.full((2,), 3.0, device="meta")
 
 
 def test_a_training_step_does_not_wait_and_its_numbers_stay() -> None:

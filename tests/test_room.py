@@ -88,27 +88,42 @@ def test_devices_take_turns_at_the_slots() -> None:
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_auto_is_at_most_what_the_cores_and_the_smallest_memory_carry() -> None:
-    def auto(batch_size: int, **execute: Any) -> int:
-        trials = [resnet20(batch_size=2), resnet20(batch_size=batch_size)]
-        return len(room.slots(Execute(**{"slots_as": "processes"} | execute), trials))
-
-    assert auto(128) == 2 * 4, "four cores to each GPU; seven trials would fit into 24 GiB"
-    assert auto(128, slots_as="streams") == 2 * 7, "of one process for each GPU"
-    assert auto(128, device="cuda:1") == 24 * GIB // device_bytes(resnet20(batch_size=128)) == 7
-    assert auto(1024) == 2 * 2
-    assert auto(4096) == 2, "one each, even of what seems not to fit"
-    assert auto(128, threads=2) == 2 * 2
+def test_auto_is_one_until_it_has_been_measured() -> None:
+    assert room.slots(Execute()) == ("cuda:0", "cuda:1")
+    assert room.workers(Execute()) == 2
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_slots_are_streams_of_one_process_for_each_gpu_or_processes() -> None:
-    assert room.together(Execute(slots_per_device=3, slots_as="streams")) == 3
-    assert room.together(Execute(slots_per_device=3, slots_as="streams", device="cuda:1")) == 3
-    assert room.together(Execute(slots_per_device=3, slots_as="processes")) == 1
-    assert room.together(Execute(slots_per_device=3, slots_as="streams", executor="serial")) == 1
-    assert room.together(Execute(slots_as="streams", processes=2)) == 1
-    assert room.together(Execute(slots_as="streams", device="cpu")) == 1
+def test_there_are_at_most_what_the_cores_and_the_smallest_memory_carry() -> None:
+    def most(batch_size: int, slots_as: str = "processes", **execute: Any) -> int:
+        trials = [resnet20(batch_size=2), resnet20(batch_size=batch_size)]
+        return room.most(Execute(**execute), trials, slots_as)
+
+    assert most(128) == 4, "four cores to each GPU; seven trials would fit into 24 GiB"
+    assert most(128, "streams") == 7, "of one process for each GPU"
+    assert most(128, device="cuda:1") == 24 * GIB // device_bytes(resnet20(batch_size=128)) == 7
+    assert most(1024) == 2
+    assert most(4096) == 1, "one, even of what seems not to fit"
+    assert most(128, threads=2) == 2
+    assert most(2, "streams") <= room.MOST
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("running", [1, 2, 3, 6, 16, 40])
+@pytest.mark.parametrize("number", [1, 3, 8])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_as_many_streams_share_a_process_as_run_on_its_gpu(running: int, number: int, device: str) -> None:
+    streams = Execute(slots_per_device=number, slots_as="streams", device=device)
+    at_once = min(running, room.workers(streams) or 0)
+    devices = 1 if device == "cuda:1" else 2
+
+    together = room.together(streams, at_once)
+
+    assert together == room.sharing(streams, at_once) == min(number, -(-running // devices))
+    assert room.together(Execute(slots_per_device=number, slots_as="processes"), at_once) == 1
+    assert room.together(Execute(slots_as="streams", executor="serial"), at_once) == 1
+    assert room.together(Execute(slots_as="streams", processes=2), at_once) == 1
+    assert room.together(Execute(slots_as="streams", device="cpu"), at_once) == 1
 
 
 @pytest.mark.usefixtures("two_gpus")

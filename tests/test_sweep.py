@@ -461,7 +461,7 @@ class OnGpu:
     """A device that training finds too small, or not."""
 
     status: str
-    settled: list[tuple[str, int, int]] = field(default_factory=list)
+    settled: list[tuple[str, float]] = field(default_factory=list)
 
     def train(self, trial: Trial, *_: object) -> Record:
         return Record.model_construct(trial=trial, status=self.status, provenance={"host": "here"})
@@ -469,8 +469,8 @@ class OnGpu:
     def work(
         self, monkeypatch: pytest.MonkeyPatch, sharing: int, where: str = "cuda:0", together: int = 1
     ) -> Record:
-        def settle_on(device: torch.device, *shares: int) -> None:
-            self.settled.append((str(device), *shares))  # type: ignore[arg-type]
+        def settle_on(device: torch.device, part: float) -> None:
+            self.settled.append((str(device), part))
 
         monkeypatch.setattr(devices, "device", torch.device)
         monkeypatch.setattr(devices, "settle_on", settle_on)
@@ -479,7 +479,7 @@ class OnGpu:
         trial = tiny_trial()
         return sweep.work(
             trial, lambda _: False, data=Path(), checkpoints=Path, device=where, threads=1,
-            sharing=sharing, together=together,
+            sharing=sharing, parts=sharing + (together > 1), together=together,
         )  # fmt: skip
 
 
@@ -491,7 +491,7 @@ def test_the_record_says_how_many_shared_the_gpu(monkeypatch: pytest.MonkeyPatch
     assert gpu.work(monkeypatch, sharing=4, together=2).provenance == {
         "host": "here", "slots_per_device": 4, "together": 2
     }  # fmt: skip
-    assert gpu.settled == [("cuda:0", 4, 1), ("cuda:0", 1, 1), ("cuda:0", 4, 2)]
+    assert gpu.settled == [("cuda:0", 1 / 4), ("cuda:0", 1.0), ("cuda:0", 2 / 5)]
 
 
 def test_out_of_a_share_of_a_gpu_is_no_result_and_out_of_the_whole_is(
@@ -499,7 +499,7 @@ def test_out_of_a_share_of_a_gpu_is_no_result_and_out_of_the_whole_is(
 ) -> None:
     gpu = OnGpu("out_of_memory")
 
-    with pytest.raises(OutOfShare, match=r"needs more than the 4th part of the GPU's memory"):
+    with pytest.raises(OutOfShare, match=r"needs more than the part of the GPU's memory .* among 4 trials"):
         gpu.work(monkeypatch, sharing=4)
     assert gpu.work(monkeypatch, sharing=1).status == "out_of_memory"
     assert gpu.work(monkeypatch, sharing=4, where="cpu").status == "out_of_memory"

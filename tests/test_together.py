@@ -36,6 +36,7 @@ def all_at_once(
     """By the pool, in one process if there are not more."""
     store = Store(results)
     store.directory.mkdir(exist_ok=True)
+    warnings: list[object] = []
     means: dict[str, Any] = {
         "data": data,
         "checkpoints": store.checkpoint_path,
@@ -43,16 +44,18 @@ def all_at_once(
         "threads": 1,
     }
     outcomes = EXECUTORS["pool"].load()(
-        partial(sweep.work, **means, sharing=together),
+        partial(sweep.work, **means, sharing=together, parts=together + 1),
         trials,
         workers=together,
         devices=(device,),
         together=together,
-        report=lambda *_: None,
+        report=lambda _, event: warnings.extend([event] if "warning" in event else []),
         stop=lambda: False,
     )
     found = dict(outcomes)
     assert all(isinstance(record, Record) for record in found.values()), found
+    assert warnings == [], "none of them had to be alone"
+    assert {record.provenance["together"] for record in found.values()} == {together}
     return {trial.id: record for trial, record in found.items()}
 
 

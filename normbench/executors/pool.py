@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import wait
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from normbench.executors.attempts import CUT_OFF, Attempts
-from normbench.executors.workers import KILLED, PATIENCE_SECONDS, Process, Seat
+from normbench.executors.workers import GONE, KILLED, OUTCOME, SAVED, Process, Seat
 from normbench.records import Failure
 from normbench.trial import Trial
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from normbench.executors import Outcome, Report, Work
 
 POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 4.0  # for workers to save their state when they are told to stop
 
 
 def execute(
@@ -52,41 +53,50 @@ def execute(
                 newest = attempts.waiting.popleft()
                 crew.seat(apart=newest.id in attempts.apart).begin(newest)
             for seat in crew.with_news():
-                trial = seat.trial
-                try:
-                    kind, content = seat.news()
-                except (EOFError, OSError):
+                trial, (kind, content) = seat.trial, seat.news()
+                outcome: Outcome | None
+                if kind == GONE:
                     crew.lose(seat)
-                    end, stacks = seat.process.bury()
-                    if trial is None:
-                        continue
-                    if seat.hangs and hang_seconds:
-                        failure = attempts.hung(trial, stacks, hang_seconds)
-                    elif seat.process.hangs:
-                        attempts.again(trial, apart=False)
-                        continue
-                    else:
-                        failure = attempts.died(trial, f"{stacks}the worker process {end}")
-                    if failure:
-                        yield trial, failure
-                    continue
-                assert trial is not None, "an idle worker has nothing to say"
-                if kind == "event":
+                    outcome = _after_its_end(seat, attempts, hang_seconds)
+                elif kind == OUTCOME:
+                    outcome = _checked(seat, pickle.loads(content), attempts, report)
+                elif trial:
                     report(trial, content)
                     continue
-                seat.trial = None
-                outcome = pickle.loads(content)
-                if isinstance(outcome, Failure) and not outcome.unwritable:
-                    seat.process.damaged = seat.process.device is not None
-                    if len(seat.process.seats) > 1:
-                        attempts.again(trial, apart=True)
-                        continue
-                yield trial, outcome
-            crew.dismiss_damaged()
+                if trial and outcome:
+                    yield trial, outcome
+            crew.tidy()
             for seat in crew.seats:
                 seat.watch(hang_seconds)
     finally:
         crew.dismiss(report)
+
+
+def _after_its_end(seat: Seat, attempts: Attempts, hang_seconds: float | None) -> Failure | None:
+    """Its process is gone: the trial waits for another attempt; or its failure, if it had enough."""
+    end, stacks = seat.process.bury()
+    if seat.trial is None:
+        return None
+    if seat.hangs and hang_seconds:
+        return attempts.hung(seat.trial, stacks, hang_seconds)
+    if seat.process.hangs or not seat.reached:  # it was another that hung, or it never came to run
+        attempts.again(seat.trial, apart=False)
+        return None
+    return attempts.died(seat.trial, f"{stacks}the worker process {end}")
+
+
+def _checked(seat: Seat, outcome: "Outcome", attempts: Attempts, report: "Report") -> "Outcome | None":
+    """What came of a trial; None if that says nothing yet, as it failed in company, and waits to be alone."""
+    trial, seat.trial = seat.trial, None
+    if not isinstance(outcome, Failure) or outcome.unwritable or trial is None:
+        return outcome
+    seat.process.damaged = seat.process.device is not None
+    if len(seat.process.seats) == 1:
+        return outcome
+    words = "failed in a process that it shared, and is tried again in one of its own"
+    report(trial, {"warning": f"{trial.id} {words}: {outcome.reason}"})
+    attempts.again(trial, apart=True)
+    return None
 
 
 class _Crew:
@@ -112,7 +122,7 @@ class _Crew:
         for seat in self.seats:
             process = seat.process
             fits = process.device == device and len(process.seats) == seats
-            if fits and not seat.trial and not process.damaged:
+            if fits and not (seat.trial or process.damaged or process.ended):
                 return seat
         process = Process(self._work, device, seats)
         self.seats.extend(process.seats)
@@ -128,11 +138,12 @@ class _Crew:
         self.seats.remove(seat)
         seat.pipe.close()
 
-    def dismiss_damaged(self) -> None:
-        """Let processes go, as soon as nothing runs in them."""
+    def tidy(self) -> None:
+        """Let processes go that are of no more use: damaged ones, and those of who had to be alone."""
         for process in {seat.process for seat in self.seats}:
-            if process.damaged and process.idle:
-                for seat in process.seats:
+            of_its_own = len(process.seats) < self._together
+            if process.idle and (process.damaged or of_its_own):
+                for seat in [seat for seat in self.seats if seat.process is process]:
                     seat.tell_to_stop()
                     self.lose(seat)
                 process.bury()
@@ -146,13 +157,23 @@ class _Crew:
         for seat in self.seats:
             seat.tell_to_stop()
         deadline = monotonic() + PATIENCE_SECONDS
-        unwritable = None
+        unwritable, saved = None, set[Seat]()
+        listening = {seat.pipe: seat for seat in self.seats}
+        while listening and (left := deadline - monotonic()) > 0:
+            for pipe in wait([*listening], timeout=left):
+                seat = listening[cast(Any, pipe)]
+                kind, content = seat.news()
+                outcome = pickle.loads(content) if kind == OUTCOME else None
+                if isinstance(outcome, Failure):
+                    unwritable = outcome.unwritable or unwritable
+                if kind == SAVED:
+                    saved.add(seat)
+                if kind in (SAVED, GONE):
+                    del listening[seat.pipe]
         for seat in self.seats:
-            unwritable = seat.last_words(deadline) or unwritable
-        for seat in self.seats:
-            seat.pipe.close()
             end, _ = seat.process.bury(max(0.0, deadline - monotonic()))
-            if seat.trial and end.startswith(KILLED):
+            seat.pipe.close()
+            if seat.trial and seat not in saved and end.startswith(KILLED):
                 report(seat.trial, {"warning": CUT_OFF.format(seat.trial.id)})
         if unwritable:
             raise unwritable

@@ -8,10 +8,10 @@ import contextlib
 import faulthandler
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from multiprocessing import resource_tracker
@@ -20,7 +20,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from normbench.executors.attempts import packed
-from normbench.records import Failure, Unwritable
 from normbench.signals import ENDING, held_back
 from normbench.trial import Trial
 
@@ -28,10 +27,11 @@ if TYPE_CHECKING:
     from normbench.executors import Work
 
 LOOK_SECONDS = 1.0  # of silence at most between two looks: a runner that was stopped for an hour saw no hang
-PATIENCE_SECONDS = 4.0  # for workers to save their state when they are told to stop
+END_SECONDS = 4.0  # for a process that has nothing more to do
 STACKS_SECONDS = 2.0  # for a worker that hangs to write down where
 MOST_STACKS = 60_000  # bytes kept of it
 KILLED = "was killed by"
+EVENT, OUTCOME, SAVED, GONE = "event", "outcome", "saved", "gone"  # what a seat has to say
 
 
 class Process:
@@ -76,15 +76,22 @@ class Process:
         """No trial runs in it."""
         return all(seat.trial is None for seat in self.seats)
 
+    @property
+    def ended(self) -> bool:
+        """It is buried."""
+        return self._end is not None
+
     def abort(self) -> None:
         """End it where it hangs; it writes down where that is."""
+        if self.ended:
+            return
         self.hangs = True
         assert self._process.pid is not None
         os.kill(self._process.pid, signal.SIGABRT)  # which faulthandler answers with all stacks
         self._process.join(STACKS_SECONDS)
         self._process.kill()  # in case it could not even do that
 
-    def bury(self, patience: float = PATIENCE_SECONDS) -> tuple[str, str]:
+    def bury(self, patience: float = END_SECONDS) -> tuple[str, str]:
         """Wait for its end, bring it about if need be, and free what it held.
 
         Returns:
@@ -110,30 +117,33 @@ class Seat:
     Attributes:
         process: whose it is.
         trial: what runs there; None while nothing does.
+        reached: it was alive when it was handed this trial.
         hangs: this trial is why the process was ended.
     """
 
     def __init__(self, process: Process, pipe: "Connection[Any, Any]") -> None:
         self.process, self.pipe = process, pipe
         self.trial: Trial | None = None
-        self.hangs = False
+        self.reached = self.hangs = False
         self._silence, self._watched_at = 0.0, monotonic()
 
     def begin(self, trial: Trial) -> None:
         """Hand it a trial."""
         self.trial = trial
         self._silence = 0.0
-        with contextlib.suppress(OSError):  # it has died; the next wait notices
+        try:
             self.pipe.send(trial)
+            self.reached = True
+        except OSError:  # it has died; the next wait notices
+            self.reached = False
 
     def news(self) -> tuple[str, Any]:
-        """What it has to say.
-
-        Raises:
-            EOFError, OSError: it has died.
-        """
+        """What it says: an ``EVENT``, an ``OUTCOME`` as bytes, that it has ``SAVED``, or is ``GONE``."""
         self._silence = 0.0
-        kind, content = self.pipe.recv()
+        try:
+            kind, content = self.pipe.recv()
+        except (EOFError, OSError):
+            return GONE, None
         return kind, content
 
     def watch(self, hang_seconds: float | None) -> None:
@@ -150,16 +160,6 @@ class Seat:
         with contextlib.suppress(OSError):
             self.pipe.send(None)
 
-    def last_words(self, deadline: float) -> Unwritable | None:
-        """Listen until it ends, or the deadline; returns why its state could not be saved."""
-        with contextlib.suppress(EOFError, OSError):
-            while self.pipe.poll(max(0.0, deadline - monotonic())):
-                kind, content = self.pipe.recv()
-                outcome = pickle.loads(content) if kind == "outcome" else None
-                if isinstance(outcome, Failure) and outcome.unwritable:
-                    return outcome.unwritable
-        return None
-
 
 def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any]", work: "Work") -> None:
     """The life of a process: its seats', until all are told to stop.
@@ -171,10 +171,10 @@ def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     first, *others = pipes
-    threads = [threading.Thread(target=_sit, args=(pipe, work), daemon=True) for pipe in others]
+    threads = [threading.Thread(target=_sit, args=(pipe, stacks, work), daemon=True) for pipe in others]
     for thread in threads:
         thread.start()
-    _sit(first, work)
+    _sit(first, stacks, work)
     for thread in threads:
         thread.join()
     with contextlib.suppress(OSError):
@@ -183,25 +183,31 @@ def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any
     os._exit(0)  # nobody who stops a run should wait a second while torch is taken apart
 
 
-def _sit(pipe: "Connection[Any, Any]", work: "Work") -> None:
+def _sit(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]", work: "Work") -> None:
     """The life of a seat: trials in, events and outcomes out, until it is told to stop.
 
     The runner sends None to say so; that the other end of the pipe is closed, however the runner died, means
-    the same.
+    the same. What ends a seat in any other way ends the process: nobody would notice.
     """
 
     def tell(event: dict[str, Any]) -> bool:
         try:
             if not pipe.poll():  # nothing is ever sent to a busy seat but the end
-                pipe.send(("event", event))
+                pipe.send((EVENT, event))
                 return False
         except OSError:
             pass
         return True
 
-    with contextlib.suppress(EOFError, OSError):
+    try:
         while trial := pipe.recv():
             message = packed(work, trial, tell)
             if message is None:
                 break
-            pipe.send(("outcome", message))
+            pipe.send((OUTCOME, message))
+        pipe.send((SAVED, None))
+    except (EOFError, OSError):
+        pass
+    except BaseException as error:
+        os.write(stacks.fileno(), traceback.format_exc().encode()[-MOST_STACKS:])
+        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
