@@ -62,10 +62,9 @@ def settled(
                 write_atomically(memory, json.dumps([(*way, speeds[way]) for way in speeds]).encode())
     except Interrupted:
         return place
-    speeds = {way: speeds[way] for way in ways if speeds[way]}
+    speeds = {way: speeds[way] for way in ways if speeds.get(way)}
     if not speeds:
-        told_number = 1 if place.slots_per_device == "auto" else place.slots_per_device
-        return _as(place, Way("processes", told_number))
+        return _as(place, Way("processes", 1 if place.slots_per_device == "auto" else place.slots_per_device))
     way = best(speeds)
     found = ", ".join(f"{number} {slots_as} {speed:.0f}" for (slots_as, number), speed in speeds.items())
     say(f"trials at once on each GPU: {way.slots} {way.slots_as} (images/s: {found})")
@@ -91,7 +90,7 @@ def _ways(place: Execute, trials: Sequence[Trial], devices: int) -> list[Way]:
             room = min(most(place, trials, slots_as), -(-at_once // devices))
             counts = sorted({room, *(2**power for power in range(room.bit_length()))})
         else:
-            counts = [place.slots_per_device]
+            counts = [min(place.slots_per_device, -(-at_once // devices))]
         ways += [Way(slots_as, count) for count in counts]
     return ways
 
@@ -105,7 +104,7 @@ def _measured(
     say: Callable[[str], None],
     stop: Callable[[], bool],
 ) -> Speeds:
-    """All of them; what fails has a speed of 0.
+    """All of them but the ways that fail altogether.
 
     Raises:
         Interrupted: it was stopped.
@@ -117,7 +116,6 @@ def _measured(
             speeds |= measured(trial, data, device, slots_as, counts, place.threads, stop=stop)
         except NotMeasured as error:
             say(f"trials as {slots_as} could not be measured: {error}")
-            speeds |= {Way(slots_as, count): 0.0 for count in counts}
     return speeds
 
 

@@ -124,6 +124,8 @@ def update_in_turn(
         devices.settle_on(where, together / (number + streams))
         with settled_process(), devices.own_stream(where) if streams else nullcontext():
             endless = Endless(trial, data, where)
+            if phases.begun(0):
+                return "another attempt, which comes too late"
             tell({"ready": trial.seed})
             for phase, count in enumerate(phases.counts):
                 while not phases.begun(phase):

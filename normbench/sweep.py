@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from normbench import config, gains
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
-from normbench.executors.workers import load_ahead
 from normbench.records import Failure, Record, Store, write_atomically
 from normbench.room import refusal, sharing, slots, together, workers
 from normbench.trial import Choice, Trial
@@ -141,8 +140,6 @@ def run(
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         if missing:
-            if experiment.execute.executor.name == "pool":
-                load_ahead("normbench.train")  # while data and networks are looked at
             parameters = prepare(missing, data, listener.say, experiment.execute)
             place = gains.settled(experiment.execute, missing, data, listener.say, stop)
             running = min(workers(place) or AT_ONCE, len(missing))

@@ -17,7 +17,7 @@ from unittest.mock import MagicMock
 import pytest
 from clusters import RayCluster, wait_until
 from conftest import Cli
-from test_executors import Tell, family, gone, hangs, saves_often, trivial
+from test_executors import Tell, children_of, gone, hangs, saves_often, trivial
 from test_interrupt import Terminal
 from test_train import numbers
 
@@ -176,6 +176,12 @@ def test_without_the_extra_one_line_says_what_to_install_and_nothing_is_written(
 
 
 # ---- a Ray of one's own
+
+
+def family(pid: int) -> set[int]:
+    """All descendants of a process."""
+    children = set(children_of(pid))
+    return children.union(*map(family, children))
 
 
 def listeners(processes: set[int]) -> set[str]:

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from normbench.executors.attempts import CUT_OFF, Attempts
-from normbench.executors.workers import GONE, KILLED, OUTCOME, SAVED, Process, Seat
+from normbench.executors.workers import EVENT, GONE, KILLED, OUTCOME, SAVED, Process, Seat
 from normbench.records import Failure
 from normbench.trial import Trial
 
@@ -60,9 +60,10 @@ def execute(
                     outcome = _after_its_end(seat, attempts, hang_seconds)
                 elif kind == OUTCOME:
                     outcome = _checked(seat, pickle.loads(content), attempts, report)
-                elif trial:
-                    report(trial, content)
-                    continue
+                else:
+                    outcome = None
+                    if trial and kind == EVENT:
+                        report(trial, content)
                 if trial and outcome:
                     yield trial, outcome
             crew.tidy()

@@ -14,9 +14,8 @@ import threading
 import traceback
 from collections.abc import Sequence
 from functools import partial
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,26 +31,11 @@ END_SECONDS = 4.0  # for a process that has nothing more to do
 STACKS_SECONDS = 2.0  # for a worker that hangs to write down where
 MOST_STACKS = 60_000  # bytes kept of it
 KILLED = "was killed by"
-# a fork of the runner would copy torch's threads half-alive; the server that is forked has none
-CONTEXT: Any = multiprocessing.get_context(
-    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-)
 EVENT, OUTCOME, SAVED, GONE = "event", "outcome", "saved", "gone"  # what a seat has to say
 
 
-def load_ahead(*modules: str) -> None:
-    """Have loaded, meanwhile, what workers will need: each then begins as a copy of the process that did it.
-
-    Nothing happens where processes cannot be copied; there they load it themselves.
-    """
-    if CONTEXT.get_start_method() == "forkserver":
-        CONTEXT.set_forkserver_preload([*modules])
-        with held_back():  # by all copies, until _serve ignores them
-            forkserver.ensure_running()
-
-
 class Process:
-    """A process that lives until it is told to end.
+    """A process, spawned, that lives until it is told to end.
 
     Args:
         work: see :mod:`normbench.executors`.
@@ -71,11 +55,11 @@ class Process:
             told["together"] = seats
         if told:
             work = partial(cast(Any, work), **told)
-        pipes = [CONTEXT.Pipe() for _ in range(seats)]
+        context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-alive
+        pipes = [context.Pipe() for _ in range(seats)]
         theirs = [their for _, their in pipes]
-        self._stacks, stacks = CONTEXT.Pipe(duplex=False)
-        place = Path.cwd(), {**os.environ}  # those of now, and not of when something was loaded ahead
-        self._process = CONTEXT.Process(target=_serve, args=(theirs, stacks, work, *place), daemon=True)
+        self._stacks, stacks = context.Pipe(duplex=False)
+        self._process = context.Process(target=_serve, args=(theirs, stacks, work), daemon=True)
         resource_tracker.ensure_running()  # its first start, a part of every other start, unblocks them again
         try:
             with held_back():  # until _serve ignores them
@@ -103,7 +87,8 @@ class Process:
             return
         self.hangs = True
         assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGABRT)  # which faulthandler answers with all stacks
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(self._process.pid, signal.SIGABRT)  # which faulthandler answers with all stacks
         self._process.join(STACKS_SECONDS)
         self._process.kill()  # in case it could not even do that
 
@@ -177,20 +162,11 @@ class Seat:
             self.pipe.send(None)
 
 
-def _serve(
-    pipes: "Sequence[Connection[Any, Any]]",
-    stacks: "Connection[Any, Any]",
-    work: "Work",
-    directory: Path,
-    environment: dict[str, str],
-) -> None:
+def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any]", work: "Work") -> None:
     """The life of a process: its seats', until all are told to stop.
 
     Where it was when it crashed or was aborted goes to ``stacks``.
     """
-    os.chdir(directory)
-    os.environ.clear()
-    os.environ.update(environment)
     faulthandler.enable(stacks.fileno())
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
