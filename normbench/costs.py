@@ -90,7 +90,7 @@ def _machine(profile: "Profile") -> str:
     parts = [
         f"{first.model.name}, 32×32 images, {first.precision}",
         f"{machine['device']}, threads {profile.threads}, torch {machine['torch']}",
-        f"median of {len(profile.costs[0].update)} rounds",
+        f"medians of {len(profile.costs[0].update)} rounds, of the ratios too, each within its round",
         "kept: by the forward pass for the backward pass",
     ]
     return "; ".join(parts)

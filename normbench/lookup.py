@@ -18,16 +18,22 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+SLIP, NEAR = 0.9, 0.5  # parts of two names that are alike
+BEGINNING = 4  # letters at least of a name that another begins with, as batchnorm does with batch
+
 
 class UnknownName(LookupError):
     """A name that its table does not list; the message names the nearest one."""
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that ``name`` was probably meant to be."""
+    """The known name that was meant: a slip away, or one that ``name`` begins with, or the nearest."""
     if len(name) > 100:  # no slip of the finger, and the comparison takes time with the square of the length
         return None
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+    there = list(known)
+    begun = sorted((one for one in there if len(one) >= BEGINNING and name.startswith(one)), key=len)
+    slip, near = (difflib.get_close_matches(name, there, n=1, cutoff=cutoff) for cutoff in (SLIP, NEAR))
+    return next(iter((*slip, *begun[-1:], *near)), None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

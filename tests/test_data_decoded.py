@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -205,10 +206,16 @@ def test_the_content_hash_depends_on_pixels_labels_and_names_and_on_nothing_else
 
 
 def test_what_is_not_prepared_is_not_loaded(tmp_path, image_tree):
-    with pytest.raises(
-        DataError, match=r"decoded/folder/images/32: not decoded yet; 'normbench data folder'"
-    ):
-        decoded.load(FOLDER, image_tree(tmp_path))
+    """The command that is named does it."""
+    directory = image_tree(tmp_path)
+    with pytest.raises(DataError, match=r"decoded/folder/images/32: not decoded yet") as caught:
+        decoded.load(FOLDER, directory)
+
+    _, _, command = str(caught.value).partition("which is done by: ")
+    program, *arguments = shlex.split(command)
+    assert program == "normbench"
+    assert subprocess.run([sys.executable, "-m", "normbench", *arguments]).returncode == 0
+    decoded.load(FOLDER, directory)
 
 
 def test_preparing_again_does_nothing(tmp_path, image_tree, monkeypatch):

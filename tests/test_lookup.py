@@ -1,6 +1,7 @@
 import pytest
 
 from normbench.lookup import Entry, Table, UnknownName, closest, nearest, shortened
+from normbench.norms import NORMS
 
 FRUIT: Table[Entry] = Table(
     "fruit", Entry("pear", "a pear", "math:pi"), Entry("apple", "an apple", "os.path:join")
@@ -37,6 +38,19 @@ def test_the_code_behind_an_entry_is_imported_when_asked_for():
     from os.path import join
 
     assert FRUIT["apple"].load() is join
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("batchnorm", "batch"),
+        ("groupnorm", "group"),
+        ("weight_norms", "weight_norm"),
+        ("batch_renrom", "batch_renorm"),
+    ],
+)
+def test_a_slip_comes_before_a_beginning_and_that_before_what_is_only_similar(name, meant):
+    assert closest(name, NORMS) == meant
 
 
 def test_nearest_says_nothing_where_nothing_is_near():

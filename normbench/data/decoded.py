@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,7 +133,9 @@ def load(dataset: Choice, directory: Path) -> Decoded:
     """
     cache = _cache(dataset, directory)
     if not cache.exists():
-        raise DataError(f"{cache.folder}: not decoded yet; 'normbench data {dataset.name}' does it")
+        options = [f"{key}={value}" for key, value in _content_options(dataset).items()]
+        command = shlex.join(["normbench", "data", dataset.name, *options, "--data", str(directory)])
+        raise DataError(f"{cache.folder}: not decoded yet, which is done by: {command}")
     return _decoded(cache, *cache.state(), *(dataset.options[option] for option in SIZES.values()))
 
 
