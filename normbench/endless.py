@@ -42,9 +42,10 @@ class Endless:
         model = network(trial, len(dataset.classes))
         self.model: nn.Module = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         recorder = recorder_of(where, 1, WORTH, recordable(trial.norm)) if replayed else None
-        self._steps = max(1, len(self._images) // trial.batch_size) * trial.epochs
+        steps_per_epoch = max(1, len(self._images) // trial.batch_size)
+        self._steps = steps_per_epoch * trial.epochs
         sgd = optimizer(trial, self.model)
-        self.update = Update(trial, self.model, sgd, self._steps // trial.epochs, recorder=recorder)
+        self.update = Update(trial, self.model, sgd, steps_per_epoch, recorder=recorder)
         self._batches = self.batches()
         self._progress, self._step = Progress(), 0
         for _ in range(WARM_UP):

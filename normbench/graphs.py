@@ -44,8 +44,8 @@ class CudaGraphs:
         self._pool: Any = torch.cuda.graph_pool_handle()
 
     def rehearse(self, act: Callable[[], Tensors]) -> None:
-        """On the stream that records; whether it waits for the device is seen by torch too, if nobody else is
-        there, whom that would stop.
+        """On the stream that records. Where no other trial is in this process, which that would stop, torch
+        too looks for whether it waits for the device.
 
         Raises:
             RuntimeError: it waits for the device.

@@ -52,13 +52,14 @@ def measured(
         NotMeasured: not even the smallest number could run.
         Interrupted: it was stopped.
     """
-    *fewer, number = sorted(counts)
+    counts = sorted(counts)
+    *fewer, number = counts
     streams = slots_as == "streams" and number > 1
     trials = [Trial.model_validate(trial.model_dump() | {"seed": seed}) for seed in range(number)]
-    speeds = dict.fromkeys((Way(slots_as, count) for count in sorted(counts)), 0.0)
+    speeds = dict.fromkeys((Way(slots_as, count) for count in counts), 0.0)
     problem: str | None = None
     with tempfile.TemporaryDirectory() as directory:
-        phases = _Phases(Path(directory), (*fewer, number), seconds)
+        phases = _Phases(Path(directory), counts, seconds)
         task = partial(
             update_in_turn, data=data, device=device, threads=threads, phases=phases, streams=streams
         )

@@ -249,16 +249,15 @@ def work(
     devices.settle_on(where, together / parts)
     with devices.own_stream(where) if together > 1 else nullcontext():
         record = train(trial, data, checkpoints(trial.id), str(where), tell, processes)
+    shared = {"together": together} if together > 1 else {}
     if where.type != "cpu" and sharing > 1:
         if record.status == "out_of_memory":
             raise OutOfShare(
                 f"{trial.id} needs more than the part of the GPU's memory that there was for it among "
                 f"{sharing} trials; execute.slots_per_device=1 gives it all"
             )
-        record = record.model_copy(update={"provenance": record.provenance | {"slots_per_device": sharing}})
-    if together > 1:
-        record = record.model_copy(update={"provenance": record.provenance | {"together": together}})
-    return record
+        shared |= {"slots_per_device": sharing}
+    return record.model_copy(update={"provenance": record.provenance | shared}) if shared else record
 
 
 def _datasets(trials: Sequence[Trial]) -> list[Choice]:
