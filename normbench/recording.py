@@ -15,10 +15,12 @@ trial was stopped, all its updates take the same path.
 """
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
+from types import MethodType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -33,6 +35,7 @@ from normbench.tape import Tape
 Act = Callable[..., Tensors]
 MOST = 8  # recordings of one step; values that have changed more often must settle first
 WORTH = 200  # replays that save what a tape costs to begin with: some tens of updates of a small batch
+PLAIN = frozenset({type(None), bool, int, float, str})
 OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training", "_buffers", "_parameters"}
 
 
@@ -231,40 +234,38 @@ def _kept(value: Any) -> Any:
 
 
 def python_values(modules: Iterable[nn.Module]) -> Hashable:
-    """All that steers the modules beside tensors, but what they name ``not_recorded``; equal if it is."""
-    return tuple(
-        tuple(
-            (key, _comparable(value))
-            for key, value in vars(module).items()
-            if key not in OF_EVERY_MODULE and key not in getattr(module, "not_recorded", ())
+    """All that steers the modules beside tensors, but what they name ``not_recorded``; equal if it is.
+
+    Asked before every update: it counts by what it takes.
+    """
+    found = []
+    for module in modules:
+        skipped = _skipped(tuple(getattr(type(module), "not_recorded", ())))
+        found.append(
+            tuple([(key, _comparable(value)) for key, value in vars(module).items() if key not in skipped])
         )
-        for module in modules
-    )
+    return tuple(found)
+
+
+@functools.cache
+def _skipped(not_recorded: tuple[str, ...]) -> frozenset[str]:
+    return OF_EVERY_MODULE.union(not_recorded)
 
 
 def _comparable(value: Any) -> Hashable:
-    """Numbers, words and what is made of them by value; everything else is only equal to itself."""
-    match value:
-        case None | bool() | int() | float() | str():
-            return value
-        case tuple() | list():
-            return tuple(_comparable(one) for one in value)
-        case dict():
-            return tuple((key, _comparable(one)) for key, one in value.items())
-    return _Itself(value)
+    """Numbers, words and what is made of them by value; everything else is only equal to itself.
 
-
-class _Itself:
-    """Holds on to a thing, so that no other one can ever be taken for it."""
-
-    def __init__(self, thing: object) -> None:
-        self._thing = thing
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self._thing is other._thing
-
-    def __hash__(self) -> int:
-        return id(self._thing)
+    That is what bound methods are that have it as their self: they are compared by that one's identity, and
+    hold on to it, so that no other thing can ever be taken for it.
+    """
+    kind = type(value)
+    if kind in PLAIN:
+        return value  # type: ignore[no-any-return]
+    if kind is tuple or kind is list:
+        return tuple([_comparable(one) for one in value])
+    if kind is dict:
+        return tuple([(key, _comparable(one)) for key, one in value.items()])
+    return MethodType(id, value)
 
 
 def recorder_of(device: torch.device, processes: int, calls: int, recordable: bool = True) -> Recorder | None:

@@ -71,8 +71,9 @@ class Update:
             Disconnected: another process is gone.
         """
         trial = self._trial
+        clock = Clock(step, self._steps_per_epoch, trial.epochs)
         for one in self._timed:
-            one.at(Clock(step, self._steps_per_epoch, trial.epochs))
+            one.at(clock)
         lr = learning_rate(trial, step, self._steps_per_epoch)
         if self._lr is not None:
             self._lr.fill_(lr)

@@ -208,7 +208,7 @@ def test_the_cumulative_average_is_that_of_all_batches(norm: str, momentum: floa
 
 def test_the_cumulative_average_is_torchs() -> None:
     """torch.nn.BatchNorm2d keeps the simple average where its momentum is None."""
-    ours, theirs = nn.Sequential(BatchNorm(4, 1e-5, 0.1, 6, 0)), nn.BatchNorm2d(4, momentum=None)
+    ours, theirs = nn.Sequential(BatchNorm(4, 1e-5, 0.1, 6)), nn.BatchNorm2d(4, momentum=None)
     evaluation = Cumulative(epochs=1)
     for step, x in enumerate(torch.randn(50, 6, 4, 3, 3, generator=torch.Generator().manual_seed(0))):
         evaluation.at(ours, Clock(step, 50, 1))
@@ -256,7 +256,7 @@ def test_sums_of_another_network_are_not_used(tiny_data: Path, tmp_path: Path) -
         evaluation.at(model, Clock(0, 1, 1))
         return evaluation.state_dict()
 
-    small, large = (nn.Sequential(BatchNorm(channels, 1e-5, 0.1, 2, 0)) for channels in (2, 3))
+    small, large = (nn.Sequential(BatchNorm(channels, 1e-5, 0.1, 2)) for channels in (2, 3))
     Cumulative(1).load_state_dict(state_of(small), small)
     with pytest.raises(ValueError, match="running statistics"):
         Cumulative(1).load_state_dict(state_of(large), small)
@@ -363,7 +363,7 @@ def test_every_batch_is_met_with_the_statistics_that_training_left(trained: Call
     network = trained()
     for name, layer in list(network.model.named_modules()):
         if isinstance(layer, BatchNorm):
-            following = Following(len(layer.gamma), layer.eps, layer.momentum, layer.norm_batch_size, 0)
+            following = Following(len(layer.gamma), layer.eps, layer.momentum, layer.norm_batch_size)
             following.load_state_dict(layer.state_dict())
             network.model.set_submodule(name, following)
     images = batches(network, 4)

@@ -34,7 +34,7 @@ from norm_cases import (
 from torch import Tensor, nn
 
 from normbench.norms import kernels
-from normbench.norms.batch import BatchNorm
+from normbench.norms.batch import FreezingBatchNorm
 from normbench.norms.batch_renorm import BatchRenorm
 from normbench.norms.evonorm import GATED, SWISH, EvoNormB0, EvoNormS0
 from normbench.norms.filter_response import FilterResponseNorm
@@ -165,7 +165,7 @@ def other_layers(shape: Shape) -> dict[str, nn.Module]:
     renorm = BatchRenorm(C, 1e-5, 0.3, norm_batch, r_max=1.1, d_max=0.2, warmup_epochs=0, ramp_epochs=0)
     past = {"window": 2, "warmup_updates": 1, "renorm_updates": 1}
     average = MovingAverageBatchNorm(C, 1e-5, 0.3, norm_batch, N // norm_batch, **past)
-    frozen = BatchNorm(C, 1e-5, 0.1, norm_batch, frozen_epochs=1)
+    frozen = FreezingBatchNorm(C, 1e-5, 0.1, norm_batch, frozen_epochs=1)
     return {
         "batch_renorm": renorm,
         "moving_average_batch": average,

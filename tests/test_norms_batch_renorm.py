@@ -7,7 +7,7 @@ from norm_cases import FLOAT64, Shape, maps, take
 from numpy_norms import BatchNorm as FormulasOfBatchNorm
 from numpy_norms import BatchRenorm as Formulas
 
-from normbench.norms.batch import BatchNorm
+from normbench.norms.batch import FreezingBatchNorm
 from normbench.norms.batch_renorm import BatchRenorm
 from normbench.norms.normalization import Clock
 
@@ -65,7 +65,7 @@ def test_r_and_d_are_constants_to_the_gradient(monkeypatch: pytest.MonkeyPatch) 
 def test_frozen_batch_norm_uses_its_running_statistics_and_they_stand_still() -> None:
     layer, formulas = (
         kind(6, eps=1e-5, momentum=0.1, norm_batch_size=4, frozen_epochs=frozen)
-        for kind, frozen in ((BatchNorm, 2), (FormulasOfBatchNorm, 0))
+        for kind, frozen in ((FreezingBatchNorm, 2), (FormulasOfBatchNorm, 0))
     )
     layer.at(Clock(79, 10, 10))
     x = maps(SHAPE, dtype=torch.float32).float()

@@ -111,7 +111,7 @@ def test_each_norm_batch_of_an_update_has_a_past_of_its_own() -> None:
 def test_at_first_it_is_batch_norm_of_maps_without_a_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as BN does without its mean: on x beside -x, where the gradient's mean is 0 too."""
     take(FLOAT64, monkeypatch)
-    module, norm = layer(norm_batch_size=4), BatchNorm(CHANNELS, EPS, MOMENTUM, 4, frozen_epochs=0).double()
+    module, norm = layer(norm_batch_size=4), BatchNorm(CHANNELS, EPS, MOMENTUM, 4).double()
     norm.load_state_dict({"gamma": module.gamma, "beta": module.beta}, strict=False)
     half, slope = maps(0, 2), maps(1, 2)
     ours, theirs = (torch.cat([half, -half]).requires_grad_() for _ in range(2))

@@ -22,7 +22,7 @@ from normbench import train as training
 from normbench.data import augment
 from normbench.models.network import network
 from normbench.norms import kernels
-from normbench.norms.normalization import Clock
+from normbench.norms.normalization import Clock, Timed
 from normbench.optim import momenta, optimizer
 from normbench.recording import MOST, WORTH, Recorded, Recorder, python_values, recorder_of
 from normbench.tape import Tape
@@ -366,6 +366,15 @@ def test_in_a_network_nothing_but_tensors_changes_from_update_to_update(tiny: Ti
         seen.add(python_values(model.modules()))
 
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "instance", "group", "switchable"])
+def test_what_does_not_change_with_the_time_is_not_asked_every_update(tiny: Tiny, norm: str) -> None:
+    """It takes as long as some ten operators."""
+    assert not [one for one in network(tiny(norm=norm), 4).modules() if isinstance(one, Timed)]
+    if norm == "batch":
+        frozen = network(tiny(norm={"name": "batch", "frozen_epochs": 1}), 4)
+        assert [one for one in frozen.modules() if isinstance(one, Timed)]
 
 
 def test_momenta_that_are_not_there_yet_begin_at_zero(tiny: Tiny) -> None:

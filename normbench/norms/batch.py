@@ -7,9 +7,15 @@ from normbench.norms.normalization import Clock, Normalization
 
 
 class BatchNorm(RunningMomentNorm):
-    """Statistics of each channel over consecutive ``norm_batch_size`` samples (all of them: plain BN).
+    """Statistics of each channel over consecutive ``norm_batch_size`` samples (all of them: plain BN)."""
 
-    In the last ``frozen_epochs`` the running statistics stand still and are used in training too (Wu &
+    def statistics(self, C: int) -> Statistics:  # noqa: ARG002
+        """The samples of a norm batch share them; the channels do not."""
+        return Statistics((Block(samples=self.norm_batch_size),))
+
+
+class FreezingBatchNorm(BatchNorm):
+    """In the last ``frozen_epochs`` the running statistics stand still and are used in training too (Wu &
     Johnson 2021, arXiv 2105.07576).
     """
 
@@ -23,19 +29,8 @@ class BatchNorm(RunningMomentNorm):
         """Freeze in time."""
         self.frozen = clock.epoch >= clock.epochs - self.frozen_epochs
 
-    def statistics(self, C: int) -> Statistics:  # noqa: ARG002
-        """The samples of a norm batch share them; the channels do not."""
-        return Statistics((Block(samples=self.norm_batch_size),))
-
 
 def batch(eps: float, momentum: float, frozen_epochs: int, norm_batch_size: int) -> Normalization:
     """Batch normalization after every convolution; Ghost BN is a ``norm_batch_size`` below the batch size."""
-    return Normalization(
-        layer=partial(
-            BatchNorm,
-            eps=eps,
-            momentum=momentum,
-            norm_batch_size=norm_batch_size,
-            frozen_epochs=frozen_epochs,
-        )
-    )
+    layer = partial(FreezingBatchNorm, frozen_epochs=frozen_epochs) if frozen_epochs else BatchNorm
+    return Normalization(partial(layer, eps=eps, momentum=momentum, norm_batch_size=norm_batch_size))
