@@ -1,8 +1,9 @@
 """What a worker spends on a trial beside training it: start, data, log, checkpoints; and its peak memory.
 
-The first trial of a worker pays for the start of its process; the second, like all further ones, does not.
+The first trial of a worker pays for what its process has not loaded by the time that the run is ready for
+trials; the second, like all further ones, does not. What a run spends before that is said apart.
 
-python benchmarks/overhead.py --data DIR [--dataset cifar10] [--batch-size 128] [--epochs 1] [--rounds 3]
+python benchmarks/overhead.py --data DIR [--dataset cifar10] [--batch-size 128] [--workers 1] [--rounds 3]
 """
 
 import argparse
@@ -19,7 +20,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-INTO = "NORMBENCH_OVERHEAD"  # where a worker is to leave what it measured
+INTO = "NORMBENCH_OVERHEAD"  # the directory where workers are to leave what they measured
+READY = "ready"
 TRAINING = "updates", "evaluations"
 BESIDE = "start", "data", "checkpoints", "log and the rest"
 
@@ -32,20 +34,20 @@ def watch_myself(into: Path) -> None:
 
     seconds: Counter[str] = Counter()
     trials: list[dict[str, float]] = []
-    since = 0.0  # the end of the last trial, in the life of the process
+    since: float | None = None  # the end of the last trial
 
     def timed(owner: Any, name: str, key: str) -> None:
         function: Callable[..., Any] = getattr(owner, name)
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
+            began = time.monotonic()
             if key == "updates" and not seconds["updates"]:
-                seconds["start"] = alive() - since - seconds["data"]  # of the first chunk
+                seconds["start"] = began - (since or ready(into)) - seconds["data"]  # of the first chunk
             try:
                 return function(*args, **kwargs)
             finally:
-                seconds[key] += time.perf_counter() - began
+                seconds[key] += time.monotonic() - began
 
         setattr(owner, name, call)
 
@@ -54,9 +56,9 @@ def watch_myself(into: Path) -> None:
     def timed_chunks(*args: Any, **kwargs: Any) -> Iterator[Any]:
         iterator, end = chunks(*args, **kwargs), object()
         while True:
-            began = time.perf_counter()
+            began = time.monotonic()
             chunk = next(iterator, end)
-            seconds["data"] += time.perf_counter() - began
+            seconds["data"] += time.monotonic() - began
             if chunk is end:
                 return
             yield chunk
@@ -64,10 +66,11 @@ def watch_myself(into: Path) -> None:
     def watched(*args: Any, **kwargs: Any) -> Any:
         nonlocal since
         record = whole(*args, **kwargs)
-        trials.append(dict(seconds) | {"whole": alive() - since, "peak": peak_beyond(args[1])})
-        into.write_text(json.dumps(trials))
+        whole_seconds = time.monotonic() - (since or ready(into))
+        trials.append(dict(seconds) | {"whole": whole_seconds, "peak": peak_beyond(args[1])})
+        (into / f"{os.getpid()}.json").write_text(json.dumps(trials))
         seconds.clear()
-        since = alive()
+        since = time.monotonic()
         return record
 
     Images.training_chunks = timed_chunks  # type: ignore[assignment, method-assign]
@@ -77,10 +80,22 @@ def watch_myself(into: Path) -> None:
     train.train = watched
 
 
-def alive() -> float:
-    """Seconds since this process was started."""
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+def note_when_ready(into: Path) -> None:
+    """In the runner: note when it begins to hand out trials."""
+    from normbench import sweep
+
+    execute = sweep._execute
+
+    def noted(*args: Any, **kwargs: Any) -> None:
+        (into / READY).write_text(repr(time.monotonic()))
+        execute(*args, **kwargs)
+
+    sweep._execute = noted
+
+
+def ready(into: Path) -> float:
+    """When the runner was ready, by the clock that all processes share."""
+    return float((into / READY).read_text())
 
 
 def peak_beyond(data: Path) -> int:
@@ -99,21 +114,29 @@ def peak_beyond(data: Path) -> int:
     return peak
 
 
-def measured(config: Path, data: Path) -> list[dict[str, float]]:
-    """The trials of one worker: seconds by what they went into, and the peak of its memory."""
+def measured(config: Path, data: Path) -> tuple[float, list[list[dict[str, float]]]]:
+    """Seconds until the run is ready for trials, and the trials of each worker.
+
+    Of a trial seconds by what they went into, and the peak of the worker's memory.
+    """
     with tempfile.TemporaryDirectory() as directory:
-        into = Path(directory, "seconds.json")
+        into = Path(directory, "seconds")
+        into.mkdir()
         arguments = ["run", str(config), "--data", str(data), "--results", str(Path(directory, "results"))]
+        began = time.monotonic()
         subprocess.run(
             [sys.executable, __file__, "--run", *arguments],
             check=True,
             env=os.environ | {INTO: str(into)},
             stdout=subprocess.DEVNULL,
         )
-        trials = [dict.fromkeys((*TRAINING, *BESIDE), 0.0) | found for found in json.loads(into.read_text())]
-    for found in trials:
-        found["log and the rest"] = found["whole"] - sum(found[key] for key in (*TRAINING, *BESIDE))
-    return trials
+        prepared = ready(into) - began
+        workers = [json.loads(file.read_text()) for file in into.glob("*.json")]
+    for trials in workers:
+        trials[:] = [dict.fromkeys((*TRAINING, *BESIDE), 0.0) | found for found in trials]
+        for found in trials:
+            found["log and the rest"] = found["whole"] - sum(found[key] for key in (*TRAINING, *BESIDE))
+    return prepared, workers
 
 
 def main() -> None:
@@ -128,6 +151,7 @@ def main() -> None:
     parser.add_argument("--norm", default="batch")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -135,22 +159,27 @@ def main() -> None:
         config.write_text(
             f"name: one\ntrial: {{model: {arguments.model}, norm: {arguments.norm}, precision: bf16, "
             f"batch_size: {arguments.batch_size}, epochs: {arguments.epochs}, "
-            f"dataset: {arguments.dataset}}}\nsweep: {{seed: [0, 1]}}\n"
-            "execute: {executor: pool, workers: 1}\n"
+            f"dataset: {arguments.dataset}}}\nsweep: {{seed: {[*range(2 * arguments.workers)]}}}\n"
+            f"execute: {{executor: pool, workers: {arguments.workers}}}\n"
         )
-        rounds = [measured(config, arguments.data) for _ in range(arguments.rounds)]
-    for name, of_all in zip(("first", "later"), zip(*rounds, strict=True), strict=True):
+        of_runs = [measured(config, arguments.data) for _ in range(arguments.rounds)]
+    preparations, rounds = zip(*of_runs, strict=True)
+    print(f"before the first trial of a run: {statistics.median(preparations):.1f} s")
+    firsts = [trials[0] for workers in rounds for trials in workers]
+    later = [found for workers in rounds for trials in workers for found in trials[1:]]
+    for name, of_all in (("first", firsts), ("later", later)):
         middle = {key: statistics.median(one[key] for one in of_all) for key in of_all[0]}
         beside = statistics.median(sum(one[key] for key in BESIDE) / one["whole"] for one in of_all)
         print(f"{name} trial of a worker: {middle['whole']:.1f} s, beside training {100 * beside:.2f} %")
         for key in (*TRAINING, *BESIDE):
             print(f"  {key:18} {middle[key]:8.3f} s  {100 * middle[key] / middle['whole']:5.2f} %")
-    peak = max(one["peak"] for trials in rounds for one in trials)
+    peak = max(found["peak"] for found in (*firsts, *later))
     print(f"peak memory beyond the data set: {peak / 2**20:.0f} MiB")
     out = Path(__file__).parent / "results" / "overhead.json"
     settings = {key: str(value) for key, value in vars(arguments).items() if key != "data"}
     machine = {"processor": device_name(torch.device("cpu")), "torch": torch.__version__, "git": git_state()}
-    out.write_text(json.dumps({"machine": machine, "settings": settings, "rounds": rounds}, indent=1) + "\n")
+    found = {"before_the_first_trial": preparations, "rounds": rounds}
+    out.write_text(json.dumps({"machine": machine, "settings": settings} | found, indent=1) + "\n")
 
 
 if __name__ == "__mp_main__":  # in a worker, before its work
@@ -158,6 +187,7 @@ if __name__ == "__mp_main__":  # in a worker, before its work
 elif sys.argv[1:2] == ["--run"]:
     from normbench.cli import main as normbench
 
+    note_when_ready(Path(os.environ[INTO]))
     sys.argv = ["normbench", *sys.argv[2:]]
     normbench()
 elif __name__ == "__main__":

@@ -125,6 +125,12 @@ def some_of(choices: tuple[str, ...], default: tuple[str, ...], meaning: str) ->
     )
 
 
+def imported(target: str) -> Any:
+    """What ``module:attribute`` says."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One line of a table: a name, what it is, and ``module:attribute`` of the code behind it.
@@ -141,10 +147,9 @@ class Entry:
 
     def load(self) -> Any:
         """Import and return the object behind this entry."""
-        module, _, attribute = self.target.partition(":")
         if self.own and (here := str(Path.cwd())) not in sys.path:
             sys.path.append(here)  # at the end, where it hides nothing that is installed
-        return getattr(importlib.import_module(module), attribute)
+        return imported(self.target)
 
 
 E = TypeVar("E", bound=Entry)

@@ -1,10 +1,11 @@
 """A sweep: which trials of an experiment are missing, run those, save what they give."""
 
 import errno
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from normbench.room import refusal, sharing, slots, together, workers
 from normbench.trial import Choice, Trial
 
 if TYPE_CHECKING:
-    from normbench.executors import Outcome, Tell
+    from normbench.executors import Means, Outcome, Tell
 
 State = Literal["done", "diverged", "out_of_memory", "timeout", "failed", "missing"]
 STATES: tuple[State, ...] = ("done", "diverged", "out_of_memory", "timeout", "failed", "missing")
@@ -139,15 +140,16 @@ def run(
         store.set_aside(before.damaged)
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
-        if missing:
-            parameters = prepare(missing, data, listener.say, experiment.execute)
-            place = gains.settled(experiment.execute, missing, data, listener.say, stop)
-            running = min(workers(place) or AT_ONCE, len(missing))
-            _check_space(missing, parameters, running, store.directory)
-        _write_plan(experiment, store.directory / PLAN)
-        listener.begin(before, missing)
-        if missing:
-            _execute(place, missing, store, data, fail_fast, listener, stop)
+        with _begun(experiment.execute, missing) as begun:
+            if missing:
+                parameters = prepare(missing, data, listener.say, experiment.execute)
+                place = gains.settled(experiment.execute, missing, data, listener.say, stop)
+                running = min(_at_once(place, missing) or AT_ONCE, len(missing))
+                _check_space(missing, parameters, running, store.directory)
+            _write_plan(experiment, store.directory / PLAN)
+            listener.begin(before, missing)
+            if missing:
+                _execute(place, missing, store, data, fail_fast, listener, stop, begun)
     return survey(experiment, results)
 
 
@@ -207,6 +209,13 @@ def _check_space(trials: Sequence[Trial], parameters: int, running: int, directo
     if free < needed:
         words = f"{size(free)} free, and this run needs about {size(needed)}"
         raise OSError(errno.ENOSPC, words, str(directory))
+
+
+def load() -> None:
+    """Load what trials need, and note of which commit it is, which somebody may change until they begin."""
+    from normbench import provenance, train  # noqa: F401
+
+    provenance.git_state()
 
 
 def work(
@@ -288,6 +297,19 @@ def _write_plan(experiment: config.Experiment, path: Path) -> None:
         write_atomically(path, content)
 
 
+def _at_once(place: config.Execute, missing: Sequence[Trial]) -> int | None:
+    """How many of them run at once; None where others know."""
+    most = workers(place)
+    return None if most is None else min(most, len(missing))
+
+
+def _begun(place: config.Execute, missing: Sequence[Trial]) -> "AbstractContextManager[Means]":
+    """Processes for as many trials as will run at once, as far as that can be said before ``prepare``."""
+    running = _at_once(place, missing) or 0
+    seats = together(place, running)
+    return EXECUTORS[place.executor.name].begun(math.ceil(running / seats), seats, load)
+
+
 def _execute(
     place: config.Execute,
     missing: Sequence[Trial],
@@ -296,12 +318,12 @@ def _execute(
     fail_fast: bool,
     listener: Listener,
     stop: Callable[[], bool],
+    begun: "Means",
 ) -> None:
     from normbench.data import decoded
 
     there = Store(store.directory.absolute()), data.absolute()  # trials need not run in this directory
-    most = workers(place)
-    running = None if most is None else min(most, len(missing))
+    running = _at_once(place, missing)
     shared, one_process = sharing(place, running), together(place, running)
     task = partial(
         work,
@@ -325,6 +347,7 @@ def _execute(
         report=listener.event,
         stop=stop,
         hang_seconds=place.hang_seconds,
+        **begun,
         **place.executor.options,
     )
     with closing(outcomes):  # whatever happens here, running trials save their state

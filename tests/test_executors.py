@@ -691,6 +691,109 @@ def test_at_a_stop_only_who_has_not_saved_is_said_not_to_have(
     assert {path.name for path in tmp_path.iterdir()} == {str(seed) for seed in range(deaf_ones, 3)}
 
 
+# ---- processes that begin before there are trials
+
+
+def begins_with(mark: Path) -> None:
+    (mark / str(os.getpid())).touch()
+
+
+def never_ends() -> None:
+    while True:
+        select.select([], [], [], 1.0)
+
+
+def cannot_be_loaded() -> None:
+    raise ImportError("no such thing")
+
+
+def after_loading(trial: Trial, tell: Tell, *, there: Path, together: int = 1, device: str = "") -> Record:
+    mine = (there / str(os.getpid())).exists()
+    return meets(trial, tell, there=there / "seeds", expected=3, together=together, device=device).model_copy(
+        update={"provenance": {"pid": os.getpid(), "loaded": mine}}
+    )
+
+
+ahead = EXECUTORS["pool"].begun
+
+
+@pytest.mark.parametrize(("processes", "seats"), [(3, 1), (1, 3)])
+def test_processes_that_began_before_there_were_trials_run_them(
+    trials: Callable[[int], list[Trial]], tmp_path: Path, processes: int, seats: int
+) -> None:
+    (tmp_path / "seeds").mkdir()
+    means = {"together": seats, "devices": ("cuda:0",), "workers": 3}
+    with ahead(processes, seats, partial(begins_with, tmp_path)) as begun:
+        children = {child.pid for child in multiprocessing.active_children()}
+        found = outcomes(
+            EXECUTORS["pool"].load(), partial(after_loading, there=tmp_path), trials(3), **means, **begun
+        )
+
+    records = records_of(found)
+    assert {record.provenance["pid"] for record in records} == children
+    assert len(children) == processes
+    assert all(record.provenance["loaded"] for record in records), "loads before its first trial"
+    assert {record.diagnostics["device"] for record in records} == {"cuda:0"}
+    assert {record.diagnostics["together"] for record in records} == {seats}
+
+
+def test_processes_that_no_trial_came_for_are_ended_at_once() -> None:
+    began = time.monotonic()
+    with contextlib.suppress(KeyboardInterrupt), ahead(2, 1, never_ends):
+        assert len(multiprocessing.active_children()) == 2
+        raise KeyboardInterrupt
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - began < PATIENCE
+
+
+def test_processes_with_other_seats_than_trials_need_are_let_go(
+    together: Execute, trials: Callable[[int], list[Trial]], tmp_path: Path
+) -> None:
+    (tmp_path / "seeds").mkdir()
+    with ahead(2, 1, never_ends) as begun:
+        found = outcomes(together, partial(after_loading, there=tmp_path), trials(3), workers=3, **begun)
+
+    records = records_of(found)
+    assert {record.diagnostics["together"] for record in records} == {3}
+
+
+def test_at_a_stop_nobody_waits_for_a_process_that_still_loads(
+    together: Execute, trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "PATIENCE_SECONDS", 2 * PATIENCE)
+    began = time.monotonic()
+    with ahead(2, 3, never_ends) as begun:
+        assert list(together(trivial, trials(3), workers=3, report=print, stop=lambda: True, **begun)) == []
+    assert time.monotonic() - began < PATIENCE
+
+
+def test_what_a_process_cannot_load_ahead_is_for_the_trials_to_say(
+    trials: Callable[[int], list[Trial]],
+) -> None:
+    with ahead(2, 1, cannot_be_loaded) as begun:
+        found = outcomes(EXECUTORS["pool"].load(), trivial, trials(3), **begun)
+    assert len(records_of(found)) == 3
+
+
+def test_a_process_that_dies_before_its_first_trial_costs_no_attempt(
+    trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("normbench.executors.attempts.RETRIES", 0)
+    with ahead(2, 1, workers_module.nothing) as begun:
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+        found = outcomes(EXECUTORS["pool"].load(), trivial, trials(3), **begun)
+    assert len(records_of(found)) == 3
+
+
+@pytest.mark.parametrize("name", [name for name in EXECUTORS if name != "pool"])
+def test_other_executors_begin_with_nothing(name: str) -> None:
+    with EXECUTORS[name].begun(2, 1, never_ends) as means:
+        assert means == {}
+        assert multiprocessing.active_children() == []
+
+
 def records_of(found: dict[int, Outcome]) -> list[Record]:
     assert all(isinstance(outcome, Record) for outcome in found.values()), found
     return [outcome for outcome in found.values() if isinstance(outcome, Record)]

@@ -97,6 +97,7 @@ MAY_IMPORT_TORCH = {
 # functions that load torch when, and only when, it is time to compute
 LAZY = {
     ("sweep", "prepare"),
+    ("sweep", "load"),
     ("sweep", "work"),
     ("room", "_memories"),
     ("speeds", "update_in_turn"),

@@ -20,7 +20,7 @@ from test_train import numbers
 from normbench import checkpoints, config, devices, sweep
 from normbench import train as training
 from normbench.data import DataError
-from normbench.executors import EXECUTORS
+from normbench.executors import EXECUTORS, pool
 from normbench.records import Failure, Record, RecordsInUse, Store
 from normbench.sweep import Listener, OutOfShare, Survey, Unusable
 from normbench.trial import Trial
@@ -126,6 +126,37 @@ def contents(directory: Path) -> dict[str, tuple[int, bytes]]:
 
 
 # ---- what is missing, and nothing else
+
+
+@pytest.mark.parametrize("workers", [1, 3, 9])
+def test_workers_begin_before_data_are_looked_at_and_as_many_as_there_is_work_for(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    begun: list[int] = []
+    looked = ""
+
+    @contextlib.contextmanager
+    def ahead(processes: int, seats: int, load: object) -> Iterator[dict[str, object]]:
+        begun.append(processes)
+        yield {}
+
+    def prepare(*_: object) -> None:
+        nonlocal looked
+        looked += "after" if begun else "before"
+        raise Unusable("never mind")
+
+    monkeypatch.setattr(pool, "ahead", ahead)
+    by_pool = lab.experiment(execute={"executor": "pool", "workers": workers})
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "prepare", prepare)
+        with pytest.raises(Unusable):
+            lab.run(by_pool)
+    assert (begun, looked) == ([min(workers, 4)], "after")
+
+    lab.run()
+    begun.clear()
+    lab.run(by_pool)
+    assert begun == [0], "nothing is missing"
 
 
 def test_a_run_gives_every_trial_its_record(lab: Lab) -> None:

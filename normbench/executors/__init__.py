@@ -16,15 +16,16 @@ It takes those it uses of these ``means``: ``workers``, trials at once (None: as
 ``work(…, device=…)``; how many run ``together`` in one process, as threads, by ``work(…, together=…)`` where
 it is more than one; ``files`` that trials read, by absolute path; ``directory``, which is the runner's and,
 where trials on other machines shall find their checkpoints again, on a file system of all of them; and the
-options of its entry.
+options of its entry. Those that ``begun`` gave come to them.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from normbench.lookup import Entry, Table, at_least, count, text, whole
+from normbench.lookup import Entry, Table, at_least, count, imported, text, whole
 
 if TYPE_CHECKING:  # the table itself stands on a lower floor than what its entries handle
     from normbench.records import Failure, Record
@@ -34,6 +35,8 @@ if TYPE_CHECKING:  # the table itself stands on a lower floor than what its entr
     Tell = Callable[[dict[str, Any]], bool]
     Work = Callable[[Trial, Tell], Record]
     Report = Callable[[Trial, dict[str, Any]], None]
+    Load = Callable[[], None]
+    Means = Mapping[str, Any]
 
 SHARED = ("attempts", "workers")  # files that are not a place to run
 
@@ -47,10 +50,12 @@ class Executor(Entry):
     """A place to run.
 
     Attributes:
+        ahead: ``module:function`` of what it begins with before there are trials to run; see ``begun``.
         package: what it imports that not every installation has; the extra that brings it has its name.
         elsewhere: it has machines of its own; how many trials run at once is not for this one's cores to say.
     """
 
+    ahead: str = ""
     package: str = ""
     elsewhere: bool = False
 
@@ -64,6 +69,17 @@ class Executor(Entry):
             extra = f"in the clone of normbench: pip install -e '.[{self.name}]'"
             raise CannotExecute(f"executor {self.name}: {self.package} is not installed; {extra}")
 
+    def begun(self, processes: int, seats: int, load: "Load") -> "AbstractContextManager[Means]":
+        """So many processes, with so many seats for trials each, that ``load`` while the runner prepares.
+
+        Returns:
+            A context, at whose end those end that no executor took, and further means of the executor.
+        """
+        if not self.ahead:
+            return nullcontext({})
+        context: AbstractContextManager[Means] = imported(self.ahead)(processes, seats, load)
+        return context
+
 
 GPUS = at_least(0, 0.0, "GPUs of each trial; several share one by a fraction, such as 0.25")
 WORD = r"^[A-Za-z0-9_.:/\[\]-]+$"
@@ -71,7 +87,12 @@ WORD = r"^[A-Za-z0-9_.:/\[\]-]+$"
 EXECUTORS: Table[Executor] = Table(
     "executor",
     Executor("serial", "one trial after the other in this process", "normbench.executors.serial:execute"),
-    Executor("pool", "persistent worker processes on this machine", "normbench.executors.pool:execute"),
+    Executor(
+        "pool",
+        "persistent worker processes on this machine",
+        "normbench.executors.pool:execute",
+        ahead="normbench.executors.pool:ahead",
+    ),
     Executor(
         "ray",
         "one Ray task a trial, on a cluster or, without an address, on this machine",

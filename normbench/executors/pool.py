@@ -10,17 +10,18 @@ was in company gets its next attempt in a process of its own. Whatever happens t
 import pickle
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from normbench.executors.attempts import CUT_OFF, Attempts
-from normbench.executors.workers import EVENT, GONE, KILLED, OUTCOME, SAVED, Process, Seat
+from normbench.executors.workers import END_SECONDS, EVENT, GONE, KILLED, OUTCOME, SAVED, Process, Seat
 from normbench.records import Failure
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
-    from normbench.executors import Outcome, Report, Work
+    from normbench.executors import Load, Means, Outcome, Report, Work
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 4.0  # for workers to save their state when they are told to stop
@@ -36,22 +37,25 @@ def execute(
     hang_seconds: float | None = None,
     devices: Sequence[str] = (),
     together: int = 1,
+    begun: list[Process] | None = None,
     **_: Any,
 ) -> Generator[tuple[Trial, "Outcome"]]:
-    """See :mod:`normbench.executors`; at most ``workers`` trials at once. Processes are reused.
+    """See :mod:`normbench.executors`; at most ``workers`` trials at once.
+
+    Processes are reused, and those that have ``begun`` are taken before others are started.
 
     Raises:
         Unwritable: a worker that was told to stop could not save its state.
     """
     attempts = Attempts(trials)
-    crew = _Crew(work, devices or (None,), together)
+    crew = _Crew(devices or (None,), together, begun or [])
     try:
         while attempts.waiting or crew.busy:
             if stop():
                 return
             while attempts.waiting and len(crew.busy) < workers:
                 newest = attempts.waiting.popleft()
-                crew.seat(apart=newest.id in attempts.apart).begin(newest)
+                crew.seat(apart=newest.id in attempts.apart).begin(work, newest)
             for seat in crew.with_news():
                 trial, (kind, content) = seat.trial, seat.news()
                 outcome: Outcome | None
@@ -71,6 +75,19 @@ def execute(
                 seat.watch(hang_seconds)
     finally:
         crew.dismiss(report)
+
+
+@contextmanager
+def ahead(processes: int, seats: int, load: "Load") -> Generator["Means"]:
+    """See :meth:`normbench.executors.Executor.begun`; what :func:`execute` does not take is ended."""
+    begun: list[Process] = []
+    try:
+        for _ in range(processes):
+            begun.append(Process(seats, load))
+        yield {"begun": begun}
+    finally:
+        for process in begun:
+            process.discard()
 
 
 def _after_its_end(seat: Seat, attempts: Attempts, hang_seconds: float | None) -> Failure | None:
@@ -106,9 +123,10 @@ class _Crew:
     Of several devices, the next trial has that on which the fewest run.
     """
 
-    def __init__(self, work: "Work", devices: Sequence[str | None], together: int) -> None:
-        self._work, self._devices, self._together = work, devices, together
-        self.seats: list[Seat] = []
+    def __init__(self, devices: Sequence[str | None], together: int, begun: list[Process]) -> None:
+        self._devices, self._together = devices, together
+        self.seats = [seat for process in begun for seat in process.seats]
+        begun.clear()  # they are this one's now
 
     @property
     def busy(self) -> list[Seat]:
@@ -122,12 +140,14 @@ class _Crew:
         seats = 1 if apart else self._together
         for seat in self.seats:
             process = seat.process
-            fits = process.device == device and len(process.seats) == seats
+            fits = (process.fresh or process.device == device) and len(process.seats) == seats
             if fits and not (seat.trial or process.damaged or process.ended):
-                return seat
-        process = Process(self._work, device, seats)
-        self.seats.extend(process.seats)
-        return process.seats[0]
+                break
+        else:
+            seat, *_ = Process(seats).seats
+            self.seats.extend(seat.process.seats)
+        seat.process.device = device
+        return seat
 
     def with_news(self) -> list[Seat]:
         """Those that have something to say, or will never again."""
@@ -142,12 +162,15 @@ class _Crew:
     def tidy(self) -> None:
         """Let processes go that are of no more use: damaged ones, and those of who had to be alone."""
         for process in {seat.process for seat in self.seats}:
-            of_its_own = len(process.seats) < self._together
-            if process.idle and (process.damaged or of_its_own):
-                for seat in [seat for seat in self.seats if seat.process is process]:
-                    seat.tell_to_stop()
-                    self.lose(seat)
-                process.bury()
+            fits = len(process.seats) == self._together
+            if process.idle and (process.damaged or not fits):
+                self._let_go(process)
+
+    def _let_go(self, process: Process) -> None:
+        for seat in [seat for seat in self.seats if seat.process is process]:
+            seat.tell_to_stop()
+            self.lose(seat)
+        process.bury(0 if process.fresh else END_SECONDS)
 
     def dismiss(self, report: "Report") -> None:
         """Tell all to stop, give them time to save, and end what is left.
@@ -155,6 +178,8 @@ class _Crew:
         Raises:
             Unwritable: a state could not be saved.
         """
+        for process in {seat.process for seat in self.seats if seat.process.fresh}:
+            self._let_go(process)
         for seat in self.seats:
             seat.tell_to_stop()
         deadline = monotonic() + PATIENCE_SECONDS

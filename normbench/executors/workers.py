@@ -24,7 +24,7 @@ from normbench.signals import ENDING, held_back
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
-    from normbench.executors import Work
+    from normbench.executors import Load, Work
 
 LOOK_SECONDS = 1.0  # of silence at most between two looks: a runner that was stopped for an hour saw no hang
 END_SECONDS = 4.0  # for a process that has nothing more to do
@@ -34,32 +34,31 @@ KILLED = "was killed by"
 EVENT, OUTCOME, SAVED, GONE = "event", "outcome", "saved", "gone"  # what a seat has to say
 
 
+def nothing() -> None:
+    """There is nothing to load."""
+
+
 class Process:
     """A process, spawned, that lives until it is told to end.
 
     Args:
-        work: see :mod:`normbench.executors`.
-        device: that the work is told to run on; None to leave that to the work.
-        seats: trials that it runs at once; the work is told if they are several.
+        seats: trials that it runs at once.
+        load: what it does before its first trial.
 
     Attributes:
         seats: one for every trial that it can run at once.
+        device: that its trials run on; None where that is left to the work.
+        fresh: no trial ever ran in it.
         hangs: it has been ended because a trial of it made no progress.
         damaged: a trial raised in it on a device, whose context may be of no use since.
     """
 
-    def __init__(self, work: "Work", device: str | None = None, seats: int = 1) -> None:
-        self.device = device
-        told: dict[str, Any] = {} if device is None else {"device": device}
-        if seats > 1:
-            told["together"] = seats
-        if told:
-            work = partial(cast(Any, work), **told)
+    def __init__(self, seats: int = 1, load: "Load" = nothing) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-alive
         pipes = [context.Pipe() for _ in range(seats)]
         theirs = [their for _, their in pipes]
         self._stacks, stacks = context.Pipe(duplex=False)
-        self._process = context.Process(target=_serve, args=(theirs, stacks, work), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, stacks, load), daemon=True)
         resource_tracker.ensure_running()  # its first start, a part of every other start, unblocks them again
         try:
             with held_back():  # until _serve ignores them
@@ -68,6 +67,8 @@ class Process:
             for one in (*theirs, stacks):
                 one.close()
         self.seats = tuple(Seat(self, pipe) for pipe, _ in pipes)
+        self.device: str | None = None
+        self.fresh = True
         self.hangs = self.damaged = False
         self._end: tuple[str, str] | None = None
 
@@ -91,6 +92,12 @@ class Process:
             os.kill(self._process.pid, signal.SIGABRT)  # which faulthandler answers with all stacks
         self._process.join(STACKS_SECONDS)
         self._process.kill()  # in case it could not even do that
+
+    def discard(self) -> None:
+        """End it at once: no trial ever ran in it."""
+        for seat in self.seats:
+            seat.pipe.close()
+        self.bury(patience=0)
 
     def bury(self, patience: float = END_SECONDS) -> tuple[str, str]:
         """Wait for its end, bring it about if need be, and free what it held.
@@ -128,12 +135,15 @@ class Seat:
         self.reached = self.hangs = False
         self._silence, self._watched_at = 0.0, monotonic()
 
-    def begin(self, trial: Trial) -> None:
-        """Hand it a trial."""
-        self.trial = trial
+    def begin(self, work: "Work", trial: Trial) -> None:
+        """Hand it a trial; where its process has a device or several seats, the work is told so."""
+        told: dict[str, Any] = {} if self.process.device is None else {"device": self.process.device}
+        if len(self.process.seats) > 1:
+            told["together"] = len(self.process.seats)
+        self.trial, self.process.fresh = trial, False
         self._silence = 0.0
         try:
-            self.pipe.send(trial)
+            self.pipe.send((partial(cast(Any, work), **told) if told else work, trial))
             self.reached = True
         except OSError:  # it has died; the next wait notices
             self.reached = False
@@ -162,7 +172,7 @@ class Seat:
             self.pipe.send(None)
 
 
-def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any]", work: "Work") -> None:
+def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any]", load: "Load") -> None:
     """The life of a process: its seats', until all are told to stop.
 
     Where it was when it crashed or was aborted goes to ``stacks``.
@@ -171,11 +181,13 @@ def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    with contextlib.suppress(Exception):  # what cannot be loaded fails the trials that need it
+        load()
     first, *others = pipes
-    threads = [threading.Thread(target=_sit, args=(pipe, stacks, work), daemon=True) for pipe in others]
+    threads = [threading.Thread(target=_sit, args=(pipe, stacks), daemon=True) for pipe in others]
     for thread in threads:
         thread.start()
-    _sit(first, stacks, work)
+    _sit(first, stacks)
     for thread in threads:
         thread.join()
     with contextlib.suppress(OSError):
@@ -184,7 +196,7 @@ def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any
     os._exit(0)  # nobody who stops a run should wait a second while torch is taken apart
 
 
-def _sit(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]", work: "Work") -> None:
+def _sit(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]") -> None:
     """The life of a seat: trials in, events and outcomes out, until it is told to stop.
 
     The runner sends None to say so; that the other end of the pipe is closed, however the runner died, means
@@ -201,7 +213,8 @@ def _sit(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]", work: "Wo
         return True
 
     try:
-        while trial := pipe.recv():
+        while handed := pipe.recv():
+            work, trial = handed
             message = packed(work, trial, tell)
             if message is None:
                 break
