@@ -14,7 +14,7 @@ from normbench.bases import Files, Unreadable
 from normbench.cells import TRIAL_KEYS, merged, trials_of
 from normbench.executors import EXECUTORS
 from normbench.located import Node, Problem, Spot, printable
-from normbench.lookup import shortened
+from normbench.lookup import closest, shortened
 from normbench.norms import NORMS
 from normbench.plots import FIGURES
 from normbench.trial import Choice, Count, Frozen, Positive, Trial, choice_from
@@ -22,6 +22,7 @@ from normbench.validation import check, meant, paths, unknown
 from normbench.yaml_strict import read, write
 
 MAX_TRIALS = 100_000  # no setting may ask for more
+CONFIGS = Path("configs")  # of a clone, where commands are run in it
 SHOWN = 100  # problems; a generated file can hold more than anybody reads
 
 if TYPE_CHECKING:
@@ -36,11 +37,12 @@ class ConfigError(ValueError):
 
     Attributes:
         problems: everything wrong with it, each as ``file:line:column: path: what is wrong``.
+        typed: all of it is wrong on the command line, and not in a file.
     """
 
-    def __init__(self, *problems: str) -> None:
+    def __init__(self, *problems: str, typed: bool = False) -> None:
         super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems, self.typed = problems, typed
 
 
 def _directory_name(name: str) -> str:
@@ -212,7 +214,7 @@ def _refusal(problems: Iterable[Problem]) -> ConfigError:
     ordered = sorted(listed, key=place)
     lines = list(dict.fromkeys(map(str, ordered)))
     rest = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return ConfigError(*lines[:SHOWN], *rest)
+    return ConfigError(*lines[:SHOWN], *rest, typed=not files)
 
 
 def _read_file(path: Path) -> tuple[Node | None, list[Problem]]:
@@ -220,8 +222,17 @@ def _read_file(path: Path) -> tuple[Node | None, list[Problem]]:
     try:
         root = files.document(path)
     except Unreadable as error:
-        raise ConfigError(f"{printable(str(path), 4096)}: {error}") from None
+        raise ConfigError(f"{printable(str(path), 4096)}: {error}{_nearest(path)}", typed=True) from None
     return root, files.problems
+
+
+def _nearest(path: Path) -> str:
+    """The file that may have been meant by one that is not there, beside it or among those of a clone."""
+    if path.exists():
+        return ""
+    there = {file.stem: file for folder in (CONFIGS, path.parent) for file in sorted(folder.glob("*.yaml"))}
+    close = closest(path.stem, there)
+    return f" (did you mean {printable(str(there[close]), 4096)}?)" if close else ""
 
 
 def _overridden(root: Node | None, text: str, problems: list[Problem]) -> Node | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normbench import config
+from normbench.norms import NORMS
 from normbench.plots import costs as figure
 from normbench.plots.figure import FORMATS, as_csv, draw
 from normbench.records import write_atomically
@@ -44,7 +45,10 @@ def measure(
 
     try:
         (plain,) = config.on_command_line(settings).trials
-        named = norms or ",".join(profiling.methods(plain))
+        fitting = profiling.methods(plain)
+        if not norms and (others := [name for name in NORMS if name not in fitting]):
+            say(f"left out, as {plain.model.name} cannot have them: {', '.join(others)}")
+        named = norms or ",".join(fitting)
         grid = [f"sweep.norm=[{named}]", f"sweep.batch_size=[{batch_sizes}]"]
         experiment = config.on_command_line([*settings, *grid])
     except config.ConfigError as error:

@@ -140,8 +140,10 @@ def how_to_go_on(arguments: Sequence[str], code: int, again: Sequence[str] = ())
 
 def may_do_better(error: BaseException, arguments: Sequence[str]) -> bool:
     """Whether the same command makes sense once more: not where a word of it is what was wrong."""
-    of_a_file = arguments[:1] in (["run"], ["plan"]) and not isinstance(error, UnknownName)
-    return of_a_file or code_of(error) != USAGE
+    if code_of(error) != USAGE:
+        return True
+    typed = isinstance(error, UnknownName) or (isinstance(error, ConfigError) and error.typed)
+    return arguments[:1] in (["run"], ["plan"]) and not typed
 
 
 def explain(error: Any, arguments: Sequence[str]) -> int:

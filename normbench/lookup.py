@@ -27,10 +27,17 @@ class UnknownName(LookupError):
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was meant: a slip away, or one that ``name`` begins with, or the nearest."""
+    """The known name that was meant: by its initials, or a slip away, or begun by it, or the nearest.
+
+    By initials, ``bn`` and ``frn`` say what they do in papers: the n is for normalization.
+    """
     if len(name) > 100:  # no slip of the finger, and the comparison takes time with the square of the length
         return None
     there = list(known)
+    for one in there:
+        initials = "".join(word[:1] for word in one.split("_"))
+        if name.lower() in (initials, f"{initials}n") and len(name) > 1:
+            return one
     begun = sorted((one for one in there if len(one) >= BEGINNING and name.startswith(one)), key=len)
     slip, near = (difflib.get_close_matches(name, there, n=1, cutoff=cutoff) for cutoff in (SLIP, NEAR))
     return next(iter((*slip, *begun[-1:], *near)), None)

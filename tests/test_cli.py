@@ -87,6 +87,7 @@ def test_1_an_internal_fault_is_one_line(lab: Path, cli: Cli, monkeypatch: pytes
     ("arguments", "words"),
     [
         (["run", "none.yaml"], "none.yaml: cannot be read: No such file or directory"),
+        (["run", "tiny"], "tiny: cannot be read: No such file or directory (did you mean tiny.yaml?)"),
         (["run", "tiny.yaml", "trial.epocs=3"], "unknown key (did you mean 'trial.epochs'?)"),
         (["run", "tiny.yaml", "trial.epochs=x", "sweep.norm=[grup]"], "did you mean 'group'?"),
         (

@@ -268,7 +268,7 @@ def test_only_the_first_hundred_problems_are_listed(problems):
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
     for path, words in [
-        (tmp_path / "none.yaml", "No such file or directory"),
+        (tmp_path / "zzz.yaml", "No such file or directory"),
         (tmp_path, "Is a directory"),
         (tmp_path / "nul\0l", "embedded null byte"),
     ]:
@@ -276,6 +276,36 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
             load(path)
         shown = str(path).replace("\0", r"\x00")
         assert caught.value.problems == (f"{shown}: cannot be read: {words}",)
+
+
+def test_a_file_that_is_not_there_may_have_been_meant_as_one_that_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("configs/quickstart.yaml", "elsewhere/groups.yaml"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    for path, nearest in [
+        ("quickstart", " (did you mean configs/quickstart.yaml?)"),
+        ("elsewhere/group.yml", " (did you mean elsewhere/groups.yaml?)"),
+        ("zzz.yaml", ""),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            load(Path(path))
+        assert str(caught.value) == f"{path}: cannot be read: No such file or directory{nearest}"
+        assert caught.value.typed
+
+
+def test_whether_only_the_command_line_is_wrong_is_known(tmp_path):
+    path = tmp_path / "x.yaml"
+    for content, override, typed in [
+        ("name: x", "trial.epocs=1", True),
+        ("name: x", "trial.norm=grup", True),
+        ("name: x\ntrial: {epocs: 1}", "trial.seed=1", False),
+        ("name: x\ntrial: {epocs: 1}", "trial.epocs=1", False),
+    ]:
+        path.write_text(content)
+        with pytest.raises(ConfigError) as caught:
+            load(path, [override])
+        assert caught.value.typed == typed
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")

@@ -81,6 +81,7 @@ def test_a_command_with_a_wrong_word_is_not_worth_repeating() -> None:
     assert not exits.may_do_better(UnknownName("x"), ["run", "a.yaml", "--executor", "x"])
     assert not exits.may_do_better(UnknownName("x"), ["show", "x"])
     assert not exits.may_do_better(ConfigError("x"), ["profile", "--norm", "x"])
+    assert not exits.may_do_better(ConfigError("x", typed=True), ["run", "a.yaml", "trial.x=1"])
 
 
 def test_a_signal_before_anything_runs_ends_at_once() -> None:

@@ -53,6 +53,26 @@ def test_a_slip_comes_before_a_beginning_and_that_before_what_is_only_similar(na
     assert closest(name, NORMS) == meant
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("bn", "batch"),
+        ("LN", "layer"),
+        ("in", "instance"),
+        ("gn", "group"),
+        ("sn", "switchable"),
+        ("brn", "batch_renorm"),
+        ("frn", "filter_response"),
+        ("wn", "weight_norm"),
+        ("WS", "weight_standardization"),
+        ("nf", "normalizer_free"),
+        ("b", None),
+    ],
+)
+def test_methods_are_known_by_what_papers_call_them(name, meant):
+    assert closest(name, NORMS) == meant
+
+
 def test_nearest_says_nothing_where_nothing_is_near():
     assert nearest("gruop", ["group", "layer"]) == " (did you mean 'group'?)"
     assert nearest("zzz", ["group", "layer"]) == ""
