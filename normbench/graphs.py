@@ -19,7 +19,7 @@ aten = torch.ops.aten
 COPIES = aten._to_copy.default, aten.copy_.default
 CHECKS = {"_linalg_check_errors", "masked_scatter", "masked_scatter_", "histc"}
 REHEARSALS = 2  # the first sets things up: libraries, kernels, memory
-_launching = threading.Lock()
+_launching = threading.RLock()  # a graph may be collected while another is replayed
 
 
 class Spoilt(Exception):
@@ -68,29 +68,48 @@ class CudaGraphs:
             RuntimeError: it cannot be recorded.
             Spoilt: likewise, where other trials are in this process.
         """
-        graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            graph.register_generator_state(generator)
-        capture = torch.cuda.graph(
-            graph,
-            pool=self._pool,
-            stream=self._stream,
-            capture_error_mode="thread_local",  # other threads may go on meanwhile
-        )
         try:
-            with _launching, _kept_garbage(), torch.cuda.device(self._device), capture:
-                outputs = act(*batch)
+            with _launching, _kept_garbage(), torch.cuda.device(self._device):
+                graph = torch.cuda.CUDAGraph()
+                for generator in generators:
+                    graph.register_generator_state(generator)
+                capture = torch.cuda.graph(
+                    graph,
+                    pool=self._pool,
+                    stream=self._stream,
+                    capture_error_mode="thread_local",  # other threads may go on meanwhile
+                )
+                with capture:
+                    outputs = act(*batch)
         except RuntimeError as error:
             if self._alone:
                 raise
             raise Spoilt(f"an update could not be recorded: {error}") from error
 
-        def replay() -> Tensors:
-            with _launching:  # random generators of all graphs must not move while one is recorded
-                graph.replay()
-            return outputs
+        return Replay(graph, outputs)
 
-        return replay
+
+class Replay:
+    """What a graph does, again.
+
+    Graphs begin, run and end one at a time: random generators keep a list of the graphs that draw from them,
+    and torch 2.11 leaves that to whatever thread comes.
+    """
+
+    _launching = _launching  # as modules may end before it does
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, outputs: Tensors) -> None:
+        self._graph, self._outputs = graph, outputs
+
+    def __call__(self) -> Tensors:
+        """What comes out, to be copied before the next time."""
+        with self._launching:  # generators must not move while another graph is recorded
+            self._graph.replay()
+        return self._outputs
+
+    def __del__(self) -> None:
+        with self._launching:
+            del self._graph
 
 
 @contextlib.contextmanager

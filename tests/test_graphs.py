@@ -4,12 +4,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from normbench.graphs import WithoutWaiting
+from normbench.graphs import Replay, WithoutWaiting
 
 WAITS: dict[str, Callable[[Tensor], object]] = {
     "a number": lambda x: x.sum().item(),
@@ -88,3 +89,28 @@ def test_to_watch_does_not_load_the_compiler() -> None:
         "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_graph_ends_while_none_is_recorded_or_launched() -> None:
+    ended = threading.Event()
+
+    class Graph:
+        def __del__(self) -> None:
+            ended.set()
+
+    replays = [Replay(cast(torch.cuda.CUDAGraph, Graph()), ())]
+    dropping = threading.Thread(target=replays.clear)
+    with Replay._launching:
+        dropping.start()
+        assert not ended.wait(0.1)
+    dropping.join()
+    assert ended.is_set()
+
+
+def test_a_graph_that_is_collected_while_another_is_replayed_waits_for_nobody() -> None:
+    class Other:
+        """Of the same thread."""
+
+    replay = Replay(cast(torch.cuda.CUDAGraph, Other()), ())
+    with Replay._launching:
+        del replay
