@@ -19,6 +19,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from copy import copy
 from functools import partial
 from types import MethodType
 from typing import Any, Protocol, runtime_checkable
@@ -230,11 +231,11 @@ class Recorded:
 
 def _kept(value: Any) -> Any:
     """The same, to be put back: lists and dictionaries may be changed in the meantime."""
-    return value.copy() if type(value) in (list, dict, set) else value
+    return copy(value) if isinstance(value, list | dict | set) else value
 
 
 def python_values(modules: Iterable[nn.Module]) -> Hashable:
-    """All that steers the modules beside tensors, but what they name ``not_recorded``; equal if it is.
+    """All that steers modules beside tensors, but what their class names ``not_recorded``; equal if it is.
 
     Asked before every update: it counts by what it takes.
     """
@@ -261,10 +262,17 @@ def _comparable(value: Any) -> Hashable:
     kind = type(value)
     if kind in PLAIN:
         return value  # type: ignore[no-any-return]
-    if kind is tuple or kind is list:
-        return tuple([_comparable(one) for one in value])
-    if kind is dict:
-        return tuple([(key, _comparable(one)) for key, one in value.items()])
+    if kind is Tensor or kind is nn.Parameter:
+        return MethodType(id, value)
+    match value:
+        case bool() | int() | float() | str():
+            return value
+        case tuple() | list():
+            return tuple([_comparable(one) for one in value])
+        case set() | frozenset():
+            return frozenset([_comparable(one) for one in value])
+        case dict():
+            return tuple([(key, _comparable(one)) for key, one in value.items()])
     return MethodType(id, value)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 
 ENDING = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and a batch system's notice
@@ -9,9 +10,24 @@ ENDING = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and a batch system's notice
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """A process that is started meanwhile hears of none of them, until it says otherwise."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
+    """Nothing is interrupted by them meanwhile: this process hears of those that came at the end.
+
+    A process that is started meanwhile hears of none, until it says otherwise.
+    """
+    came: list[int] = []
+
+    def hear() -> None:
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
+
+    with contextlib.ExitStack() as undo:
+        undo.callback(hear)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+        if threading.current_thread() is threading.main_thread():  # where all are handled, whoever got them
+            for number in ENDING:
+                handler = signal.getsignal(number)
+                if handler is not None:  # or it is none of Python's
+                    undo.callback(signal.signal, number, handler)
+                    signal.signal(number, lambda number, _: came.append(number))
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

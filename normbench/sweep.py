@@ -140,7 +140,7 @@ def run(
         store.set_aside(before.damaged)
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
-        with _begun(experiment.execute, missing) as begun:
+        with _begin(experiment.execute, missing) as begun:
             if missing:
                 parameters = prepare(missing, data, listener.say, experiment.execute)
                 place = gains.settled(experiment.execute, missing, data, listener.say, stop)
@@ -303,11 +303,11 @@ def _at_once(place: config.Execute, missing: Sequence[Trial]) -> int | None:
     return None if most is None else min(most, len(missing))
 
 
-def _begun(place: config.Execute, missing: Sequence[Trial]) -> "AbstractContextManager[Means]":
+def _begin(place: config.Execute, missing: Sequence[Trial]) -> "AbstractContextManager[Means]":
     """Processes for as many trials as will run at once, as far as that can be said before ``prepare``."""
     running = _at_once(place, missing) or 0
     seats = together(place, running)
-    return EXECUTORS[place.executor.name].begun(math.ceil(running / seats), seats, load)
+    return EXECUTORS[place.executor.name].begin(math.ceil(running / seats), seats, load)
 
 
 def _execute(

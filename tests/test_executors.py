@@ -714,7 +714,7 @@ def after_loading(trial: Trial, tell: Tell, *, there: Path, together: int = 1, d
     )
 
 
-ahead = EXECUTORS["pool"].begun
+ahead = EXECUTORS["pool"].begin
 
 
 @pytest.mark.parametrize(("processes", "seats"), [(3, 1), (1, 3)])
@@ -744,6 +744,36 @@ def test_processes_that_no_trial_came_for_are_ended_at_once() -> None:
         raise KeyboardInterrupt
     assert multiprocessing.active_children() == []
     assert time.monotonic() - began < PATIENCE
+
+
+def test_a_signal_while_processes_begin_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that raises would otherwise do so between the start of a process and our knowing of it."""
+    started: list[int] = []
+    start = multiprocessing.get_context("spawn").Process.start
+
+    def start_and_interrupt(process: Any) -> None:
+        start(process)
+        os.kill(os.getpid(), signal.SIGINT)
+        started.append(process.pid)
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt), ahead(2, 1, never_ends):
+        pass
+    assert len(started) == 2
+    assert multiprocessing.active_children() == []
+
+
+def test_time_before_a_trial_is_no_silence_of_its(
+    trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "LOOK_SECONDS", 1000.0)
+    with ahead(1, 1, workers_module.nothing) as begun:
+        (process,) = begun["begun"]
+        (seat,) = process.seats
+        seat._watched_at -= 500.0
+        seat.begin(trivial, *trials(1))
+        seat.watch(100.0)
+        assert not seat.hangs
 
 
 def test_processes_with_other_seats_than_trials_need_are_let_go(
@@ -789,7 +819,7 @@ def test_a_process_that_dies_before_its_first_trial_costs_no_attempt(
 
 @pytest.mark.parametrize("name", [name for name in EXECUTORS if name != "pool"])
 def test_other_executors_begin_with_nothing(name: str) -> None:
-    with EXECUTORS[name].begun(2, 1, never_ends) as means:
+    with EXECUTORS[name].begin(2, 1, never_ends) as means:
         assert means == {}
         assert multiprocessing.active_children() == []
 

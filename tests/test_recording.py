@@ -5,6 +5,7 @@ comparisons are to the last bit. What a GPU makes of it is the matter of test_cu
 """
 
 import math
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -349,6 +350,13 @@ def test_python_values_tell_things_apart_by_what_they_are() -> None:
     assert changed(more={"a": (1, [3])})
     assert changed(hidden=layer.hidden.clone()), "another tensor, though of the same numbers"
     assert not changed(limit=math.nan) or not changed()
+    assert changed(size=torch.Size([1, 2]))
+    assert not changed(size=torch.Size([1, 2])), "equal, though another"
+    for many in ([0], {0: 0}, {0}, Counter([0]), OrderedDict({0: 0})):
+        vars(layer).update(many=many)
+        before = python_values([layer])
+        getattr(many, "append", getattr(many, "add", None) or partial(many.__setitem__, 1))(1)  # type: ignore[attr-defined]
+        assert python_values([layer]) != before, "changed in place"
 
 
 # ---- updates

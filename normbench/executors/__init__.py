@@ -16,7 +16,7 @@ It takes those it uses of these ``means``: ``workers``, trials at once (None: as
 ``work(…, device=…)``; how many run ``together`` in one process, as threads, by ``work(…, together=…)`` where
 it is more than one; ``files`` that trials read, by absolute path; ``directory``, which is the runner's and,
 where trials on other machines shall find their checkpoints again, on a file system of all of them; and the
-options of its entry. Those that ``begun`` gave come to them.
+options of its entry; and, once, what its ``begin`` gave.
 """
 
 import importlib.util
@@ -50,7 +50,7 @@ class Executor(Entry):
     """A place to run.
 
     Attributes:
-        ahead: ``module:function`` of what it begins with before there are trials to run; see ``begun``.
+        ahead: ``module:function`` of what it begins with before there are trials to run; see ``begin``.
         package: what it imports that not every installation has; the extra that brings it has its name.
         elsewhere: it has machines of its own; how many trials run at once is not for this one's cores to say.
     """
@@ -69,8 +69,8 @@ class Executor(Entry):
             extra = f"in the clone of normbench: pip install -e '.[{self.name}]'"
             raise CannotExecute(f"executor {self.name}: {self.package} is not installed; {extra}")
 
-    def begun(self, processes: int, seats: int, load: "Load") -> "AbstractContextManager[Means]":
-        """So many processes, with so many seats for trials each, that ``load`` while the runner prepares.
+    def begin(self, processes: int, seats: int, load: "Load") -> "AbstractContextManager[Means]":
+        """Start so many processes with so many seats for trials each, to ``load`` while a run prepares.
 
         Returns:
             A context, at whose end those end that no executor took, and further means of the executor.

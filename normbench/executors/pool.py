@@ -16,8 +16,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from normbench.executors.attempts import CUT_OFF, Attempts
-from normbench.executors.workers import END_SECONDS, EVENT, GONE, KILLED, OUTCOME, SAVED, Process, Seat
+from normbench.executors.workers import EVENT, GONE, KILLED, OUTCOME, SAVED, Process, Seat
 from normbench.records import Failure
+from normbench.signals import held_back
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
@@ -79,11 +80,12 @@ def execute(
 
 @contextmanager
 def ahead(processes: int, seats: int, load: "Load") -> Generator["Means"]:
-    """See :meth:`normbench.executors.Executor.begun`; what :func:`execute` does not take is ended."""
+    """See :meth:`normbench.executors.Executor.begin`; what :func:`execute` does not take is ended."""
     begun: list[Process] = []
     try:
-        for _ in range(processes):
-            begun.append(Process(seats, load))
+        with held_back():  # or one that has just been started would be nobody's
+            for _ in range(processes):
+                begun.append(Process(seats, load))
         yield {"begun": begun}
     finally:
         for process in begun:
@@ -167,10 +169,10 @@ class _Crew:
                 self._let_go(process)
 
     def _let_go(self, process: Process) -> None:
-        for seat in [seat for seat in self.seats if seat.process is process]:
+        for seat in process.seats:
             seat.tell_to_stop()
-            self.lose(seat)
-        process.bury(0 if process.fresh else END_SECONDS)
+        self.seats = [seat for seat in self.seats if seat.process is not process]
+        process.discard()
 
     def dismiss(self, report: "Report") -> None:
         """Tell all to stop, give them time to save, and end what is left.

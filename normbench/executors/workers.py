@@ -94,10 +94,10 @@ class Process:
         self._process.kill()  # in case it could not even do that
 
     def discard(self) -> None:
-        """End it at once: no trial ever ran in it."""
+        """Wait for its end, which it has been told of; one in which no trial ever ran is ended at once."""
         for seat in self.seats:
             seat.pipe.close()
-        self.bury(patience=0)
+        self.bury(0 if self.fresh else END_SECONDS)
 
     def bury(self, patience: float = END_SECONDS) -> tuple[str, str]:
         """Wait for its end, bring it about if need be, and free what it held.
@@ -141,7 +141,7 @@ class Seat:
         if len(self.process.seats) > 1:
             told["together"] = len(self.process.seats)
         self.trial, self.process.fresh = trial, False
-        self._silence = 0.0
+        self._silence, self._watched_at = 0.0, monotonic()
         try:
             self.pipe.send((partial(cast(Any, work), **told) if told else work, trial))
             self.reached = True
