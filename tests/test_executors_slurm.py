@@ -1,5 +1,6 @@
 """What the contract of executors does not say: limits of time, preemption, and a runner that died."""
 
+import signal
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,7 @@ from test_train import numbers
 
 from normbench import sweep
 from normbench.executors import CannotExecute, slurm
-from normbench.records import Failure, Record
+from normbench.records import Failure, Interrupted, Record
 from normbench.trial import Trial
 
 OPTIONS: dict[str, Any] = {
@@ -60,6 +61,32 @@ def test_a_trial_that_needs_more_than_the_time_limit_goes_on_in_the_next_job(
     assert isinstance(outcome, Record)
     assert (tmp_path / "0").exists(), "its state was saved"
     assert (tmp_path / "attempts").read_text() == "xx"
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "SIGNALING", "CANCELLED"])
+def test_a_job_goes_back_into_the_queue_however_late_slurm_says_that_it_runs(
+    state: str, tiny: Callable[..., Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it was cancelled, in which state it is said to be for a while."""
+    asked: list[str] = []
+
+    def run(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(words[0])
+        busy = len(asked) < 3
+        return subprocess.CompletedProcess(words, returncode=busy, stdout="" if busy else f"{state}\n")
+
+    def stops(trial: Trial, tell: Tell) -> Record:
+        raise Interrupted(trial.id)
+
+    before = {number: signal.getsignal(number) for number in slurm.WARNINGS}
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.0)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(SystemExit):
+        slurm._attempt(stops, tiny(), tmp_path / "news")
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert asked == ["squeue"] * 3 + ["scontrol"] * (state != "CANCELLED")
 
 
 @pytest.mark.usefixtures("no_retries")

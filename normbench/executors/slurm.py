@@ -34,6 +34,7 @@ GRACE_SECONDS = 5.0  # until what a job has written is seen here, on a slow file
 PATIENCE_SECONDS = 4.0  # for jobs to save their state when they are told to stop
 WARNING_SECONDS = 90  # before a job's time is over; not more than half of it
 ARRAY = 1000  # jobs; Slurm's usual limit
+RUNNING = ("RUNNING", "SIGNALING")  # the latter until Slurm has heard that its warning has arrived
 WARNINGS = (signal.SIGUSR2, signal.SIGTERM)  # that the time is nearly over; of preemption and cancellation
 
 
@@ -304,9 +305,15 @@ def _attempt(work: "Work", trial: Trial, news: Path) -> bytes:
     # A job that is cancelled, or that Slurm itself puts back, is not called running any more. One that would
     # merely end, within the time that it was given to save, would be over for good.
     job = os.environ["SLURM_JOB_ID"]
-    state = subprocess.run(
-        ["squeue", f"--jobs={job}", "--noheader", "--format=%T"], capture_output=True, text=True
-    )
-    if state.stdout.strip() == "RUNNING":
+    while (state := _state(job)) is None:  # busy, perhaps with all that it has to warn
+        time.sleep(POLL_SECONDS)
+    if state in RUNNING:
         subprocess.run(["scontrol", "requeue", job], check=True)
     sys.exit(1)  # without a result
+
+
+def _state(job: str) -> str | None:
+    """Of a job; None if Slurm does not say."""
+    words = ["squeue", f"--jobs={job}", "--noheader", "--format=%T"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
