@@ -265,7 +265,7 @@ def _comparable(value: Any) -> Hashable:
     if kind is Tensor or kind is nn.Parameter:
         return MethodType(id, value)
     match value:
-        case bool() | int() | float() | str():
+        case int() | float() | str():
             return value
         case tuple() | list():
             return tuple([_comparable(one) for one in value])

@@ -82,10 +82,12 @@ def test_a_job_goes_back_into_the_queue_however_late_slurm_says_that_it_runs(
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(slurm, "POLL_SECONDS", 0.0)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    with pytest.raises(SystemExit):
-        slurm._attempt(stops, tiny(), tmp_path / "news")
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    try:
+        with pytest.raises(SystemExit):
+            slurm._attempt(stops, tiny(), tmp_path / "news")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert asked == ["squeue"] * 3 + ["scontrol"] * (state != "CANCELLED")
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import cast
 
@@ -111,6 +112,9 @@ def test_a_graph_that_is_collected_while_another_is_replayed_waits_for_nobody() 
     class Other:
         """Of the same thread."""
 
-    replay = Replay(cast(torch.cuda.CUDAGraph, Other()), ())
+    graph = Other()
+    there, replay = weakref.ref(graph), Replay(cast(torch.cuda.CUDAGraph, graph), ())
+    del graph
     with Replay._launching:
         del replay
+        assert there() is None
