@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normbench.calls import Tensors, leaves
@@ -142,8 +144,18 @@ class WithoutWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, in this thread, what is known to wait for a device raises a RuntimeError.
 
     That is what hands numbers to Python or brings them from there, copies between devices, selects by a
-    mask, or checks for errors.
+    mask, or checks for errors. Not every torch dispatches an operator for numbers that come from Python (2.14
+    does not), so the functions that bring them are watched as well.
     """
+
+    def __enter__(self) -> Any:
+        self._functions = _NoPythonNumbers()
+        self._functions.__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._functions.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         refuse_unknowable(func)
@@ -154,6 +166,31 @@ class WithoutWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if (func in COPIES and len(devices) > 1) or (func is aten.lift_fresh.default and devices != {"cpu"}):
             raise RuntimeError(f"it waits for a copy between {' and '.join(sorted({'cpu', *devices}))}")
         return results
+
+
+class _NoPythonNumbers(TorchFunctionMode):
+    """Raises a RuntimeError where numbers of Python become a tensor on a device, or an index into one."""
+
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if _takes_python_numbers(func, (*args, *(kwargs or {}).values())):
+            device = (result if isinstance(result, Tensor) else args[0]).device
+            if device.type != "cpu":
+                raise RuntimeError(f"it waits for a copy between cpu and {device.type}")
+        return result
+
+
+def _takes_python_numbers(func: Any, values: tuple[Any, ...]) -> bool:
+    """Return whether the call makes a tensor of Python's numbers, or indexes by them."""
+    match func.__name__:
+        case "tensor" | "as_tensor" | "asarray":
+            return not isinstance(values[0], Tensor)
+        case "new_tensor":
+            return not isinstance(values[1], Tensor)
+        case "__getitem__" | "__setitem__":
+            index = values[1] if isinstance(values[1], tuple) else (values[1],)
+            return any(isinstance(places, list | np.ndarray) for places in index)
+    return False
 
 
 def _selects(func: Any, args: Any) -> bool:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,12 @@ WAITS: dict[str, Callable[[Tensor], object]] = {
     "a check for errors": lambda x: torch.linalg.inv(torch.eye(3)),
     "a number from Python": lambda x: torch.tensor(2.0, device="meta"),
     "numbers from Python": lambda x: torch.as_tensor([1.0, 2.0], device="meta"),
+    "numbers of an array": lambda x: torch.asarray(np.ones(2), device="meta"),
+    "numbers like a tensor's": lambda x: torch.empty(4, device="meta").new_tensor([1.0]),
+    "places from Python": lambda x: torch.empty(4, device="meta")[[0, 1]],
+    "places from Python that are written to": lambda x: torch.empty(4, 4, device="meta").__setitem__(
+        (0, [0, 1]), 2.0
+    ),
     "a copy to another device": lambda x: x.to("meta"),
     "a copy into another device": lambda x: torch.empty(4, device="meta").copy_(x),
 }
@@ -58,6 +65,8 @@ def test_what_does_not_wait_is_let_through() -> None:
     with WithoutWaiting():  # type: ignore[no-untyped-call]
         x.masked_fill(x > 0, 1.0)
         x[torch.tensor([0, 1])] = 3.0
+        x[[0, 1]] = x.new_tensor(2.0)
+        torch.as_tensor(torch.empty(2, device="meta"), device="meta")[0] = 3.0
         torch.where(x > 0, x, 0.0)
         torch.full((2,), 3.0, device="meta")
 
