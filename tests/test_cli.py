@@ -119,7 +119,7 @@ def test_1_an_internal_fault_is_one_line(lab: Path, cli: Cli, monkeypatch: pytes
         (["show", "layer"], "no trial 'layer' in results"),
         (["export", "tinny"], "did you mean 'tiny'?"),
         (["export", "tiny", "--format", "cvs"], "--format: unknown format 'cvs' (did you mean 'csv'?)"),
-        (["list", "norm"], "unknown list 'norm' (did you mean 'norms'?); known: norms, clips, models"),
+        (["list", "norn"], "unknown list 'norn'; known: norms, clips, models"),
         (["data", "shape"], "unknown dataset 'shape' (did you mean 'shapes'?)"),
         (["data", "shapes", "train_sice=10"], "train_sice"),
     ],

@@ -100,6 +100,7 @@ DATASETS: Table[Dataset] = Table(
         "normbench.data.folder:IMAGE_FOLDER",
         {"folder": FOLDER, "image_size": count(32, "side of the square the images are brought to, in pixels")}
         | SIZES,
+        also=("ImageFolder", "image_directory", "directory"),
     ),
 )
 
