@@ -21,7 +21,7 @@ from normbench.norms import NORMS
 from normbench.plots import FIGURES
 from normbench.trial import Choice, Count, Frozen, Positive, Trial, choice_from
 from normbench.validation import beside, check, meant, paths, title, unknown
-from normbench.yaml_strict import has_comment, read, write
+from normbench.yaml_strict import has_comment, read, read_bytes, write
 
 MAX_TRIALS = 100_000  # no setting may ask for more
 CONFIGS = Path("configs")  # of a clone, where commands are run in it
@@ -157,6 +157,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         ConfigError: with everything that is wrong in the file and the overrides.
     """
     return _experiment(*_read_file(path), overrides)
+
+
+def parsed(document: Mapping[str, Any]) -> Experiment:
+    """The experiment that the document of another is, perhaps with changes.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    return _experiment(*read_bytes(write(document).encode(), "plan"), ())
 
 
 def on_command_line(overrides: Sequence[str]) -> Experiment:

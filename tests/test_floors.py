@@ -54,7 +54,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     # what a trial is made of
     ("config", "executors.attempts", "norms.fused"),
-    ("executors.workers", "norms.paths"),
+    ("executors.workers", "norms.paths", "plans"),
     ("checkpoints", "optim", "provenance", "progress", "devices", "recording"),
     ("norms.maps", "norms.running"),
     ("norms.moments", "norms.weights", "data.cache", "models.blocks", *behind(DATASETS)),

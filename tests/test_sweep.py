@@ -236,6 +236,34 @@ def test_a_narrower_experiment_leaves_the_other_records_alone(lab: Lab) -> None:
     assert seen.counts == {"done": 1}
     assert seen.begun == []
     assert len(list(lab.store.directory.glob("*.json"))) == 4
+    assert any(
+        line.startswith("3 further trials of this experiment's plan are not part") for line in seen.said
+    )
+
+
+def test_a_narrower_run_leaves_the_plan_as_it_is_unless_it_is_to_be_replaced(lab: Lab) -> None:
+    lab.run()
+    plan = lab.store.directory / sweep.PLAN
+    before = plan.read_bytes()
+    narrow = lab.experiment(sweep={"norm": ["group"]})
+
+    lab.run(narrow)
+    assert plan.read_bytes() == before
+
+    sweep.run(narrow, lab.results, lab.data, replace_plan=True)
+    assert sweep.stored(lab.results, "tiny") == narrow
+    assert len(sweep.survey(narrow, lab.results).stray) == 3
+
+
+def test_a_plan_that_cannot_be_read_is_set_aside(lab: Lab) -> None:
+    lab.run()
+    (lab.store.directory / sweep.PLAN).write_text("name: [")
+
+    seen = lab.run()
+
+    assert any("not a valid plan" in line for line in seen.said)
+    assert (lab.store.directory / "corrupt" / sweep.PLAN).read_text() == "name: ["
+    assert sweep.stored(lab.results, "tiny") == lab.experiment()
 
 
 def test_the_experiment_is_kept_beside_its_records(lab: Lab) -> None:
