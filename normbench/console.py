@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normbench.estimate import relative_cost
+from normbench.labels import labels
 from normbench.located import printable
 from normbench.records import Failure
 from normbench.sweep import Listener, Survey
@@ -81,6 +82,7 @@ class Progress(Listener):
         self.total = self.already = 0
         self.ended: Counter[str] = Counter()
         self.running: dict[str, tuple[Trial, dict[str, Any]]] = {}
+        self.labels: dict[str, str] = {}
         self._work = self._done = 0.0
         self._began = time.monotonic()
 
@@ -90,6 +92,7 @@ class Progress(Listener):
 
     def begin(self, survey: Survey, missing: Sequence[Trial]) -> None:
         """Start the clock."""
+        self.labels = labels(survey.experiment)
         self.total = len(survey.experiment.trials)
         self.already = self.total - len(missing)
         self._work = sum(relative_cost(trial) for trial in missing)
@@ -98,9 +101,13 @@ class Progress(Listener):
     def event(self, trial: Trial, event: dict[str, Any]) -> None:
         """Remember the newest of every running trial."""
         if "warning" in event:
-            self.say(f"{trial.id}: {event['warning']}")
+            self.say(f"{self.label(trial)}: {event['warning']}")
         else:
             self.running[trial.id] = trial, event
+
+    def label(self, trial: Trial) -> str:
+        """Its id, and what of it the sweep varies."""
+        return self.labels.get(trial.id, trial.id)
 
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
         """One less to wait for."""
@@ -143,7 +150,7 @@ class Lines(Progress):
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
         """Say how it ended."""
         super().outcome(trial, outcome)
-        self.say(f"{trial.id}: {result_of(outcome)} ({self.counts()})")
+        self.say(f"{self.label(trial)}: {result_of(outcome)} ({self.counts()})")
 
 
 class LiveTable(Progress):
@@ -169,18 +176,18 @@ class LiveTable(Progress):
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
         """Say how it ended."""
         super().outcome(trial, outcome)
-        self.say(f"{trial.id}: {result_of(outcome)}")
+        self.say(f"{self.label(trial)}: {result_of(outcome)}")
 
     def table(self) -> Group:
         """Counts, and a row for each running trial."""
         table = Table(box=None, pad_edge=False)
-        table.add_column("trial", no_wrap=True, max_width=48)
+        table.add_column("trial", no_wrap=True, max_width=max(48, self.console.width - 50))
         for column in ("epoch", "train loss", "test accuracy", "images/s"):
             table.add_column(column, justify="right", no_wrap=True)
-        for trial_id, (_, event) in sorted(self.running.items()):
+        for _, (trial, event) in sorted(self.running.items()):
             loss, speed = event["train_loss"], event["images_per_second"]
             table.add_row(
-                Text(trial_id),
+                Text(self.label(trial)),
                 f"{event['epoch']}/{event['epochs']}",
                 "–" if loss is None else f"{loss:.3f}",
                 percent(event["test_accuracy"]),

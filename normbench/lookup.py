@@ -120,9 +120,9 @@ class Option:
     meaning: str
 
 
-def count(default: int | None, meaning: str) -> Option:
-    """A whole number of at least 1; None, where that is the default, leaves it open."""
-    positive = Annotated[int, Field(ge=1)]
+def count(default: int | None, meaning: str, most: int | None = None) -> Option:
+    """A whole number from 1 to ``most``; None, where that is the default, leaves it open."""
+    positive = Annotated[int, Field(ge=1, le=most)]
     return Option(positive if default is not None else positive | None, default, meaning)
 
 
@@ -136,9 +136,9 @@ def at_least(least: float, default: float, meaning: str) -> Option:
     return Option(Annotated[float, Field(ge=least, allow_inf_nan=False)], default, meaning)
 
 
-def positive(default: float, meaning: str) -> Option:
-    """A finite number above 0."""
-    return Option(Annotated[float, Field(gt=0, allow_inf_nan=False)], default, meaning)
+def positive(default: float, meaning: str, most: float | None = None) -> Option:
+    """A finite number above 0 and no more than ``most``."""
+    return Option(Annotated[float, Field(gt=0, le=most, allow_inf_nan=False)], default, meaning)
 
 
 def fraction(default: float, meaning: str) -> Option:

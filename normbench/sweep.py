@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from normbench import config, gains, plans
+from normbench import config, gains, memory, plans
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.records import Failure, Record, Store, write_atomically
@@ -207,12 +207,25 @@ def prepare(
             if trial.batch_size > images:
                 raise ValueError(f"batch_size {trial.batch_size} is more than the {images} training images")
             _check_evaluations(trial, len(dataset.test.indices))
-            parameters = max(parameters, check(trial, len(dataset.classes), dataset.train.images.shape[1]))
+            weights = check(trial, len(dataset.classes), dataset.train.images.shape[1])
+            _check_memory(trial, weights)
+            parameters = max(parameters, weights)
         except ValueError as error:
             problems[str(error)] = None
     if problems:
         raise Unusable("\n".join(problems))
     return parameters
+
+
+def _check_memory(trial: Trial, parameters: int) -> None:
+    """Refuse a network whose weights, gradients and momenta alone are more than the memory holds."""
+    needed, there = 3 * 4 * parameters, memory.available()
+    if needed > there:
+        options = "".join(f", {key} {value:g}" for key, value in trial.model.options.items())
+        raise ValueError(
+            f"model {trial.model.name}{options}: its {parameters:,} parameters take {size(needed)} to train, "
+            f"and {size(there)} of memory are available"
+        )
 
 
 def _check_space(trials: Sequence[Trial], parameters: int, running: int, directory: Path) -> None:

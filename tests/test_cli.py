@@ -122,6 +122,8 @@ def test_1_an_internal_fault_is_one_line(lab: Path, cli: Cli, monkeypatch: pytes
         (["list", "norn"], "unknown list 'norn'; known: norms, clips, models"),
         (["data", "shape"], "unknown dataset 'shape' (did you mean 'shapes'?)"),
         (["data", "shapes", "train_sice=10"], "train_sice"),
+        (["data", "folder", "image_size=100000"], "dataset.image_size: must be at most 4096, got 100000"),
+        (["run", "tiny.yaml", "trial.model.width=1e9"], "trial.model.width=1e9: must be at most 64, got 1e9"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -190,7 +192,9 @@ def test_4_data_that_cannot_be_had(lab: Path, cli: Cli, monkeypatch: pytest.Monk
     assert ended.code == 4
     assert "cifar" in ended.err
     assert "Traceback" not in ended.err
-    resume = "resume with: normbench run tiny.yaml name=real trial.dataset=cifar10 --data empty"
+    resume = (
+        "mend that, then resume with: normbench run tiny.yaml name=real trial.dataset=cifar10 --data empty"
+    )
     assert ended.last == resume
 
 

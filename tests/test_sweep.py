@@ -17,7 +17,7 @@ import torch
 from conftest import forkserver, place_of, tiny_trial
 from test_train import numbers
 
-from normbench import checkpoints, config, devices, sweep
+from normbench import checkpoints, config, devices, memory, sweep
 from normbench import train as training
 from normbench.data import DataError
 from normbench.executors import EXECUTORS, pool
@@ -277,6 +277,17 @@ def test_the_experiment_is_kept_beside_its_records(lab: Lab) -> None:
 def test_a_survey_changes_nothing(lab: Lab) -> None:
     assert sweep.survey(lab.experiment(), lab.results).counts() == {"missing": 4}
     assert not lab.results.exists()
+
+
+def test_a_network_that_memory_does_not_hold_is_refused_by_arithmetic(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 200_000)  # 19,500 parameters with group: 234 kB to train
+    with pytest.raises(
+        sweep.Unusable, match=r"model resnet8, width 0.5: its .* parameters take .* are available"
+    ):
+        lab.run()
+    assert not lab.store.directory.exists()
 
 
 # ---- failures

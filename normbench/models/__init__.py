@@ -6,7 +6,7 @@ from normbench.lookup import Entry, Table, positive
 
 SHARED = ("blocks", "network")  # files that are not a network family
 
-WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages")
+WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages; at most 64", most=64.0)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ NORMS: OpenTable[Method] = OpenTable(
         {
             "eps": EPS,
             "momentum": fraction(0.02, "weight of the newest average in the running mean of squares"),
-            "window": count(16, "updates that statistics are averaged over"),
+            "window": count(16, "updates that statistics are averaged over", most=100_000),
             "warmup_updates": whole(100, "first updates, in which they are not"),
             "renorm_updates": whole(
                 1000, "first updates without a correction by the running mean of squares"
