@@ -22,6 +22,8 @@ from normbench.trial import Trial
 if TYPE_CHECKING:
     from normbench.executors import Outcome
 
+SILENCE = 30.0  # seconds without a line, after which one says how far a trial is
+
 
 @contextlib.contextmanager
 def listener(quiet: bool) -> Iterator[Listener]:
@@ -137,7 +139,16 @@ class Progress(Listener):
 
 
 class Lines(Progress):
-    """One line for each trial that ends; for pipes, logs and CI."""
+    """One line for each trial that ends, and one where there was none for a while; for pipes, logs and CI."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._spoke = time.monotonic()
+
+    def say(self, words: str) -> None:
+        """A line of its own."""
+        super().say(words)
+        self._spoke = time.monotonic()
 
     def begin(self, survey: Survey, missing: Sequence[Trial]) -> None:
         """Say how much there is to do."""
@@ -146,6 +157,16 @@ class Lines(Progress):
             to_run = counted(len(missing), "trial")
             done = f"{self.already} of {self.total} done"
             self.say(f"{survey.experiment.name}: {to_run} to run, {done}{going_on(survey)}")
+
+    def event(self, trial: Trial, event: dict[str, Any]) -> None:
+        """Say how far it is, if nothing else was said for a while."""
+        super().event(trial, event)
+        if "warning" not in event and time.monotonic() - self._spoke >= SILENCE:
+            loss = event["train_loss"]
+            words = "" if loss is None else f", train loss {loss:.3f}"
+            self.say(
+                f"{self.label(trial)}: epoch {event['epoch']}/{event['epochs']}{words} ({self.counts()})"
+            )
 
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
         """Say how it ended."""

@@ -157,6 +157,8 @@ def run(
         store.set_aside(before.damaged)
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
+        if missing:
+            listener.say("loading torch and data …")
         with _begin(experiment.execute, missing) as begun:
             if missing:
                 parameters = prepare(missing, data, listener.say, experiment.execute)
@@ -182,8 +184,12 @@ def prepare(
         DataError: a data set cannot be had.
         Unusable: with all reasons, one a line.
     """
-    from normbench import devices
     from normbench.data import decoded
+
+    for choice in _datasets(trials):  # what is wrong with data is said before anything loads torch
+        decoded.prepare(choice, data, say)
+
+    from normbench import devices
     from normbench.models.network import check
 
     if not EXECUTORS[place.executor.name].elsewhere:  # the devices there are not seen from here
@@ -196,8 +202,6 @@ def prepare(
         raise Unusable(words)
     if words := place.refusal(trials):
         raise Unusable(f"execute.processes: {words}")
-    for choice in _datasets(trials):
-        decoded.prepare(choice, data, say)
     problems: dict[str, None] = {}
     parameters = 0
     for trial in {_shapes(trial): trial for trial in trials}.values():

@@ -288,7 +288,8 @@ def test_plan_writes_nothing_at_all(
 def test_progress_goes_to_stderr_line_by_line(lab: Path, cli: Cli) -> None:
     ended = cli("run", "tiny.yaml", "name=other", "sweep.batch_size=[16]")
     assert ended.out == "results/other: 2 trials, 2 done\n"
-    first, one, two = ended.err.splitlines()
+    start, first, one, two = ended.err.splitlines()
+    assert start == "loading torch and data …"
     assert first == "other: 2 trials to run, 0 of 2 done"
     assert one.startswith("batch-resnet8-b16-s0-")
     assert "(1 of 2 done, about " in one

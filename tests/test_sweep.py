@@ -667,3 +667,21 @@ def run_and_kill(
     process.close()
     ours.close()
     return alive
+
+
+def test_a_run_says_at_once_what_it_is_waiting_for(lab: Lab) -> None:
+    assert lab.run().said[0] == "loading torch and data …"
+    assert lab.run().said == []
+
+
+def test_a_folder_that_is_not_there_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom normbench import sweep\n"
+        "from normbench.trial import Trial\n"
+        "trial = Trial(dataset={'name': 'folder', 'folder': 'none'})\n"
+        f"try:\n    sweep.prepare([trial], Path({str(tmp_path)!r}), print)\n"
+        "except RuntimeError as error:\n    print(error, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "none/train: missing" in done.stdout, done.stderr
+    assert done.stdout.endswith("False\n")
