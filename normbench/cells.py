@@ -2,14 +2,16 @@
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from normbench.located import Node, Problem, printable
 from normbench.trial import Frozen, Trial
-from normbench.validation import Location, check, meant, paths, unknown
+from normbench.validation import OUT, Location, beside, check, meant, paths, title, unknown
 
 TRIAL_KEYS = paths(Trial)
+MOST_WRITTEN_OUT = 20  # numbers in a message
 
 
 def trials_of(
@@ -162,7 +164,9 @@ def _axes(block: Node) -> tuple[dict[str, list[Node]], list[Problem]]:
     for key, node in block.value.items():
         spot = node.key or node.spot
         if key not in TRIAL_KEYS:
-            problems.append(Problem(spot, unknown(meant(key, TRIAL_KEYS))))
+            section = key.rpartition(".")[0]
+            words = unknown(meant(key, TRIAL_KEYS), beside(key, TRIAL_KEYS), title(Trial, section))
+            problems.append(Problem(spot, words))
         elif isinstance(node.value, list) and node.value:
             axes[key] = [replace(item, key=spot) for item in node.value]
         else:
@@ -178,7 +182,16 @@ def _as_axis(key: str, node: Node) -> str:
         return f" (sweep a setting inside it as '{inner}: […]')" if inner else ""
     if isinstance(node.value, list) or node.value is None:
         return ""
-    return f" (write [{printable(node.written, 40)}])"
+    if counted := re.fullmatch(r"range\((-?\d{1,6})(?:, *(-?\d{1,6}))?(?:, *(-?\d{1,6}))?\)", node.written):
+        numbers = [int(number) for number in counted.groups() if number is not None]
+        if len(numbers) < 3 or numbers[2]:
+            listed = list(range(*numbers))
+            if 0 < len(listed) <= MOST_WRITTEN_OUT:
+                return f" (write {listed})"
+    if re.match(r"range\b|-?\d+ *(-|:|\.\.+) *\d+$", node.written):
+        return OUT
+    simple = re.fullmatch(r"[\w.+-]+(?:[, ]+[\w.+-]+)*", node.written)
+    return f" (write [{printable(node.written, 40)}])" if simple else ""
 
 
 def _ineffective(base: Node, grids: Iterable[_Grid]) -> Iterator[Problem]:

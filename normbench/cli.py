@@ -77,6 +77,9 @@ def run(
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="stop at the first trial that fails")
     ] = False,
+    replace_plan: Annotated[
+        bool, typer.Option("--replace-plan", help="forget trials of earlier runs that are not in CONFIG now")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
     as_json: AsJson = False,
     _debug: Debug = False,
@@ -100,6 +103,7 @@ def run(
             data or default_directory(),
             retry=retried,
             fail_fast=fail_fast,
+            replace_plan=replace_plan,
             listener=watching,
             stop=stop,
         )
@@ -125,10 +129,11 @@ def plan(
     nothing.
     """
     from normbench import config as configs
-    from normbench import report, sweep
+    from normbench import exits, report, sweep
     from normbench.data.decoded import default_directory
 
     survey = sweep.survey(configs.load(config, overrides), results)
+    exits.complain(sweep.further(survey.experiment, results))
     expected = report.expect(survey, results, data or default_directory())
     _print(report.plan_as_json(survey, expected) if as_json else report.plan_as_text(survey, expected))
 

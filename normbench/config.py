@@ -1,7 +1,9 @@
 """One YAML file is one experiment: which trials, where they run, which figures. Strict: see ``load``."""
 
+import json
 import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +20,8 @@ from normbench.lookup import closest, shortened
 from normbench.norms import NORMS
 from normbench.plots import FIGURES
 from normbench.trial import Choice, Count, Frozen, Positive, Trial, choice_from
-from normbench.validation import check, meant, paths, unknown
-from normbench.yaml_strict import read, write
+from normbench.validation import beside, check, meant, paths, title, unknown
+from normbench.yaml_strict import has_comment, read, read_bytes, write
 
 MAX_TRIALS = 100_000  # no setting may ask for more
 CONFIGS = Path("configs")  # of a clone, where commands are run in it
@@ -157,6 +159,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     return _experiment(*_read_file(path), overrides)
 
 
+def parsed(document: Mapping[str, Any]) -> Experiment:
+    """The experiment that the document of another is, perhaps with changes.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    return _experiment(*read_bytes(write(document).encode(), "plan"), ())
+
+
 def on_command_line(overrides: Sequence[str]) -> Experiment:
     """An experiment without a file: one trial as it is by default, but for ``KEY=VALUE`` each.
 
@@ -197,7 +208,9 @@ def _unknown_settings(root: Node, figures: Sequence[Choice], trials: Sequence[Tr
         for option in FIGURES[figure.name].of:
             key = figure.options[option]
             if key not in TRIAL_KEYS and not (own and key.startswith("norm.")):
-                words = unknown(meant(key, TRIAL_KEYS)).replace("key", f"setting {shortened(key)}", 1)
+                words = unknown(
+                    meant(key, TRIAL_KEYS), beside(key, TRIAL_KEYS), what=f"setting {shortened(key)}"
+                )
                 spot = root.value["plots"].value[number].value[option].spot
                 yield Problem(spot, words)
 
@@ -243,9 +256,12 @@ def _overridden(root: Node | None, text: str, problems: list[Problem]) -> Node |
         problems.append(Problem(replace(spot, path=""), "expected KEY=VALUE, such as trial.epochs=3"))
         return root
     if key not in OVERRIDABLE:
-        head = key.partition(".")[0] + "."
-        near = [path for path in OVERRIDABLE if path.startswith(head)]
-        problems.append(Problem(spot, unknown(meant(key, near, OVERRIDABLE))))
+        problems.append(Problem(spot, _unknown_override(key)))
+        return root
+    if has_comment(value):
+        quoted = shlex.quote(f"{key}={json.dumps(value.strip(), ensure_ascii=False)}")
+        words = f"VALUE is YAML, in which # begins a comment; put text with # in quotes, such as {quoted}"
+        problems.append(Problem(spot, words))
         return root
     node, found = read(value, spot)
     problems += found
@@ -265,6 +281,14 @@ def _overridden(root: Node | None, text: str, problems: list[Problem]) -> Node |
         changed = [block.with_entries({rest: node}) for block in blocks]
     whole = replace(section, value=changed) if blocks is section.value else changed[0]
     return root.with_entries({head: whole})
+
+
+def _unknown_override(key: str) -> str:
+    head, _, rest = key.partition(".")
+    near = [path for path in OVERRIDABLE if path.startswith(f"{head}.")]
+    model = MODELS.get("trial" if head == "sweep" else head)
+    note = title(model, rest.rpartition(".")[0]) if model else None
+    return unknown(meant(key, near, OVERRIDABLE), beside(key, OVERRIDABLE), note)
 
 
 def _limit(root: Node) -> int:

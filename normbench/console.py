@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normbench.estimate import relative_cost
+from normbench.labels import labels
 from normbench.located import printable
 from normbench.records import Failure
 from normbench.sweep import Listener, Survey
@@ -20,6 +21,8 @@ from normbench.trial import Trial
 
 if TYPE_CHECKING:
     from normbench.executors import Outcome
+
+SILENCE = 30.0  # seconds without a line, after which one says how far a trial is
 
 
 @contextlib.contextmanager
@@ -81,6 +84,7 @@ class Progress(Listener):
         self.total = self.already = 0
         self.ended: Counter[str] = Counter()
         self.running: dict[str, tuple[Trial, dict[str, Any]]] = {}
+        self.labels: dict[str, str] = {}
         self._work = self._done = 0.0
         self._began = time.monotonic()
 
@@ -90,6 +94,7 @@ class Progress(Listener):
 
     def begin(self, survey: Survey, missing: Sequence[Trial]) -> None:
         """Start the clock."""
+        self.labels = labels(survey.experiment)
         self.total = len(survey.experiment.trials)
         self.already = self.total - len(missing)
         self._work = sum(relative_cost(trial) for trial in missing)
@@ -98,9 +103,13 @@ class Progress(Listener):
     def event(self, trial: Trial, event: dict[str, Any]) -> None:
         """Remember the newest of every running trial."""
         if "warning" in event:
-            self.say(f"{trial.id}: {event['warning']}")
+            self.say(f"{self.label(trial)}: {event['warning']}")
         else:
             self.running[trial.id] = trial, event
+
+    def label(self, trial: Trial) -> str:
+        """Its id, and what of it the sweep varies."""
+        return self.labels.get(trial.id, trial.id)
 
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
         """One less to wait for."""
@@ -130,7 +139,16 @@ class Progress(Listener):
 
 
 class Lines(Progress):
-    """One line for each trial that ends; for pipes, logs and CI."""
+    """One line for each trial that ends, and one where there was none for a while; for pipes, logs and CI."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._spoke = time.monotonic()
+
+    def say(self, words: str) -> None:
+        """A line of its own."""
+        super().say(words)
+        self._spoke = time.monotonic()
 
     def begin(self, survey: Survey, missing: Sequence[Trial]) -> None:
         """Say how much there is to do."""
@@ -140,10 +158,20 @@ class Lines(Progress):
             done = f"{self.already} of {self.total} done"
             self.say(f"{survey.experiment.name}: {to_run} to run, {done}{going_on(survey)}")
 
+    def event(self, trial: Trial, event: dict[str, Any]) -> None:
+        """Say how far it is, if nothing else was said for a while."""
+        super().event(trial, event)
+        if "warning" not in event and time.monotonic() - self._spoke >= SILENCE:
+            loss = event["train_loss"]
+            words = "" if loss is None else f", train loss {loss:.3f}"
+            self.say(
+                f"{self.label(trial)}: epoch {event['epoch']}/{event['epochs']}{words} ({self.counts()})"
+            )
+
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
         """Say how it ended."""
         super().outcome(trial, outcome)
-        self.say(f"{trial.id}: {result_of(outcome)} ({self.counts()})")
+        self.say(f"{self.label(trial)}: {result_of(outcome)} ({self.counts()})")
 
 
 class LiveTable(Progress):
@@ -169,18 +197,18 @@ class LiveTable(Progress):
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
         """Say how it ended."""
         super().outcome(trial, outcome)
-        self.say(f"{trial.id}: {result_of(outcome)}")
+        self.say(f"{self.label(trial)}: {result_of(outcome)}")
 
     def table(self) -> Group:
         """Counts, and a row for each running trial."""
         table = Table(box=None, pad_edge=False)
-        table.add_column("trial", no_wrap=True, max_width=48)
+        table.add_column("trial", no_wrap=True, max_width=max(48, self.console.width - 50))
         for column in ("epoch", "train loss", "test accuracy", "images/s"):
             table.add_column(column, justify="right", no_wrap=True)
-        for trial_id, (_, event) in sorted(self.running.items()):
+        for _, (trial, event) in sorted(self.running.items()):
             loss, speed = event["train_loss"], event["images_per_second"]
             table.add_row(
-                Text(trial_id),
+                Text(self.label(trial)),
                 f"{event['epoch']}/{event['epochs']}",
                 "–" if loss is None else f"{loss:.3f}",
                 percent(event["test_accuracy"]),

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, Self
 
 from normbench.config import ConfigError
-from normbench.data import DataError
+from normbench.data import DataError, TooLarge
 from normbench.executors import CannotExecute
 from normbench.located import printable
 from normbench.lookup import UnknownName
@@ -54,6 +54,7 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
     (NewerRecordError, USAGE),
     (UnknownName, USAGE),
     (CannotDrawError, USAGE),
+    (TooLarge, USAGE),
     (DataError, DATA),
     (RecordsInUse, IN_USE),
     (OSError, DISK),
@@ -119,6 +120,9 @@ def words_of(error: BaseException) -> str:
         path = f"{error.filename}: " if error.filename else ""
         hint = " (free some space)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return f"{path}{error.strerror or str(error) or type(error).__name__}{hint}"
+    if isinstance(error, MemoryError):
+        why = f": {printable(str(error), 500)}" if str(error) else ""
+        return f"out of memory{why}; smaller images, batches or networks, or fewer workers, need less"
     if code_of(error) == INTERNAL:
         return f"internal fault: {type(error).__name__}: {printable(str(error), 500)} (--debug shows where)"
     return str(error)
@@ -134,7 +138,7 @@ def how_to_go_on(arguments: Sequence[str], code: int, again: Sequence[str] = ())
     """
     retry = ["--retry", ",".join(again)] if again else []
     command = shlex.join(["normbench", *arguments, *retry])
-    first = "mend that, then " if code == USAGE else ""
+    first = "mend that, then " if code in (USAGE, DATA) else ""
     return f"{first}{'resume' if arguments[:1] == ['run'] else 'go on'} with: {command}"
 
 

@@ -5,12 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from normbench.config import ConfigError
 from normbench.console import duration, percent, result_of
+from normbench.labels import labels
 from normbench.located import printable
 from normbench.lookup import UnknownName, nearest, shortened
 from normbench.plots.figure import Row, as_csv
 from normbench.records import ERROR, Failure, Measured, Record
 from normbench.results import Tell, find, named
+from normbench.sweep import stored
 from normbench.tabular import as_json, as_table
 
 COLUMNS = ("epoch", "train loss", "train accuracy", "test loss", "test accuracy", "lr", "seconds")
@@ -52,7 +55,7 @@ def _some(ids: Iterable[str]) -> str:
 
 
 def _one_trial(path: Path) -> str:
-    place = printable(str(path), 4096)
+    place = f"{printable(str(path), 4096)}{_varied(path)}"
     if path.name.endswith(ERROR):
         failure = Failure(path.read_text("utf-8", errors="replace"))
         lines = failure.traceback.splitlines()
@@ -86,6 +89,15 @@ def _one_trial(path: Path) -> str:
             as_table(COLUMNS, rows),
         ]
     )
+
+
+def _varied(path: Path) -> str:
+    """What the sweep varies of the trial of a file, beside what its name says."""
+    try:
+        label = labels(stored(path.parents[1], path.parent.name)).get(path.name.split(".")[0], "")
+    except ConfigError:
+        return ""
+    return label.removeprefix(path.name.split(".")[0])
 
 
 def _measured(record: Record) -> list[str]:

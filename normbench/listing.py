@@ -30,10 +30,14 @@ TABLES: dict[str, Table[Any]] = {
 def tables(what: str | None) -> str:
     """The names of one kind or of all, what they mean, and their options with defaults.
 
+    Args:
+        what: a kind, in the plural or the singular.
+
     Raises:
         UnknownName: there is no such list.
     """
     if what is not None:
+        what = f"{what}s" if f"{what}s" in TABLES else what
         if what not in TABLES:
             known = f"{nearest(what, TABLES)}; known: {', '.join(TABLES)}"
             raise UnknownName(f"unknown list {shortened(what)}{known}")

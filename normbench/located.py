@@ -80,6 +80,12 @@ class Node:
                 return printable(self.written, 40) or "nothing"
 
 
+def with_blank(text: str) -> str | None:
+    """``lr: 0.1`` for ``lr:0.1``, which YAML takes for one word; None for other text."""
+    key, colon, value = text.partition(":")
+    return f"{key}: {value}" if re.fullmatch(r"[A-Za-z_][\w.]*", key) and colon and value.strip() else None
+
+
 def joined(path: str, key: str) -> str:
     """The dotted path of ``key`` inside ``path``."""
     shown = key if re.fullmatch(r"[\w.-]+", key) and len(key) <= 80 else f"'{printable(key)}'"

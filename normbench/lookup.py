@@ -4,7 +4,6 @@ A package's table sits in its ``__init__.py`` and imports nothing but this file,
 be checked, listed and completed without loading torch. The code behind an entry is imported when it is used.
 """
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
@@ -18,34 +17,92 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-SLIP, NEAR = 0.9, 0.5  # parts of two names that are alike
-BEGINNING = 4  # letters at least of a name that another begins with, as batchnorm does with batch
+LONGEST = 100  # letters; no longer name is a slip of the finger
+BEGINNING = 3  # letters at least of a name that stands for the only one that begins with them
+ACRONYM = 4  # letters at most of a usual name that must be written exactly: LCN is not LN
+NEVER = LONGEST + 1  # edits
 
 
 class UnknownName(LookupError):
     """A name that its table does not list; the message names the nearest one."""
 
 
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that was meant: by its initials, or a slip away, or begun by it, or the nearest.
+def plain(name: str) -> str:
+    """``name`` without what differs from library to library: letter case, ``_``, ``-``, a final ``2d``."""
+    letters = re.sub(r"[\W_]+", "", name.lower())
+    return re.sub(r"[1-3]d$", "", re.sub(r"normali[sz]ation", "norm", letters))
 
-    By initials, ``bn`` and ``frn`` say what they do in papers: the n is for normalization.
+
+def closest(name: str, known: Iterable[str], usual: Mapping[str, str] | None = None) -> str | None:
+    """The known name that ``name`` stands for, or None where that is doubtful.
+
+    It is spelled another way, or one of the usual names; else the only one that begins so; else the nearest
+    by a few slips of the finger, none of them in the first letter or in a number: ResNet-18 is no ResNet-8.
+
+    Args:
+        name: of any length.
+        known: what there is.
+        usual: known names by what else they are called, in the form that ``plain`` gives.
     """
-    if len(name) > 100:  # no slip of the finger, and the comparison takes time with the square of the length
+    if len(name) > LONGEST:
         return None
-    there = list(known)
-    for one in there:
-        initials = "".join(word[:1] for word in one.split("_"))
-        if name.lower() in (initials, f"{initials}n") and len(name) > 1:
-            return one
-    begun = sorted((one for one in there if len(one) >= BEGINNING and name.startswith(one)), key=len)
-    slip, near = (difflib.get_close_matches(name, there, n=1, cutoff=cutoff) for cutoff in (SLIP, NEAR))
-    return next(iter((*slip, *begun[-1:], *near)), None)
+    names = {plain(each): each for each in reversed([*known])}
+    meant = {**(usual or {}), **names}
+    written = plain(name)
+    last = plain(name.rpartition(".")[2])  # of torch.nn.BatchNorm2d
+    for form in (written, last, written.removesuffix("norm"), last.removesuffix("norm")):
+        if form and form in meant:
+            return meant[form]
+    begun = {each for form, each in meant.items() if _begins(written, form)}
+    if len(begun) == 1:
+        return begun.pop()
+    edits = {
+        form: _edits(written, form, _slips(form))
+        for form in meant
+        if written[:1] == form[:1] and (form in names or len(form) > ACRONYM)
+    }
+    near = {meant[form] for form, count in edits.items() if count == min(edits.values()) < NEVER}
+    return near.pop() if len(near) == 1 else None
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'group'?)"`` for the known name closest to ``name``, or an empty string."""
-    close = closest(name, known)
+def _begins(beginning: str, whole: str) -> bool:
+    """Whether a name may be cut short like that: between two words or letters, never within a number."""
+    rest = whole.removeprefix(beginning)
+    within = beginning[-1:].isdigit() and rest[:1].isdigit()
+    return len(beginning.removesuffix("norm")) >= BEGINNING and rest != whole and not within
+
+
+def _slips(name: str) -> int:
+    """How many slips of the finger a name allows: one in ``group``, two in ``switch``, and so on.
+
+    The ``norm`` at its end does not count, as it is the same in all of them.
+    """
+    letters = re.sub(r"[0-9]", "", name.removesuffix("norm") or name)
+    return (len(letters) + 2) // 4 if len(letters) > 2 else 0
+
+
+def _edits(written: str, known: str, most: int) -> int:
+    """Letters to insert, leave out, replace or swap; NEVER if they are more than ``most``."""
+    numbers, others = (re.findall(r"[0-9]+", each) for each in (written, known))
+    if abs(len(written) - len(known)) > most or numbers != others:
+        return NEVER
+    before: list[int] = []
+    row = list(range(len(known) + 1))
+    for i, letter in enumerate(written, 1):
+        last, before, row = before, row, [i]
+        for j, other in enumerate(known, 1):
+            ways = [before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != other)]
+            if i > 1 and j > 1 and letter == known[j - 2] and other == written[i - 2]:
+                ways.append(last[j - 2] + 1)
+            row.append(min(ways))
+        if min(row) > most:
+            return NEVER
+    return row[-1] if row[-1] <= most else NEVER
+
+
+def nearest(name: str, known: Iterable[str], usual: Mapping[str, str] | None = None) -> str:
+    """``" (did you mean 'group'?)"`` for the known name that is meant, or an empty string."""
+    close = closest(name, known, usual)
     return f" (did you mean {close!r}?)" if close else ""
 
 
@@ -63,9 +120,9 @@ class Option:
     meaning: str
 
 
-def count(default: int | None, meaning: str) -> Option:
-    """A whole number of at least 1; None, where that is the default, leaves it open."""
-    positive = Annotated[int, Field(ge=1)]
+def count(default: int | None, meaning: str, most: int | None = None) -> Option:
+    """A whole number from 1 to ``most``; None, where that is the default, leaves it open."""
+    positive = Annotated[int, Field(ge=1, le=most)]
     return Option(positive if default is not None else positive | None, default, meaning)
 
 
@@ -79,9 +136,9 @@ def at_least(least: float, default: float, meaning: str) -> Option:
     return Option(Annotated[float, Field(ge=least, allow_inf_nan=False)], default, meaning)
 
 
-def positive(default: float, meaning: str) -> Option:
-    """A finite number above 0."""
-    return Option(Annotated[float, Field(gt=0, allow_inf_nan=False)], default, meaning)
+def positive(default: float, meaning: str, most: float | None = None) -> Option:
+    """A finite number above 0 and no more than ``most``."""
+    return Option(Annotated[float, Field(gt=0, le=most, allow_inf_nan=False)], default, meaning)
 
 
 def fraction(default: float, meaning: str) -> Option:
@@ -143,6 +200,7 @@ class Entry:
     """One line of a table: a name, what it is, and ``module:attribute`` of the code behind it.
 
     Attributes:
+        also: what papers and libraries call it, in any one spelling; whoever writes that is told the name.
         own: it is a user's own code, which may also lie in the current directory.
     """
 
@@ -150,6 +208,7 @@ class Entry:
     summary: str
     target: str
     options: Mapping[str, Option] = field(default_factory=dict)
+    also: tuple[str, ...] = field(default=(), kw_only=True)
     own: bool = field(default=False, kw_only=True)
 
     def load(self) -> Any:
@@ -163,13 +222,38 @@ E = TypeVar("E", bound=Entry)
 
 
 class Table(Mapping[str, E], Generic[E]):
-    """The entries of one kind, by name, in the order in which they are written (and shown)."""
+    """The entries of one kind, by name, in the order in which they are written (and shown).
 
-    def __init__(self, kind: str, *entries: E) -> None:
+    Args:
+        kind: of the entries.
+        entries: the lines.
+        advice: what to do instead, by names of the field that are no entry and no other name of one.
+    """
+
+    def __init__(self, kind: str, *entries: E, advice: Mapping[str, str] | None = None) -> None:
         self.kind = kind
         self._entries = {entry.name: entry for entry in entries}
         if len(self._entries) != len(entries):
             raise ValueError(f"the table of {kind}s lists a name twice")
+        names = [(plain(word), entry.name) for entry in entries for word in (entry.name, *entry.also)]
+        names += [(plain(word), "") for word in advice or ()]
+        self._usual = dict(names)
+        if len(self._usual) != len(names):
+            raise ValueError(f"the table of {kind}s gives a usual name twice")
+        self._advice = {plain(word): words for word, words in (advice or {}).items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that may be written."""
+        return tuple(self._entries)
+
+    def hint(self, name: str) -> str:
+        """What to write instead of a name that is none of these, as the end of a message."""
+        for form in (plain(name), plain(name.rpartition(".")[2]), re.sub(r"[0-9]+.*", "", plain(name))):
+            if form in self._advice:
+                return f" ({self._advice[form]})"
+        usual = {form: entry for form, entry in self._usual.items() if entry}
+        return nearest(name, self.names, usual) or f"; known: {', '.join(self.names)}"
 
     def __getitem__(self, name: str) -> E:
         """The entry called ``name``.
@@ -180,8 +264,7 @@ class Table(Mapping[str, E], Generic[E]):
         try:
             return self._entries[name]
         except KeyError:
-            hint = nearest(name, self._entries) or f"; known: {', '.join(self._entries)}"
-            raise UnknownName(f"unknown {self.kind} {shortened(name)}{hint}") from None
+            raise UnknownName(f"unknown {self.kind} {shortened(name)}{self.hint(name)}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -203,10 +286,18 @@ class OpenTable(Table[E]):
         group: of the entry points (of installed packages) whose names stand for such names.
         own: makes an entry of ``module:function``.
         entries: the table's own.
+        advice: as in ``Table``.
     """
 
-    def __init__(self, kind: str, group: str, own: Callable[[str], E], *entries: E) -> None:
-        super().__init__(kind, *entries)
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        own: Callable[[str], E],
+        *entries: E,
+        advice: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(kind, *entries, advice=advice)
         self.group = group
         self._own = own
 
@@ -220,6 +311,11 @@ class OpenTable(Table[E]):
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or (isinstance(name, str) and is_own(name))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that may be written but for ``module:function``, of which there is no end."""
+        return (*super().names, *self.installed)
 
     def position(self, name: str) -> tuple[int, str]:
         """Where an entry stands when entries are put in order: those of users behind the table's, by name."""

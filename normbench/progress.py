@@ -162,6 +162,12 @@ class Progress:
         """Training throughput so far, evaluations aside; None before the first update."""
         return self.step * trial.batch_size / self.train_seconds if self.train_seconds else None
 
+    def _mean_loss(self, trial: Trial) -> float | None:
+        """Of this epoch's updates, or of the last epoch before there are any; of one batch it says little."""
+        if steps := self.position // trial.batch_size:
+            return self.loss_sum / steps
+        return self.epochs[-1]["train_loss"] if self.epochs else None
+
     def news(self, trial: Trial) -> dict[str, Any]:
         """For whoever watches."""
         return {
@@ -169,6 +175,6 @@ class Progress:
             "epochs": trial.epochs,
             "images": self.step * trial.batch_size,
             "images_per_second": self.images_per_second(trial),
-            "train_loss": self.last_loss,
+            "train_loss": self._mean_loss(trial),
             "test_accuracy": self.epochs[-1]["test_accuracy"] if self.epochs else None,
         }

@@ -9,6 +9,7 @@ from normbench import room
 from normbench.console import counted, duration, going_on, result_of
 from normbench.estimate import Estimate, estimate, record_bytes, size
 from normbench.executors import EXECUTORS
+from normbench.labels import labels, settings, varied
 from normbench.located import printable
 from normbench.lookup import UnknownName, nearest, shortened
 from normbench.norms import NORMS
@@ -65,13 +66,16 @@ def run_as_text(survey: Survey, results: Path) -> str:
     lines = [
         f"{printable(str(store.directory), 4096)}: {trials}, {_states(survey.counts())}{going_on(survey)}"
     ]
+    label = labels(survey.experiment)
     for trial in survey.experiment.trials:
         state = survey.state(trial)
         if state in ("failed", "timeout"):
             reason = result_of(Failure(survey.errors[trial.id]))
-            lines.append(f"  {trial.id}: {reason} (see {printable(str(store.error_path(trial.id)), 4096)})")
+            lines.append(
+                f"  {label[trial.id]}: {reason} (see {printable(str(store.error_path(trial.id)), 4096)})"
+            )
         elif state not in ("done", "missing"):
-            lines.append(f"  {trial.id}: {result_of(survey.records[trial.id])}")
+            lines.append(f"  {label[trial.id]}: {result_of(survey.records[trial.id])}")
     return "\n".join(lines)
 
 
@@ -111,9 +115,11 @@ def expect(survey: Survey, results: Path, data: Path) -> Estimate:
 def plan_as_text(survey: Survey, expected: Estimate) -> str:
     """Every trial, then the sums."""
     rows = []
+    columns = varied(survey.experiment)
     for trial in survey.experiment.trials:
-        seconds = expected.seconds.get(trial.id)
-        rows.append((trial.id, survey.state(trial), "" if seconds is None else duration(seconds)))
+        seconds, its = expected.seconds.get(trial.id), settings(trial)
+        shown = (its.get(key, "") for key in columns)
+        rows.append((trial.id, *shown, survey.state(trial), "" if seconds is None else duration(seconds)))
     lines = [f"{counted(len(rows), 'trial')}: {_states(survey.counts())}{going_on(survey)}"]
     if expected.seconds:
         workers = _workers(survey)
@@ -130,13 +136,19 @@ def plan_as_text(survey: Survey, expected: Estimate) -> str:
     lines.append(
         f"disk: about {size(_record_bytes(survey))} of records; checkpoints of running trials come and go"
     )
-    return as_table(("trial", "state", "expected"), rows) + "\n".join(lines)
+    return as_table(("trial", *columns.values(), "state", "expected"), rows) + "\n".join(lines)
 
 
 def plan_as_json(survey: Survey, expected: Estimate) -> str:
     """The same; a trial's seconds are those of one worker, the sum's those of all together."""
+    columns = varied(survey.experiment)
     trials = [
-        {"id": trial.id, "state": survey.state(trial), "expected_seconds": expected.seconds.get(trial.id)}
+        {
+            "id": trial.id,
+            "settings": {key: value for key, value in settings(trial).items() if key in columns},
+            "state": survey.state(trial),
+            "expected_seconds": expected.seconds.get(trial.id),
+        }
         for trial in survey.experiment.trials
     ]
     sums = {

@@ -24,7 +24,7 @@ class Found:
 
     Attributes:
         name: of its directory.
-        records: of the experiment as it was last run; all that are there if its plan cannot be read.
+        records: of the experiment as it was run; all that are there if its plan cannot be read.
         survey: None if its plan cannot be read.
     """
 
@@ -34,7 +34,7 @@ class Found:
 
     @property
     def experiment(self) -> Experiment | None:
-        """As it was last run; None if its plan cannot be read."""
+        """As it was run, with all trials of all its runs; None if its plan cannot be read."""
         return self.survey.experiment if self.survey else None
 
     @property
@@ -74,7 +74,7 @@ def named(results: Path, name: str | None) -> list[str]:
 
 
 def find(results: Path, name: str, tell: Tell) -> Found:
-    """The records of an experiment as it was last run; ``tell`` receives a line for everything damaged."""
+    """The records of an experiment as it was run; ``tell`` receives a line for everything damaged."""
     directory = results / name
     try:
         experiment = replace(sweep.stored(results, name), name=name)  # its directory may have been renamed
@@ -88,6 +88,9 @@ def find(results: Path, name: str, tell: Tell) -> Found:
         survey = sweep.survey(experiment, results)
         damaged = survey.damaged
         found = Found(name, list(survey.records.values()), survey)
+    if found.survey and (stray := found.survey.stray):
+        some = f"such as {stray[0]}" if len(stray) > 1 else stray[0]
+        tell(f"{name}: {len(stray)} of its records are of no trial of its plan and left out, {some}")
     for path, problem in damaged.items():
         tell(f"{path}: not a valid record, left out ({problem})")
     return found

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from normbench import config, gains
+from normbench import config, gains, memory, plans
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.records import Failure, Record, Store, write_atomically
@@ -48,6 +48,7 @@ class Survey:
         errors: why the last attempt failed, by trial id.
         damaged: unreadable record files and what is wrong with them.
         saved: trials without a record that have a state to go on from, by id.
+        stray: trials of other experiments whose records lie here too, by id.
     """
 
     experiment: config.Experiment
@@ -55,6 +56,7 @@ class Survey:
     errors: dict[str, str]
     damaged: dict[Path, str]
     saved: frozenset[str]
+    stray: tuple[str, ...]
 
     def state(self, trial: Trial) -> State:
         """How far a trial is."""
@@ -90,16 +92,28 @@ def survey(experiment: config.Experiment, results: Path) -> Survey:
     ids = {trial.id for trial in experiment.trials}
     errors = {trial_id: error for trial_id, error in store.errors().items() if trial_id in ids}
     own = {trial_id: record for trial_id, record in records.items() if trial_id in ids}
-    return Survey(experiment, own, errors, damaged, frozenset((store.saved_states() & ids) - own.keys()))
+    saved = frozenset((store.saved_states() & ids) - own.keys())
+    return Survey(experiment, own, errors, damaged, saved, tuple(sorted(records.keys() - ids)))
 
 
 def stored(results: Path, name: str) -> config.Experiment:
-    """The experiment as it was last run.
+    """The experiment as it was run, with all trials of all its runs.
 
     Raises:
-        ConfigError: it was never run here.
+        ConfigError: it was never run here, or its plan cannot be read.
     """
     return config.load(results / name / PLAN)
+
+
+def further(experiment: config.Experiment, results: Path) -> str:
+    """What the plan that is stored has beside the trials of this experiment, in words; nothing if nothing."""
+    try:
+        earlier = stored(results, experiment.name)
+    except config.ConfigError:
+        return ""
+    count = len({trial.id for trial in earlier.trials} - {trial.id for trial in experiment.trials})
+    trials = "1 further trial" if count == 1 else f"{count} further trials"
+    return f"{trials} of this experiment's plan are not part of this run" if count else ""
 
 
 def run(
@@ -109,6 +123,7 @@ def run(
     *,
     retry: Collection[str] = UNSETTLED,
     fail_fast: bool = False,
+    replace_plan: bool = False,
     listener: Listener | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Survey:
@@ -120,6 +135,7 @@ def run(
         data: the data directory.
         retry: run trials again that ended this way, of ``RETRIABLE``.
         fail_fast: stop at the first trial that fails.
+        replace_plan: keep no trial in the plan that is not of ``experiment``.
         listener: is told what happens.
         stop: asked often; once it is true, running trials save their state and the run ends.
 
@@ -129,6 +145,7 @@ def run(
         Unusable: a method cannot normalize a network's maps, or a batch is larger than the data.
         OSError: a record or a checkpoint cannot be written.
         CannotExecute: what the executor needs is not there.
+        ConfigError: the plan cannot take these trials in beside the earlier ones.
     """
     EXECUTORS[experiment.execute.executor.name].check()
     listener = listener or Listener()
@@ -140,13 +157,15 @@ def run(
         store.set_aside(before.damaged)
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
+        if missing:
+            listener.say("loading torch and data …")
         with _begin(experiment.execute, missing) as begun:
             if missing:
                 parameters = prepare(missing, data, listener.say, experiment.execute)
                 place = gains.settled(experiment.execute, missing, data, listener.say, stop)
                 running = min(_at_once(place, missing) or AT_ONCE, len(missing))
                 _check_space(missing, parameters, running, store.directory)
-            _write_plan(experiment, store.directory / PLAN)
+            _write_plan(experiment, store, replace_plan, listener.say)
             listener.begin(before, missing)
             if missing:
                 _execute(place, missing, store, data, fail_fast, listener, stop, begun)
@@ -165,8 +184,12 @@ def prepare(
         DataError: a data set cannot be had.
         Unusable: with all reasons, one a line.
     """
-    from normbench import devices
     from normbench.data import decoded
+
+    for choice in _datasets(trials):  # what is wrong with data is said before anything loads torch
+        decoded.prepare(choice, data, say)
+
+    from normbench import devices
     from normbench.models.network import check
 
     if not EXECUTORS[place.executor.name].elsewhere:  # the devices there are not seen from here
@@ -179,8 +202,6 @@ def prepare(
         raise Unusable(words)
     if words := place.refusal(trials):
         raise Unusable(f"execute.processes: {words}")
-    for choice in _datasets(trials):
-        decoded.prepare(choice, data, say)
     problems: dict[str, None] = {}
     parameters = 0
     for trial in {_shapes(trial): trial for trial in trials}.values():
@@ -190,12 +211,25 @@ def prepare(
             if trial.batch_size > images:
                 raise ValueError(f"batch_size {trial.batch_size} is more than the {images} training images")
             _check_evaluations(trial, len(dataset.test.indices))
-            parameters = max(parameters, check(trial, len(dataset.classes), dataset.train.images.shape[1]))
+            weights = check(trial, len(dataset.classes), dataset.train.images.shape[1])
+            _check_memory(trial, weights)
+            parameters = max(parameters, weights)
         except ValueError as error:
             problems[str(error)] = None
     if problems:
         raise Unusable("\n".join(problems))
     return parameters
+
+
+def _check_memory(trial: Trial, parameters: int) -> None:
+    """Refuse a network whose weights, gradients and momenta alone are more than the memory holds."""
+    needed, there = 3 * 4 * parameters, memory.available()
+    if needed > there:
+        options = "".join(f", {key} {value:g}" for key, value in trial.model.options.items())
+        raise ValueError(
+            f"model {trial.model.name}{options}: its {parameters:,} parameters take {size(needed)} to train, "
+            f"and {size(there)} of memory are available"
+        )
 
 
 def _check_space(trials: Sequence[Trial], parameters: int, running: int, directory: Path) -> None:
@@ -291,9 +325,24 @@ def _check_evaluations(trial: Trial, images: int) -> None:
                 )
 
 
-def _write_plan(experiment: config.Experiment, path: Path) -> None:
+def _write_plan(
+    experiment: config.Experiment, store: Store, replaced: bool, say: Callable[[str], None]
+) -> None:
+    """Have the plan hold these trials, and those of earlier runs unless it is to be replaced."""
+    path = store.directory / PLAN
+    there = path.read_bytes() if path.exists() else None
     content = config.dump(experiment).encode()
-    if not path.exists() or path.read_bytes() != content:
+    if there not in (None, content) and not replaced:
+        try:
+            earlier = config.load(path)
+        except config.ConfigError as error:
+            say(f"{path}: not a valid plan ({error.problems[0]}); moved to {store.directory / 'corrupt'}")
+            store.set_aside([path])
+        else:
+            content = config.dump(plans.united(earlier, experiment)).encode()
+            if words := further(experiment, store.directory.parent):
+                say(f"{words} (--replace-plan forgets them)")
+    if there != content:
         write_atomically(path, content)
 
 

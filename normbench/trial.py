@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from normbench.data import DATASETS, WHITENINGS
 from normbench.inference import EVALUATIONS
-from normbench.lookup import Entry, OpenTable, Table, nearest, shortened
+from normbench.lookup import Entry, OpenTable, Table, shortened
 from normbench.models import MODELS
 from normbench.norms import CLIPS, NORMS
 
@@ -106,9 +106,7 @@ def choice_from(table: Table[Any]) -> Any:
             installed = table.installed if isinstance(table, OpenTable) else {}
             if name in installed:  # records must not depend on what is installed
                 return {**named, "name": installed[name]} if isinstance(named, Mapping) else named
-            known = [*table, *installed]
-            hint = nearest(name, known) or f"; known: {', '.join(known)}"
-            told = {"kind": table.kind, "name": shortened(name), "hint": hint}
+            told = {"kind": table.kind, "name": shortened(name), "hint": table.hint(name)}
             raise PydanticCustomError("unknown", "unknown {kind} {name}{hint}", told)
         return named
 
@@ -140,6 +138,8 @@ else:
 
 class Optimizer(Frozen):
     """SGD with momentum, as torch.optim.SGD defines it."""
+
+    model_config = ConfigDict(title="there is only SGD")
 
     lr: Positive = Field(0.1, description="learning rate at lr_reference_batch")
     momentum: BelowOne = 0.9

@@ -10,12 +10,13 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from normbench.located import Node, Problem, Spot, joined
-from normbench.lookup import closest, is_own, nearest, shortened
+from normbench.located import Node, Problem, Spot, joined, with_blank
+from normbench.lookup import closest, is_own, nearest, plain, shortened
 
 M = TypeVar("M", bound=BaseModel)
 Location = tuple[str | int, ...]
 _ABSENT = object()
+OUT = " (write the numbers out, such as [0, 1, 2])"
 
 _TYPES = {
     "int_type": "a whole number",
@@ -33,6 +34,41 @@ _BOUNDS = {
     "finite_number": "must be a finite number",
 }
 
+USUAL = {  # the last part of a key by what else libraries call it
+    plain(word): key
+    for key, words in {
+        "batch_size": "bs, batch, train_batch_size, mini_batch_size, per_device_train_batch_size",
+        "norm_batch_size": "ghost_batch_size, virtual_batch_size, nbs, statistics_batch_size",
+        "epochs": "num_epochs, n_epochs, max_epochs, nb_epochs, num_train_epochs",
+        "lr": "learning_rate, base_lr, initial_lr, lr0, init_lr, max_lr",
+        "weight_decay": "wd, l2, weight_decay_rate, l2_regularization",
+        "seed": "random_seed, manual_seed, rng_seed, random_state",
+        "norm": "normalization, norm_layer, norm_type, normalizer",
+        "model": "arch, architecture, network, net, backbone",
+        "dataset": "data, dataset_name, data_set",
+        "optimizer": "optim, opt, optimiser",
+        "schedule": "scheduler, lr_scheduler, lr_schedule",
+        "dropout": "drop_rate, dropout_rate, drop_prob, p_drop",
+        "clip": "gradient_clipping, grad_clip, clip_grad, gradient_clip_val, clipping",
+        "max_norm": "clip_norm, clip_grad_norm, max_grad_norm",
+        "threshold": "clip_factor, clipping_factor, clip_lambda",
+        "precision": "dtype, amp, mixed_precision",
+        "augment": "augmentation, data_augmentation",
+        "label_smoothing": "smoothing, label_smooth",
+        "groups": "num_groups, n_groups, norm_groups, group_num",
+        "eps": "epsilon, norm_eps, bn_eps",
+        "momentum": "bn_momentum, norm_momentum",
+        "width": "width_mult, width_multiplier, widen_factor",
+        "warmup_epochs": "warmup, num_warmup_epochs, lr_warmup_epochs",
+        "train_size": "n_train, num_train, train_samples, train_images",
+        "test_size": "n_test, num_test, test_samples, test_images, val_size",
+        "zero_init_residual": "zero_init_last, zero_gamma",
+        "workers": "num_workers, n_workers, n_jobs, jobs",
+        "hang_seconds": "timeout, timeout_seconds",
+    }.items()
+    for word in words.split(", ")
+}
+
 
 @functools.cache
 def paths(model: type[BaseModel]) -> tuple[str, ...]:
@@ -47,18 +83,42 @@ def paths(model: type[BaseModel]) -> tuple[str, ...]:
 
 
 def meant(key: str, here: Iterable[str], anywhere: Iterable[str] = ()) -> str | None:
-    """The dotted key that ``key`` may stand for, by their last parts; ``here`` goes before ``anywhere``."""
+    """The dotted key that ``key`` may stand for, by their last parts.
+
+    Those beside it go before others that are ``here``, and these before those ``anywhere``. A ``name`` inside
+    a section is none outside it.
+    """
+    beside, _, last = key.rpartition(".")
+    near = sorted(here, key=lambda path: path.rpartition(".")[0] != beside)
     by_last_part: dict[str, str] = {}
-    for path in (*here, *anywhere):
-        if not path.endswith(".name"):  # every choice has one, so it says nothing
+    for path in (*near, *anywhere):
+        of_a_choice = path.endswith(".name")  # every one has it, so it says nothing
+        if not of_a_choice and not (path == "name" and key.count(".") > 1):
             by_last_part.setdefault(path.rpartition(".")[2], path)
-    close = closest(key.rpartition(".")[2], by_last_part)
+    usual = {form: word for form, word in USUAL.items() if word in by_last_part}
+    close = closest(last, by_last_part, usual)
     return by_last_part[close] if close else None
 
 
-def unknown(key: str | None) -> str:
-    """The words for an unknown key that may have been ``key``."""
-    return f"unknown key (did you mean {key!r}?)" if key else "unknown key"
+def unknown(key: str | None, known: Iterable[str] = (), note: str | None = None, what: str = "key") -> str:
+    """The words for an unknown key that may have been ``key``; else what is ``known``, and a note."""
+    if key:
+        return f"unknown {what} (did you mean {key!r}?)"
+    listed = f"; known: {', '.join(known)}" if known else ""
+    return f"unknown {what}{listed}{f' ({note})' if note else ''}"
+
+
+def title(model: type[BaseModel], section: str) -> str | None:
+    """What is to be said of a section of a model, by its dotted key, wherever a key of it is wrong."""
+    field = model.model_fields.get(section)
+    models = list(_models(field.annotation)) if field else []
+    return models[0].model_config.get("title") if len(models) == 1 else None
+
+
+def beside(key: str, known: Iterable[str]) -> list[str]:
+    """The last parts of the ``known`` keys of the section of ``key``; none if there is no such section."""
+    section = key.rpartition(".")[0]
+    return [path.rpartition(".")[2] for path in known if path.rpartition(".")[0] == section]
 
 
 def check(
@@ -104,8 +164,8 @@ def check(
                 if conflicts and not any(_overlap(field, other) for field in fields for other in wrong):
                     problems.append(Problem(_most_telling(node, fields, swept), detail["msg"]))
             elif detail["type"] != "missing" or location not in wrong:
-                known = _keys(model, node, location[:-1])
-                problem, instead = _problem(detail, node, location, known, anywhere)
+                holder = _model(model, node, location[:-1])
+                problem, instead = _problem(detail, node, location, holder, anywhere)
                 problems.append(problem)
                 wrong |= {location, instead}
             for field in fields:
@@ -122,8 +182,8 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(argument)
 
 
-def _keys(model: type[BaseModel], node: Node, location: Location) -> list[str]:
-    """The keys that the mapping at ``location`` may have."""
+def _model(model: type[BaseModel], node: Node, location: Location) -> type[BaseModel]:
+    """The model that the mapping at ``location`` is read as."""
     models: list[type[BaseModel]] = [model]
     for depth, part in enumerate(location, 1):
         if isinstance(part, str):
@@ -131,7 +191,7 @@ def _keys(model: type[BaseModel], node: Node, location: Location) -> list[str]:
             models = list(_models(field.annotation)) if field else []
         name = _name(_at(node, location[:depth]))
         model = next((each for each in models if len(models) == 1 or each.__name__ == name), model)
-    return list(model.model_fields)
+    return model
 
 
 def _name(node: Node) -> str | None:
@@ -196,23 +256,35 @@ def _written(node: Node, location: Location) -> bool:
 
 
 def _problem(
-    detail: ErrorDetails, node: Node, location: Location, known: list[str], anywhere: Iterable[str]
+    detail: ErrorDetails, node: Node, location: Location, holder: type[BaseModel], anywhere: Iterable[str]
 ) -> tuple[Problem, Location]:
     """An error of pydantic's where it was written, and the location that was meant instead."""
     kind, context, here = detail["type"], detail.get("ctx", {}), _at(node, location)
     if kind == "extra_forbidden":
-        name = _name(_at(node, location[:-1])) if len(location) > 1 else None
+        name = (
+            _name(_at(node, location[:-1])) if len(location) > 1 and "name" in holder.model_fields else None
+        )
+        known = list(holder.model_fields)
         near = meant(str(location[-1]), known, () if name else anywhere)
-        words = unknown(near)
-        if name:
-            words = words.replace("key", f"option of {shortened(name)}", 1)
+        what = f"option of {shortened(name)}" if name else "key"
+        others = [key for key in known if key != "name" or not name]
+        words = unknown(near, others, holder.model_config.get("title"), what)
         return Problem(here.key or here.spot, words), (*location[:-1], *(near or "").split("."))
     if kind == "missing":
         spot = _at(node, location[:-1]).spot
         return Problem(replace(spot, path=joined(spot.path, str(location[-1]))), "is missing"), location
     if kind == "unknown":  # point at the name itself where it is an entry of a mapping
         here = _at(here, ("name",))
-    return Problem(here.spot, _words(kind, context, here, detail["msg"])), location
+    words = _words(kind, context, here, detail["msg"])
+    if kind == "model_type" and not words.endswith(")"):
+        (inner,) = _models(holder.model_fields[str(location[-1])].annotation)
+        words += _settings_of(inner)
+    return Problem(here.spot, words), location
+
+
+def _settings_of(model: type[BaseModel]) -> str:
+    title = model.model_config.get("title")
+    return f" ({f'{title}; ' if title else ''}its settings: {', '.join(model.model_fields)})"
 
 
 def _words(kind: str, context: dict[str, Any], got: Node, message: str) -> str:
@@ -246,6 +318,10 @@ def _advice(kind: str, value: object) -> str:
             r"[-+]?[0-9]+" if kind == "int_type" else r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?", number
         ):
             return f" (a number is written without quotes or '_': {number})"
+    if kind in ("int_type", "float_type") and isinstance(value, str) and value.startswith("range("):
+        return OUT
+    if kind == "model_type" and isinstance(value, str) and (spaced := with_blank(value)):
+        return f" (a blank is missing behind the colon: {spaced})"
     if kind == "tuple_type" and isinstance(value, str):
         return f" (write [{value}])" if value.isidentifier() else ""
     if kind == "string_type" and isinstance(value, int | float):

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from normbench.located import Node, Problem, Spot, joined, printable
+from normbench.located import Node, Problem, Spot, joined, printable, with_blank
 
 MAX_BYTES = 256 * 1024
 MAX_VALUES = 20_000  # an alias counts as often as it is used
@@ -190,6 +190,11 @@ class _Reader:
             here = joined(path, name.value) if text else path
             key = replace(name.spot, path=here)
             node = self._node(next(self.events), here, depth + 1, key)
+            if text and node.value is None and not node.written and (spaced := with_blank(name.value)):
+                word, _, rest = name.value.partition(":")  # as it was meant, so that nothing else is wrong
+                name, key = replace(name, value=word), replace(key, path=joined(path, word))
+                self._problem(key, f"a blank is missing behind the colon, write {printable(spaced)}")
+                node = Node(self._scalar(rest, key), key, rest, key)
             if not text:
                 self._problem(key, f"a key must be text, got {name}")
             elif name.value == "<<":
@@ -250,7 +255,7 @@ def _reworded(error: yaml.MarkedYAMLError) -> str:
     if "'\\t'" in problem or "\\t" in problem:
         return "a tab cannot stand here, use spaces"
     if problem == "mapping values are not allowed here":
-        return "not valid YAML: a second ': ' in one line, or a wrong indentation"
+        return "not valid YAML: a second ': ' in one line, a ':' without a blank, or a wrong indentation"
     context = f" {printable(error.context, 200)}" if error.context else ""
     return f"not valid YAML{context}: {problem}"
 
@@ -271,6 +276,19 @@ for _kind, _pattern in {"null": _NULL, "bool": _BOOL, "int": _INT, "float": _FLO
     _Writer.add_implicit_resolver(
         f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern.pattern})\Z"), None
     )
+
+
+def has_comment(text: str) -> bool:
+    """Whether ``#`` begins a comment in a text that is YAML: it does at the beginning and behind a blank."""
+    marks = [found.end() - 1 for found in re.finditer(r"(?:^|(?<=\s))#", text)]
+    try:
+        scalars = [
+            token for token in yaml.scan(text, Loader=yaml.SafeLoader) if isinstance(token, yaml.ScalarToken)
+        ]
+    except (yaml.YAMLError, ValueError, OverflowError):
+        return False  # that is a problem of its own
+    within = [range(token.start_mark.index, token.end_mark.index) for token in scalars]
+    return any(all(mark not in each for each in within) for mark in marks)
 
 
 def write(document: Any) -> str:

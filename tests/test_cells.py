@@ -143,7 +143,7 @@ def test_the_keys_that_can_be_swept_include_every_setting_and_the_options_of_all
         ),
         (
             "sweep: {norm: [batch, group], norm.groups: [2, 4]}",
-            "1:31: sweep.norm.groups: unknown option of 'batch'",
+            "1:31: sweep.norm.groups: unknown option of 'batch'; known: eps, momentum, frozen_epochs",
         ),
         (
             "sweep: {norm: [batch, {name: group, gruops: 4}]}",

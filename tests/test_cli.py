@@ -119,9 +119,11 @@ def test_1_an_internal_fault_is_one_line(lab: Path, cli: Cli, monkeypatch: pytes
         (["show", "layer"], "no trial 'layer' in results"),
         (["export", "tinny"], "did you mean 'tiny'?"),
         (["export", "tiny", "--format", "cvs"], "--format: unknown format 'cvs' (did you mean 'csv'?)"),
-        (["list", "norm"], "unknown list 'norm' (did you mean 'norms'?); known: norms, clips, models"),
+        (["list", "norn"], "unknown list 'norn'; known: norms, clips, models"),
         (["data", "shape"], "unknown dataset 'shape' (did you mean 'shapes'?)"),
         (["data", "shapes", "train_sice=10"], "train_sice"),
+        (["data", "folder", "image_size=100000"], "dataset.image_size: must be at most 4096, got 100000"),
+        (["run", "tiny.yaml", "trial.model.width=1e9"], "trial.model.width=1e9: must be at most 64, got 1e9"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -190,7 +192,9 @@ def test_4_data_that_cannot_be_had(lab: Path, cli: Cli, monkeypatch: pytest.Monk
     assert ended.code == 4
     assert "cifar" in ended.err
     assert "Traceback" not in ended.err
-    resume = "resume with: normbench run tiny.yaml name=real trial.dataset=cifar10 --data empty"
+    resume = (
+        "mend that, then resume with: normbench run tiny.yaml name=real trial.dataset=cifar10 --data empty"
+    )
     assert ended.last == resume
 
 
@@ -284,7 +288,8 @@ def test_plan_writes_nothing_at_all(
 def test_progress_goes_to_stderr_line_by_line(lab: Path, cli: Cli) -> None:
     ended = cli("run", "tiny.yaml", "name=other", "sweep.batch_size=[16]")
     assert ended.out == "results/other: 2 trials, 2 done\n"
-    first, one, two = ended.err.splitlines()
+    start, first, one, two = ended.err.splitlines()
+    assert start == "loading torch and data …"
     assert first == "other: 2 trials to run, 0 of 2 done"
     assert one.startswith("batch-resnet8-b16-s0-")
     assert "(1 of 2 done, about " in one

@@ -12,7 +12,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from normbench.cells import TRIAL_KEYS
 from normbench.config import OVERRIDABLE, ConfigError, Execute, Experiment, dump, load
+from normbench.models import MODELS
 from normbench.trial import Trial
 from normbench.yaml_strict import MAX_BYTES
 
@@ -169,7 +171,7 @@ max_trials: 1e3
         "x.yaml:7:23: trial.norm.gruops: unknown option of 'group' (did you mean 'groups'?)",
         "x.yaml:8:20: trial.label_smoothing: 010 may be meant as octal or decimal, "
         "drop the leading zero or quote it",
-        "x.yaml:9:10: trial.model: unknown model 'resnet9' (did you mean 'resnet8'?)",
+        "x.yaml:9:10: trial.model: unknown model 'resnet9'; known: " + ", ".join(MODELS),
         "x.yaml:11:39: sweep.norm[1].groups: must be at least 1, got 0",
         "x.yaml:11:43: sweep.norm[2]: unknown norm 'grup' (did you mean 'group'?)",
         "x.yaml:12:3: sweep.sed: unknown key (did you mean 'seed'?)",
@@ -194,7 +196,11 @@ max_trials: 1e3
         ),
         ("name: 3", ":1:7: name: expected text, got 3 (put it in quotes)"),
         ("name: x\ntrial:", ":2:7: trial: expected a mapping of trial settings, got nothing"),
-        ("name: x\nexecute: pool", ":2:10: execute: expected a mapping, got 'pool'"),
+        (
+            "name: x\nexecute: pool",
+            ":2:10: execute: expected a mapping, got 'pool' (its settings: executor, workers, threads, "
+            "processes, device, slots_per_device, slots_as, hang_seconds)",
+        ),
         ("name: x\nplots: curves", ":2:8: plots: expected a list, got 'curves' (write [curves])"),
         ("name: x\nworkers: 3", ":2:1: workers: unknown key (did you mean 'execute.workers'?)"),
         ("name: x\nepocs: 3", ":2:1: epocs: unknown key (did you mean 'trial.epochs'?)"),
@@ -236,7 +242,10 @@ def test_processes_are_refused_to_a_method_whose_statistics_stay_in_one(problems
             "{name: setting, key: norm.gruops}",
             "key: unknown setting 'norm.gruops' (did you mean 'norm.groups'?)",
         ),
-        ("{name: heat_map, x: batch_size, y: xyz}", "y: unknown setting 'xyz'"),
+        (
+            "{name: heat_map, x: batch_size, y: xyz}",
+            "y: unknown setting 'xyz'; known: " + ", ".join(key for key in TRIAL_KEYS if "." not in key),
+        ),
     ],
 )
 def test_a_figure_over_a_setting_that_does_not_exist_is_refused(problems, figure, expected):
@@ -382,6 +391,45 @@ def test_every_key_that_can_be_overridden_is_a_key_of_the_document(problems):
         ("trial.lr", "expected KEY=VALUE, such as trial.epochs=3"),
         ("name=", "expected KEY=VALUE, such as trial.epochs=3"),
         ("x.y=1", "unknown key"),
+        ("trial.num_epochs=3", "unknown key (did you mean 'trial.epochs'?)"),
+        ("trial.max_epochs=3", "unknown key (did you mean 'trial.epochs'?)"),
+        ("trial.optimizer.learning_rate=1", "unknown key (did you mean 'trial.optimizer.lr'?)"),
+        ("weight-decay=1", "unknown key (did you mean 'trial.optimizer.weight_decay'?)"),
+        ("trial.WD=1", "unknown key (did you mean 'trial.optimizer.weight_decay'?)"),
+        ("trial.clip.epsilon=1", "unknown key (did you mean 'trial.clip.eps'?)"),
+        (
+            "trial.optimizer.name=adam",
+            "unknown key; known: lr, momentum, nesterov, weight_decay, weight_decay_on_norm "
+            "(there is only SGD)",
+        ),
+        (
+            "trial.optimizer={lr:0.1}",
+            "trial.optimizer.lr: a blank is missing behind the colon, write lr: 0.1",
+        ),
+        (
+            "description=ablation #3 of GN",
+            "VALUE is YAML, in which # begins a comment; put text with # in quotes, such as "
+            """'description="ablation #3 of GN"'""",
+        ),
+        (
+            "description=#3",
+            "VALUE is YAML, in which # begins a comment; put text with # in quotes, such as "
+            """'description="#3"'""",
+        ),
+        (
+            "sweep.seed=range(0,5)",
+            "expected a list of one or more values, got 'range(0,5)' (write [0, 1, 2, 3, 4])",
+        ),
+        ("sweep.seed=range(3)", "expected a list of one or more values, got 'range(3)' (write [0, 1, 2])"),
+        (
+            "sweep.seed=range(1,9,4)",
+            "expected a list of one or more values, got 'range(1,9,4)' (write [1, 5])",
+        ),
+        (
+            "sweep.seed=0..4",
+            "expected a list of one or more values, got '0..4' (write the numbers out, such as [0, 1, 2])",
+        ),
+        ("sweep.seed=choice(0,1)", "expected a list of one or more values, got 'choice(0,1)'"),
         ("trial.lr=abc", "unknown key (did you mean 'trial.optimizer.lr'?)"),
         ("trial.epocs=3", "unknown key (did you mean 'trial.epochs'?)"),
         ("epochs=3", "unknown key (did you mean 'trial.epochs'?)"),
@@ -395,7 +443,7 @@ def test_every_key_that_can_be_overridden_is_a_key_of_the_document(problems):
             "not valid YAML while parsing a flow node: expected the node content, but found '<stream end>'",
         ),
         ("trial.norm=grup", "unknown norm 'grup' (did you mean 'group'?)"),
-        ("trial.norm.groups=4", "unknown option of 'batch'"),
+        ("trial.norm.groups=4", "unknown option of 'batch'; known: eps, momentum, frozen_epochs"),
         ("sweep.batch_size=3", "expected a list of one or more values, got 3 (write [3])"),
         ("sweep.batch_size=[2, x]", "sweep.batch_size[1]: expected a whole number, got 'x'"),
         ("execute.workers=x", "expected auto or a whole number of at least 1, got 'x'"),
@@ -412,6 +460,11 @@ def test_every_key_that_can_be_overridden_is_a_key_of_the_document(problems):
 )
 def test_a_wrong_override_is_reported_like_a_wrong_line(problems, override, expected):
     assert problems("name: x\nsweep: {seed: [0, 1]}", override) == [f"command line: {override}: {expected}"]
+
+
+@pytest.mark.parametrize("value", ["'ablation #3'", '"#3"', "ablation#3", "issue-#3, again"])
+def test_a_number_sign_that_begins_no_comment_is_text(config, value):
+    assert config("name: x", f"description={value}").document["description"] == value.strip("\"'")
 
 
 @pytest.mark.parametrize("axis", ["optimizer", "optimizer.lr"])
@@ -434,17 +487,20 @@ def test_overriding_beside_a_swept_setting_has_an_effect_and_is_allowed(config):
 def test_the_problems_of_file_and_command_line_are_told_together(problems):
     assert problems("name: x\nepocs: 3", "trial.epochs=x", "y=1", "execute.workers=2") == [
         "x.yaml:2:1: epocs: unknown key (did you mean 'trial.epochs'?)",
-        "command line: y=1: unknown key",
+        "command line: y=1: unknown key; known: name, description, trial, sweep, execute, plots, max_trials",
         "command line: trial.epochs=x: expected a whole number, got 'x'",
     ]
 
 
 def test_overrides_are_checked_although_the_file_cannot_be_read(problems):
-    assert problems("name: [", "y=1")[1:] == ["command line: y=1: unknown key"]
+    assert problems("name: [", "y=1")[1:] == [
+        "command line: y=1: unknown key; known: name, description, trial, sweep, execute, plots, max_trials"
+    ]
 
 
 def test_messages_about_overrides_carry_no_control_characters(problems):
-    assert problems("name: x", "a\x1b[31m\n=1") == [r"command line: a\x1b[31m\n=1: unknown key"]
+    (problem,) = problems("name: x", "a\x1b[31m\n=1")
+    assert problem.startswith(r"command line: a\x1b[31m\n=1: unknown key; known: name, ")
 
 
 def test_reading_a_configuration_does_not_load_torch():

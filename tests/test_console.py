@@ -86,6 +86,21 @@ def test_lines_tell_of_the_beginning_and_every_end(survey: sweep.Survey, records
     assert third.startswith(f"{trials[2].id}: failed: ValueError: [red]bad\\x1b[0m (2 of 4 done, 1 failed")
 
 
+def test_a_log_is_not_silent_while_a_trial_runs(
+    survey: sweep.Survey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    lines, trial = Lines(paper()), survey.experiment.trials[0]
+    lines.begin(survey, survey.experiment.trials)
+    for seconds in (10, 10, 10, 10, 30):
+        now += seconds
+        lines.event(trial, event(2))
+    _, first, second = written(lines).splitlines()
+    assert first.startswith(f"{trial.id}: epoch 2/2, train loss 1.250 (0 of 4 done, about ")
+    assert second.startswith(f"{trial.id}: epoch 2/2, train loss 1.250 (")
+
+
 def test_lines_say_nothing_where_nothing_is_to_do(survey: sweep.Survey) -> None:
     lines = Lines(paper())
     lines.begin(survey, [])

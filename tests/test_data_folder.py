@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from normbench.data import DataError
+from normbench import memory
+from normbench.data import DataError, TooLarge
 from normbench.data.folder import IMAGE_FOLDER
 
 
@@ -182,3 +183,72 @@ def test_real_images_decode(real_images):
     assert "airplane" in arrays.classes
     assert 100 < arrays.train_images.mean() < 140  # CIFAR-10's mean is 121
     assert arrays.train_images.std(axis=0).min() > 20
+
+
+def rename(tree, split, old, new):
+    """Names are bytes."""
+    place = tree / os.fsdecode(split)
+    (place / os.fsdecode(old)).rename(place / os.fsdecode(new))
+
+
+def test_a_class_whose_name_is_not_utf_8_is_named_before_an_image_is_read(tmp_path, image_tree):
+    image_tree(tmp_path)
+    for split in b"train", b"test":
+        rename(tmp_path / "images", split, b"bee", b"caf\xe9")
+    (tmp_path / "images/train/ant/0.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"images/train/caf\\xe9: the name of this class is not UTF-8"):
+        decode(tmp_path)
+
+
+def test_files_whose_names_are_not_utf_8_are_read(tmp_path, image_tree):
+    image_tree(tmp_path)
+    rename(tmp_path / "images", b"train/ant", b"0.png", b"\xe9.png")
+    assert len(decode(tmp_path).train_images) == 12
+
+
+def test_class_names_in_two_unicode_normalizations_are_told_apart_aloud(tmp_path, image_tree):
+    image_tree(tmp_path)
+    composed, decomposed = "caf\u00e9".encode(), "cafe\u0301".encode()
+    rename(tmp_path / "images", b"train", b"bee", composed)
+    rename(tmp_path / "images", b"test", b"bee", decomposed)
+    with pytest.raises(DataError, match="differs only in Unicode normalization") as caught:
+        decode(tmp_path)
+    assert r"caf\xe9" in str(caught.value)
+    assert r"cafe\u0301" in str(caught.value)
+    (tmp_path / "images/train" / os.fsdecode(decomposed)).mkdir()
+    with pytest.raises(DataError, match=r"differs only in Unicode normalization.* of another class"):
+        decode(tmp_path)
+
+
+def test_class_names_that_differ_only_in_letter_case_are_told_apart_aloud(tmp_path, image_tree):
+    image_tree(tmp_path)
+    (tmp_path / "images/test/bee").rename(tmp_path / "images/test/Bee")
+    with pytest.raises(DataError, match="differs only in letter case from that"):
+        decode(tmp_path)
+
+
+def test_two_classes_that_differ_only_in_letter_case_are_taken_and_told(tmp_path, image_tree):
+    image_tree(tmp_path, classes=("bee", "Bee"))
+    said = []
+    assert decode(tmp_path, said.append).classes == ("Bee", "bee")
+    assert any("differ only in letter case" in line for line in said)
+
+
+def test_a_folder_that_is_not_there_may_have_been_meant_as_one_that_is(tmp_path, image_tree):
+    image_tree(tmp_path, folder="Images")
+    with pytest.raises(DataError, match=r"images/train: missing \(did you mean 'Images'\?\)"):
+        fingerprint(tmp_path)
+    (tmp_path / "Images").rename(tmp_path / "birds")
+    with pytest.raises(DataError, match=r"images/train: missing \(there: birds\)"):
+        fingerprint(tmp_path)
+    (tmp_path / "birds").rename(tmp_path / "images")
+    (tmp_path / "images/test").rename(tmp_path / "images/Test")
+    with pytest.raises(DataError, match=r"images/test: missing \(there is 'Test'"):
+        fingerprint(tmp_path)
+
+
+def test_images_that_memory_does_not_hold_are_refused_by_arithmetic(tmp_path, image_tree, monkeypatch):
+    image_tree(tmp_path)
+    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    with pytest.raises(TooLarge, match=r"18 images at image_size 1000 take 0\.1 GB of memory, and 0\.0 GB"):
+        decode(tmp_path, image_size=1000)

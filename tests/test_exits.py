@@ -71,6 +71,7 @@ def test_the_command_to_go_on_with_runs_what_is_not_done() -> None:
 
 def test_what_is_wrong_with_a_config_comes_before_going_on() -> None:
     assert exits.how_to_go_on(["run", "a"], exits.USAGE) == "mend that, then resume with: normbench run a"
+    assert exits.how_to_go_on(["run", "a"], exits.DATA) == "mend that, then resume with: normbench run a"
     assert exits.how_to_go_on(["plan", "a"], exits.USAGE) == "mend that, then go on with: normbench plan a"
 
 
@@ -136,3 +137,9 @@ def test_the_second_signal_ends_what_does_not_end_by_itself(number: int) -> None
         process.send_signal(number)
         assert process.wait(timeout=60) == 128 + number
         assert process.stderr.read() == "resume with: normbench run 'a b.yaml'\n"
+
+
+def test_want_of_memory_is_told_as_what_it_is() -> None:
+    words = exits.words_of(MemoryError("Unable to allocate 1.47 TiB"))
+    assert words.startswith("out of memory: Unable to allocate 1.47 TiB; smaller images, batches or networks")
+    assert exits.words_of(MemoryError()).startswith("out of memory; smaller")

@@ -36,7 +36,7 @@ def behind(*tables: Table[Any]) -> tuple[str, ...]:
 FLOORS: tuple[tuple[str, ...], ...] = (
     # the version, and what knows nothing of the rest
     ("",),
-    ("calls", "dispatch", "lookup", "process", "signals", "stats", "streams", "plots.published"),
+    ("calls", "dispatch", "lookup", "memory", "process", "signals", "stats", "streams", "plots.published"),
     ("tape", "graphs"),
     # the tables: what exists, by name, without loading it
     ("norms", "models", "data", "executors", "inference", "plots", "located"),
@@ -54,7 +54,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     # what a trial is made of
     ("config", "executors.attempts", "norms.fused"),
-    ("executors.workers", "norms.paths"),
+    ("executors.workers", "labels", "norms.paths", "plans"),
     ("checkpoints", "optim", "provenance", "progress", "devices", "recording"),
     ("norms.maps", "norms.running"),
     ("norms.moments", "norms.weights", "data.cache", "models.blocks", *behind(DATASETS)),

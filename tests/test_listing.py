@@ -29,6 +29,11 @@ def test_a_choice_lists_what_can_be_chosen() -> None:
 
 def test_an_unknown_list_names_the_nearest() -> None:
     with pytest.raises(
-        UnknownName, match=r"unknown list 'model' \(did you mean 'models'\?\); known: norms, clips, models"
+        UnknownName, match=r"unknown list 'modles' \(did you mean 'models'\?\); known: norms, clips, models"
     ):
-        tables("model")
+        tables("modles")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_singular_will_do(name: str) -> None:
+    assert tables(name.removesuffix("s")) == tables(name)

@@ -1,7 +1,11 @@
 import pytest
 
+from normbench.data import DATASETS
 from normbench.lookup import Entry, Table, UnknownName, closest, nearest, shortened
-from normbench.norms import NORMS
+from normbench.models import MODELS
+from normbench.norms import CLIPS, NORMS
+
+KNOWN = f"; known: {', '.join(NORMS)}"
 
 FRUIT: Table[Entry] = Table(
     "fruit", Entry("pear", "a pear", "math:pi"), Entry("apple", "an apple", "os.path:join")
@@ -49,8 +53,8 @@ def test_the_code_behind_an_entry_is_imported_when_asked_for():
         ("batch_renrom", "batch_renorm"),
     ],
 )
-def test_a_slip_comes_before_a_beginning_and_that_before_what_is_only_similar(name, meant):
-    assert closest(name, NORMS) == meant
+def test_a_usual_name_comes_before_a_slip(name, meant):
+    assert NORMS.hint(name) == f" (did you mean {meant!r}?)"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,84 @@ def test_a_slip_comes_before_a_beginning_and_that_before_what_is_only_similar(na
     ],
 )
 def test_methods_are_known_by_what_papers_call_them(name, meant):
-    assert closest(name, NORMS) == meant
+    assert NORMS.hint(name) == (f" (did you mean {meant!r}?)" if meant else KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("names", "meant"),
+    [
+        ("batch_norm BatchNorm BatchNorm1d BatchNorm2d nn.BatchNorm2d torch.nn.BatchNorm2d", "batch"),
+        ("SyncBatchNorm BATCH Batch-Normalization batch_normalisation bacthnorm", "batch"),
+        ("LayerNorm nn.LayerNorm layer-norm", "layer"),
+        ("GroupNorm torch.nn.GroupNorm groupnorm", "group"),
+        ("InstanceNorm2d instance_norm InstanceNorm", "instance"),
+        ("SwitchNorm2d SwitchableNorm switch", "switchable"),
+        ("WeightNorm weight_normalization", "weight_norm"),
+        ("FilterResponseNorm2d", "filter_response"),
+        ("EvoNormS0 EvoNorm-S0 EvoNorm2dS0", "evonorm_s0"),
+        ("EvoNormB0", "evonorm_b0"),
+        ("BatchRenorm BatchReNorm2d batch_renormalization", "batch_renorm"),
+        ("MABN", "moving_average_batch"),
+        ("NFNet NF-ResNet", "normalizer_free"),
+        ("None Identity nn.Identity", "none"),
+    ],
+)
+def test_any_spelling_of_any_library_leads_to_the_method(names, meant):
+    assert {NORMS.hint(name) for name in names.split()} == {f" (did you mean {meant!r}?)"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LocalResponseNorm",
+        "LRN",
+        "RMSNorm",
+        "SpectralNorm",
+        "PowerNorm",
+        "PathNorm",
+        "IBN",
+        "LCN",
+        "FrozenBatchNorm2d",
+        "BatchInstanceNorm",
+        "evonorm",
+        "weight",
+        "norm",
+        "layer_scale",
+        "ActNorm",
+        "GroupNorm32",
+    ],
+)
+def test_no_method_is_named_for_another_one_of_the_field(name):
+    assert NORMS.hint(name) == KNOWN
+
+
+@pytest.mark.parametrize("name", ["GhostBatchNorm", "ghost_bn", "GhostBatchNorm2d"])
+def test_ghost_batch_normalization_is_a_setting_beside_the_method(name):
+    assert "did you mean 'batch'?" in NORMS.hint(name)
+    assert "norm_batch_size" in NORMS.hint(name)
+
+
+def test_a_clip_that_is_written_as_a_norm_is_sent_to_its_place():
+    assert "clip: agc" in NORMS.hint("AGC")
+    assert "clip: gradient_norm" in NORMS.hint("grad_norm")
+    assert CLIPS.hint("AGC") == " (did you mean 'agc'?)"
+    assert CLIPS.hint("grad_norm") == CLIPS.hint("GradNorm") == " (did you mean 'gradient_norm'?)"
+
+
+def test_another_number_is_another_thing():
+    for name in ("ResNet-18", "resnet18", "resnet9", "resnet"):
+        assert MODELS.hint(name).startswith("; known: resnet8, ")
+    assert MODELS.hint("ResNet-20") == " (did you mean 'resnet20'?)"
+    assert MODELS.hint("PreActResNet20") == " (did you mean 'preact_resnet20'?)"
+    assert "did you mean" not in MODELS.hint("resnext20") + MODELS.hint("seresnet20")
+    assert DATASETS.hint("CIFAR10") == DATASETS.hint("cifar-10") == " (did you mean 'cifar10'?)"
+    assert DATASETS.hint("CIFAR100") == " (did you mean 'cifar100'?)"
+    assert DATASETS.hint("cifar20") == "; known: shapes, cifar10, cifar100, folder"
+
+
+def test_a_usual_name_of_two_entries_is_refused():
+    with pytest.raises(ValueError, match="the table of fruits gives a usual name twice"):
+        Table("fruit", Entry("pear", "", "", also=("Williams",)), Entry("apple", "", "", also=("williams",)))
 
 
 def test_nearest_says_nothing_where_nothing_is_near():

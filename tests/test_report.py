@@ -100,7 +100,9 @@ def test_a_plan_shows_states_times_and_sums(store: Store) -> None:
     expected = Estimate({third.id: 3725.0}, from_records=1, unknown=None)
     text = report.plan_as_text(here, expected)
     (line,) = (line for line in text.splitlines() if line.startswith(third.id))
-    assert line.split(maxsplit=2) == [third.id, "failed", "1 h 02 min"]
+    its = [third.norm.name, str(third.batch_size)]
+    assert line.split(maxsplit=4) == [third.id, *its, "failed", "1 h 02 min"]
+    assert text.splitlines()[0].split() == ["trial", "norm", "batch_size", "state", "expected"]
     assert "4 trials: 1 done, 1 diverged, 1 out_of_memory, 1 failed\n" in text
     assert "time: about 1 h 02 min on 1 worker (1 trial by stored records of this machine)\n" in text
     whole = json.loads(report.plan_as_json(here, expected))

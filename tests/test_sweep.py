@@ -17,7 +17,7 @@ import torch
 from conftest import forkserver, place_of, tiny_trial
 from test_train import numbers
 
-from normbench import checkpoints, config, devices, sweep
+from normbench import checkpoints, config, devices, memory, sweep
 from normbench import train as training
 from normbench.data import DataError
 from normbench.executors import EXECUTORS, pool
@@ -236,6 +236,34 @@ def test_a_narrower_experiment_leaves_the_other_records_alone(lab: Lab) -> None:
     assert seen.counts == {"done": 1}
     assert seen.begun == []
     assert len(list(lab.store.directory.glob("*.json"))) == 4
+    assert any(
+        line.startswith("3 further trials of this experiment's plan are not part") for line in seen.said
+    )
+
+
+def test_a_narrower_run_leaves_the_plan_as_it_is_unless_it_is_to_be_replaced(lab: Lab) -> None:
+    lab.run()
+    plan = lab.store.directory / sweep.PLAN
+    before = plan.read_bytes()
+    narrow = lab.experiment(sweep={"norm": ["group"]})
+
+    lab.run(narrow)
+    assert plan.read_bytes() == before
+
+    sweep.run(narrow, lab.results, lab.data, replace_plan=True)
+    assert sweep.stored(lab.results, "tiny") == narrow
+    assert len(sweep.survey(narrow, lab.results).stray) == 3
+
+
+def test_a_plan_that_cannot_be_read_is_set_aside(lab: Lab) -> None:
+    lab.run()
+    (lab.store.directory / sweep.PLAN).write_text("name: [")
+
+    seen = lab.run()
+
+    assert any("not a valid plan" in line for line in seen.said)
+    assert (lab.store.directory / "corrupt" / sweep.PLAN).read_text() == "name: ["
+    assert sweep.stored(lab.results, "tiny") == lab.experiment()
 
 
 def test_the_experiment_is_kept_beside_its_records(lab: Lab) -> None:
@@ -249,6 +277,17 @@ def test_the_experiment_is_kept_beside_its_records(lab: Lab) -> None:
 def test_a_survey_changes_nothing(lab: Lab) -> None:
     assert sweep.survey(lab.experiment(), lab.results).counts() == {"missing": 4}
     assert not lab.results.exists()
+
+
+def test_a_network_that_memory_does_not_hold_is_refused_by_arithmetic(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 200_000)  # 19,500 parameters with group: 234 kB to train
+    with pytest.raises(
+        sweep.Unusable, match=r"model resnet8, width 0.5: its .* parameters take .* are available"
+    ):
+        lab.run()
+    assert not lab.store.directory.exists()
 
 
 # ---- failures
@@ -628,3 +667,21 @@ def run_and_kill(
     process.close()
     ours.close()
     return alive
+
+
+def test_a_run_says_at_once_what_it_is_waiting_for(lab: Lab) -> None:
+    assert lab.run().said[0] == "loading torch and data …"
+    assert lab.run().said == []
+
+
+def test_a_folder_that_is_not_there_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom normbench import sweep\n"
+        "from normbench.trial import Trial\n"
+        "trial = Trial(dataset={'name': 'folder', 'folder': 'none'})\n"
+        f"try:\n    sweep.prepare([trial], Path({str(tmp_path)!r}), print)\n"
+        "except RuntimeError as error:\n    print(error, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "none/train: missing" in done.stdout, done.stderr
+    assert done.stdout.endswith("False\n")

@@ -36,20 +36,40 @@ def problems(text: str) -> list[str]:
             "(a number is written without quotes or '_': 10.5)",
         ),
         ("optimizer: {momentum: .nan}", "1:23: optimizer.momentum: must be a finite number, got .nan"),
-        ("optimizer: sgd", "1:12: optimizer: expected a mapping, got 'sgd'"),
+        (
+            "optimizer: sgd",
+            "1:12: optimizer: expected a mapping, got 'sgd' (there is only SGD; its settings: lr, momentum, "
+            "nesterov, weight_decay, weight_decay_on_norm)",
+        ),
+        (
+            "optimizer: {name: adam}",
+            "1:13: optimizer.name: unknown key; known: lr, momentum, nesterov, weight_decay, "
+            "weight_decay_on_norm (there is only SGD)",
+        ),
+        ("optimizer: {Learning-Rate: 1}", "1:13: optimizer.Learning-Rate: unknown key (did you mean 'lr'?)"),
+        (
+            "clip: {name: agc, epsilon: 1}",
+            "1:19: clip.epsilon: unknown option of 'agc' (did you mean 'eps'?)",
+        ),
         ("norm: {name: batch, momentum: 1.5}", "1:31: norm.momentum: must be at most 1, got 1.5"),
-        ("norm: {name: batch, batch: 1}", "1:21: norm.batch: unknown option of 'batch'"),
+        (
+            "norm: {name: batch, batch: 1}",
+            "1:21: norm.batch: unknown option of 'batch'; known: eps, momentum, frozen_epochs",
+        ),
         (
             "augment: off",
             "1:10: augment: expected true or false, got 'off' (YAML 1.2 has only true and false)",
         ),
         ("augment: 1", "1:10: augment: expected true or false, got 1"),
-        ("precision: fp61", "1:12: precision: expected 'fp32' or 'bf16', got 'fp61' (did you mean 'fp32'?)"),
+        ("precision: fp61", "1:12: precision: expected 'fp32' or 'bf16', got 'fp61'"),
         (
             "schedule: cosin",
             "1:11: schedule: expected 'cosine', 'step' or 'constant', got 'cosin' (did you mean 'cosine'?)",
         ),
-        ("schedule: {name: cosine, cosine: 1}", "1:26: schedule.cosine: unknown option of 'cosine'"),
+        (
+            "schedule: {name: cosine, cosine: 1}",
+            "1:26: schedule.cosine: unknown option of 'cosine'; known: warmup_epochs",
+        ),
         (
             "dataset: {name: folder, folder: ../x}",
             "1:33: dataset.folder: expected text that matches ^[A-Za-z0-9][A-Za-z0-9._-]*$, got '../x'",
@@ -59,7 +79,7 @@ def problems(text: str) -> list[str]:
             "1:33: dataset.folder: expected text, got 7 (put it in quotes)",
         ),
         ("norm: 3", "1:7: norm: expected the name of a norm or a mapping with its 'name', got 3"),
-        ("optimizer.lr: 0.1", "1:1: optimizer.lr: unknown key"),
+        ("optimizer.lr: 0.1", "1:1: optimizer.lr: unknown key; known: " + ", ".join(Trial.model_fields)),
     ],
 )
 def test_a_wrong_value_is_told_in_plain_words_where_it_stands(text, expected):

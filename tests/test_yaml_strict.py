@@ -108,7 +108,11 @@ NO_TAG = "is not allowed, write a plain value"
         ("a: {1: 2}", "1:5: a: a key must be text, got 1"),
         ("null: 2", "1:1: a key must be text, got null"),
         ("[a]: 2", "1:1: a key must be text, got a list"),
-        ("a: b: c", "1:5: not valid YAML: a second ': ' in one line, or a wrong indentation"),
+        ("a: {lr:0.1, b: c}", "1:5: a.lr: a blank is missing behind the colon, write lr: 0.1"),
+        (
+            "a: b: c",
+            "1:5: not valid YAML: a second ': ' in one line, a ':' without a blank, or a wrong indentation",
+        ),
         ("a: [", f"1:5: not valid YAML {CUT_SHORT}"),
         ('a: "\\ud800"', "1:4: a: contains half of a surrogate pair, which is no character"),
         ('a: "\\UFFFFFFFF"', "1:1: not valid YAML: an escape that is no Unicode character"),

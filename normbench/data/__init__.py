@@ -23,6 +23,10 @@ class DataError(RuntimeError):
     """Data are missing or damaged. The message names the file, what was expected and found, and the fix."""
 
 
+class TooLarge(DataError):
+    """Data that the memory of this machine does not hold at the size that was asked for."""
+
+
 @dataclass(frozen=True)
 class Arrays:
     """A whole data set: images uint8 [M, H, W, 3], labels int64 [M] that index ``classes``."""
@@ -98,8 +102,14 @@ DATASETS: Table[Dataset] = Table(
         "folder",
         "any tree of image files, train/<class>/… and test/<class>/…",
         "normbench.data.folder:IMAGE_FOLDER",
-        {"folder": FOLDER, "image_size": count(32, "side of the square the images are brought to, in pixels")}
+        {
+            "folder": FOLDER,
+            "image_size": count(
+                32, "side of the square the images are brought to, in pixels; at most 4096", most=4096
+            ),
+        }
         | SIZES,
+        also=("ImageFolder", "image_directory", "directory"),
     ),
 )
 

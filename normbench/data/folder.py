@@ -7,6 +7,7 @@ up to the library that Pillow was built with, so another machine may give anothe
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,10 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from normbench.data import Arrays, DataError, Say, Source
+from normbench import memory
+from normbench.data import Arrays, DataError, Say, Source, TooLarge
+from normbench.lookup import closest, nearest
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 CHUNK = 250
+SPLITS = ("train", "test")
+LAYOUT = "an image folder holds train/<class>/… and test/<class>/…"
+MOST_LISTED = 10  # folders that a message names
 
 
 def _natural(name: str) -> tuple[object, ...]:
@@ -40,9 +46,7 @@ def _entries(directory: Path) -> list[os.DirEntry[str]]:
         with os.scandir(directory) as entries:
             shown = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"{directory}: missing; an image folder holds train/<class>/… and test/<class>/…"
-        ) from None
+        raise DataError(f"{directory}: missing; {LAYOUT}") from None
     for entry in shown:
         if entry.is_symlink():
             _refuse_link(entry.path)
@@ -57,10 +61,30 @@ def _files(directory: Path) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
+def _root(directory: Path, folder: str) -> Path:
+    """The tree of a data set.
+
+    Raises:
+        DataError: it or a split is missing; the message names what may have been meant.
+    """
+    root = directory / folder
+    if not root.is_dir():
+        others = sorted(split.parent.name for split in directory.glob("*/train") if split.is_dir())
+        meant = nearest(folder, others) or (f" (there: {', '.join(others[:MOST_LISTED])})" if others else "")
+        raise DataError(f"{root / 'train'}: missing{meant}; {LAYOUT}")
+    for split in SPLITS:
+        if not os.path.lexists(root / split):
+            others = [entry.name for entry in _entries(root) if entry.name not in SPLITS]
+            other = closest(split, others)
+            meant = f" (there is {other!r}, which is not the same name)" if other else ""
+            raise DataError(f"{root / split}: missing{meant}; {LAYOUT}")
+    return root
+
+
 def fingerprint(directory: Path, folder: str, image_size: int) -> str:
     """Of the names, sizes and modification times of all files; no file is opened."""
-    root, digest = directory / folder, hashlib.sha256(f"1 {image_size}\n".encode())
-    for split in ("train", "test"):
+    root, digest = _root(directory, folder), hashlib.sha256(f"1 {image_size}\n".encode())
+    for split in SPLITS:
         for entry in _files(root / split):
             stat, name = entry.stat(), entry.path[len(str(root)) :]
             digest.update(os.fsencode(f"{name}\0{stat.st_size} {stat.st_mtime_ns}\n"))
@@ -72,28 +96,76 @@ def decode(directory: Path, say: Say, folder: str, image_size: int) -> Arrays:
 
     Raises:
         DataError: a split or class is missing or empty, their classes differ, or an image is unreadable.
+        TooLarge: the images do not fit into memory.
     """
-    root = directory / folder
-    classes = {
-        split: tuple(sorted((entry.name for entry in _entries(root / split) if entry.is_dir()), key=_natural))
-        for split in ("train", "test")
-    }
-    if lone := set(classes["train"]) ^ set(classes["test"]):
+    root = _root(directory, folder)
+    classes = _classes(root, say)
+    train_paths, train_labels = _listed(root / "train", classes, say)
+    test_paths, test_labels = _listed(root / "test", classes, say)
+    paths = train_paths + test_paths
+    needed, there = len(paths) * image_size**2 * 3, memory.available()
+    if needed > there:
+        raise TooLarge(
+            f"{root}: {len(paths):,} images at image_size {image_size} take {needed / 1e9:.1f} GB of memory, "
+            f"and {there / 1e9:.1f} GB are available"
+        )
+    images = _decode_all(paths, image_size, say, root)
+    return Arrays(images[: len(train_paths)], train_labels, images[len(train_paths) :], test_labels, classes)
+
+
+def _classes(root: Path, say: Say) -> tuple[str, ...]:
+    """The names of the classes, which both splits have.
+
+    Raises:
+        DataError: a name is not text, or looks like another, or only one of the splits has it.
+    """
+    train, test = ({entry.name for entry in _entries(root / split) if entry.is_dir()} for split in SPLITS)
+    for split, names in zip(SPLITS, (train, test), strict=True):
+        _tell_apart(root / split, names, say)
+    if lone := train ^ test:
         name = min(lone, key=_natural)
-        has, lacks = ("train", "test") if name in classes["train"] else ("test", "train")
+        has, lacks, there = ("train", "test", test) if name in train else ("test", "train", train)
+        looks = [other for other in sorted(there - {name}) if _same(other) == _same(name)]
+        if looks:
+            raise DataError(
+                f"{root / lacks / name}: missing; {_unlike(name, looks[0])} of a class in {lacks}, "
+                "and must be the same in both"
+            )
         raise DataError(
             f"{root / lacks / name}: missing; {has} has this class, and both must have the same classes"
         )
-    if not classes["train"]:
-        raise DataError(
-            f"{root / 'train'}: holds no classes; images lie in train/<class>/… and test/<class>/…"
-        )
-    train_paths, train_labels = _listed(root / "train", classes["train"], say)
-    test_paths, test_labels = _listed(root / "test", classes["train"], say)
-    images = _decode_all(train_paths + test_paths, image_size, say, root)
-    return Arrays(
-        images[: len(train_paths)], train_labels, images[len(train_paths) :], test_labels, classes["train"]
-    )
+    if not train:
+        raise DataError(f"{root / 'train'}: holds no classes; {LAYOUT}")
+    return tuple(sorted(train, key=_natural))
+
+
+def _tell_apart(split: Path, names: set[str], say: Say) -> None:
+    """Refuse names that are no text, and such as look the same; tell of those that nearly do."""
+    alike: dict[str, str] = {}
+    for name in sorted(names, key=_natural):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(split / name).decode(errors="backslashreplace")
+            words = "the name of this class is not UTF-8; rename the folder in train and test"
+            raise DataError(f"{shown}: {words}") from None
+        other = alike.setdefault(_same(name), name)
+        if unicodedata.normalize("NFC", other) != unicodedata.normalize("NFC", name):
+            say(f"{split}: {name!r} and {other!r} differ only in letter case, and are two classes")
+        elif other != name:
+            raise DataError(f"{split / name}: {_unlike(name, other)} of another class; rename one")
+
+
+def _same(name: str) -> str:
+    """What names that look alike have in common."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _unlike(name: str, other: str) -> str:
+    """How a name differs from one that looks like it, with the characters that tell them apart."""
+    if unicodedata.normalize("NFC", name) != unicodedata.normalize("NFC", other):
+        return f"its name differs only in letter case from that ({other!r})"
+    return f"its name ({name!a}) differs only in Unicode normalization from that ({other!a})"
 
 
 def _listed(split: Path, classes: tuple[str, ...], say: Say) -> tuple[list[Path], NDArray[np.int64]]:

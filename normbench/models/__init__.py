@@ -6,7 +6,7 @@ from normbench.lookup import Entry, Table, positive
 
 SHARED = ("blocks", "network")  # files that are not a network family
 
-WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages")
+WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages; at most 64", most=64.0)
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ MODELS: Table[Network] = Table(
             {"width": WIDTH},
             layers=depth - 1,
             preactivation=family == "preact_resnet",
+            also=(f"pre_resnet{depth}",) if family == "preact_resnet" else (),
         )
         for family, words in {
             "resnet": "ResNet (He et al. 2016)",
@@ -39,4 +40,11 @@ MODELS: Table[Network] = Table(
         }.items()
         for depth in (8, 14, 20, 32, 44, 56, 110)
     ),
+    advice={
+        **dict.fromkeys(
+            ("ResNeXt", "ResNeSt", "SE_ResNet", "Wide_ResNet", "WRN"),
+            "there are resnetN and preact_resnetN, He et al.'s for CIFAR, N is 8, 14, 20, 32, 44, 56 or 110",
+        ),
+        **dict.fromkeys(("NFNet", "NF_ResNet"), "that is model: preact_resnetN with norm: normalizer_free"),
+    },
 )

@@ -76,11 +76,20 @@ def own(name: str) -> Method:
     return Method(name, "a method of your own", name, across_samples=True, running=True, own=True, alone=True)
 
 
+GHOST = "did you mean 'batch'? Ghost batch normalization is batch with norm_batch_size below batch_size"
+
 NORMS: OpenTable[Method] = OpenTable(
     "norm",
     "normbench.norms",
     own,
-    Method("none", "no normalization", "normbench.norms.none:none", affine=False, layers=False),
+    Method(
+        "none",
+        "no normalization",
+        "normbench.norms.none:none",
+        affine=False,
+        layers=False,
+        also=("Identity", "no_norm", "without"),
+    ),
     Method(
         "batch",
         "batch normalization (Ioffe & Szegedy 2015)",
@@ -93,19 +102,28 @@ NORMS: OpenTable[Method] = OpenTable(
         across_samples=True,
         running=True,
         folds=True,
+        also=("BN", "BatchNorm", "SyncBatchNorm", "SyncBN", "cuDNN_batch_norm"),
     ),
-    Method("layer", "layer normalization (Ba et al. 2016)", "normbench.norms.layer:layer", {"eps": EPS}),
+    Method(
+        "layer",
+        "layer normalization (Ba et al. 2016)",
+        "normbench.norms.layer:layer",
+        {"eps": EPS},
+        also=("LN", "LayerNorm"),
+    ),
     Method(
         "instance",
         "instance normalization (Ulyanov et al. 2016)",
         "normbench.norms.instance:instance",
         {"eps": EPS},
+        also=("IN", "InstanceNorm"),
     ),
     Method(
         "group",
         "group normalization (Wu & He 2018)",
         "normbench.norms.group:group",
         {"groups": count(8, "groups the channels are split into"), "eps": EPS},
+        also=("GN", "GroupNorm"),
     ),
     Method(
         "switchable",
@@ -114,6 +132,7 @@ NORMS: OpenTable[Method] = OpenTable(
         {"variance": VARIANCE, "eps": EPS, "momentum": MOMENTUM},
         across_samples=True,
         running=True,
+        also=("SN", "SwitchNorm", "SwitchableNorm"),
     ),
     Method(
         "batch_renorm",
@@ -130,6 +149,7 @@ NORMS: OpenTable[Method] = OpenTable(
         across_samples=True,
         running=True,
         folds=True,
+        also=("BRN",),
     ),
     Method(
         "moving_average_batch",
@@ -138,7 +158,7 @@ NORMS: OpenTable[Method] = OpenTable(
         {
             "eps": EPS,
             "momentum": fraction(0.02, "weight of the newest average in the running mean of squares"),
-            "window": count(16, "updates that statistics are averaged over"),
+            "window": count(16, "updates that statistics are averaged over", most=100_000),
             "warmup_updates": whole(100, "first updates, in which they are not"),
             "renorm_updates": whole(
                 1000, "first updates without a correction by the running mean of squares"
@@ -147,12 +167,14 @@ NORMS: OpenTable[Method] = OpenTable(
         across_samples=True,
         past=True,
         alone=True,
+        also=("MABN", "MovingAverageBatchNorm"),
     ),
     Method(
         "filter_response",
         "filter response normalization with its threshold (Singh & Krishnan 2020)",
         "normbench.norms.filter_response:filter_response",
         {"eps": positive(1e-6, "added to the mean of squares before the square root")},
+        also=("FRN", "FilterResponseNorm", "FilterResponseNormTLU", "FRN_TLU"),
     ),
     Method(
         "evonorm_s0",
@@ -160,6 +182,7 @@ NORMS: OpenTable[Method] = OpenTable(
         "normbench.norms.evonorm:evonorm_s0",
         {"groups": count(8, "groups the channels are split into"), "eps": EPS},
         preactivation=True,
+        also=("EvoNorm2dS0",),
     ),
     Method(
         "evonorm_b0",
@@ -169,6 +192,7 @@ NORMS: OpenTable[Method] = OpenTable(
         across_samples=True,
         running=True,
         preactivation=True,
+        also=("EvoNorm2dB0",),
     ),
     Method(
         "weight_norm",
@@ -180,18 +204,21 @@ NORMS: OpenTable[Method] = OpenTable(
             )
         },
         layers=False,
+        also=("WN",),
     ),
     Method(
         "weight_standardization",
         "weight standardization (Qiao et al. 2019)",
         "normbench.norms.weight_standardization:weight_standardization",
         BEHIND | {"eps": positive(1e-5, "added to the variance of the weights before the square root")},
+        also=("WS", "weight_standardisation", "WeightStandardized", "StdConv2d", "WSConv2d", "GN_WS"),
     ),
     Method(
         "centred_weights",
         "weights of mean 0 (Huang et al. 2017)",
         "normbench.norms.centred_weights:centred_weights",
         BEHIND,
+        also=("centered_weights", "centred_weight_norm", "centered_weight_norm"),
     ),
     Method(
         "normalizer_free",
@@ -200,14 +227,22 @@ NORMS: OpenTable[Method] = OpenTable(
         {"alpha": positive(0.2, "scale of every residual branch")},
         layers=False,
         preactivation=True,
+        also=("NF", "NFNet", "NF_ResNet", "normaliser_free", "norm_free", "ScaledStdConv2d", "ScaledWS"),
     ),
+    advice={
+        **dict.fromkeys(("GhostBatchNorm", "GhostBN", "GBN"), GHOST),
+        **dict.fromkeys(
+            ("AGC", "adaptive_gradient_clipping", "gradient_norm", "grad_norm", "clip_grad_norm"),
+            "that is a clip and goes beside any norm: clip: agc or clip: gradient_norm",
+        ),
+    },
 )
 
 PLACES = ("stem", "stage1", "stage2", "stage3", "final_linear")
 
 CLIPS: Table[Entry] = Table(
     "clip",
-    Entry("none", "gradients as they are", "normbench.norms.normalization:no_clip"),
+    Entry("none", "gradients as they are", "normbench.norms.normalization:no_clip", also=("no_clip",)),
     Entry(
         "agc",
         "adaptive gradient clipping, by the norm of each unit's weights (Brock et al. 2021)",
@@ -217,11 +252,13 @@ CLIPS: Table[Entry] = Table(
             "eps": positive(1e-3, "the least norm of a unit's weights"),
             "exclude": some_of(PLACES, ("final_linear",), "places whose weights are not clipped"),
         },
+        also=("adaptive_gradient_clipping", "adaptive_clipping", "unitwise"),
     ),
     Entry(
         "gradient_norm",
         "clipping of the norm of the whole gradient (Pascanu et al. 2013)",
         "normbench.norms.gradient_norm:gradient_norm",
         {"max_norm": positive(1.0, "how long the whole gradient may be")},
+        also=("grad_norm", "norm", "global_norm", "clip_grad_norm", "gradient_clipping", "grad_clip"),
     ),
 )
