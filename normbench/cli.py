@@ -293,10 +293,16 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()
         if code:  # Typer has turned an interrupt into a number
             raise KeyboardInterrupt
-    except SystemExit:  # shell completion
-        raise
     except BaseException as error:
+        if isinstance(error, SystemExit) and _completes(arguments):
+            raise
         from normbench import exits
 
         return exits.explain(KeyboardInterrupt() if isinstance(error, typer.Abort) else error, arguments)
     return code
+
+
+def _completes(arguments: list[str]) -> bool:
+    """Whether Typer serves a shell's completion, and ends the process when that is done."""
+    asked = any(one.startswith(("--install-completion", "--show-completion")) for one in arguments)
+    return asked or "_NORMBENCH_COMPLETE" in os.environ

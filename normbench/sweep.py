@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from normbench import config, gains
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
+from normbench.norms import NORMS
 from normbench.records import Failure, Record, Store, write_atomically
 from normbench.room import refusal, sharing, slots, together, workers
 from normbench.trial import Choice, Trial
+from normbench.user_code import Contained
 
 if TYPE_CHECKING:
     from normbench.executors import Means, Outcome, Tell
@@ -256,7 +258,8 @@ def work(
     torch.set_num_threads(threads)
     where = devices.device(device)
     devices.settle_on(where, together / parts)
-    with devices.own_stream(where) if together > 1 else nullcontext():
+    contained = Contained() if NORMS[trial.norm.name].own else nullcontext()
+    with contained, devices.own_stream(where) if together > 1 else nullcontext():
         record = train(trial, data, checkpoints(trial.id), str(where), tell, processes)
     shared = {"together": together} if together > 1 else {}
     if where.type != "cpu" and sharing > 1:

@@ -17,7 +17,7 @@ from normbench.data.augment import Images, images_of
 from normbench.followers import followed
 from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Inference, Trained, infer, score
 from normbench.models.network import network
-from normbench.norms.normalization import Clock, recordable, source_hash
+from normbench.norms.normalization import Clock, recordable, sources
 from normbench.optim import learning_rate, optimizer
 from normbench.process import alone, settled_process
 from normbench.progress import Diverged, Progress
@@ -67,7 +67,7 @@ def train(
     """
     where = torch.device(device)
     git_state()  # of the code that is loaded now; by the end somebody may have committed
-    source = source_hash(trial.norm)  # likewise
+    own_code = sources(trial.norm)  # likewise
     if alone():  # or it would take the others' peak from them
         reset_peak_memory(where)
     dataset = decoded.load(trial.dataset, data)
@@ -166,8 +166,7 @@ def train(
         peak_memory_bytes=peak_memory_bytes(where),
         diagnostics=progress.diagnostics | progress.online(),
         data=dataset.content,
-        provenance=provenance(where, trial.precision, processes, spanning, progress.path())
-        | ({"own_norm_sha256": source} if source else {}),
+        provenance=provenance(where, trial.precision, processes, spanning, progress.path()) | own_code,
     )
 
 

@@ -36,8 +36,9 @@ def behind(*tables: Table[Any]) -> tuple[str, ...]:
 FLOORS: tuple[tuple[str, ...], ...] = (
     # the version, and what knows nothing of the rest
     ("",),
-    ("calls", "dispatch", "lookup", "process", "signals", "stats", "streams", "plots.published"),
-    ("tape", "graphs"),
+    ("calls", "dispatch", "process", "signals", "stats", "streams", "plots.published"),
+    ("tape", "graphs", "user_code"),
+    ("lookup",),
     # the tables: what exists, by name, without loading it
     ("norms", "models", "data", "executors", "inference", "plots", "located"),
     # what a trial is, and how YAML is read and checked
