@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -14,6 +15,11 @@ import torch
 import normbench
 from normbench.norms import paths
 
+# packages and modules that no training loads, and so change no number; all others are the code that computes
+ONLOOKERS = frozenset(
+    {"plots", "executors", "cli", "console", "drawing", "export", "exits", "listing", "report", "results"}
+)
+SUFFIXES = frozenset({".py", ".c", ".h"})
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -80,6 +86,17 @@ def git_state() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
+
+
+@functools.cache
+def code_hash() -> str:
+    """sha256 of the code that computes, as it was when this process first asked; not figures, commands."""
+    package, digest = Path(normbench.__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        place = path.relative_to(package)
+        if path.suffix in SUFFIXES and place.parts[0].removesuffix(".py") not in ONLOOKERS:
+            digest.update(f"{place.as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def reset_peak_memory(device: torch.device) -> None:

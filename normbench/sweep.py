@@ -214,10 +214,11 @@ def _check_space(trials: Sequence[Trial], parameters: int, running: int, directo
 
 
 def load() -> None:
-    """Load what trials need, and note of which commit it is, which somebody may change until they begin."""
+    """Load what trials need, and note which code that is, which somebody may change until they begin."""
     from normbench import provenance, train  # noqa: F401
 
     provenance.git_state()
+    provenance.code_hash()
 
 
 def work(

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import normbench
 from normbench import checkpoints
 from normbench.data import DataError, decoded
 from normbench.data.augment import Images, images_of
@@ -22,7 +23,7 @@ from normbench.optim import learning_rate, optimizer
 from normbench.process import alone, settled_process
 from normbench.progress import Diverged, Progress
 from normbench.propagation import signal_propagation
-from normbench.provenance import git_state, peak_memory_bytes, provenance, reset_peak_memory
+from normbench.provenance import code_hash, git_state, peak_memory_bytes, provenance, reset_peak_memory
 from normbench.recording import recorder_of
 from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Record, Status
 from normbench.trial import Trial
@@ -66,7 +67,7 @@ def train(
         Lost: one of the other processes ended.
     """
     where = torch.device(device)
-    git_state()  # of the code that is loaded now; by the end somebody may have committed
+    git_state(), code_hash()  # of the code that is loaded now; by the end somebody may have changed it
     own_code = sources(trial.norm)  # likewise
     if alone():  # or it would take the others' peak from them
         reset_peak_memory(where)
@@ -76,7 +77,7 @@ def train(
         raise DataError(
             f"batch_size {trial.batch_size} is more than the {len(dataset.train.indices)} training images"
         )
-    owner = f"{trial.id} on data {dataset.content}"
+    owner = owner_of(trial, dataset.content, own_code)
     progress = Progress()
     status: Status = "done"
     failure: dict[str, Any] | None = None
@@ -168,6 +169,20 @@ def train(
         data=dataset.content,
         provenance=provenance(where, trial.precision, processes, spanning, progress.path()) | own_code,
     )
+
+
+def owner_of(trial: Trial, content: str, own_code: Mapping[str, str]) -> str:
+    """Whose a checkpoint is: of a trial on these data, by this code. Other code begins the trial anew.
+
+    Args:
+        trial: its settings.
+        content: hash of the data set.
+        own_code: what :func:`sources` says of the method.
+    """
+    code = f"normbench {normbench.__version__} (code {code_hash()[:12]}), torch {torch.__version__}"
+    if own_code:
+        code += f", {trial.norm.name} (code {own_code['own_code_sha256'][:12]})"
+    return f"{trial.id} on data {content}, {code}"
 
 
 def evaluate(

@@ -23,6 +23,7 @@ from normbench.lookup import Table
 from normbench.models import MODELS
 from normbench.norms import CLIPS, NORMS
 from normbench.plots import FIGURES
+from normbench.provenance import ONLOOKERS
 
 
 def behind(*tables: Table[Any]) -> tuple[str, ...]:
@@ -180,6 +181,20 @@ def imports(importer: str) -> list[Import]:
 def _own(name: str) -> str | None:
     """The short name of a module of this package, or None for another's."""
     return name.removeprefix("normbench").removeprefix(".") if name.split(".")[0] == "normbench" else None
+
+
+def test_code_that_is_no_part_of_the_hash_is_loaded_by_no_training() -> None:
+    """A checkpoint belongs to the code that made it: what that is must not be told by hand alone."""
+    tables = behind(NORMS, CLIPS, MODELS, DATASETS, WHITENINGS, EVALUATIONS)
+    waiting, seen = ["train", *tables], set[str]()
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting += [name for one in imports(module) if (name := _own(one.module)) is not None]
+
+    assert {"norms.kernels", "update", "user_code"} <= seen
+    assert not {module for module in seen if module.partition(".")[0] in ONLOOKERS}
 
 
 def test_every_module_has_one_floor() -> None:
