@@ -71,7 +71,8 @@ def run(
     retry: Annotated[
         str,
         typer.Option(
-            metavar="STATES", help="run these again: failed, timeout, diverged, out_of_memory, or none"
+            metavar="STATES",
+            help="run these again: failed, timeout, diverged, out_of_memory, changed, or none",
         ),
     ] = "failed,timeout",
     fail_fast: Annotated[
@@ -128,8 +129,9 @@ def plan(
     from normbench import report, sweep
     from normbench.data.decoded import default_directory
 
-    survey = sweep.survey(configs.load(config, overrides), results)
-    expected = report.expect(survey, results, data or default_directory())
+    where = data or default_directory()
+    survey = sweep.compared(sweep.survey(configs.load(config, overrides), results), where)
+    expected = report.expect(survey, results, where)
     _print(report.plan_as_json(survey, expected) if as_json else report.plan_as_text(survey, expected))
 
 
@@ -168,13 +170,16 @@ def status(
         str | None, typer.Argument(metavar="EXPERIMENT", help="all, if none is named")
     ] = None,
     results: Results = RESULTS,
+    data: Data = None,
     as_json: AsJson = False,
     _debug: Debug = False,
 ) -> None:
     """Show how far the experiments are."""
     from normbench import report
+    from normbench.data.decoded import default_directory
 
-    _print((report.status_as_json if as_json else report.status_as_text)(results, experiment))
+    shown = report.status_as_json if as_json else report.status_as_text
+    _print(shown(results, experiment, data or default_directory()))
 
 
 @app.command()

@@ -317,13 +317,13 @@ class Store:
                 damaged[path] = str(error).partition("\n")[0]
         return records, damaged
 
-    def set_aside(self, damaged: Iterable[Path]) -> None:
-        """Move unreadable records to ``corrupt/``, so that their trials run again and nothing is lost."""
-        corrupt = self.directory / "corrupt"
-        for path in damaged:
-            corrupt.mkdir(exist_ok=True)
+    def set_aside(self, records: Iterable[Path], folder: str = "corrupt") -> None:
+        """Move records to a folder beside them, so that their trials run again and nothing is lost."""
+        aside = self.directory / folder
+        for path in records:
+            aside.mkdir(exist_ok=True)
             names = itertools.chain([path.name], (f"{path.name}.{number}" for number in itertools.count(2)))
-            path.replace(next(corrupt / name for name in names if not (corrupt / name).exists()))
+            path.replace(next(aside / name for name in names if not (aside / name).exists()))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from normbench import config, gains
+from normbench import changes, config, gains
+from normbench.changes import Change
+from normbench.data import decoded
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.norms import NORMS
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 State = Literal["done", "diverged", "out_of_memory", "timeout", "failed", "missing"]
 STATES: tuple[State, ...] = ("done", "diverged", "out_of_memory", "timeout", "failed", "missing")
+CHANGED = "changed"  # of --retry: what was done with other data or other code of a user's own than there is
 UNSETTLED = ("failed", "timeout")  # attempts that gave no result: the next run makes another
 RETRIABLE = (*UNSETTLED, "diverged", "out_of_memory")
 HERE = config.Execute()
@@ -50,6 +53,7 @@ class Survey:
         errors: why the last attempt failed, by trial id.
         damaged: unreadable record files and what is wrong with them.
         saved: trials without a record that have a state to go on from, by id.
+        changes: of data and code since the records were made, as far as they were looked for.
     """
 
     experiment: config.Experiment
@@ -57,6 +61,7 @@ class Survey:
     errors: dict[str, str]
     damaged: dict[Path, str]
     saved: frozenset[str]
+    changes: tuple[Change, ...] = ()
 
     def state(self, trial: Trial) -> State:
         """How far a trial is."""
@@ -95,6 +100,12 @@ def survey(experiment: config.Experiment, results: Path) -> Survey:
     return Survey(experiment, own, errors, damaged, frozenset((store.saved_states() & ids) - own.keys()))
 
 
+def compared(survey: Survey, data: Path) -> Survey:
+    """The same, with the data and the code there now looked at; nothing is decoded or run."""
+    records = [survey.records[trial.id] for trial in survey.experiment.trials if trial.id in survey.records]
+    return replace(survey, changes=tuple(changes.changes(records, data)))
+
+
 def stored(results: Path, name: str) -> config.Experiment:
     """The experiment as it was last run.
 
@@ -120,7 +131,8 @@ def run(
         experiment: trials, and where they run.
         results: records go to ``results/<name>/``.
         data: the data directory.
-        retry: run trials again that ended this way, of ``RETRIABLE``.
+        retry: run trials again that ended this way, of ``RETRIABLE``; and those that are ``CHANGED``,
+            whose old records are moved to ``replaced/`` before the new ones are made.
         fail_fast: stop at the first trial that fails.
         listener: is told what happens.
         stop: asked often; once it is true, running trials save their state and the run ends.
@@ -140,8 +152,11 @@ def run(
         for path, problem in before.damaged.items():
             listener.say(f"{path}: not a valid record ({problem}); moved to {store.directory / 'corrupt'}")
         store.set_aside(before.damaged)
+        outdated = _outdated(before, data, listener.say) if CHANGED in retry else frozenset[str]()
         again = {"missing", *retry}
-        missing = [trial for trial in experiment.trials if before.state(trial) in again]
+        missing = [
+            trial for trial in experiment.trials if before.state(trial) in again or trial.id in outdated
+        ]
         with _begin(experiment.execute, missing) as begun:
             if missing:
                 parameters = prepare(missing, data, listener.say, experiment.execute)
@@ -149,10 +164,42 @@ def run(
                 running = min(_at_once(place, missing) or AT_ONCE, len(missing))
                 _check_space(missing, parameters, running, store.directory)
             _write_plan(experiment, store.directory / PLAN)
+            if missing:
+                _tell_changes(compared(before, data), missing, listener)
+                before = _without(before, outdated)
+                store.set_aside(map(store.record_path, sorted(outdated)), "replaced")
             listener.begin(before, missing)
             if missing:
                 _execute(place, missing, store, data, fail_fast, listener, stop, begun)
-    return survey(experiment, results)
+    return compared(survey(experiment, results), data)
+
+
+def _outdated(before: Survey, data: Path, say: Callable[[str], None]) -> frozenset[str]:
+    """Ids of the trials that were done with other data or code; what that takes is decoded."""
+    for choice in filter(None, dict.fromkeys(one.dataset for one in compared(before, data).changes)):
+        decoded.prepare(choice, data, say)
+    return changes.changed(compared(before, data).changes)
+
+
+def _tell_changes(survey: Survey, missing: Sequence[Trial], listener: Listener) -> None:
+    """Say what new records will not go with what is stored."""
+    ids = {trial.id for trial in missing}
+    kept = [replace(one, trials=left) for one in survey.changes if (left := _left(one.trials, ids))]
+    for line in changes.lines(kept):
+        listener.say(f"{survey.experiment.name}: {line}")
+    if any(one.comparable for one in kept):
+        words = f"the {len(missing)} to run will stand beside them"
+        listener.say(f"{survey.experiment.name}: {words}, of the data and the code there are now")
+
+
+def _left(trials: Sequence[str], ids: Collection[str]) -> tuple[str, ...]:
+    return tuple(trial for trial in trials if trial not in ids)
+
+
+def _without(survey: Survey, ids: Collection[str]) -> Survey:
+    """The same as it is without the records of some trials."""
+    records = {key: record for key, record in survey.records.items() if key not in ids}
+    return replace(survey, records=records)
 
 
 def prepare(
@@ -168,7 +215,6 @@ def prepare(
         Unusable: with all reasons, one a line.
     """
     from normbench import devices
-    from normbench.data import decoded
     from normbench.models.network import check
 
     if not EXECUTORS[place.executor.name].elsewhere:  # the devices there are not seen from here
@@ -324,7 +370,6 @@ def _execute(
     stop: Callable[[], bool],
     begun: "Means",
 ) -> None:
-    from normbench.data import decoded
 
     there = Store(store.directory.absolute()), data.absolute()  # trials need not run in this directory
     running = _at_once(place, missing)

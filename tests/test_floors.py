@@ -68,7 +68,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("inference.evaluation", "probe", "propagation", "followers"),
     behind(EVALUATIONS),
     ("train", "estimate", "profiling"),
-    ("room", "endless"),
+    ("room", "endless", "changes"),
     ("speeds",),
     ("gains",),
     ("sweep",),
