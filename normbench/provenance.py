@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 import normbench
-from normbench.norms import paths
 
 # packages and modules that no training loads, and so change no number; all others are the code that computes
 ONLOOKERS = frozenset(
@@ -24,7 +23,7 @@ CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def provenance(
-    device: torch.device, precision: str, processes: int = 1, spanning: bool = False, step: str = "plain"
+    device: torch.device, precision: str, processes: int = 1, norm: str = "none", step: str = "plain"
 ) -> dict[str, Any]:
     """Versions, machine, threads, flags, and which of several equivalent paths the arithmetic took.
 
@@ -32,10 +31,9 @@ def provenance(
         device: where.
         precision: fp32 or bf16.
         processes: that shared every batch.
-        spanning: norm batches span processes, which no kernel can see.
+        norm: what normalized, as :func:`normbench.norms.paths.arithmetic` says.
         step: updates were replayed as a ``graph`` or a ``tape``, or ``plain`` calls.
     """
-    norm = "torch" if spanning else paths.path(device, precision == "bf16")
     return {
         "normbench": normbench.__version__,
         "git": git_state(),

@@ -18,6 +18,7 @@ from normbench.data.augment import Images, images_of
 from normbench.followers import followed
 from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Inference, Trained, infer, score
 from normbench.models.network import network
+from normbench.norms import paths
 from normbench.norms.normalization import Clock, recordable, sources
 from normbench.optim import learning_rate, optimizer
 from normbench.process import alone, settled_process
@@ -82,6 +83,7 @@ def train(
     status: Status = "done"
     failure: dict[str, Any] | None = None
     measured: tuple[Measured, ...] = ()
+    modules: list[nn.Module] = []
 
     def save() -> None:
         state = {"model": model.state_dict(), "optimizer": sgd.state_dict(), "progress": progress.to_state()}
@@ -105,6 +107,7 @@ def train(
         model, sgd, evaluations, progress = _resumed(
             trial, len(dataset.classes), where, checkpoint, owner, report
         )
+        modules.extend(model.modules())
         if not progress.step:
             progress.diagnosed(_probed(trial, model, training, Clock(0, steps_per_epoch, trial.epochs)))
         with followed(trial, data, where, processes, model, sgd, progress) as share:
@@ -123,7 +126,8 @@ def train(
                     for x, y in zip(*(torch.split(all_, trial.batch_size) for all_ in chunk), strict=True):
                         evaluations.at(Clock(progress.step, steps_per_epoch, trial.epochs))
                         predicted = _prediction(model, x, trial.precision) if online else None
-                        loss, logits = update(progress.step, x, y)
+                        with paths.noted(progress.computing):
+                            loss, logits = update(progress.step, x, y)
                         progress.updated(loss, logits, y, predicted, update.step.path)
                         pause()
                 pause(due=True)
@@ -153,7 +157,7 @@ def train(
         status, failure = "out_of_memory", {"step": progress.step, "why": str(error).partition("\n")[0]}
 
     epochs = tuple(Epoch(**epoch) for epoch in progress.epochs)
-    spanning = trial.batch_size // processes % (trial.norm_batch_size or 1) != 0
+    norm = paths.arithmetic(modules, progress.computing)
     return Record(
         schema=SCHEMA,
         trial=trial,
@@ -167,7 +171,7 @@ def train(
         peak_memory_bytes=peak_memory_bytes(where),
         diagnostics=progress.diagnostics | progress.online(),
         data=dataset.content,
-        provenance=provenance(where, trial.precision, processes, spanning, progress.path()) | own_code,
+        provenance=provenance(where, trial.precision, processes, norm, progress.path()) | own_code,
     )
 
 
