@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -160,6 +161,7 @@ def run(
         with _begin(experiment.execute, missing) as begun:
             if missing:
                 parameters = prepare(missing, data, listener.say, experiment.execute)
+                kernels = _has_kernels(experiment.execute, missing, listener.say)
                 place = gains.settled(experiment.execute, missing, data, listener.say, stop)
                 running = min(_at_once(place, missing) or AT_ONCE, len(missing))
                 _check_space(missing, parameters, running, store.directory)
@@ -170,7 +172,7 @@ def run(
                 store.set_aside(map(store.record_path, sorted(outdated)), "replaced")
             listener.begin(before, missing)
             if missing:
-                _execute(place, missing, store, data, fail_fast, listener, stop, begun)
+                _execute(place, missing, store, data, fail_fast, listener, stop, begun, kernels)
     return compared(survey(experiment, results), data)
 
 
@@ -246,6 +248,20 @@ def prepare(
     return parameters
 
 
+def _has_kernels(place: config.Execute, trials: Sequence[Trial], say: Callable[[str], None]) -> bool:
+    """Build what trials on this machine's CPU need once, for all workers; if that fails, say why, once."""
+    from normbench import devices
+    from normbench.norms import kernels
+
+    if EXECUTORS[place.executor.name].elsewhere or devices.device(place.device).type != "cpu":
+        return True  # each machine finds out for itself
+    for precision in sorted({trial.precision for trial in trials}):
+        if words := kernels.refusal(precision == "bf16"):
+            say(f"normalization takes plain torch, which is slower, as its kernels cannot be built: {words}")
+            return False
+    return True
+
+
 def _check_space(trials: Sequence[Trial], parameters: int, running: int, directory: Path) -> None:
     """Refuse to begin what the disk will not hold: the records, and the states of ``running`` trials.
 
@@ -276,6 +292,7 @@ def work(
     device: str,
     threads: int,
     processes: int = 1,
+    kernels: bool = True,
     sharing: int = 1,
     parts: int = 1,
     together: int = 1,
@@ -290,6 +307,7 @@ def work(
         device: as in a config.
         threads: of this process, or of this one of its threads.
         processes: that share every batch.
+        kernels: False where they cannot be built, which need not be tried in every process.
         sharing: trials at most that share a GPU.
         parts: that its memory is divided into.
         together: trials that share this process, and so many parts.
@@ -297,6 +315,8 @@ def work(
     Raises:
         OutOfShare: see there; and what ``train`` raises.
     """
+    if not kernels:
+        os.environ["NORMBENCH_KERNELS"] = "off"  # of this process, and of those that follow it
     import torch
 
     from normbench import devices
@@ -369,6 +389,7 @@ def _execute(
     listener: Listener,
     stop: Callable[[], bool],
     begun: "Means",
+    kernels: bool,
 ) -> None:
 
     there = Store(store.directory.absolute()), data.absolute()  # trials need not run in this directory
@@ -381,6 +402,7 @@ def _execute(
         device=place.device,
         threads=place.threads,
         processes=place.processes,
+        kernels=kernels,
         sharing=shared,
         parts=shared + (one_process > 1),  # one is left for who is tried again, in a process of its own
     )

@@ -99,6 +99,7 @@ MAY_IMPORT_TORCH = {
 # functions that load torch when, and only when, it is time to compute
 LAZY = {
     ("sweep", "prepare"),
+    ("sweep", "_has_kernels"),
     ("sweep", "load"),
     ("sweep", "work"),
     ("room", "_memories"),
