@@ -9,7 +9,7 @@ from pathlib import Path
 from normbench import sweep
 from normbench.config import ConfigError, Experiment
 from normbench.lookup import UnknownName, nearest, shortened
-from normbench.records import Record, Store
+from normbench.records import Record, Store, complaints
 
 Tell = Callable[[str], object]
 
@@ -88,6 +88,6 @@ def find(results: Path, name: str, tell: Tell) -> Found:
         survey = sweep.survey(experiment, results)
         damaged = survey.damaged
         found = Found(name, list(survey.records.values()), survey)
-    for path, problem in damaged.items():
-        tell(f"{path}: not a valid record, left out ({problem})")
+    for line in complaints(damaged, "left out"):
+        tell(line)
     return found

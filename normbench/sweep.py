@@ -18,7 +18,7 @@ from normbench.data import decoded
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.norms import NORMS
-from normbench.records import Failure, Record, Store, write_atomically
+from normbench.records import Failure, Lacking, Record, Store, complaints, write_atomically
 from normbench.room import refusal, sharing, slots, together, workers
 from normbench.trial import Choice, Trial
 from normbench.user_code import Contained
@@ -150,9 +150,9 @@ def run(
     store = Store(results / experiment.name)
     with store.locked():
         before = survey(experiment, results)
-        for path, problem in before.damaged.items():
-            listener.say(f"{path}: not a valid record ({problem}); moved to {store.directory / 'corrupt'}")
-        store.set_aside(before.damaged)
+        for line in complaints(before.damaged, f"moved to {store.directory / 'corrupt'}"):
+            listener.say(line)
+        store.set_aside(path for path, why in before.damaged.items() if not isinstance(why, Lacking))
         outdated = _outdated(before, data, listener.say) if CHANGED in retry else frozenset[str]()
         again = {"missing", *retry}
         missing = [
