@@ -69,7 +69,7 @@ def _undamaged(prefix: Path, owner: str, say: Say) -> dict[Path, tuple[int, byte
                 raise ValueError("its checksum does not agree")
             about = json.loads(header)
             if about["owner"] != owner:
-                say(f"{path} belongs to {about['owner']} and is not used")
+                say(f"{path} belongs to {_other(about['owner'], owner)} and is not used")
                 continue
             found[path] = int(about["step"]), state
         except FileNotFoundError:
@@ -77,3 +77,9 @@ def _undamaged(prefix: Path, owner: str, say: Say) -> dict[Path, tuple[int, byte
         except (OSError, ValueError, LookupError, TypeError) as error:
             say(f"{path} is damaged ({error}) and is not used")
     return found
+
+
+def _other(owner: str, expected: str) -> str:
+    """What of an owner's description, part by part, is not as expected."""
+    known = expected.split(", ")
+    return ", ".join(part for part in owner.split(", ") if part not in known) or "an earlier normbench"

@@ -71,7 +71,8 @@ def run(
     retry: Annotated[
         str,
         typer.Option(
-            metavar="STATES", help="run these again: failed, timeout, diverged, out_of_memory, or none"
+            metavar="STATES",
+            help="run these again: failed, timeout, diverged, out_of_memory, changed, or none",
         ),
     ] = "failed,timeout",
     fail_fast: Annotated[
@@ -132,9 +133,10 @@ def plan(
     from normbench import exits, report, sweep
     from normbench.data.decoded import default_directory
 
-    survey = sweep.survey(configs.load(config, overrides), results)
+    where = data or default_directory()
+    survey = sweep.compared(sweep.survey(configs.load(config, overrides), results), where)
     exits.complain(sweep.further(survey.experiment, results))
-    expected = report.expect(survey, results, data or default_directory())
+    expected = report.expect(survey, results, where)
     _print(report.plan_as_json(survey, expected) if as_json else report.plan_as_text(survey, expected))
 
 
@@ -173,13 +175,16 @@ def status(
         str | None, typer.Argument(metavar="EXPERIMENT", help="all, if none is named")
     ] = None,
     results: Results = RESULTS,
+    data: Data = None,
     as_json: AsJson = False,
     _debug: Debug = False,
 ) -> None:
     """Show how far the experiments are."""
     from normbench import report
+    from normbench.data.decoded import default_directory
 
-    _print((report.status_as_json if as_json else report.status_as_text)(results, experiment))
+    shown = report.status_as_json if as_json else report.status_as_text
+    _print(shown(results, experiment, data or default_directory()))
 
 
 @app.command()
@@ -298,10 +303,16 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()
         if code:  # Typer has turned an interrupt into a number
             raise KeyboardInterrupt
-    except SystemExit:  # shell completion
-        raise
     except BaseException as error:
+        if isinstance(error, SystemExit) and _completes(arguments):
+            raise
         from normbench import exits
 
         return exits.explain(KeyboardInterrupt() if isinstance(error, typer.Abort) else error, arguments)
     return code
+
+
+def _completes(arguments: list[str]) -> bool:
+    """Whether Typer serves a shell's completion, and ends the process when that is done."""
+    asked = any(one.startswith(("--install-completion", "--show-completion")) for one in arguments)
+    return asked or "_NORMBENCH_COMPLETE" in os.environ

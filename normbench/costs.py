@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from normbench.plots.figure import FORMATS, as_csv, draw
 from normbench.records import write_atomically
 from normbench.sweep import Unusable
 from normbench.tabular import as_json, as_table
+from normbench.user_code import Contained, EndedProcess
 
 if TYPE_CHECKING:
     from normbench.profiling import Profile
@@ -53,9 +55,11 @@ def measure(
         experiment = config.on_command_line([*settings, *grid])
     except config.ConfigError as error:
         raise config.ConfigError(*map(_as_typed, error.problems)) from None
+    own = any(NORMS[trial.norm.name].own for trial in experiment.trials)
     try:
-        return profiling.profile(experiment.trials, place, experiment.execute.threads, rounds, say)
-    except ValueError as error:
+        with Contained() if own else nullcontext():
+            return profiling.profile(experiment.trials, place, experiment.execute.threads, rounds, say)
+    except (ValueError, EndedProcess) as error:
         raise Unusable(str(error)) from None
 
 

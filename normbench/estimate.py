@@ -9,6 +9,7 @@ from typing import Any
 
 from normbench.config import Execute
 from normbench.data import SIZES, DataError
+from normbench.models import MODELS
 from normbench.norms import NORMS
 from normbench.records import Record
 from normbench.trial import Trial
@@ -113,7 +114,7 @@ def device_bytes(trial: Trial) -> int:
 
 
 def _depth(trial: Trial) -> int:
-    return int(trial.model.name.lstrip("abcdefghijklmnopqrstuvwxyz_"))
+    return MODELS[trial.model.name].layers + 1
 
 
 def size(count: int) -> str:

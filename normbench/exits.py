@@ -18,6 +18,7 @@ from normbench.lookup import UnknownName
 from normbench.plots.panels import CannotDrawError
 from normbench.records import NewerRecordError, RecordsInUse
 from normbench.signals import ENDING
+from normbench.signals import Stopped as Stopped
 from normbench.sweep import Unusable
 
 OK, INTERNAL, USAGE, UNFINISHED, DATA, IN_USE, DISK = range(7)
@@ -36,14 +37,6 @@ class Unfinished(Exception):
     def __init__(self, again: Sequence[str] = ()) -> None:
         super().__init__("not all trials are done")
         self.again = tuple(again)
-
-
-class Stopped(BaseException):
-    """A signal asked for the end. No ``Exception``, so that nothing on the way takes it for a failure."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.code = INTERRUPTED + number
 
 
 CODES: tuple[tuple[type[Exception], int], ...] = (

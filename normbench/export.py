@@ -11,7 +11,7 @@ from normbench.labels import labels
 from normbench.located import printable
 from normbench.lookup import UnknownName, nearest, shortened
 from normbench.plots.figure import Row, as_csv
-from normbench.records import ERROR, Failure, Measured, Record
+from normbench.records import ERROR, Failure, LackingError, Measured, Record
 from normbench.results import Tell, find, named
 from normbench.sweep import stored
 from normbench.tabular import as_json, as_table
@@ -62,6 +62,8 @@ def _one_trial(path: Path) -> str:
         return "\n".join([f"{place}: {failure.state}", *(printable(line, 1000) for line in lines)])
     try:
         record = Record.from_json(path.read_bytes())
+    except LackingError as error:
+        return f"{place}: needs {printable(str(error), 500)}"
     except ValueError as error:
         return f"{place}: not a valid record ({printable(str(error), 500)})"
     rows = [

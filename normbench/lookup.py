@@ -8,14 +8,14 @@ import functools
 import importlib
 import importlib.metadata
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
+
+from normbench import user_code
 
 LONGEST = 100  # letters; no longer name is a slip of the finger
 BEGINNING = 3  # letters at least of a name that stands for the only one that begins with them
@@ -212,10 +212,17 @@ class Entry:
     own: bool = field(default=False, kw_only=True)
 
     def load(self) -> Any:
-        """Import and return the object behind this entry."""
-        if self.own and (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)  # at the end, where it hides nothing that is installed
-        return imported(self.target)
+        """Import and return the object behind this entry.
+
+        Raises:
+            EndedProcess: it is a user's own code, which wanted to end the process.
+        """
+        if not self.own:
+            return imported(self.target)
+        user_code.findable()
+        user_code.note(self.target)
+        with user_code.Contained():
+            return imported(self.target)
 
 
 E = TypeVar("E", bound=Entry)

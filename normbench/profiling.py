@@ -10,7 +10,7 @@ import torch
 
 from normbench.devices import device
 from normbench.models.network import check
-from normbench.norms import NORMS
+from normbench.norms import NORMS, paths
 from normbench.probe import Probe, settled
 from normbench.provenance import peak_memory_bytes, provenance, reset_peak_memory
 from normbench.trial import Trial
@@ -108,7 +108,9 @@ def profile(
     with settled(threads):
         probes = [Probe(trial, CLASSES, SIZE, where) for trial in trials]
         kept = [probe.kept_bytes() for probe in probes]
-        peaks = [_peak(probe) for probe in probes]
+        computing: dict[str, bool] = {}
+        with paths.noted(computing):
+            peaks = [_peak(probe) for probe in probes]
         updates: list[list[float]] = [[] for _ in probes]
         inferences: list[list[float]] = [[] for _ in probes]
         for number in range(rounds):
@@ -120,7 +122,9 @@ def profile(
             say(f"round {number + 1} of {rounds}")
         costs = zip(trials, map(tuple, updates), map(tuple, inferences), kept, peaks, strict=True)
         measured = tuple(Cost(*cost) for cost in costs)
-    machine = provenance(where, trials[0].precision, step=probes[0].step.path)
+    modules = (module for probe in probes for module in probe.model.modules())
+    norm = paths.arithmetic(modules, computing)
+    machine = provenance(where, trials[0].precision, norm=norm, step=probes[0].step.path)
     return Profile(measured, threads, machine | {"system": platform.platform()})
 
 

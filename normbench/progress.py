@@ -34,6 +34,7 @@ class Progress:
         train_seconds: spent on updates, over all epochs and attempts.
         test_seconds: spent on evaluations.
         paths: how many updates went which way.
+        computing: what normalized in them, as :func:`normbench.norms.paths.noted` has it.
     """
 
     step: int = 0
@@ -47,6 +48,7 @@ class Progress:
     train_seconds: float = 0.0
     test_seconds: float = 0.0
     paths: dict[str, int] = field(default_factory=dict)
+    computing: dict[str, bool] = field(default_factory=dict)
     _unsettled: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = field(default_factory=list, init=False)
     settled_at: float = field(default_factory=time.monotonic, init=False)
     saved_at: float = field(default_factory=time.monotonic, init=False)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -12,13 +13,17 @@ from typing import Any
 import torch
 
 import normbench
-from normbench.norms import paths
 
+# packages and modules that no training loads, and so change no number; all others are the code that computes
+ONLOOKERS = frozenset(
+    {"plots", "executors", "cli", "console", "drawing", "export", "exits", "listing", "report", "results"}
+)
+SUFFIXES = frozenset({".py", ".c", ".h"})
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def provenance(
-    device: torch.device, precision: str, processes: int = 1, spanning: bool = False, step: str = "plain"
+    device: torch.device, precision: str, processes: int = 1, norm: str = "none", step: str = "plain"
 ) -> dict[str, Any]:
     """Versions, machine, threads, flags, and which of several equivalent paths the arithmetic took.
 
@@ -26,10 +31,9 @@ def provenance(
         device: where.
         precision: fp32 or bf16.
         processes: that shared every batch.
-        spanning: norm batches span processes, which no kernel can see.
+        norm: what normalized, as :func:`normbench.norms.paths.arithmetic` says.
         step: updates were replayed as a ``graph`` or a ``tape``, or ``plain`` calls.
     """
-    norm = "torch" if spanning else paths.path(device, precision == "bf16")
     return {
         "normbench": normbench.__version__,
         "git": git_state(),
@@ -80,6 +84,17 @@ def git_state() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
+
+
+@functools.cache
+def code_hash() -> str:
+    """sha256 of the code that computes, as it was when this process first asked; not figures, commands."""
+    package, digest = Path(normbench.__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        place = path.relative_to(package)
+        if path.suffix in SUFFIXES and place.parts[0].removesuffix(".py") not in ONLOOKERS:
+            digest.update(f"{place.as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def reset_peak_memory(device: torch.device) -> None:

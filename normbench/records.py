@@ -9,7 +9,8 @@ import os
 import platform
 import secrets
 import traceback as tracebacks
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -64,6 +65,36 @@ class NewerRecordError(ValueError):
     """A later version of normbench wrote this record. Nothing is wrong with it, but it cannot be read."""
 
 
+class LackingError(ValueError):
+    """A record names a method or the like that this normbench does not have. Nothing is wrong with it."""
+
+
+class Lacking(str):
+    """What is lacking to read a record, where :meth:`Store.load` says what is wrong with others."""
+
+    __slots__ = ()
+
+
+def complaints(unreadable: Mapping[Path, str], consequence: str) -> list[str]:
+    """A line for every damaged record, and one for all that lack the same thing, which stay where they are.
+
+    Args:
+        unreadable: as :meth:`Store.load` gives it.
+        consequence: what is done about a damaged one.
+    """
+    lacking = Counter(problem for problem in unreadable.values() if isinstance(problem, Lacking))
+    lines = [
+        f"{path}: not a valid record, {consequence} ({problem})"
+        for path, problem in unreadable.items()
+        if not isinstance(problem, Lacking)
+    ]
+    for problem, count in lacking.items():
+        records = "1 record needs" if count == 1 else f"{count} records need"
+        where = next(path for path, other in unreadable.items() if other == problem).parent
+        lines.append(f"{where}: {records} {problem}, left out")
+    return lines
+
+
 class Record(Finite):
     """What one trial gave: its settings, its course, its end and where it ran."""
 
@@ -111,6 +142,7 @@ class Record(Finite):
 
         Raises:
             NewerRecordError: a later version of normbench wrote it.
+            LackingError: it names a method, model or the like that this normbench does not have.
             ValueError: the text is not a whole, valid record of this schema.
         """
         try:
@@ -132,6 +164,10 @@ class Record(Finite):
             return cls.model_validate(values, strict=False)
         except ValidationError as error:
             first = error.errors()[0]
+            if first["type"] == "unknown":
+                about = first["ctx"]
+                lacking = f"the {about['kind']} {about['name']}, which this normbench does not have"
+                raise LackingError(lacking) from None
             place = ".".join(map(str, first["loc"]))
             raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
 
@@ -303,7 +339,8 @@ class Store:
         Raises:
             NewerRecordError: names the file. (To take it for damaged would be to train it again.)
         """
-        records, damaged = {}, {}
+        records: dict[str, Record] = {}
+        damaged: dict[Path, str] = {}
         expected = {trial.id: trial for trial in trials}
         for path in self._files(".json"):
             try:
@@ -313,17 +350,19 @@ class Store:
                 records[path.stem] = record
             except NewerRecordError as error:
                 raise NewerRecordError(f"{path}: {error}") from None
+            except LackingError as error:
+                damaged[path] = Lacking(error)
             except ValueError as error:
                 damaged[path] = str(error).partition("\n")[0]
         return records, damaged
 
-    def set_aside(self, damaged: Iterable[Path]) -> None:
-        """Move unreadable records to ``corrupt/``, so that their trials run again and nothing is lost."""
-        corrupt = self.directory / "corrupt"
-        for path in damaged:
-            corrupt.mkdir(exist_ok=True)
+    def set_aside(self, records: Iterable[Path], folder: str = "corrupt") -> None:
+        """Move records to a folder beside them, so that their trials run again and nothing is lost."""
+        aside = self.directory / folder
+        for path in records:
+            aside.mkdir(exist_ok=True)
             names = itertools.chain([path.name], (f"{path.name}.{number}" for number in itertools.count(2)))
-            path.replace(next(corrupt / name for name in names if not (corrupt / name).exists()))
+            path.replace(next(aside / name for name in names if not (aside / name).exists()))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from normbench import room
+from normbench import changes, room
 from normbench.console import counted, duration, going_on, result_of
 from normbench.estimate import Estimate, estimate, record_bytes, size
 from normbench.executors import EXECUTORS
@@ -15,7 +15,7 @@ from normbench.lookup import UnknownName, nearest, shortened
 from normbench.norms import NORMS
 from normbench.records import Failure, Record, Store
 from normbench.results import experiments, find, named
-from normbench.sweep import RETRIABLE, STATES, Survey, Unusable
+from normbench.sweep import CHANGED, RETRIABLE, STATES, Survey, Unusable
 from normbench.tabular import as_json, as_table
 
 CONDITIONS = ("normbench", "git", "torch", "device")  # of the provenance; other values may give other numbers
@@ -29,9 +29,9 @@ def states_to_retry(text: str) -> tuple[str, ...]:
     """
     states = tuple(word.strip() for word in text.split(",") if word.strip() not in ("", "none"))
     for state in states:
-        if state not in RETRIABLE:
-            known = ", ".join((*RETRIABLE, "none"))
-            hint = nearest(state, RETRIABLE)
+        if state not in (*RETRIABLE, CHANGED):
+            known = ", ".join((*RETRIABLE, CHANGED, "none"))
+            hint = nearest(state, (*RETRIABLE, CHANGED))
             raise UnknownName(f"--retry: unknown state {shortened(state)}{hint}; known: {known}")
     return states
 
@@ -76,7 +76,16 @@ def run_as_text(survey: Survey, results: Path) -> str:
             )
         elif state not in ("done", "missing"):
             lines.append(f"  {label[trial.id]}: {result_of(survey.records[trial.id])}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_changes(survey)])
+
+
+def _changes(survey: Survey) -> list[str]:
+    """Of data and code since the records were made, one a line, and what to do."""
+    return [printable(line, 4096) for line in changes.lines(survey.changes)]
+
+
+def _changes_as_json(survey: Survey) -> list[dict[str, Any]]:
+    return [{"what": str(one), "trials": one.trials, "changed": one.comparable} for one in survey.changes]
 
 
 def run_as_json(survey: Survey, results: Path) -> str:
@@ -90,8 +99,9 @@ def run_as_json(survey: Survey, results: Path) -> str:
         for trial in survey.experiment.trials
     ]
     name = survey.experiment.name
-    whole = {"experiment": name, "directory": str(results / name), "counts": survey.counts()}
-    return as_json(whole | {"saved_states": len(survey.saved), "trials": trials})
+    whole: dict[str, Any] = {"experiment": name, "directory": str(results / name), "counts": survey.counts()}
+    whole |= {"saved_states": len(survey.saved), "changes": _changes_as_json(survey)}
+    return as_json(whole | {"trials": trials})
 
 
 def expect(survey: Survey, results: Path, data: Path) -> Estimate:
@@ -114,12 +124,13 @@ def expect(survey: Survey, results: Path, data: Path) -> Estimate:
 
 def plan_as_text(survey: Survey, expected: Estimate) -> str:
     """Every trial, then the sums."""
-    rows = []
+    rows, outdated = [], changes.changed(survey.changes)
     columns = varied(survey.experiment)
     for trial in survey.experiment.trials:
         seconds, its = expected.seconds.get(trial.id), settings(trial)
         shown = (its.get(key, "") for key in columns)
-        rows.append((trial.id, *shown, survey.state(trial), "" if seconds is None else duration(seconds)))
+        state = survey.state(trial) + (", changed" if trial.id in outdated else "")
+        rows.append((trial.id, *shown, state, "" if seconds is None else duration(seconds)))
     lines = [f"{counted(len(rows), 'trial')}: {_states(survey.counts())}{going_on(survey)}"]
     if expected.seconds:
         workers = _workers(survey)
@@ -136,7 +147,8 @@ def plan_as_text(survey: Survey, expected: Estimate) -> str:
     lines.append(
         f"disk: about {size(_record_bytes(survey))} of records; checkpoints of running trials come and go"
     )
-    return as_table(("trial", *columns.values(), "state", "expected"), rows) + "\n".join(lines)
+    heads = ("trial", *columns.values(), "state", "expected")
+    return as_table(heads, rows) + "\n".join([*lines, *_changes(survey)])
 
 
 def plan_as_json(survey: Survey, expected: Estimate) -> str:
@@ -160,6 +172,7 @@ def plan_as_json(survey: Survey, expected: Estimate) -> str:
         "record_bytes": _record_bytes(survey),
         "own_code": _own(survey),
         "saved_states": len(survey.saved),
+        "changes": _changes_as_json(survey),
     }
     return as_json({"experiment": survey.experiment.name, "counts": survey.counts(), "trials": trials} | sums)
 
@@ -169,16 +182,16 @@ def _own(survey: Survey) -> list[str]:
     return sorted({trial.norm.name for trial in survey.experiment.trials if NORMS[trial.norm.name].own})
 
 
-def status_as_json(results: Path, experiment: str | None) -> str:
+def status_as_json(results: Path, experiment: str | None, data: Path | None = None) -> str:
     """By experiment: trials in each state, and the versions, devices and data they ran with."""
-    return as_json([_status(results, name) for name in named(results, experiment)])
+    return as_json([_status(results, name, data) for name in named(results, experiment)])
 
 
-def status_as_text(results: Path, experiment: str | None) -> str:
+def status_as_text(results: Path, experiment: str | None, data: Path | None = None) -> str:
     """The same as a table, with a note where trials of one experiment ran under different conditions."""
     rows, notes = [], []
     for name in named(results, experiment):
-        status = _status(results, name)
+        status = _status(results, name, data)
         rows.append((name, *(str(status["counts"].get(state, 0)) for state in STATES)))
         for what in (*CONDITIONS, "data"):
             if len(values := status[what]) > 1:
@@ -186,18 +199,28 @@ def status_as_text(results: Path, experiment: str | None) -> str:
                 notes.append(f"{name}: trials ran with {len(values)} different values of {what}: {shown}")
         if saved := status["saved_states"]:
             notes.append(f"{name}: {counted(saved, 'trial')} with a saved state to go on from")
+        notes += (f"{name}: {line}" for line in status["changes"])
         notes += status["damaged"]
     return as_table(("experiment", *STATES), rows) + "\n".join(printable(note, 4096) for note in notes)
 
 
-def _status(results: Path, name: str) -> dict[str, Any]:
+def _status(results: Path, name: str, directory: Path | None) -> dict[str, Any]:
     damaged: list[str] = []
     found = find(results, name, damaged.append)
     counts = found.survey.counts() if found.survey else Counter(record.status for record in found.records)
     ran = {key: Counter(str(record.provenance.get(key)) for record in found.records) for key in CONDITIONS}
     data = Counter(f"{record.trial.dataset.name} {record.data[:12]}" for record in found.records)
     saved = len(found.survey.saved) if found.survey else 0
-    told = {"experiment": name, "counts": counts, "saved_states": saved, "damaged": damaged, "data": data}
+    looked_at = [] if directory is None else changes.changes(found.records, directory)
+    outdated = [one for one in looked_at if one.comparable]
+    told = {
+        "changes": changes.lines(outdated),
+        "experiment": name,
+        "counts": counts,
+        "saved_states": saved,
+        "damaged": damaged,
+        "data": data,
+    }
     return told | ran
 
 

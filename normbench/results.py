@@ -9,7 +9,7 @@ from pathlib import Path
 from normbench import sweep
 from normbench.config import ConfigError, Experiment
 from normbench.lookup import UnknownName, nearest, shortened
-from normbench.records import Record, Store
+from normbench.records import Record, Store, complaints
 
 Tell = Callable[[str], object]
 
@@ -91,6 +91,6 @@ def find(results: Path, name: str, tell: Tell) -> Found:
     if found.survey and (stray := found.survey.stray):
         some = f"such as {stray[0]}" if len(stray) > 1 else stray[0]
         tell(f"{name}: {len(stray)} of its records are of no trial of its plan and left out, {some}")
-    for path, problem in damaged.items():
-        tell(f"{path}: not a valid record, left out ({problem})")
+    for line in complaints(damaged, "left out"):
+        tell(line)
     return found

@@ -8,6 +8,14 @@ from collections.abc import Iterator
 ENDING = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and a batch system's notice
 
 
+class Stopped(BaseException):
+    """A signal asked for the end. No ``Exception``, so that nothing on the way takes it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number  # the exit code
+
+
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
     """Nothing is interrupted by them meanwhile: this process hears of those that came at the end.

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -11,18 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from normbench import config, gains, memory, plans
+from normbench import changes, config, gains, memory, plans
+from normbench.changes import Change
+from normbench.data import decoded
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
-from normbench.records import Failure, Record, Store, write_atomically
+from normbench.norms import NORMS
+from normbench.records import Failure, Lacking, Record, Store, complaints, write_atomically
 from normbench.room import refusal, sharing, slots, together, workers
 from normbench.trial import Choice, Trial
+from normbench.user_code import Contained
 
 if TYPE_CHECKING:
     from normbench.executors import Means, Outcome, Tell
 
 State = Literal["done", "diverged", "out_of_memory", "timeout", "failed", "missing"]
 STATES: tuple[State, ...] = ("done", "diverged", "out_of_memory", "timeout", "failed", "missing")
+CHANGED = "changed"  # of --retry: what was done with other data or other code of a user's own than there is
 UNSETTLED = ("failed", "timeout")  # attempts that gave no result: the next run makes another
 RETRIABLE = (*UNSETTLED, "diverged", "out_of_memory")
 HERE = config.Execute()
@@ -49,6 +55,7 @@ class Survey:
         damaged: unreadable record files and what is wrong with them.
         saved: trials without a record that have a state to go on from, by id.
         stray: trials of other experiments whose records lie here too, by id.
+        changes: of data and code since the records were made, as far as they were looked for.
     """
 
     experiment: config.Experiment
@@ -57,6 +64,7 @@ class Survey:
     damaged: dict[Path, str]
     saved: frozenset[str]
     stray: tuple[str, ...]
+    changes: tuple[Change, ...] = ()
 
     def state(self, trial: Trial) -> State:
         """How far a trial is."""
@@ -96,6 +104,12 @@ def survey(experiment: config.Experiment, results: Path) -> Survey:
     return Survey(experiment, own, errors, damaged, saved, tuple(sorted(records.keys() - ids)))
 
 
+def compared(survey: Survey, data: Path) -> Survey:
+    """The same, with the data and the code there now looked at; nothing is decoded or run."""
+    records = [survey.records[trial.id] for trial in survey.experiment.trials if trial.id in survey.records]
+    return replace(survey, changes=tuple(changes.changes(records, data)))
+
+
 def stored(results: Path, name: str) -> config.Experiment:
     """The experiment as it was run, with all trials of all its runs.
 
@@ -133,7 +147,8 @@ def run(
         experiment: trials, and where they run.
         results: records go to ``results/<name>/``.
         data: the data directory.
-        retry: run trials again that ended this way, of ``RETRIABLE``.
+        retry: run trials again that ended this way, of ``RETRIABLE``; and those that are ``CHANGED``,
+            whose old records are moved to ``replaced/`` before the new ones are made.
         fail_fast: stop at the first trial that fails.
         replace_plan: keep no trial in the plan that is not of ``experiment``.
         listener: is told what happens.
@@ -152,24 +167,60 @@ def run(
     store = Store(results / experiment.name)
     with store.locked():
         before = survey(experiment, results)
-        for path, problem in before.damaged.items():
-            listener.say(f"{path}: not a valid record ({problem}); moved to {store.directory / 'corrupt'}")
-        store.set_aside(before.damaged)
+        for line in complaints(before.damaged, f"moved to {store.directory / 'corrupt'}"):
+            listener.say(line)
+        store.set_aside(path for path, why in before.damaged.items() if not isinstance(why, Lacking))
+        outdated = _outdated(before, data, listener.say) if CHANGED in retry else frozenset[str]()
         again = {"missing", *retry}
-        missing = [trial for trial in experiment.trials if before.state(trial) in again]
+        missing = [
+            trial for trial in experiment.trials if before.state(trial) in again or trial.id in outdated
+        ]
         if missing:
             listener.say("loading torch and data …")
         with _begin(experiment.execute, missing) as begun:
             if missing:
                 parameters = prepare(missing, data, listener.say, experiment.execute)
+                kernels = _has_kernels(experiment.execute, missing, listener.say)
                 place = gains.settled(experiment.execute, missing, data, listener.say, stop)
                 running = min(_at_once(place, missing) or AT_ONCE, len(missing))
                 _check_space(missing, parameters, running, store.directory)
             _write_plan(experiment, store, replace_plan, listener.say)
+            if missing:
+                _tell_changes(compared(before, data), missing, listener)
+                before = _without(before, outdated)
+                store.set_aside(map(store.record_path, sorted(outdated)), "replaced")
             listener.begin(before, missing)
             if missing:
-                _execute(place, missing, store, data, fail_fast, listener, stop, begun)
-    return survey(experiment, results)
+                _execute(place, missing, store, data, fail_fast, listener, stop, begun, kernels)
+    return compared(survey(experiment, results), data)
+
+
+def _outdated(before: Survey, data: Path, say: Callable[[str], None]) -> frozenset[str]:
+    """Ids of the trials that were done with other data or code; what that takes is decoded."""
+    for choice in filter(None, dict.fromkeys(one.dataset for one in compared(before, data).changes)):
+        decoded.prepare(choice, data, say)
+    return changes.changed(compared(before, data).changes)
+
+
+def _tell_changes(survey: Survey, missing: Sequence[Trial], listener: Listener) -> None:
+    """Say what new records will not go with what is stored."""
+    ids = {trial.id for trial in missing}
+    kept = [replace(one, trials=left) for one in survey.changes if (left := _left(one.trials, ids))]
+    for line in changes.lines(kept):
+        listener.say(f"{survey.experiment.name}: {line}")
+    if any(one.comparable for one in kept):
+        words = f"the {len(missing)} to run will stand beside them"
+        listener.say(f"{survey.experiment.name}: {words}, of the data and the code there are now")
+
+
+def _left(trials: Sequence[str], ids: Collection[str]) -> tuple[str, ...]:
+    return tuple(trial for trial in trials if trial not in ids)
+
+
+def _without(survey: Survey, ids: Collection[str]) -> Survey:
+    """The same as it is without the records of some trials."""
+    records = {key: record for key, record in survey.records.items() if key not in ids}
+    return replace(survey, records=records)
 
 
 def prepare(
@@ -184,8 +235,6 @@ def prepare(
         DataError: a data set cannot be had.
         Unusable: with all reasons, one a line.
     """
-    from normbench.data import decoded
-
     for choice in _datasets(trials):  # what is wrong with data is said before anything loads torch
         decoded.prepare(choice, data, say)
 
@@ -232,6 +281,20 @@ def _check_memory(trial: Trial, parameters: int) -> None:
         )
 
 
+def _has_kernels(place: config.Execute, trials: Sequence[Trial], say: Callable[[str], None]) -> bool:
+    """Build what trials on this machine's CPU need once, for all workers; if that fails, say why, once."""
+    from normbench import devices
+    from normbench.norms import kernels
+
+    if EXECUTORS[place.executor.name].elsewhere or devices.device(place.device).type != "cpu":
+        return True  # each machine finds out for itself
+    for precision in sorted({trial.precision for trial in trials}):
+        if words := kernels.refusal(precision == "bf16"):
+            say(f"normalization takes plain torch, which is slower, as its kernels cannot be built: {words}")
+            return False
+    return True
+
+
 def _check_space(trials: Sequence[Trial], parameters: int, running: int, directory: Path) -> None:
     """Refuse to begin what the disk will not hold: the records, and the states of ``running`` trials.
 
@@ -246,10 +309,11 @@ def _check_space(trials: Sequence[Trial], parameters: int, running: int, directo
 
 
 def load() -> None:
-    """Load what trials need, and note of which commit it is, which somebody may change until they begin."""
+    """Load what trials need, and note which code that is, which somebody may change until they begin."""
     from normbench import provenance, train  # noqa: F401
 
     provenance.git_state()
+    provenance.code_hash()
 
 
 def work(
@@ -261,6 +325,7 @@ def work(
     device: str,
     threads: int,
     processes: int = 1,
+    kernels: bool = True,
     sharing: int = 1,
     parts: int = 1,
     together: int = 1,
@@ -275,6 +340,7 @@ def work(
         device: as in a config.
         threads: of this process, or of this one of its threads.
         processes: that share every batch.
+        kernels: False where they cannot be built, which need not be tried in every process.
         sharing: trials at most that share a GPU.
         parts: that its memory is divided into.
         together: trials that share this process, and so many parts.
@@ -282,6 +348,8 @@ def work(
     Raises:
         OutOfShare: see there; and what ``train`` raises.
     """
+    if not kernels:
+        os.environ["NORMBENCH_KERNELS"] = "off"  # of this process, and of those that follow it
     import torch
 
     from normbench import devices
@@ -290,7 +358,8 @@ def work(
     torch.set_num_threads(threads)
     where = devices.device(device)
     devices.settle_on(where, together / parts)
-    with devices.own_stream(where) if together > 1 else nullcontext():
+    contained = Contained() if NORMS[trial.norm.name].own else nullcontext()
+    with contained, devices.own_stream(where) if together > 1 else nullcontext():
         record = train(trial, data, checkpoints(trial.id), str(where), tell, processes)
     shared = {"together": together} if together > 1 else {}
     if where.type != "cpu" and sharing > 1:
@@ -368,8 +437,8 @@ def _execute(
     listener: Listener,
     stop: Callable[[], bool],
     begun: "Means",
+    kernels: bool,
 ) -> None:
-    from normbench.data import decoded
 
     there = Store(store.directory.absolute()), data.absolute()  # trials need not run in this directory
     running = _at_once(place, missing)
@@ -381,6 +450,7 @@ def _execute(
         device=place.device,
         threads=place.threads,
         processes=place.processes,
+        kernels=kernels,
         sharing=shared,
         parts=shared + (one_process > 1),  # one is left for who is tried again, in a process of its own
     )

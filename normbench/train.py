@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import normbench
 from normbench import checkpoints
 from normbench.data import DataError, decoded
 from normbench.data.augment import Images, images_of
 from normbench.followers import followed
 from normbench.inference.evaluation import EVALUATION_BATCH, Evaluations, Inference, Trained, infer, score
 from normbench.models.network import network
-from normbench.norms.normalization import Clock, recordable, source_hash
+from normbench.norms import paths
+from normbench.norms.normalization import Clock, recordable, sources
 from normbench.optim import learning_rate, optimizer
 from normbench.process import alone, settled_process
 from normbench.progress import Diverged, Progress
 from normbench.propagation import signal_propagation
-from normbench.provenance import git_state, peak_memory_bytes, provenance, reset_peak_memory
+from normbench.provenance import code_hash, git_state, peak_memory_bytes, provenance, reset_peak_memory
 from normbench.recording import recorder_of
 from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Record, Status
 from normbench.trial import Trial
@@ -66,8 +68,8 @@ def train(
         Lost: one of the other processes ended.
     """
     where = torch.device(device)
-    git_state()  # of the code that is loaded now; by the end somebody may have committed
-    source = source_hash(trial.norm)  # likewise
+    git_state(), code_hash()  # of the code that is loaded now; by the end somebody may have changed it
+    own_code = sources(trial.norm)  # likewise
     if alone():  # or it would take the others' peak from them
         reset_peak_memory(where)
     dataset = decoded.load(trial.dataset, data)
@@ -76,11 +78,12 @@ def train(
         raise DataError(
             f"batch_size {trial.batch_size} is more than the {len(dataset.train.indices)} training images"
         )
-    owner = f"{trial.id} on data {dataset.content}"
+    owner = owner_of(trial, dataset.content, own_code)
     progress = Progress()
     status: Status = "done"
     failure: dict[str, Any] | None = None
     measured: tuple[Measured, ...] = ()
+    modules: list[nn.Module] = []
 
     def save() -> None:
         state = {"model": model.state_dict(), "optimizer": sgd.state_dict(), "progress": progress.to_state()}
@@ -104,6 +107,7 @@ def train(
         model, sgd, evaluations, progress = _resumed(
             trial, len(dataset.classes), where, checkpoint, owner, report
         )
+        modules.extend(model.modules())
         if not progress.step:
             progress.diagnosed(_probed(trial, model, training, Clock(0, steps_per_epoch, trial.epochs)))
         with followed(trial, data, where, processes, model, sgd, progress) as share:
@@ -122,7 +126,8 @@ def train(
                     for x, y in zip(*(torch.split(all_, trial.batch_size) for all_ in chunk), strict=True):
                         evaluations.at(Clock(progress.step, steps_per_epoch, trial.epochs))
                         predicted = _prediction(model, x, trial.precision) if online else None
-                        loss, logits = update(progress.step, x, y)
+                        with paths.noted(progress.computing):
+                            loss, logits = update(progress.step, x, y)
                         progress.updated(loss, logits, y, predicted, update.step.path)
                         pause()
                 pause(due=True)
@@ -152,7 +157,7 @@ def train(
         status, failure = "out_of_memory", {"step": progress.step, "why": str(error).partition("\n")[0]}
 
     epochs = tuple(Epoch(**epoch) for epoch in progress.epochs)
-    spanning = trial.batch_size // processes % (trial.norm_batch_size or 1) != 0
+    norm = paths.arithmetic(modules, progress.computing)
     return Record(
         schema=SCHEMA,
         trial=trial,
@@ -166,9 +171,22 @@ def train(
         peak_memory_bytes=peak_memory_bytes(where),
         diagnostics=progress.diagnostics | progress.online(),
         data=dataset.content,
-        provenance=provenance(where, trial.precision, processes, spanning, progress.path())
-        | ({"own_norm_sha256": source} if source else {}),
+        provenance=provenance(where, trial.precision, processes, norm, progress.path()) | own_code,
     )
+
+
+def owner_of(trial: Trial, content: str, own_code: Mapping[str, str]) -> str:
+    """Whose a checkpoint is: of a trial on these data, by this code. Other code begins the trial anew.
+
+    Args:
+        trial: its settings.
+        content: hash of the data set.
+        own_code: what :func:`sources` says of the method.
+    """
+    code = f"normbench {normbench.__version__} (code {code_hash()[:12]}), torch {torch.__version__}"
+    if own_code:
+        code += f", {trial.norm.name} (code {own_code['own_code_sha256'][:12]})"
+    return f"{trial.id} on data {content}, {code}"
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from normbench import probe
 from normbench.config import Execute
 from normbench.data import decoded
-from normbench.estimate import Estimate, estimate, kind, relative_cost
+from normbench.estimate import Estimate, device_bytes, estimate, kind, record_bytes, relative_cost
+from normbench.models import MODELS
 from normbench.records import Record, Store
 from normbench.trial import Trial
 
@@ -162,3 +164,16 @@ def test_workers_share_the_time_but_not_a_trial() -> None:
 def test_small_batches_cost_more() -> None:
     assert relative_cost(Trial(batch_size=2)) > 2 * relative_cost(Trial(batch_size=32))
     assert relative_cost(Trial(epochs=2)) == 2 * relative_cost(Trial(epochs=1))
+
+
+def test_what_a_network_costs_does_not_depend_on_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family of its own may be called anything; how deep it is, its table says."""
+    known = Trial.model_validate({"norm": "switchable", "diagnose": ["gradient_norm"]})
+    twin = replace(MODELS["resnet20"], name="my_nets_v2:net")
+    monkeypatch.setitem(MODELS._entries, twin.name, twin)
+    choice = known.model.model_copy(update={"name": twin.name})
+    trial = known.model_copy(update={"model": choice})
+
+    assert record_bytes(trial) == record_bytes(known)
+    assert device_bytes(trial) == device_bytes(known)
+    assert device_bytes(Trial.model_validate({"model": "resnet110"})) > device_bytes(known)

@@ -23,6 +23,7 @@ from normbench.lookup import Table
 from normbench.models import MODELS
 from normbench.norms import CLIPS, NORMS
 from normbench.plots import FIGURES
+from normbench.provenance import ONLOOKERS
 
 
 def behind(*tables: Table[Any]) -> tuple[str, ...]:
@@ -36,8 +37,9 @@ def behind(*tables: Table[Any]) -> tuple[str, ...]:
 FLOORS: tuple[tuple[str, ...], ...] = (
     # the version, and what knows nothing of the rest
     ("",),
-    ("calls", "dispatch", "lookup", "memory", "process", "signals", "stats", "streams", "plots.published"),
-    ("tape", "graphs"),
+    ("calls", "dispatch", "memory", "process", "signals", "stats", "streams", "plots.published"),
+    ("tape", "graphs", "user_code"),
+    ("lookup",),
     # the tables: what exists, by name, without loading it
     ("norms", "models", "data", "executors", "inference", "plots", "located"),
     # what a trial is, and how YAML is read and checked
@@ -66,7 +68,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("inference.evaluation", "probe", "propagation", "followers"),
     behind(EVALUATIONS),
     ("train", "estimate", "profiling"),
-    ("room", "endless"),
+    ("room", "endless", "changes"),
     ("speeds",),
     ("gains",),
     ("sweep",),
@@ -97,6 +99,7 @@ MAY_IMPORT_TORCH = {
 # functions that load torch when, and only when, it is time to compute
 LAZY = {
     ("sweep", "prepare"),
+    ("sweep", "_has_kernels"),
     ("sweep", "load"),
     ("sweep", "work"),
     ("room", "_memories"),
@@ -179,6 +182,20 @@ def imports(importer: str) -> list[Import]:
 def _own(name: str) -> str | None:
     """The short name of a module of this package, or None for another's."""
     return name.removeprefix("normbench").removeprefix(".") if name.split(".")[0] == "normbench" else None
+
+
+def test_code_that_is_no_part_of_the_hash_is_loaded_by_no_training() -> None:
+    """A checkpoint belongs to the code that made it: what that is must not be told by hand alone."""
+    tables = behind(NORMS, CLIPS, MODELS, DATASETS, WHITENINGS, EVALUATIONS)
+    waiting, seen = ["train", *tables], set[str]()
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting += [name for one in imports(module) if (name := _own(one.module)) is not None]
+
+    assert {"norms.kernels", "update", "user_code"} <= seen
+    assert not {module for module in seen if module.partition(".")[0] in ONLOOKERS}
 
 
 def test_every_module_has_one_floor() -> None:

@@ -88,7 +88,7 @@ def test_several_processes_train_as_one_and_leave_signals_to_the_runner(
     together = train(trial, tiny_data, tmp_path / "together", report=disturb, processes=4)
 
     assert together.provenance["processes"] == 4
-    assert together.provenance["path"]["norm"] == "torch", "a norm batch is of two processes"
+    assert together.provenance["path"]["norm"] == "compiled, torch", "a norm batch is of two processes"
     for one, other in zip(together.epochs, alone.epochs, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=CLOSE)
         assert one.test_loss == pytest.approx(other.test_loss, rel=CLOSE)

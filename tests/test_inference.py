@@ -33,7 +33,7 @@ from normbench.norms.batch import BatchNorm
 from normbench.norms.normalization import Clock, build
 from normbench.records import Interrupted, Measured, Record
 from normbench.sweep import Unusable, prepare
-from normbench.train import train
+from normbench.train import owner_of, train
 from normbench.trial import Trial
 
 RUNNING = pytest.mark.parametrize("norm", [name for name, method in NORMS.items() if method.running])
@@ -269,7 +269,8 @@ def test_sums_of_another_network_are_not_used(tiny_data: Path, tmp_path: Path) -
 def test_a_checkpoint_holds_the_sums(tiny_data: Path, tmp_path: Path) -> None:
     trial = tiny_trial(norm="batch", evaluate=["cumulative", "precise"])
     record = train(trial, tiny_data, tmp_path / "checkpoint")
-    _, state = next(checkpoints.load(tmp_path / "checkpoint", f"{trial.id} on data {record.data}", print))
+    owner = owner_of(trial, record.data, {})
+    _, state = next(checkpoints.load(tmp_path / "checkpoint", owner, print))
     seen, nothing = state["evaluations"]["seen"]
     assert (seen["updates"], nothing) == (6, {})
     assert set(seen["sums"]) == {name for name in state["model"] if "running_" in name}

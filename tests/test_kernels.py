@@ -2,7 +2,10 @@
 
 import copy
 import itertools
+import json
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Cli
 from norm_cases import (
     ARITHMETICS,
     CPU,
@@ -589,6 +593,86 @@ def test_with_a_compiler_that_fails_torch_takes_over(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert kernels.path(CPU) == "torch"
     assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+@needs_compiler
+@pytest.mark.parametrize("words", ["{wrapper} {cc}", "{cc} -DNOTHING", "'{cc}'"])
+def test_a_compiler_may_be_several_words(
+    words: str, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as ``ccache gcc``; a library that other options made is another."""
+    wrapper, compiler = tmp_path / "wrap", shutil.which("cc")
+    wrapper.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path / "called"}\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert kernels.path(CPU) == "compiled"
+    monkeypatch.setenv("CC", words.format(wrapper=wrapper, cc=compiler))
+    kernels._build.cache_clear()
+
+    assert (kernels.path(CPU), kernels.refusal()) == ("compiled", "")
+    assert (tmp_path / "called").exists() == ("wrapper" in words)
+    assert len(list((tmp_path / "cache").rglob("*.so"))) == (1 if words == "'{cc}'" else 2)
+
+
+REFUSALS = {
+    "no-such-compiler": "there is no C compiler 'no-such-compiler' \\(CC names another\\)",
+    "{cc} 'open": "No closing quotation",
+    "{cc}": "'.*cc --version …' ends with 3: out of order",
+    "{hangs}": "'.*hangs --version …' does not end within 1 s",
+    "{dumb}": "there is no C compiler '.*dumb'",
+    "{mute}": "mute makes no library, and says nothing of it",
+}
+
+
+@pytest.mark.parametrize(("words", "refusal"), REFUSALS.items(), ids=REFUSALS)
+def test_why_there_are_no_kernels_is_known(
+    words: str, refusal: str, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = {"cc": "echo out of order >&2; exit 3", "hangs": "sleep 1000; true", "mute": "true", "dumb": ""}
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o644 if name == "dumb" else 0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", words.format(**{name: tmp_path / name for name in scripts}))
+    monkeypatch.setattr(kernels, "VERSION_SECONDS", 1.0)
+
+    assert kernels.path(CPU) == "torch"
+    assert re.search(refusal, kernels.refusal())
+    monkeypatch.setenv("NORMBENCH_KERNELS", "off")
+    kernels._build.cache_clear()
+    assert kernels.refusal() == "", "who turned them off knows why"
+
+
+@pytest.mark.parametrize("executor", ["serial", "pool"])
+def test_a_run_says_once_that_there_is_no_compiler(
+    executor: str,
+    fresh: None,
+    tmp_path: Path,
+    tiny_data: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not once a worker or a trial, of which there are two each; and none of them asks for it again."""
+    script = tmp_path / "compiler"
+    script.write_text(f"#!/bin/sh\necho asked >> {tmp_path / 'asked'}\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CC", str(script))
+    monkeypatch.setenv("NORMBENCH_KERNELS", "")  # to be put back
+    settings = {"dataset": {"name": "folder", "folder": "tiny", "image_size": 8}, "batch_size": 8}
+    settings |= {"model": {"name": "resnet8", "width": 0.25}, "epochs": 1}
+    document = {"name": "plain", "trial": settings, "sweep": {"norm": ["batch"], "seed": [0, 1]}}
+    Path("plain.yaml").write_text(json.dumps(document))
+
+    place = ("--executor", executor, "--workers", "2", "--data", str(tiny_data))
+    ended = cli("run", "plain.yaml", *place)
+
+    assert ended.code == 0, ended.err
+    words = f"takes plain torch, which is slower, as its kernels cannot be built: '{script} --version …' ends"
+    assert ended.err.count(words) == 1
+    assert (tmp_path / "asked").read_text().split() == ["asked"]
+    records = [json.loads(path.read_text()) for path in Path("results/plain").glob("*.json")]
+    assert [record["provenance"]["path"]["norm"] for record in records] == ["torch", "torch"]
 
 
 @needs_compiler

@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import Cli
 from rich.console import Console
 
 from normbench import config, report, sweep
 from normbench.console import Lines
 from normbench.estimate import Estimate
 from normbench.lookup import UnknownName
-from normbench.records import Failure, Record, Store
+from normbench.records import Failure, Record, Store, _checksum
 
 
 @pytest.fixture
@@ -200,3 +201,33 @@ def test_only_known_executors_are_taken() -> None:
     assert report.place("serial", 3) == {"executor": "serial", "workers": 3}
     with pytest.raises(UnknownName, match=r"--executor: unknown executor 'pol' \(did you mean 'pool'\?\)"):
         report.place("pol", None)
+
+
+def test_records_whose_method_is_not_there_are_told_in_one_line_and_left_where_they_are(
+    lab: Path, cli: Cli
+) -> None:
+    """A branch or a later normbench has it; nothing is wrong with them, and nothing is lost."""
+    store = Store(Path("results/tiny"))
+    strangers = {}
+    for record in store.load()[0].values():
+        values = json.loads(record.to_json())
+        settings = values["trial"] | {"norm": {"name": "rms", "eps": 1e-5}, "id": f"rms-{record.trial.id}"}
+        del values["sha256"]
+        values["trial"] = settings
+        strangers[store.directory / f"rms-{record.trial.id}.json"] = json.dumps(
+            values | {"sha256": _checksum(values)}
+        )
+    for path, text in strangers.items():
+        path.write_text(text)
+    line = f"{store.directory}: 4 records need the norm 'rms', which this normbench does not have, left out"
+
+    status = cli("status")
+    assert status.out.count("rms") == 1
+    assert line in status.out
+    run = cli("run", "tiny.yaml", "--retry", "failed,diverged")
+    assert (run.code, run.err.splitlines()) == (0, [line])
+    assert {path: path.read_text() for path in strangers} == strangers
+    assert not (store.directory / "corrupt").exists()
+    shown = cli("show", "rms-batch-resnet8-b8")
+    assert shown.out.endswith(": needs the norm 'rms', which this normbench does not have\n")
+    assert cli("export", "tiny").err.splitlines() == [line]

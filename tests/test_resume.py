@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from normbench import train as training
 from normbench.data import augment
 from normbench.norms import CLIPS
 from normbench.records import Interrupted, Record
-from normbench.train import train
+from normbench.train import owner_of, train
 from normbench.trial import Trial
 
 Tiny = Callable[..., Trial]
@@ -75,7 +76,7 @@ class Bench:
     def end(self, record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
         """All that must be equal: the record without its times, and weights and momenta."""
         said: list[str] = []
-        owner = f"{self.trial.id} on data {record.data}"
+        owner = owner_of(self.trial, record.data, {})
         _, state = next(checkpoints.load(self.prefix, owner, said.append))
         return numbers(record), {key: _plain(state[key]) for key in ("model", "optimizer")}
 
@@ -364,3 +365,67 @@ def test_a_killed_trial_goes_on_from_its_last_state(
     assert watch.warnings == []
     assert 0 < watch.reports < REPORTS
     assert killed.end(record) == expected
+
+
+# ---- code that has changed since
+
+
+def _with_the_method(directory: Path, epsilon: str, helper: str = "") -> None:
+    """Write a user's own method as a file would have it, and forget the one that was imported."""
+    code = "from normbench.norms.group import group\nimport beside_it\n\ndef f():\n"
+    (directory / "changing_norms.py").write_text(f"{code}    return group(groups=2, eps={epsilon})\n")
+    (directory / "beside_it.py").write_text(helper)
+    for name in ("changing_norms", "beside_it"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "helper", "anew"), [("1e-5", "", False), ("1e-1", "", True), ("1e-5", "x = 1", True)]
+)
+def test_a_state_belongs_to_the_code_of_a_users_own_that_made_it(
+    bench: Callable[..., Bench],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    epsilon: str,
+    helper: str,
+    anew: bool,
+) -> None:
+    """Or the record would vouch for code that did not make all of it; a module beside it is part of that."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    trial = bench("own", norm="changing_norms:f")
+    _with_the_method(tmp_path, "1e-5")
+    trial.stop(at=12)
+    _with_the_method(tmp_path, epsilon, helper)
+
+    record, watch = trial.run()
+
+    source = (tmp_path / "changing_norms.py").read_bytes()
+    assert record.provenance["own_norm_sha256"] == hashlib.sha256(source).hexdigest()
+    assert watch.reports == (REPORTS if anew else REPORTS - 12)
+    assert len(watch.warnings) == anew
+    if anew:
+        assert "belongs to changing_norms:f (code " in watch.warnings[0]
+        undisturbed = bench("undisturbed", norm="changing_norms:f").run()[0]
+        assert numbers(record) == numbers(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("normbench.train.code_hash", "belongs to normbench .* \\(code [0-9a-f]{12}\\) and is not used"),
+        ("torch.__version__", "belongs to torch .* and is not used"),
+    ],
+)
+def test_a_state_belongs_to_the_normbench_and_the_torch_that_made_it(
+    stopped: Bench, expected: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, change: str, words: str
+) -> None:
+    with monkeypatch.context() as changed:
+        changed.setattr(change, (lambda: "0" * 64) if "hash" in change else "99.0")
+        record, watch = stopped.run()
+        end = stopped.end(record)
+
+    assert watch.reports == REPORTS
+    assert len(watch.warnings) == 2
+    assert all(re.search(words, warning) for warning in watch.warnings)
+    assert end == expected

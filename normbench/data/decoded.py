@@ -1,5 +1,6 @@
 """Data sets as trials use them: decoded once, shared by all processes, cut to size, with mean and std."""
 
+import contextlib
 import functools
 import math
 import os
@@ -98,6 +99,45 @@ def prepare(dataset: Choice, directory: Path, say: Say = lambda _: None) -> None
     whole = cache.arrays(*cache.state())
     for split, option in SIZES.items():
         _used(whole, split, dataset.options[option])
+
+
+class Standing(NamedTuple):
+    """What is known of a data set without decoding it.
+
+    Attributes:
+        content: hash of the set that was decoded; None where none was, or it is damaged.
+        doubt: why that may not be what the source holds now; empty where it is.
+    """
+
+    content: str | None
+    doubt: str
+
+
+CHANGED = "files have changed since they were decoded"
+
+
+def standing(dataset: Choice, directory: Path) -> Standing:
+    """How what was decoded of ``dataset`` stands to its source; nothing is fetched, no image is opened.
+
+    Of an image folder any other list, size or modification time of its files is noticed.
+    """
+    cache, index = _cache(dataset, directory), None
+    if cache.exists():
+        with contextlib.suppress(DataError):
+            index, _ = cache.state()
+    content = None if index is None else index.content
+    source: Source = DATASETS[dataset.name].load()
+    try:
+        fingerprint = source.fingerprint(directory, **_content_options(dataset))
+    except (DataError, OSError) as error:
+        return Standing(content, str(error))
+    return Standing(content, CHANGED if index is not None and index.fingerprint != fingerprint else "")
+
+
+def source_of(dataset: Choice, directory: Path) -> str:
+    """What a user calls it: its name; of an image folder, its path."""
+    folder = dataset.options.get("folder")
+    return dataset.name if folder is None else str(directory / folder)
 
 
 def files(dataset: Choice, directory: Path) -> tuple[Path, ...]:

@@ -178,6 +178,8 @@ def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any
     Where it was when it crashed or was aborted goes to ``stacks``.
     """
     faulthandler.enable(stacks.fileno())
+    with contextlib.suppress(OSError):  # stdout is the runner's, for data
+        os.dup2(2, 1)
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)

@@ -1,5 +1,6 @@
 """From a trial to its network, and the check that its method can normalize every map in it."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -18,6 +19,7 @@ from normbench.norms.normalization import (
 )
 from normbench.process import exclusive
 from normbench.trial import Trial
+from normbench.user_code import Contained, EndedProcess
 
 
 def network(trial: Trial, classes: int) -> nn.Module:
@@ -73,17 +75,22 @@ def check(trial: Trial, classes: int, image_size: int) -> int:
         where = f"{trial.model.name}'s {place(layer)} (module {layer!r})"
         reached = f"{where}, which gets maps of shape {list(inputs[0].shape)}"
 
+    drawn = torch.randn if own else torch.empty
     with torch.device("cpu" if own else "meta"), torch.random.fork_rng(devices=[], enabled=own):
-        model = network(trial, classes)
-        for name, module in model.named_modules():
-            module.register_forward_pre_hook(partial(note, name))
         try:
-            model((torch.randn if own else torch.empty)(trial.batch_size, 3, image_size, image_size))
+            with Contained() if own else nullcontext():
+                model = network(trial, classes)
+                for name, module in model.named_modules():
+                    module.register_forward_pre_hook(partial(note, name))
+                model(drawn(trial.batch_size, 3, image_size, image_size))
         except ShapeError as error:
             raise ShapeError(f"{trial.norm.name} norm cannot be used in {reached}: {error}") from None
+        except OwnError:
+            raise
         except Exception as error:
             if not own:
                 raise
-            words = f"norm {trial.norm.name} raises in {reached}: {type(error).__name__}: {error}"
-            raise OwnError(words) from error
+            where = f"raises in {reached}" if reached else "cannot be built into a network"
+            what = "" if isinstance(error, EndedProcess) else f"{type(error).__name__}: "
+            raise OwnError(f"norm {trial.norm.name} {where}: {what}{error}") from error
     return sum(parameter.numel() for parameter in model.parameters())

@@ -6,13 +6,17 @@ Without a compiler and in other precisions than fp32 and bf16 there are none and
 :mod:`normbench.norms.fused`. ``NORMBENCH_KERNELS=off`` turns them off.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +29,7 @@ from normbench.tape import in_two_parts, one_call
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "weights.c"))
 HEADERS = (Path(__file__).with_name("lanes.h"),)
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-std=gnu11")
+VERSION_SECONDS, COMPILE_SECONDS = 20.0, 120.0  # that a compiler may take to name itself, and to compile
 Pair = tuple[int, int]
 Length = tuple[float, float, float]
 
@@ -348,12 +353,13 @@ def compiled(dtype: torch.dtype, *parameters: Tensor | None) -> Kernels | None:
 
 @cache
 def _build(bf16: bool) -> Kernels | None:
-    """Compile, or find compiled; None if this machine cannot."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None or os.environ.get("NORMBENCH_KERNELS") == "off":
+    """Compile, or find compiled; None if this machine cannot, and then :func:`refusal` says why."""
+    _refusals.pop(bf16, None)
+    if os.environ.get("NORMBENCH_KERNELS") == "off":
         return None
     flags = (*FLAGS, "-DBF16") if bf16 else FLAGS
     try:
+        compiler = _compiler()
         path = cache_directory() / f"kernels-{_key(compiler, flags)}.so"
         if not path.exists():
             _compile(compiler, flags, path)
@@ -362,8 +368,31 @@ def _build(bf16: bool) -> Kernels | None:
         except OSError:  # damaged, by a crash or a full disk
             _compile(compiler, flags, path)
             return Kernels(ctypes.CDLL(str(path)))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, ValueError, AttributeError, RuntimeError) as error:  # of a library without our functions
+        _refusals[bf16] = str(error).partition("\n")[0]
         return None
+
+
+_refusals: dict[bool, str] = {}
+
+
+def refusal(bf16: bool = False) -> str:
+    """Why there are none for a CPU, in one line; nothing where there are, or where they are turned off."""
+    return "" if _build(bf16) else _refusals.get(bf16, "")
+
+
+def _compiler() -> list[str]:
+    """The words of ``CC``, such as ``ccache gcc``, or ``cc``.
+
+    Raises:
+        OSError: there is no such program.
+        ValueError: its quotes are not closed.
+    """
+    words = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    program = shutil.which(words[0])
+    if program is None:
+        raise OSError(f"there is no C compiler {words[0]!r} (CC names another)")
+    return [program, *words[1:]]
 
 
 def cache_directory() -> Path:
@@ -371,9 +400,9 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normbench"
 
 
-def _key(compiler: str, flags: tuple[str, ...]) -> str:
+def _key(compiler: Sequence[str], flags: tuple[str, ...]) -> str:
     """Differs where the code would: source, compiler, flags, and the processor behind -march=native."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    version = _output([*compiler, "--version"], VERSION_SECONDS)
     processor = platform.processor() or platform.machine()
     with_features = Path("/proc/cpuinfo")
     if with_features.exists():
@@ -382,18 +411,44 @@ def _key(compiler: str, flags: tuple[str, ...]) -> str:
             sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))})
         )
     texts = (file.read_bytes() for file in (*SOURCES, *HEADERS))
-    parts = *texts, version, " ".join(flags).encode(), processor.encode()
+    parts = *texts, version, " ".join((*compiler[1:], *flags)).encode(), processor.encode()
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
+def _compile(compiler: Sequence[str], flags: tuple[str, ...], path: Path) -> None:
     """Build into a temporary file and rename it, since several workers may build at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         built = Path(directory) / path.name
-        command = [compiler, *flags, *map(str, SOURCES), "-o", str(built)]
-        subprocess.run(command, capture_output=True, check=True, timeout=120)
+        _output([*compiler, *flags, *map(str, SOURCES), "-o", str(built)], COMPILE_SECONDS)
+        if not built.exists():
+            raise OSError(f"{shlex.join(compiler)} makes no library, and says nothing of it")
         built.replace(path)
+
+
+def _output(command: Sequence[str], seconds: float) -> bytes:
+    """What a compiler prints, which may be a script around one: it ends with all that it has started.
+
+    Raises:
+        OSError: it cannot be started, fails, or takes longer than that.
+    """
+    shown = shlex.join(command[:3])
+    nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=nothing, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise OSError(f"'{shown} …' does not end within {seconds:g} s") from None
+            raise
+    if process.returncode:
+        said = err.decode(errors="replace").strip().partition("\n")[0]
+        raise OSError(f"'{shown} …' ends with {process.returncode}{said and f': {said}'}")
+    return out
 
 
 def path(device: torch.device, bf16: bool = False) -> str:

@@ -69,6 +69,7 @@ def multiply_add(
         numbers = torch.stack([*inner]) if inner else None
         y: Tensor = _MultiplyAdd.apply(x, scale, shift, numbers, floor, shortcut, form, compiled)
         return y
+    paths.note(paths.TORCH)
     f = of.of(x, *(one[..., None, None] for one in inner))
     y = torch.addcmul(shift[..., None, None], f, scale[..., None, None]).to(x.dtype)
     return _finished(y, shortcut, relu, floor)

@@ -89,6 +89,7 @@ class Statistics(NamedTuple):
 
 def moments(x: Tensor, bessel: bool = False) -> Moments:
     """Mean and variance of x, [N, C, H, W], over H·W (``bessel``: H·W - 1), in fp32 or float64."""
+    paths.note(paths.TORCH)
     rows = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
     mean = rows.mean(-1)
     variance = (rows - mean[..., None]).square().mean(-1)

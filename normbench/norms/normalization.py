@@ -1,19 +1,19 @@
 """The seam between a network and a way to normalize it."""
 
-import hashlib
 import inspect
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normbench import user_code
 from normbench.norms import CLIPS, NORMS, Method
 from normbench.trial import Choice
+from normbench.user_code import Contained, EndedProcess
 
 
 class ShapeError(ValueError):
@@ -193,6 +193,12 @@ def build(
     return normalization
 
 
+CURE = (
+    "let it 'return Normalization(layer=make)', where make(channels) gives the layer that follows a "
+    "convolution, and import that by 'from normbench.norms.normalization import Normalization'"
+)
+
+
 class OwnError(ValueError):
     """A user's own method cannot be used; the message names it and says why."""
 
@@ -201,18 +207,23 @@ def _own(method: Method, options: Mapping[str, Any], across: Mapping[str, Any]) 
     """Of a user's function, which is given ``norm_batch_size`` only if it takes that."""
     try:
         function = method.load()
+        if isinstance(function, type) and issubclass(function, nn.Module):
+            raise OwnError(f"norm {method.name} is a layer and gives no Normalization: {CURE}")
         taken = inspect.signature(function).parameters
         open_ = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
         given = {**options, **(across if open_ or "norm_batch_size" in taken else {})}
         if words := _misfit(taken, given, open_):
             raise OwnError(f"norm {method.name} {words}")
-        found = function(**given)
+        with Contained():
+            found = function(**given)
     except OwnError:
         raise
+    except EndedProcess as error:
+        raise OwnError(f"norm {method.name}: {error}") from error
     except Exception as error:
         raise OwnError(f"norm {method.name}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Normalization):
-        raise OwnError(f"norm {method.name} gives a {type(found).__name__} and not a Normalization")
+        raise OwnError(f"norm {method.name} gives a {type(found).__name__} and not a Normalization: {CURE}")
     return found
 
 
@@ -229,12 +240,18 @@ def _misfit(taken: Mapping[str, inspect.Parameter], given: Mapping[str, Any], op
     return ""
 
 
-def source_hash(norm: Choice) -> str | None:
-    """sha256 of the file that a user's own method comes from; None for the methods of the table."""
-    if not NORMS[norm.name].own:
-        return None
-    path = inspect.getsourcefile(inspect.unwrap(NORMS[norm.name].load()))
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+def sources(norm: Choice) -> dict[str, str]:
+    """What a record says of a user's own code, as this process imported it; nothing for the table's methods.
+
+    ``own_norm_sha256`` is that of the file of the method; ``own_code_sha256`` takes in the modules beside it
+    that it imports (see :mod:`normbench.user_code`).
+    """
+    method = NORMS[norm.name]
+    if not method.own:
+        return {}
+    method.load()
+    found = user_code.imported(method.target)
+    return {"own_norm_sha256": found.first, "own_code_sha256": found.sha256} if found.first else {}
 
 
 def recordable(norm: Choice) -> bool:

@@ -7,13 +7,14 @@ and a warning says why.
 
 import contextlib
 import os
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normbench.norms import kernels
 from normbench.norms.kernels import Form, Kernels, Method, Past, Running
@@ -21,8 +22,50 @@ from normbench.norms.kernels import Form, Kernels, Method, Past, Running
 if TYPE_CHECKING:  # which imports Triton
     from normbench.norms.fused import Fused
 
+TORCH, COMPILED, TRITON = "torch", "compiled", "triton"
+# what a network is made of where no method acts; torch computes it, which says nothing of the method
+BARE = (nn.Conv2d, nn.Linear, nn.Identity, nn.Sequential, nn.ModuleList)
 PLAIN = Form()
 ALLOWED = 1e-5  # rounding of sums in fp32, of the largest number of a tensor; the example takes some 1e-7
+
+
+class _Thread(threading.local):
+    """Attributes: computing: what has computed so far, where somebody wants to know."""
+
+    computing: dict[str, bool] | None = None
+
+
+_thread = _Thread()
+
+
+@contextlib.contextmanager
+def noted(computing: dict[str, bool]) -> Iterator[None]:
+    """Put into ``computing`` what computes meanwhile in this thread: ``compiled``, ``triton``, ``torch``."""
+    before, _thread.computing = _thread.computing, computing
+    try:
+        yield
+    finally:
+        _thread.computing = before
+
+
+def note(code: str) -> None:
+    """Say what computes; who makes something without asking :func:`suited` says so."""
+    if _thread.computing is not None:
+        _thread.computing[code] = True
+
+
+def arithmetic(modules: Iterable[nn.Module], computing: Iterable[str]) -> str:
+    """What normalizes in a network, for the record: ``compiled``; ``compiled, torch``; or ``none``.
+
+    Args:
+        modules: of the network. Those of others than normbench note nothing, and are torch's.
+        computing: what was :func:`noted` in an update of it.
+    """
+    foreign = any(
+        not type(module).forward.__module__.startswith("normbench.") and not isinstance(module, BARE)
+        for module in modules
+    )
+    return ", ".join(sorted({*computing, *([TORCH] if foreign else [])})) or "none"
 
 
 def suited(
@@ -43,6 +86,19 @@ def suited(
         method: of a whole normalization; None for one pass.
         past: what that goes by.
     """
+    found = _suited(x, *parameters, form=form, floor=floor, method=method, past=past)
+    note(TORCH if found is None else COMPILED if isinstance(found, Kernels) else TRITON)
+    return found
+
+
+def _suited(
+    x: Tensor,
+    *parameters: Tensor | None,
+    form: Form,
+    floor: Tensor | None,
+    method: Method | None,
+    past: Past | None,
+) -> "Kernels | Fused | None":
     if x.device.type != "cuda":
         return kernels.suited(x, *parameters, floor)
     if any(one is not None and (one.device != x.device or one.dtype != torch.float32) for one in parameters):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normbench.norms import NORMS, kernels
+from normbench.norms import NORMS, kernels, paths
 from normbench.norms.maps import refuse_second_derivatives
 from normbench.norms.normalization import Normalization
 
@@ -62,7 +62,9 @@ def by_rows(weight: Tensor, centre: bool, scale: Scale | None = None) -> Tensor:
     """
     halved = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     dtype = torch.bfloat16 if halved else weight.dtype
-    if (compiled := kernels.compiled(dtype, weight)) is not None:
+    compiled = kernels.compiled(dtype, weight)
+    paths.note(paths.TORCH if compiled is None else paths.COMPILED)
+    if compiled is not None:
         gain, length = (None, None) if scale is None else (scale.gain, scale[1:])
         if not torch.is_grad_enabled():  # to enter an autograd.Function takes as long as the work
             return compiled.weights(*_in_rows(weight, gain), centre, length, dtype)[0]

@@ -1,0 +1,253 @@
+"""Code of a user's own: which files it lies in, and how it is run so that it decides nothing but its numbers.
+
+A user's function is named ``module:function``. Its source is the file of that module and, as far as they lie
+beside it or in its package, those of the modules that it imports. They are read and never run to find that
+out, so a command that runs nothing can tell whether they have changed.
+"""
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import json
+import os
+import signal
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self, TextIO
+
+from normbench.signals import ENDING, Stopped
+
+INSTALLED = frozenset(
+    Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+OURS = "normbench"
+
+
+class Source(NamedTuple):
+    """Of one module.
+
+    Attributes:
+        sha256: of its file.
+        imports: full names that it may import; relative ones are resolved.
+    """
+
+    sha256: str
+    imports: tuple[str, ...]
+
+
+class Sources:
+    """The files of a user's function, by the names of their modules; that of the function comes first."""
+
+    def __init__(self, files: dict[str, str]) -> None:
+        self.files = files
+
+    @property
+    def sha256(self) -> str:
+        """Of all files and the names of their modules."""
+        return hashlib.sha256(json.dumps(sorted(self.files.items())).encode()).hexdigest()
+
+    @property
+    def first(self) -> str | None:
+        """sha256 of the function's own file; None where there is none."""
+        return next(iter(self.files.values()), None)
+
+
+_imported: dict[Path, Source] = {}  # files as they were when this process imported them
+
+
+def now(target: str) -> Sources:
+    """The source of ``module:function`` as it is on the disk; no files where there is no such module."""
+    return Sources({name: source.sha256 for name, _, source in _walk(target, {})})
+
+
+def imported(target: str) -> Sources:
+    """The source of ``module:function`` as this process imported it: see :func:`note`."""
+    return Sources({name: source.sha256 for name, _, source in _walk(target, _imported)})
+
+
+def note(target: str) -> None:
+    """Remember the files that are about to be imported; those that are imported already stay as they were."""
+    for name, path, _ in _walk(target, {}):
+        if name not in sys.modules or path not in _imported:
+            with contextlib.suppress(OSError):
+                _imported[path] = _read(name, path)
+
+
+def findable() -> None:
+    """Let modules of the current directory be imported, behind all that is installed."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+
+
+def _walk(target: str, known: dict[Path, Source]) -> Iterator[tuple[str, Path, Source]]:
+    """Name, file and source of the module and of those beside it that it imports, and so on."""
+    module = target.partition(":")[0]
+    top = module.partition(".")[0]
+    first = _file(module, None)
+    if first is None:
+        return
+    root = first.parents[len(module.split(".")) - (first.name != "__init__.py")]
+    installed = root.resolve() in INSTALLED
+    waiting, seen = [module, *_parents(module)], set[str]()
+    while waiting:
+        name = waiting.pop(0)
+        head = name.partition(".")[0]
+        if name in seen or head == OURS or (installed and head != top):
+            continue
+        seen.add(name)
+        path = _file(name, None if head == top else root)
+        if path is None:
+            continue
+        try:
+            source = known.get(path) or _read(name, path)
+        except OSError:
+            continue
+        yield name, path, source
+        for each in source.imports:
+            waiting += [each, *_parents(each)]
+
+
+def _parents(name: str) -> list[str]:
+    """``a`` and ``a.b`` of ``a.b.c``."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _file(name: str, root: Path | None) -> Path | None:
+    """Where a module lies, below ``root`` or where Python or the current directory has it; nothing is run."""
+    head, *rest = name.split(".")
+    finder = importlib.machinery.PathFinder
+    importlib.invalidate_caches()
+    spec = None
+    if root is None:
+        with contextlib.suppress(ValueError, ImportError):  # of a module without a specification
+            spec = importlib.util.find_spec(head)
+    spec = spec or finder.find_spec(head, [str(root or Path.cwd())])
+    for end in range(len(rest)):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        name_so_far = ".".join((head, *rest[: end + 1]))
+        spec = finder.find_spec(name_so_far, list(spec.submodule_search_locations))
+    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+
+
+def _read(name: str, path: Path) -> Source:
+    content = path.read_bytes()
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # it is no Python, or not meant to be read
+        return Source(hashlib.sha256(content).hexdigest(), ())
+    names: dict[str, None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= dict.fromkeys(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            within = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*within, *([node.module] if node.module else [])])
+            names |= dict.fromkeys([base, *(f"{base}.{alias.name}" for alias in node.names)])
+    return Source(hashlib.sha256(content).hexdigest(), tuple(filter(None, names)))
+
+
+class EndedProcess(RuntimeError):
+    """A user's code wanted to end the process; the message says how."""
+
+
+class _Streams:
+    """Standard input, output and arguments of the process while a user's code runs in it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._undo = contextlib.ExitStack()
+
+    def lead_away(self) -> None:
+        """Of several threads the first does."""
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._change()
+
+    def put_back(self) -> None:
+        """Of several threads the last does."""
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._undo.close()
+
+    def _change(self) -> None:
+        before = sys.argv, sys.stdin, sys.stdout
+        nowhere = self._undo.enter_context(open(os.devnull))  # noqa: PTH123, SIM115 - as in streams
+        self._undo.callback(_set, *before)
+        _flush(sys.stdout)
+        _redirect(self._undo, 0, nowhere.fileno())
+        _redirect(self._undo, 1, 2)
+        self._undo.callback(_flush, sys.stdout)  # which may have been kept by another name
+        _set(sys.argv[:1], nowhere, sys.stderr)
+
+
+def _set(argv: list[str], stdin: TextIO, stdout: TextIO) -> None:
+    sys.argv, sys.stdin, sys.stdout = argv, stdin, stdout
+
+
+def _flush(stream: TextIO | None) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or never there
+        stream.flush()  # type: ignore[union-attr]
+
+
+def _redirect(undo: contextlib.ExitStack, number: int, to: int) -> None:
+    """Lead a file descriptor elsewhere: what is no Python writes to it too."""
+    with contextlib.suppress(OSError):  # one of them is closed
+        before = os.dup(number)
+        undo.callback(os.close, before)
+        os.dup2(to, number)
+        undo.callback(os.dup2, before, number)
+
+
+_streams = _Streams()
+
+
+class Contained:
+    """While a user's code runs: what it prints goes to stderr, it has no arguments and no standard input.
+
+    Directory and signal handlers are put back behind it.
+
+    Raises:
+        EndedProcess: it raised ``SystemExit`` or the like, which would end the process.
+    """
+
+    def __enter__(self) -> Self:
+        self._directory = Path.cwd() if Path().exists() else None
+        main = threading.current_thread() is threading.main_thread()
+        self._handlers = {number: signal.getsignal(number) for number in ENDING} if main else {}
+        _streams.lead_away()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        _streams.put_back()
+        for number, handler in self._handlers.items():
+            if handler is not signal.getsignal(number) and handler is not None:
+                signal.signal(number, handler)
+        if self._directory is not None:
+            with contextlib.suppress(OSError):  # it is gone
+                os.chdir(self._directory)
+        if error is None or isinstance(error, Exception | Stopped):
+            return
+        ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if isinstance(error, KeyboardInterrupt) and ctrl_c:
+            return
+        name = type(error).__name__
+        what = f"{name}: {error}" if str(error) else name
+        raise EndedProcess(
+            f"{what} (code of a method must not end the process; what a script does of its own goes below "
+            "if __name__ == '__main__')"
+        ) from error
