@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, ValidationError, WrapValidator, model_serializer, model_validator
 from pydantic_core import from_json, to_json
 
+from normbench.filesystems import locked, remove_if_unused, sync, sync_directory
 from normbench.trial import Frozen, Trial
 
 SCHEMA: Literal[4] = 4  # earlier ones knew fewer of the settings in trial.ADDED; they are then as before
@@ -223,9 +223,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         with temporary.open("xb") as file:  # unlike those of tempfile, with the permissions the user wants
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         temporary.replace(path)
-        _make_renames_durable(path.parent)
+        sync_directory(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -233,14 +233,6 @@ def write_atomically(path: Path, content: bytes) -> None:
             number = error.errno or errno.EIO
             raise Unwritable(number, error.strerror or str(error), str(path)) from error
         raise
-
-
-def _make_renames_durable(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -333,31 +325,25 @@ class Store:
             RecordsInUse: another runner holds it; the message names that runner.
         """
         made = not self.directory.exists()
-        self.directory.mkdir(parents=True, exist_ok=True)
         owner = self.directory / ".owner"
-        lock = FileLock(self.directory / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+
+        def refuse(how_to_free: str) -> None:
             name = owner.read_text("utf-8", "replace").strip() if owner.exists() else "another process"
-            raise RecordsInUse(f"{self.directory} is in use by {name}") from None
-        try:
+            raise RecordsInUse(f"{self.directory} is in use by {name}{how_to_free}")
+
+        with locked(self.directory, "--results DIR", refuse):
             try:
-                owner.write_text(f"process {os.getpid()} on {platform.node()}\n", "utf-8")
-            except OSError as error:
-                error.filename = str(owner)  # a failed write does not say where
-                raise
-            self._tidy()
-            yield
-        finally:
-            try:
-                owner.unlink(missing_ok=True)
-                if made and [path.name for path in self.directory.iterdir()] == [".lock"]:
-                    (self.directory / ".lock").unlink()  # while it is held: nobody else can hold this one
-                    with contextlib.suppress(OSError):  # somebody else has just begun here
-                        self.directory.rmdir()
+                try:
+                    owner.write_text(f"process {os.getpid()} on {platform.node()}\n", "utf-8")
+                except OSError as error:
+                    error.filename = str(owner)  # a failed write does not say where
+                    raise
+                self._tidy()
+                yield
             finally:
-                lock.release()
+                owner.unlink(missing_ok=True)
+                if made:
+                    remove_if_unused(self.directory)  # while it is held: nobody else can hold this one
 
     def _tidy(self) -> None:
         """Remove what killed processes left half-written, and checkpoints that outlived their trials.

@@ -2,7 +2,6 @@
 
 import errno
 import math
-import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from normbench import config, gains
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
+from normbench.filesystems import free_bytes
 from normbench.records import Failure, Record, Store, write_atomically
 from normbench.room import refusal, sharing, slots, together, workers
 from normbench.trial import Choice, Trial
@@ -145,7 +145,7 @@ def run(
                 parameters = prepare(missing, data, listener.say, experiment.execute)
                 place = gains.settled(experiment.execute, missing, data, listener.say, stop)
                 running = min(_at_once(place, missing) or AT_ONCE, len(missing))
-                _check_space(missing, parameters, running, store.directory)
+                _check_space(missing, parameters, running, store.directory, listener.say)
             _write_plan(experiment, store.directory / PLAN)
             listener.begin(before, missing)
             if missing:
@@ -198,15 +198,21 @@ def prepare(
     return parameters
 
 
-def _check_space(trials: Sequence[Trial], parameters: int, running: int, directory: Path) -> None:
+def _check_space(
+    trials: Sequence[Trial], parameters: int, running: int, directory: Path, say: Callable[[str], None]
+) -> None:
     """Refuse to begin what the disk will not hold: the records, and the states of ``running`` trials.
 
     Raises:
         OSError: says how much is free and how much is needed.
     """
     needed = sum(map(record_bytes, trials)) + running * checkpoint_bytes(parameters)
-    free = shutil.disk_usage(directory).free
-    if free < needed:
+    free = free_bytes(directory)
+    if free is None:
+        say(
+            f"{directory}: the file system does not say how much is free; this run needs about {size(needed)}"
+        )
+    elif free < needed:
         words = f"{size(free)} free, and this run needs about {size(needed)}"
         raise OSError(errno.ENOSPC, words, str(directory))
 

@@ -36,7 +36,18 @@ def behind(*tables: Table[Any]) -> tuple[str, ...]:
 FLOORS: tuple[tuple[str, ...], ...] = (
     # the version, and what knows nothing of the rest
     ("",),
-    ("calls", "dispatch", "lookup", "process", "signals", "stats", "streams", "plots.published"),
+    (
+        "calls",
+        "cgroups",
+        "dispatch",
+        "filesystems",
+        "lookup",
+        "process",
+        "signals",
+        "stats",
+        "streams",
+        "plots.published",
+    ),
     ("tape", "graphs"),
     # the tables: what exists, by name, without loading it
     ("norms", "models", "data", "executors", "inference", "plots", "located"),

@@ -20,10 +20,9 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from normbench.executors import CannotExecute
 from normbench.executors.attempts import CUT_OFF, Attempts, packed
+from normbench.filesystems import locked
 from normbench.records import Failure, Unwritable, write_atomically
 from normbench.trial import Trial
 
@@ -259,8 +258,7 @@ def _unpack(path: Path, size: int, content: Any, fetch: Callable[[Any], Any]) ->
         return found and (not isinstance(content, bytes) or path.read_bytes() == content)
 
     if not is_there():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / ".lock"):  # of all tasks of a node, one fetches
+        with locked(path.parent, "--data DIR", lambda _: None):  # of all tasks of a node, one fetches
             if not is_there():
                 write_atomically(path, content if isinstance(content, bytes) else fetch(content).tobytes())
 
