@@ -162,7 +162,7 @@ class _Crew:
         seat.pipe.close()
 
     def tidy(self) -> None:
-        """Let processes go that are of no more use: damaged ones, and those with fewer or more seats than others."""
+        """Let processes go that are of no more use: damaged, or with fewer or more seats than others."""
         for process in {seat.process for seat in self.seats}:
             fits = len(process.seats) == self._together
             if process.idle and (process.damaged or not fits):
