@@ -24,6 +24,7 @@ from normbench.executors import CannotExecute
 from normbench.executors.attempts import CUT_OFF, Attempts, packed
 from normbench.filesystems import locked
 from normbench.records import Failure, Unwritable, write_atomically
+from normbench.signals import held_back
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
@@ -279,7 +280,8 @@ def _connected(address: str | None, cpus: int | None) -> Iterator[None]:
             options |= {"_temp_dir": after.enter_context(_short_directory()), "include_dashboard": False}
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+            with held_back([signal.SIGHUP]):  # a lost terminal ends its processes when the trials have saved
+                ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise CannotExecute(f"executor ray: {str(error).partition(chr(10))[0]}") from None
         after.callback(ray.shutdown)
