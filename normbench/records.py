@@ -12,7 +12,7 @@ import traceback as tracebacks
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, ValidationError, WrapValidator, model_serializer, model_validator
 from pydantic_core import from_json, to_json
@@ -24,7 +24,9 @@ SCHEMA: Literal[4] = 4  # earlier ones knew fewer of the settings in trial.ADDED
 SEALED = 4  # the first with a checksum
 ERROR = ".error.txt"
 Status = Literal["done", "diverged", "out_of_memory"]
-TIMEOUT = "timeout:"  # begins the last line of what is told of a hang
+Standing = Literal["failed", "timeout"]
+STANDING = "state: "  # begins the first line of a stored failure
+HANG = "timeout: no step for "  # begins the last line of a hang's, by which alone earlier versions knew it
 
 
 class Finite(Frozen):
@@ -174,33 +176,48 @@ class Failure:
 
     Attributes:
         traceback: what is known of it; the last line says it in short.
+        state: how a trial stands of which this is the last attempt. A ``timeout`` is no result: it depends on
+            the machine.
         unwritable: the disk would not take what the trial wrote. The run cannot go on then, and the trial
             is no failed one.
     """
 
     traceback: str
+    state: Standing = "failed"
     unwritable: Unwritable | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, error: Exception) -> Self:
         """The failure that an exception is."""
         unwritable = error if isinstance(error, Unwritable) else None
-        return cls("".join(tracebacks.format_exception(error)), unwritable)
+        return cls("".join(tracebacks.format_exception(error)), unwritable=unwritable)
 
     @classmethod
     def hang(cls, stacks: str, seconds: float, times: int) -> Self:
         """The failure that no progress is, for so long and so many times."""
-        return cls(f"{stacks}{TIMEOUT} no step for {seconds:g} s, {times} times on this trial")
+        return cls(f"{stacks}{HANG}{seconds:g} s, {times} times on this trial", "timeout")
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Read what ``as_text`` gave, in this version or before there was a first line with the state."""
+        first, _, traceback = text.partition("\n")
+        for state in get_args(Standing):
+            if first == f"{STANDING}{state}":
+                return cls(traceback, state)
+        return cls(text, "timeout" if cls(text).reason.startswith(HANG) else "failed")
+
+    def as_text(self) -> str:
+        """As it is stored."""
+        return f"{STANDING}{self.state}\n{self.traceback}"
 
     @property
     def reason(self) -> str:
         """The last line: what happened, in short."""
         return (self.traceback.strip().splitlines() or ["it gave no reason"])[-1]
 
-    @property
-    def state(self) -> Literal["failed", "timeout"]:
-        """How a trial stands of which this is the last attempt. No result: it depends on the machine."""
-        return "timeout" if self.reason.startswith(f"{TIMEOUT} no step for ") else "failed"
+
+def _unreadable(error: OSError) -> str:
+    return f"it cannot be read: {error.strerror or error}"
 
 
 class Interrupted(Exception):  # not an error: the trial was asked to stop
@@ -246,7 +263,7 @@ class Store:
         return self.directory / f"{trial_id}.json"
 
     def error_path(self, trial_id: str) -> Path:
-        """Where the traceback of a trial's last failed attempt lies."""
+        """Where a trial's last failed attempt lies."""
         return self.directory / f"{trial_id}{ERROR}"
 
     def checkpoint_path(self, trial_id: str) -> Path:
@@ -270,14 +287,21 @@ class Store:
         for slot in prefix.parent.glob(f"{prefix.name}.*"):
             slot.unlink(missing_ok=True)
 
-    def save_error(self, trial_id: str, traceback: str) -> None:
+    def save_error(self, trial_id: str, failure: Failure) -> None:
         """Keep why a trial failed; it stays missing and is tried again by the next run."""
-        write_atomically(self.error_path(trial_id), traceback.encode(errors="backslashreplace"))
+        write_atomically(self.error_path(trial_id), failure.as_text().encode(errors="backslashreplace"))
 
-    def errors(self) -> dict[str, str]:
-        """The tracebacks of last failed attempts by trial id."""
-        paths = self._files(ERROR)
-        return {path.name.removesuffix(ERROR): path.read_text("utf-8", errors="replace") for path in paths}
+    def errors(self) -> dict[str, Failure]:
+        """The last failed attempts by trial id."""
+        return {path.name.removesuffix(ERROR): self.error(path) for path in self._files(ERROR)}
+
+    @staticmethod
+    def error(path: Path) -> Failure:
+        """The failed attempt in a file; that it cannot be read, where it cannot."""
+        try:
+            return Failure.from_text(path.read_text("utf-8", errors="replace"))
+        except OSError as error:
+            return Failure(_unreadable(error))
 
     def _files(self, suffix: str) -> list[Path]:
         """In the order of their names."""
@@ -307,11 +331,20 @@ class Store:
                 raise NewerRecordError(f"{path}: {error}") from None
             except ValueError as error:
                 damaged[path] = str(error).partition("\n")[0]
+            except OSError as error:
+                damaged[path] = _unreadable(error)
         return records, damaged
 
     def set_aside(self, damaged: Iterable[Path]) -> None:
-        """Move unreadable records to ``corrupt/``, so that their trials run again and nothing is lost."""
+        """Move damaged records to ``corrupt/``, so that their trials run again and nothing is lost.
+
+        Raises:
+            OSError: one cannot be read at all, which is no damage; nothing is moved then.
+        """
+        damaged = list(damaged)
         corrupt = self.directory / "corrupt"
+        for path in damaged:
+            path.read_bytes()
         for path in damaged:
             corrupt.mkdir(exist_ok=True)
             names = itertools.chain([path.name], (f"{path.name}.{number}" for number in itertools.count(2)))

@@ -52,7 +52,7 @@ class Survey:
 
     experiment: config.Experiment
     records: dict[str, Record]
-    errors: dict[str, str]
+    errors: dict[str, Failure]
     damaged: dict[Path, str]
     saved: frozenset[str]
 
@@ -60,7 +60,7 @@ class Survey:
         """How far a trial is."""
         if trial.id in self.records:
             return self.records[trial.id].status
-        return Failure(self.errors[trial.id]).state if trial.id in self.errors else "missing"
+        return self.errors[trial.id].state if trial.id in self.errors else "missing"
 
     def counts(self) -> Counter[State]:
         """How many trials are in each state."""
@@ -135,9 +135,9 @@ def run(
     store = Store(results / experiment.name)
     with store.locked():
         before = survey(experiment, results)
+        store.set_aside(before.damaged)
         for path, problem in before.damaged.items():
             listener.say(f"{path}: not a valid record ({problem}); moved to {store.directory / 'corrupt'}")
-        store.set_aside(before.damaged)
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         with _begin(experiment.execute, missing) as begun:
@@ -361,7 +361,7 @@ def _execute(
             if isinstance(outcome, Failure):
                 if outcome.unwritable:  # the next trial's state would not be written either
                     raise outcome.unwritable
-                store.save_error(trial.id, outcome.traceback)
+                store.save_error(trial.id, outcome)
             else:
                 store.save(outcome)
             listener.outcome(trial, outcome)
