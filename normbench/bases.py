@@ -99,4 +99,7 @@ def _bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        if isinstance(error, FileNotFoundError) and path.is_symlink():
+            target = printable(str(path.readlink()), 4096)
+            raise Unreadable(f"cannot be read: it is a link to {target}, which is not there") from None
         raise Unreadable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -3,14 +3,13 @@
 import gc
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from normbench import __version__
-from normbench.streams import patient
+from normbench.streams import flush, open_closed_descriptors, patient
 
 app = typer.Typer(
     name="normbench",
@@ -132,10 +131,13 @@ def plan(
     from normbench import config as configs
     from normbench import exits, report, sweep
     from normbench.data.decoded import default_directory
+    from normbench.records import complaints
 
     where = data or default_directory()
     survey = sweep.compared(sweep.survey(configs.load(config, overrides), results), where)
     exits.complain(sweep.further(survey.experiment, results))
+    for line in complaints(survey.damaged, "left out"):
+        exits.complain(line)
     expected = report.expect(survey, results, where)
     _print(report.plan_as_json(survey, expected) if as_json else report.plan_as_text(survey, expected))
 
@@ -287,12 +289,11 @@ def _print(words: str) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The entry point: runs a command, and ends the process with its exit code, never with a traceback."""
     gc.set_threshold(50_000)  # a fifth of reading 10,000 records went into looking for cycles among them
+    open_closed_descriptors()
     with patient():
         code = _run(sys.argv[1:] if arguments is None else arguments)
     if arguments is None and "torch" in sys.modules:
-        with suppress(OSError, AttributeError):  # closed, or never there
-            sys.stdout.flush()
-            sys.stderr.flush()
+        flush()
         os._exit(code)  # to take torch apart takes a second, and five on a machine that has much to do
     sys.exit(code)
 

@@ -241,7 +241,7 @@ def _read_file(path: Path) -> tuple[Node | None, list[Problem]]:
 
 def _nearest(path: Path) -> str:
     """The file that may have been meant by one that is not there, beside it or among those of a clone."""
-    if path.exists():
+    if path.exists() or path.is_symlink():
         return ""
     there = {file.stem: file for folder in (CONFIGS, path.parent) for file in sorted(folder.glob("*.yaml"))}
     close = closest(path.stem, there)

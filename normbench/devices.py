@@ -1,11 +1,14 @@
 """Which device a trial runs on, said in a configuration, and there or not."""
 
 import contextlib
+import os
+import socket
 import threading
 from collections.abc import Iterator
 
 import torch
 
+INTERFACES = "GLOO_SOCKET_IFNAME"  # by which processes of a trial connect on CPUs
 CONTEXT_BYTES = 3 * 2**28  # of a process on a GPU, beside its tensors: CUDA and its libraries
 
 
@@ -31,9 +34,11 @@ def of_processes(first: torch.device, processes: int) -> tuple[torch.device, ...
     """A device for each of the processes of a trial: the CPU for all, or GPUs from ``first`` on.
 
     Raises:
-        ValueError: there are too few GPUs.
+        ValueError: there are too few GPUs, or the environment has CPUs connect by what is not there.
     """
     if first.type == "cpu":
+        if processes > 1:
+            _check_interface()
         return (first,) * processes
     begin, count = first.index or 0, torch.cuda.device_count()
     if begin + processes > count:
@@ -42,6 +47,18 @@ def of_processes(first: torch.device, processes: int) -> tuple[torch.device, ...
             f"take at most {count - begin}, or device cpu"
         )
     return tuple(torch.device("cuda", index) for index in range(begin, begin + processes))
+
+
+def _check_interface() -> None:
+    """Refuse a network interface for gloo that this machine lacks: it would fail every trial.
+
+    Raises:
+        ValueError: says which, and which there are.
+    """
+    names = [name for _, name in socket.if_nameindex()]
+    for name in filter(None, os.environ.get(INTERFACES, "").split(",")):
+        if name not in names:
+            raise ValueError(f"{INTERFACES}={name}: no such network interface; there: {', '.join(names)}")
 
 
 def memories(name: str) -> dict[int, int]:

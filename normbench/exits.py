@@ -1,5 +1,6 @@
 """How a command ends: its exit code, what a user then reads (one line a problem), and how to go on."""
 
+import contextlib
 import errno
 import os
 import shlex
@@ -7,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -17,7 +19,7 @@ from normbench.located import printable
 from normbench.lookup import UnknownName
 from normbench.plots.panels import CannotDrawError
 from normbench.records import NewerRecordError, RecordsInUse
-from normbench.signals import ENDING
+from normbench.signals import ENDING, is_heard
 from normbench.signals import Stopped as Stopped
 from normbench.sweep import Unusable
 
@@ -50,15 +52,21 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
     (TooLarge, USAGE),
     (DataError, DATA),
     (RecordsInUse, IN_USE),
-    (OSError, DISK),
 )
+OF_FILES = {  # without a path: what only a file or its disk can be the cause of
+    *(errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENOENT, errno.ENOLCK, errno.ENOSPC),
+    *(errno.ENOTDIR, errno.ENOTEMPTY, errno.EROFS, errno.ESTALE, errno.EXDEV, errno.EACCES, errno.EPERM),
+    *(errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO, errno.ETXTBSY),
+}
+NETWORK = {"socket", "ssl", "urllib.error"}  # modules whose errors have numbers of their own
 
 
 class Stop:
-    """SIGINT and SIGTERM while trials run: the first asks for an orderly end, the next one ends the process.
+    """The signals of ``ENDING`` while trials run: the first asks for an orderly end, the next ends it all.
 
-    Before anybody has asked whether to stop there is nothing to put in order, and the first one raises
-    ``Stopped``.
+    One that was ignored when this process began stays ignored. A SIGHUP never is the next one: that a
+    terminal is gone, both its shell and the system tell a process. Before anybody has asked whether to stop
+    there is nothing to put in order, and the first one raises ``Stopped``.
 
     Args:
         arguments: of the command line, for the last words.
@@ -72,7 +80,7 @@ class Stop:
         self._last_words = os.fsencode(f"{how_to_go_on(arguments, INTERRUPTED)}\n")
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._on) for number in ENDING}
+        self._before = {number: signal.signal(number, self._on) for number in filter(is_heard, ENDING)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,8 +96,11 @@ class Stop:
         return self.signal != 0
 
     def _on(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGHUP:
+            return
         if self.signal:
-            os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + self._last_words)
+            with contextlib.suppress(OSError):  # nobody reads it
+                os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + self._last_words)
             os._exit(INTERRUPTED + number)
         self.signal = number
         if not self._asked:
@@ -102,20 +113,35 @@ def code_of(error: BaseException) -> int:
         return error.code
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED + signal.SIGINT
+    if isinstance(error, OSError):
+        return DISK if _is_of_a_file(error) else INTERNAL
     return next((code for kind, code in CODES if isinstance(error, kind)), INTERNAL)
+
+
+def _is_of_a_file(error: OSError) -> bool:
+    """Whether a file or its disk is what went wrong, and not a connection, a process or a limit."""
+    if error.errno and error.filename is not None:
+        return True
+    modules = {kind.__module__ for kind in type(error).__mro__}
+    if isinstance(error, ConnectionError | TimeoutError) or NETWORK & modules:
+        return False
+    return error.errno in OF_FILES
 
 
 def words_of(error: BaseException) -> str:
     """What a user is told: one line a problem, never a traceback; nothing where all is said already."""
     if isinstance(error, Unfinished | Stopped | KeyboardInterrupt):
         return ""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and code_of(error) == DISK:
         path = f"{error.filename}: " if error.filename else ""
         hint = " (free some space)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return f"{path}{error.strerror or str(error) or type(error).__name__}{hint}"
     if isinstance(error, MemoryError):
         why = f": {printable(str(error), 500)}" if str(error) else ""
         return f"out of memory{why}; smaller images, batches or networks, or fewer workers, need less"
+    if isinstance(error, OSError):
+        words = printable(str(error) or "no reason given", 500)
+        return f"{type(error).__name__}: {words} (of the system, and of no file; --debug shows where)"
     if code_of(error) == INTERNAL:
         return f"internal fault: {type(error).__name__}: {printable(str(error), 500)} (--debug shows where)"
     return str(error)
@@ -154,9 +180,22 @@ def explain(error: Any, arguments: Sequence[str]) -> int:
         return int(error.exit_code)
     code = code_of(error)
     complain(words_of(error))
+    complain(_lost_directory())
     if may_do_better(error, arguments):
         complain(how_to_go_on(arguments, code, getattr(error, "again", ())))
     return code
+
+
+def _lost_directory() -> str:
+    """That the current directory has been deleted, if so: then no relative path leads anywhere."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        directory = os.environ.get("PWD", "")
+        with contextlib.suppress(OSError):  # not Linux
+            directory = str(Path("/proc/self/cwd").readlink()).removesuffix(" (deleted)")
+        return f"{directory}: this is the current directory, and it has been deleted; change to another"
+    return ""
 
 
 def complain(words: str) -> None:

@@ -11,7 +11,7 @@ from normbench.labels import labels
 from normbench.located import printable
 from normbench.lookup import UnknownName, nearest, shortened
 from normbench.plots.figure import Row, as_csv
-from normbench.records import ERROR, Failure, LackingError, Measured, Record
+from normbench.records import ERROR, LackingError, Measured, Record, Store
 from normbench.results import Tell, find, named
 from normbench.sweep import stored
 from normbench.tabular import as_json, as_table
@@ -31,8 +31,14 @@ def trial_as_text(results: Path, part: str) -> str:
     """
     names = named(results, None)
     files: dict[Path, str] = {}
+    closed = ""
     for name in names:
-        for path in sorted((results / name).iterdir()):
+        try:
+            paths = sorted((results / name).iterdir())
+        except PermissionError as error:
+            closed += f"; {results / name} cannot be read ({error.strerror})"
+            continue
+        for path in paths:
             if path.suffix == ".json" or path.name.endswith(ERROR):
                 files[path] = path.name.removesuffix(".json").removesuffix(ERROR)
     begun = {path: trial for path, trial in files.items() if trial.startswith(part)}
@@ -40,7 +46,9 @@ def trial_as_text(results: Path, part: str) -> str:
     ids = sorted(set(found.values()))
     if not found:
         hint = nearest(part, files.values())
-        raise UnknownName(f"no trial {shortened(part)} in {results}{hint}; there: {_some(files.values())}")
+        raise UnknownName(
+            f"no trial {shortened(part)} in {results}{hint}; there: {_some(files.values())}{closed}"
+        )
     if len(ids) > 1:
         how = "begins" if begun else "is in"
         words = f"{shortened(part)} {how} the ids of {len(ids)} trials, give more of one"
@@ -57,7 +65,7 @@ def _some(ids: Iterable[str]) -> str:
 def _one_trial(path: Path) -> str:
     place = f"{printable(str(path), 4096)}{_varied(path)}"
     if path.name.endswith(ERROR):
-        failure = Failure(path.read_text("utf-8", errors="replace"))
+        failure = Store.error(path)
         lines = failure.traceback.splitlines()
         return "\n".join([f"{place}: {failure.state}", *(printable(line, 1000) for line in lines)])
     try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from normbench.data.decoded import Extent
 from normbench.devices import device
+from normbench.filesystems import NoHomeError, user_cache
 from normbench.models.network import check, network
 from normbench.norms.normalization import recordable
 from normbench.norms.shares import ALONE
@@ -142,12 +143,12 @@ def _threads(count: int) -> Iterator[None]:
 def _cache_that_goes() -> Iterator[None]:
     """What is compiled on first use is found if it is there; if not, it is built where it does not stay."""
     before = os.environ.get(CACHE)
-    ours = Path(before or Path.home() / ".cache") / "normbench"
     with tempfile.TemporaryDirectory() as directory:
-        copy = Path(directory) / ours.name
+        copy = Path(directory) / "normbench"
         copy.mkdir()
-        for built in ours.glob("kernels-*.so"):
-            (copy / built.name).symlink_to(built.absolute())
+        with contextlib.suppress(NoHomeError):  # nothing has ever been built then
+            for built in (user_cache() / copy.name).glob("kernels-*.so"):
+                (copy / built.name).symlink_to(built)
         os.environ[CACHE] = directory
         try:
             yield

@@ -13,19 +13,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, ValidationError, WrapValidator, model_serializer, model_validator
 from pydantic_core import from_json, to_json
 
+from normbench.filesystems import locked, remove_if_unused, sync, sync_directory
 from normbench.trial import Frozen, Trial
 
 SCHEMA: Literal[4] = 4  # earlier ones knew fewer of the settings in trial.ADDED; they are then as before
 SEALED = 4  # the first with a checksum
 ERROR = ".error.txt"
 Status = Literal["done", "diverged", "out_of_memory"]
-TIMEOUT = "timeout:"  # begins the last line of what is told of a hang
+Standing = Literal["failed", "timeout"]
+STANDING = "state: "  # begins the first line of a stored failure
+HANG = "timeout: no step for "  # begins the last line of a hang's, by which alone earlier versions knew it
 
 
 class Finite(Frozen):
@@ -210,33 +212,48 @@ class Failure:
 
     Attributes:
         traceback: what is known of it; the last line says it in short.
+        state: how a trial stands of which this is the last attempt. A ``timeout`` is no result: it depends on
+            the machine.
         unwritable: the disk would not take what the trial wrote. The run cannot go on then, and the trial
             is no failed one.
     """
 
     traceback: str
+    state: Standing = "failed"
     unwritable: Unwritable | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, error: Exception) -> Self:
         """The failure that an exception is."""
         unwritable = error if isinstance(error, Unwritable) else None
-        return cls("".join(tracebacks.format_exception(error)), unwritable)
+        return cls("".join(tracebacks.format_exception(error)), unwritable=unwritable)
 
     @classmethod
     def hang(cls, stacks: str, seconds: float, times: int) -> Self:
         """The failure that no progress is, for so long and so many times."""
-        return cls(f"{stacks}{TIMEOUT} no step for {seconds:g} s, {times} times on this trial")
+        return cls(f"{stacks}{HANG}{seconds:g} s, {times} times on this trial", "timeout")
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Read what ``as_text`` gave, in this version or before there was a first line with the state."""
+        first, _, traceback = text.partition("\n")
+        for state in get_args(Standing):
+            if first == f"{STANDING}{state}":
+                return cls(traceback, state)
+        return cls(text, "timeout" if cls(text).reason.startswith(HANG) else "failed")
+
+    def as_text(self) -> str:
+        """As it is stored."""
+        return f"{STANDING}{self.state}\n{self.traceback}"
 
     @property
     def reason(self) -> str:
         """The last line: what happened, in short."""
         return (self.traceback.strip().splitlines() or ["it gave no reason"])[-1]
 
-    @property
-    def state(self) -> Literal["failed", "timeout"]:
-        """How a trial stands of which this is the last attempt. No result: it depends on the machine."""
-        return "timeout" if self.reason.startswith(f"{TIMEOUT} no step for ") else "failed"
+
+def _unreadable(error: OSError) -> str:
+    return f"it cannot be read: {error.strerror or error}"
 
 
 class Interrupted(Exception):  # not an error: the trial was asked to stop
@@ -259,9 +276,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         with temporary.open("xb") as file:  # unlike those of tempfile, with the permissions the user wants
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         temporary.replace(path)
-        _make_renames_durable(path.parent)
+        sync_directory(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -269,14 +286,6 @@ def write_atomically(path: Path, content: bytes) -> None:
             number = error.errno or errno.EIO
             raise Unwritable(number, error.strerror or str(error), str(path)) from error
         raise
-
-
-def _make_renames_durable(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -290,7 +299,7 @@ class Store:
         return self.directory / f"{trial_id}.json"
 
     def error_path(self, trial_id: str) -> Path:
-        """Where the traceback of a trial's last failed attempt lies."""
+        """Where a trial's last failed attempt lies."""
         return self.directory / f"{trial_id}{ERROR}"
 
     def checkpoint_path(self, trial_id: str) -> Path:
@@ -314,14 +323,21 @@ class Store:
         for slot in prefix.parent.glob(f"{prefix.name}.*"):
             slot.unlink(missing_ok=True)
 
-    def save_error(self, trial_id: str, traceback: str) -> None:
+    def save_error(self, trial_id: str, failure: Failure) -> None:
         """Keep why a trial failed; it stays missing and is tried again by the next run."""
-        write_atomically(self.error_path(trial_id), traceback.encode(errors="backslashreplace"))
+        write_atomically(self.error_path(trial_id), failure.as_text().encode(errors="backslashreplace"))
 
-    def errors(self) -> dict[str, str]:
-        """The tracebacks of last failed attempts by trial id."""
-        paths = self._files(ERROR)
-        return {path.name.removesuffix(ERROR): path.read_text("utf-8", errors="replace") for path in paths}
+    def errors(self) -> dict[str, Failure]:
+        """The last failed attempts by trial id."""
+        return {path.name.removesuffix(ERROR): self.error(path) for path in self._files(ERROR)}
+
+    @staticmethod
+    def error(path: Path) -> Failure:
+        """The failed attempt in a file; that it cannot be read, where it cannot."""
+        try:
+            return Failure.from_text(path.read_text("utf-8", errors="replace"))
+        except OSError as error:
+            return Failure(_unreadable(error))
 
     def _files(self, suffix: str) -> list[Path]:
         """In the order of their names."""
@@ -354,11 +370,20 @@ class Store:
                 damaged[path] = Lacking(error)
             except ValueError as error:
                 damaged[path] = str(error).partition("\n")[0]
+            except OSError as error:
+                damaged[path] = _unreadable(error)
         return records, damaged
 
     def set_aside(self, records: Iterable[Path], folder: str = "corrupt") -> None:
-        """Move records to a folder beside them, so that their trials run again and nothing is lost."""
+        """Move records to a folder beside them, so that their trials run again and nothing is lost.
+
+        Raises:
+            OSError: one cannot be read at all, which is no damage; nothing is moved then.
+        """
+        records = list(records)
         aside = self.directory / folder
+        for path in records:
+            path.read_bytes()
         for path in records:
             aside.mkdir(exist_ok=True)
             names = itertools.chain([path.name], (f"{path.name}.{number}" for number in itertools.count(2)))
@@ -372,31 +397,25 @@ class Store:
             RecordsInUse: another runner holds it; the message names that runner.
         """
         made = not self.directory.exists()
-        self.directory.mkdir(parents=True, exist_ok=True)
         owner = self.directory / ".owner"
-        lock = FileLock(self.directory / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+
+        def refuse(how_to_free: str) -> None:
             name = owner.read_text("utf-8", "replace").strip() if owner.exists() else "another process"
-            raise RecordsInUse(f"{self.directory} is in use by {name}") from None
-        try:
+            raise RecordsInUse(f"{self.directory} is in use by {name}{how_to_free}")
+
+        with locked(self.directory, "--results DIR", refuse):
             try:
-                owner.write_text(f"process {os.getpid()} on {platform.node()}\n", "utf-8")
-            except OSError as error:
-                error.filename = str(owner)  # a failed write does not say where
-                raise
-            self._tidy()
-            yield
-        finally:
-            try:
-                owner.unlink(missing_ok=True)
-                if made and [path.name for path in self.directory.iterdir()] == [".lock"]:
-                    (self.directory / ".lock").unlink()  # while it is held: nobody else can hold this one
-                    with contextlib.suppress(OSError):  # somebody else has just begun here
-                        self.directory.rmdir()
+                try:
+                    owner.write_text(f"process {os.getpid()} on {platform.node()}\n", "utf-8")
+                except OSError as error:
+                    error.filename = str(owner)  # a failed write does not say where
+                    raise
+                self._tidy()
+                yield
             finally:
-                lock.release()
+                owner.unlink(missing_ok=True)
+                if made:
+                    remove_if_unused(self.directory)  # while it is held: nobody else can hold this one
 
     def _tidy(self) -> None:
         """Remove what killed processes left half-written, and checkpoints that outlived their trials.

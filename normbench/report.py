@@ -13,7 +13,7 @@ from normbench.labels import labels, settings, varied
 from normbench.located import printable
 from normbench.lookup import UnknownName, nearest, shortened
 from normbench.norms import NORMS
-from normbench.records import Failure, Record, Store
+from normbench.records import Record, Store
 from normbench.results import experiments, find, named
 from normbench.sweep import CHANGED, RETRIABLE, STATES, Survey, Unusable
 from normbench.tabular import as_json, as_table
@@ -70,7 +70,7 @@ def run_as_text(survey: Survey, results: Path) -> str:
     for trial in survey.experiment.trials:
         state = survey.state(trial)
         if state in ("failed", "timeout"):
-            reason = result_of(Failure(survey.errors[trial.id]))
+            reason = result_of(survey.errors[trial.id])
             lines.append(
                 f"  {label[trial.id]}: {reason} (see {printable(str(store.error_path(trial.id)), 4096)})"
             )
@@ -114,12 +114,20 @@ def expect(survey: Survey, results: Path, data: Path) -> Estimate:
     records = (
         record
         for name in (experiments(results) if missing else ())
-        for record in Store(results / name).load()[0].values()
+        for record in _readable(Store(results / name))
     )
     expected = estimate(missing, records, data, survey.experiment.execute)
     if expected.unusable:
         raise Unusable("\n".join(expected.unusable))
     return expected
+
+
+def _readable(store: Store) -> Collection[Record]:
+    """The records of a store; none where somebody else keeps them private."""
+    try:
+        return store.load()[0].values()
+    except PermissionError:
+        return ()
 
 
 def plan_as_text(survey: Survey, expected: Estimate) -> str:

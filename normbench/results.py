@@ -1,6 +1,6 @@
 """What lies below a results directory: which experiments, and their records."""
 
-import errno
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -45,15 +45,22 @@ class Found:
 
 
 def experiments(results: Path) -> list[str]:
-    """The experiments that have records or a plan below ``results``, by name.
+    """The experiments that have records or a plan below ``results``, by name; what cannot be read may be one.
 
     Raises:
-        NotADirectoryError: ``results`` is a file.
+        OSError: ``results`` is a file, or cannot be read.
     """
-    if results.exists() and not results.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(results))
-    found = {path.parent.name for path in (*results.glob("*/*.json"), *results.glob(f"*/{sweep.PLAN}"))}
-    return sorted(name for name in found if not name.startswith("."))
+    with contextlib.suppress(FileNotFoundError), os.scandir(results) as entries:
+        names = [each.name for each in entries if each.is_dir() and not each.name.startswith(".")]
+        return sorted(name for name in names if _is_experiment(results / name))
+    return []
+
+
+def _is_experiment(directory: Path) -> bool:
+    try:
+        return any(name == sweep.PLAN or name.endswith(".json") for name in os.listdir(directory))  # noqa: PTH208
+    except PermissionError:
+        return True
 
 
 def named(results: Path, name: str | None) -> list[str]:
@@ -61,6 +68,7 @@ def named(results: Path, name: str | None) -> list[str]:
 
     Raises:
         Missing: there is none of this name, or none at all.
+        OSError: the one cannot be read.
     """
     known = experiments(results)
     if not known:
@@ -70,11 +78,23 @@ def named(results: Path, name: str | None) -> list[str]:
     if name is not None and name not in known:
         hint = nearest(name, known)
         raise Missing(f"no experiment {shortened(name)} in {results}{hint}; there: {', '.join(known)}")
-    return known if name is None else [name]
+    if name is None:
+        return known
+    os.scandir(results / name).close()
+    return [name]
 
 
 def find(results: Path, name: str, tell: Tell) -> Found:
-    """The records of an experiment as it was run; ``tell`` receives a line for everything damaged."""
+    """The records of an experiment as it was run; ``tell`` is told of all that cannot be read."""
+    directory = results / name
+    try:
+        return _find(results, name, tell)
+    except PermissionError as error:
+        tell(f"{error.filename or directory}: cannot be read, left out ({error.strerror})")
+        return Found(name, [], None)
+
+
+def _find(results: Path, name: str, tell: Tell) -> Found:
     directory = results / name
     try:
         experiment = replace(sweep.stored(results, name), name=name)  # its directory may have been renamed

@@ -2,16 +2,17 @@
 
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from normbench import cgroups
 from normbench.config import Execute
 from normbench.estimate import device_bytes
 from normbench.executors import EXECUTORS
 from normbench.trial import Trial
 
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
+DEVICES = Path("/dev")
+DRIVERS = ("nvidia[0-9]*", "nvhost*", "nvgpu*", "dxg", "kfd")  # NVIDIA, its Tegra, Windows' below Linux, ROCm
 MOST = 16  # slots of a GPU that are tried
 
 
@@ -83,20 +84,21 @@ def refusal(execute: Execute, device: str) -> str | None:
 
 
 def cores() -> int:
-    """The cores that this process may use, by its affinity and by the quota of its container."""
+    """The cores that this process may use, by its affinity and by the quotas of its control groups."""
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = re.match(r"(\d+) (\d+)", QUOTA.read_text()) if QUOTA.exists() else None
-    return min(ours, math.ceil(int(quota[1]) / int(quota[2]))) if quota else ours
+    return math.ceil(min(ours, cgroups.quota()))
 
 
 def _on_gpus(execute: Execute) -> bool:
     elsewhere = EXECUTORS[execute.executor.name].elsewhere
-    return not elsewhere and execute.device != "cpu" and (execute.device != "auto" or _has_gpu())
+    return not elsewhere and execute.device != "cpu" and (execute.device != "auto" or has_gpu())
 
 
-def _has_gpu() -> bool:
-    """Without loading torch: whoever only asks how long a sweep takes should not wait for it."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+def has_gpu() -> bool:
+    """Whether ``auto`` is a GPU here: torch says so, and is asked, and loaded, where there may be one."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    drivers = any(True for name in DRIVERS for _ in DEVICES.glob(name))
+    return drivers and not hidden and bool(_memories("auto"))
 
 
 def _memories(device: str) -> Mapping[int, int]:

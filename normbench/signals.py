@@ -3,9 +3,14 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-ENDING = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and a batch system's notice
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a batch system's notice, a lost terminal
+
+
+def is_heard(number: int) -> bool:
+    """Whether this process was not begun with the signal ignored, as ``nohup`` does, or ``cmd &``."""
+    return signal.getsignal(number) is not signal.SIG_IGN
 
 
 class Stopped(BaseException):
@@ -17,8 +22,8 @@ class Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Nothing is interrupted by them meanwhile: this process hears of those that came at the end.
+def held_back(numbers: Sequence[int] = ENDING) -> Iterator[None]:
+    """Nothing is interrupted by signals meanwhile: this process hears of those that came at the end.
 
     A process that is started meanwhile hears of none, until it says otherwise.
     """
@@ -30,10 +35,10 @@ def held_back() -> Iterator[None]:
 
     with contextlib.ExitStack() as undo:
         undo.callback(hear)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
         if threading.current_thread() is threading.main_thread():  # where all are handled, whoever got them
-            for number in ENDING:
+            for number in numbers:
                 handler = signal.getsignal(number)
                 if handler is not None:  # or it is none of Python's
                     undo.callback(signal.signal, number, handler)

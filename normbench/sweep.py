@@ -3,7 +3,6 @@
 import errno
 import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -17,6 +16,7 @@ from normbench.changes import Change
 from normbench.data import decoded
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
+from normbench.filesystems import free_bytes
 from normbench.norms import NORMS
 from normbench.records import Failure, Lacking, Record, Store, complaints, write_atomically
 from normbench.room import refusal, sharing, slots, together, workers
@@ -60,7 +60,7 @@ class Survey:
 
     experiment: config.Experiment
     records: dict[str, Record]
-    errors: dict[str, str]
+    errors: dict[str, Failure]
     damaged: dict[Path, str]
     saved: frozenset[str]
     stray: tuple[str, ...]
@@ -70,7 +70,7 @@ class Survey:
         """How far a trial is."""
         if trial.id in self.records:
             return self.records[trial.id].status
-        return Failure(self.errors[trial.id]).state if trial.id in self.errors else "missing"
+        return self.errors[trial.id].state if trial.id in self.errors else "missing"
 
     def counts(self) -> Counter[State]:
         """How many trials are in each state."""
@@ -167,9 +167,9 @@ def run(
     store = Store(results / experiment.name)
     with store.locked():
         before = survey(experiment, results)
+        store.set_aside(path for path, why in before.damaged.items() if not isinstance(why, Lacking))
         for line in complaints(before.damaged, f"moved to {store.directory / 'corrupt'}"):
             listener.say(line)
-        store.set_aside(path for path, why in before.damaged.items() if not isinstance(why, Lacking))
         outdated = _outdated(before, data, listener.say) if CHANGED in retry else frozenset[str]()
         again = {"missing", *retry}
         missing = [
@@ -183,7 +183,7 @@ def run(
                 kernels = _has_kernels(experiment.execute, missing, listener.say)
                 place = gains.settled(experiment.execute, missing, data, listener.say, stop)
                 running = min(_at_once(place, missing) or AT_ONCE, len(missing))
-                _check_space(missing, parameters, running, store.directory)
+                _check_space(missing, parameters, running, store.directory, listener.say)
             _write_plan(experiment, store, replace_plan, listener.say)
             if missing:
                 _tell_changes(compared(before, data), missing, listener)
@@ -295,15 +295,21 @@ def _has_kernels(place: config.Execute, trials: Sequence[Trial], say: Callable[[
     return True
 
 
-def _check_space(trials: Sequence[Trial], parameters: int, running: int, directory: Path) -> None:
+def _check_space(
+    trials: Sequence[Trial], parameters: int, running: int, directory: Path, say: Callable[[str], None]
+) -> None:
     """Refuse to begin what the disk will not hold: the records, and the states of ``running`` trials.
 
     Raises:
         OSError: says how much is free and how much is needed.
     """
     needed = sum(map(record_bytes, trials)) + running * checkpoint_bytes(parameters)
-    free = shutil.disk_usage(directory).free
-    if free < needed:
+    free = free_bytes(directory)
+    if free is None:
+        say(
+            f"{directory}: the file system does not say how much is free; this run needs about {size(needed)}"
+        )
+    elif free < needed:
         words = f"{size(free)} free, and this run needs about {size(needed)}"
         raise OSError(errno.ENOSPC, words, str(directory))
 
@@ -474,7 +480,7 @@ def _execute(
             if isinstance(outcome, Failure):
                 if outcome.unwritable:  # the next trial's state would not be written either
                     raise outcome.unwritable
-                store.save_error(trial.id, outcome.traceback)
+                store.save_error(trial.id, outcome)
             else:
                 store.save(outcome)
             listener.outcome(trial, outcome)

@@ -588,3 +588,15 @@ def test_a_damaged_file_is_read_or_refused_with_a_reason(config, text, overrides
 def test_a_random_document_is_read_or_refused_with_a_reason(config, document):
     with contextlib.suppress(ConfigError):
         config(yaml.safe_dump(document, allow_unicode=True))
+
+
+@pytest.mark.parametrize("target", ["gone.yaml", "/nowhere/at/all.yaml"])
+def test_a_link_that_points_nowhere_says_so(tmp_path: Path, target: str) -> None:
+    (tmp_path / "dangling.yaml").symlink_to(target)
+    (tmp_path / "other.yaml").write_text("extends: dangling.yaml\nname: x\n")
+    words = f"cannot be read: it is a link to {target}, which is not there"
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "dangling.yaml")
+    assert str(caught.value) == f"{tmp_path}/dangling.yaml: {words}"
+    with pytest.raises(ConfigError, match=f"{tmp_path}/dangling.yaml {words}"):
+        load(tmp_path / "other.yaml")

@@ -53,6 +53,19 @@ def test_any_number_of_processes_share_the_cpu() -> None:
     assert of_processes(torch.device("cpu"), 3) == (torch.device("cpu"),) * 3
 
 
+def test_an_interface_that_is_not_there_is_refused_before_any_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for name in ("lo", "", "lo,lo"):
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", name)
+        assert of_processes(cpu, 2) == (cpu, cpu)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,eth47")
+    with pytest.raises(
+        ValueError, match=r"^GLOO_SOCKET_IFNAME=eth47: no such network interface; there: .*lo"
+    ):
+        of_processes(cpu, 2)
+    assert of_processes(cpu, 1) == (cpu,), "which connects to nobody"
+
+
 @dataclass
 class Properties:
     total_memory: int

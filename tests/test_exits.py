@@ -3,8 +3,12 @@
 import errno
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+from email.message import Message
+from urllib.error import HTTPError
 
 import pytest
 
@@ -12,7 +16,7 @@ from normbench import exits
 from normbench.config import ConfigError
 from normbench.data import DataError
 from normbench.lookup import UnknownName
-from normbench.records import RecordsInUse
+from normbench.records import RecordsInUse, Unwritable
 from normbench.sweep import Unusable
 
 
@@ -26,6 +30,22 @@ from normbench.sweep import Unusable
         (DataError("x"), 4),
         (RecordsInUse("x"), 5),
         (OSError(errno.EIO, "x"), 6),
+        (OSError(errno.ENOSPC, "x"), 6),
+        (OSError(errno.ETIMEDOUT, "x", "/nfs/record"), 6),
+        (OSError(errno.ENOTCONN, "x", "/fuse/record"), 6),
+        (Unwritable(errno.ETIMEDOUT, "x", "/nfs/record"), 6),
+        (PermissionError(errno.EACCES, "x", "/record"), 6),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), 1),
+        (ConnectionError("the head of the cluster is gone"), 1),
+        (BrokenPipeError(errno.EPIPE, "x"), 1),
+        (TimeoutError("x"), 1),
+        (TimeoutError(errno.ETIMEDOUT, "x"), 1),
+        (socket.gaierror(2, "x"), 1),
+        (ssl.SSLError(1, "x"), 1),
+        (HTTPError("https://x", 404, "x", Message(), None), 1),
+        (OSError(errno.EMFILE, "x"), 1),
+        (ChildProcessError(errno.ECHILD, "x"), 1),
+        (OSError("x"), 1),
         (RuntimeError("x"), 1),
         (KeyError("x"), 1),
         (KeyboardInterrupt(), 130),
@@ -43,7 +63,15 @@ def test_an_error_of_the_system_names_the_path_and_the_fix() -> None:
 
 
 def test_an_error_of_the_system_without_words_is_named() -> None:
-    assert exits.words_of(OSError()) == "OSError"
+    assert exits.words_of(OSError()).startswith("OSError: no reason given (of the system, and of no file")
+
+
+def test_a_lost_connection_is_told_as_one() -> None:
+    words = exits.words_of(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
+    assert words == (
+        f"ConnectionResetError: [Errno {errno.ECONNRESET}] Connection reset by peer "
+        "(of the system, and of no file; --debug shows where)"
+    )
 
 
 def test_all_problems_are_told_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +139,20 @@ def test_signals_do_afterwards_what_they_did_before() -> None:
     assert [signal.getsignal(number) for number in exits.ENDING] == before
 
 
+@pytest.mark.parametrize("number", exits.ENDING)
+def test_a_signal_that_was_ignored_before_stays_ignored(number: int) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with exits.Stop([], lambda _: None) as stop:
+            os.kill(os.getpid(), number)
+            assert not stop()
+            os.kill(os.getpid(), number)
+            assert not stop()
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
 STUBBORN = """
 import signal, time
 from normbench.exits import Stop
@@ -124,18 +166,22 @@ with Stop(["run", "a b.yaml"], lambda words: print(words, flush=True)) as stop:
 """
 
 
-@pytest.mark.parametrize("number", exits.ENDING)
-def test_the_second_signal_ends_what_does_not_end_by_itself(number: int) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM)],
+)
+def test_the_second_signal_ends_what_does_not_end_by_itself(first: int, second: int) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "running\n"
-        process.send_signal(number)
+        process.send_signal(first)
         assert process.stdout.readline().startswith("stopping")
-        process.send_signal(number)
-        assert process.wait(timeout=60) == 128 + number
+        process.send_signal(signal.SIGHUP)  # which a shell and the system both send
+        process.send_signal(second)
+        assert process.wait(timeout=60) == 128 + second
         assert process.stderr.read() == "resume with: normbench run 'a b.yaml'\n"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from normbench import export
 from normbench.lookup import UnknownName
-from normbench.records import Record, Store
+from normbench.records import Failure, Record, Store
 
 RESULTS = Path("results")
 
@@ -59,7 +59,7 @@ def test_a_trial_in_two_experiments_is_shown_twice(lab: Path, record: Record) ->
 
 def test_a_failed_trial_shows_its_traceback(store: Store, record: Record) -> None:
     store.record_path(record.trial.id).unlink()
-    store.save_error(record.trial.id, "Traceback\n  \x1b[31mline\nValueError: bad")
+    store.save_error(record.trial.id, Failure("Traceback\n  \x1b[31mline\nValueError: bad"))
     lines = export.trial_as_text(RESULTS, record.trial.id).splitlines()
     assert lines[0] == f"results/tiny/{record.trial.id}.error.txt: failed"
     assert lines[1:] == ["Traceback", "  \\x1b[31mline", "ValueError: bad"]

@@ -37,7 +37,18 @@ def behind(*tables: Table[Any]) -> tuple[str, ...]:
 FLOORS: tuple[tuple[str, ...], ...] = (
     # the version, and what knows nothing of the rest
     ("",),
-    ("calls", "dispatch", "memory", "process", "signals", "stats", "streams", "plots.published"),
+    (
+        "calls",
+        "cgroups",
+        "dispatch",
+        "filesystems",
+        "memory",
+        "process",
+        "signals",
+        "stats",
+        "streams",
+        "plots.published",
+    ),
     ("tape", "graphs", "user_code"),
     ("lookup",),
     # the tables: what exists, by name, without loading it

@@ -156,7 +156,7 @@ def test_the_fewest_slots_that_give_nearly_all() -> None:
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """A machine that seems to have sixteen cores and a GPU of 80 GiB; its speeds, and what was measured."""
     log: dict[str, Any] = {"measured": [], "streams": 100.0, "processes": 60.0}
-    monkeypatch.setattr(room, "_has_gpu", lambda: True)
+    monkeypatch.setattr(room, "has_gpu", lambda: True)
     monkeypatch.setattr(room, "cores", lambda: 16)
     monkeypatch.setattr(devices, "memories", lambda _: {0: 80 * GIB})
     monkeypatch.setattr(devices, "device", lambda name: torch.device(name))

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def comparable(record: Path) -> dict[str, object]:
     return content  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_told_to_stop_saves_its_state_and_goes_on_to_the_same_record(
     lab: Path, cli: Cli, number: signal.Signals
 ) -> None:
@@ -104,3 +105,64 @@ def test_a_terminal_shows_no_colours_where_none_are_wanted(lab: Path) -> None:
         len([line for line in lines if re.search(r"batch-resnet8-b(8|16)-s0-\w+: test accuracy", line)]) == 2
     )
     assert not re.search(rb"\x1b\[[0-9;]*(3|4|9|10)[0-7]m", terminal.raw)
+
+
+POOL = [*LONG, "execute={executor: pool, workers: 2, device: cpu}", "sweep.seed=[0,1]"]
+
+
+def begun(lab: Path, process: "subprocess.Popen[bytes]", trials: int = 2) -> None:
+    """Wait until so many trials have stored a state, and so are in their course."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len({path.name for path in (lab / "results").glob("*/checkpoints/*.0.ckpt")}) < trials:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def _frequent_states(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every process stores a state after every report."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'normbench' in ' '.join(sys.orig_argv) or 'spawn_main' in ' '.join(sys.orig_argv):\n"
+        "    import normbench.train as train\n"
+        "    train.CHECKPOINT_SECONDS = train.REPORT_SECONDS = 0.0\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *filter(None, sys.path)]))
+
+
+@pytest.mark.usefixtures("_frequent_states")
+def test_a_terminal_that_is_gone_ends_a_run_with_all_states_saved(lab: Path, cli: Cli) -> None:
+    """Its whole session hears of it, workers and all, and nothing can be written to it any more."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "normbench", *POOL],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    begun(lab, process)
+    os.close(ours)
+    os.killpg(process.pid, signal.SIGHUP)  # and once more, as by a shell
+    assert process.wait(PATIENCE_SECONDS) == 128 + signal.SIGHUP
+    assert cli("status").out.splitlines()[-1] == "long: 2 trials with a saved state to go on from"
+
+
+@pytest.mark.usefixtures("_frequent_states")
+@pytest.mark.parametrize("executor", ["serial", "pool"])
+def test_signals_that_were_ignored_from_the_start_stop_nothing(lab: Path, executor: str) -> None:
+    """As after ``nohup``, and in the background of a script."""
+    place = f"execute={{executor: {executor}, device: cpu}}"
+    process = subprocess.Popen(
+        [
+            *("sh", "-c", 'trap "" INT HUP; exec "$@"', "sh"),
+            *(sys.executable, "-m", "normbench", *LONG, "trial.epochs=20", place, "--quiet"),
+        ],
+        start_new_session=True,
+    )
+    begun(lab, process, trials=1)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGINT):
+        os.killpg(process.pid, number)
+    assert process.wait(PATIENCE_SECONDS) == 0
+    assert list((lab / "results/long").glob("batch-*.json"))

@@ -325,12 +325,12 @@ def test_saving_removes_the_trials_own_error_and_checkpoints_only(
     for trial_id in (real.trial.id, other, f"{real.trial.id}0"):
         for slot in "01":
             write_atomically(Path(f"{store.checkpoint_path(trial_id)}.{slot}.ckpt"), b"state")
-        store.save_error(trial_id, "Traceback\nValueError: no")
+        store.save_error(trial_id, Failure("Traceback\nValueError: no"))
 
     store.save(real)
 
     assert store.errors().get(real.trial.id) is None
-    assert store.errors()[other] == "Traceback\nValueError: no"
+    assert store.errors()[other] == Failure("Traceback\nValueError: no")
     left = {path.name.partition(".")[0] for path in (store.directory / "checkpoints").iterdir()}
     assert left == {other, f"{real.trial.id}0"}
 
@@ -374,6 +374,38 @@ def test_a_hang_is_told_from_an_exception_of_its_words() -> None:
     assert Failure("Traceback\nsocket.timeout: timed out").state == "failed"
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Failure.hang("Fatal Python error: Aborted\n", 600, 2),
+        Failure("Traceback\nRuntimeError: timeout: no step for 600 s, 2 times on this trial"),
+        Failure("Traceback\nRuntimeError: x\ntimeout: no step for 600 s, 2 times on this trial"),
+        Failure("state: timeout\nwhat a trial printed"),
+        Failure(""),
+    ],
+    ids=["a hang", "its words", "its words alone", "a first line like ours", "nothing"],
+)
+def test_how_a_trial_ended_is_stored_and_not_read_from_its_words(store: Store, failure: Failure) -> None:
+    store.save_error("trial", failure)
+    assert store.errors() == {"trial": failure}
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("Fatal Python error: Aborted\ntimeout: no step for 600 s, 2 times on this trial", "timeout"),
+        ("timeout: no step for 0.5 s, 2 times on this trial", "timeout"),
+        ("Traceback\nValueError: no", "failed"),
+        ("", "failed"),
+    ],
+)
+def test_failures_that_were_stored_without_a_state_are_understood(
+    store: Store, text: str, state: str
+) -> None:
+    write_atomically(store.error_path("trial"), text.encode())
+    assert store.errors() == {"trial": Failure(text, state)}  # type: ignore[arg-type]
+
+
 def test_a_failure_of_the_disk_is_told_from_others_and_crosses_to_another_process(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Unwritable) as caught:
@@ -386,9 +418,9 @@ def test_a_failure_of_the_disk_is_told_from_others_and_crosses_to_another_proces
 
 
 def test_an_error_of_any_characters_is_kept(store: Store) -> None:
-    store.save_error("trial", "broken \udcff name, Größe 3×3")
+    store.save_error("trial", Failure("broken \udcff name, Größe 3×3"))
 
-    assert store.errors()["trial"] == "broken \\udcff name, Größe 3×3"
+    assert store.errors()["trial"] == Failure("broken \\udcff name, Größe 3×3")
 
 
 # ---- the lock

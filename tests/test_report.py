@@ -40,7 +40,7 @@ def end_badly(store: Store) -> list[str]:
     failure = {"step": 1, "why": "\x1b[31mno memory"}
     store.save(second.model_copy(update={"status": "out_of_memory", "final": None, "failure": failure}))
     store.record_path(third.trial.id).unlink()
-    store.save_error(third.trial.id, "Traceback\n  ...\nValueError: [red]bad\x1b[0m\n")
+    store.save_error(third.trial.id, Failure("Traceback\n  ...\nValueError: [red]bad\x1b[0m\n"))
     return [record.trial.id for record in (first, second, third, last)]
 
 
@@ -58,7 +58,7 @@ def test_a_run_lists_what_did_not_end_well(store: Store) -> None:
 def test_a_trial_that_hangs_is_a_state_of_its_own_and_tried_again_by_the_next_run(store: Store) -> None:
     hung = records(store)[0].trial
     store.record_path(hung.id).unlink()
-    store.save_error(hung.id, Failure.hang("Fatal Python error: Aborted\n", 600, 2).traceback)
+    store.save_error(hung.id, Failure.hang("Fatal Python error: Aborted\n", 600, 2))
 
     lines = report.run_as_text(survey(), Path("results")).splitlines()
 

@@ -1,8 +1,11 @@
 """What lies below a results directory, whole, renamed and damaged."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import Cli
 
 from normbench.records import Store
 from normbench.results import Missing, experiments, find, named
@@ -82,3 +85,78 @@ def test_a_title_is_the_name_and_the_description_of_the_plan(lab: Path) -> None:
     assert find(lab / "results", "tiny", pytest.fail).title == "tiny: two methods, CIFAR-10 (JPEG copy)"
     plan.unlink()
     assert find(lab / "results", "tiny", lambda _: None).title == "tiny"
+
+
+def private(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """What has one of these names is somebody else's, whom root would not notice."""
+
+    def refusing(call: Any) -> Any:
+        def instead(path: Any, *arguments: Any, **keywords: Any) -> Any:
+            if not isinstance(path, int) and Path(path).name in names:
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, *arguments, **keywords)
+
+        return instead
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(os, "listdir", refusing(os.listdir))
+    monkeypatch.setattr(Path, "read_bytes", refusing(Path.read_bytes))
+    monkeypatch.setattr(Path, "read_text", refusing(Path.read_text))
+
+
+def test_a_record_of_somebody_else_is_named_and_all_others_are_counted(
+    lab: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lab / "results/second").mkdir()
+    for path in (lab / "results/tiny").glob("*.*"):
+        (lab / "results/second" / path.name).write_bytes(path.read_bytes())
+    hidden = min((lab / "results/second").glob("*.json"))
+    (lab / "results/tiny" / hidden.name).rename(lab / "results/tiny/moved")
+    private(monkeypatch, hidden.name)
+
+    status = cli("status")
+    assert status.code == 0
+    assert [line.split()[:2] for line in status.out.splitlines()[1:3]] == [["second", "3"], ["tiny", "3"]]
+    why = "it cannot be read: Permission denied"
+    assert f"results/second/{hidden.name}: not a valid record, left out ({why})" in status.out
+
+    plan = cli("plan", "tiny.yaml", "name=second")
+    assert plan.code == 0
+    assert f"results/second/{hidden.name}: not a valid record ({why})" in plan.err
+    run = cli("run", "tiny.yaml", "name=second", "--quiet")
+    assert run.code == 6
+    assert run.err.splitlines()[0] == f"results/second/{hidden.name}: Permission denied"
+    assert hidden.exists(), "it may be a good one"
+    assert not (lab / "results/second/corrupt").exists()
+
+
+def test_an_experiment_of_somebody_else_is_named_and_all_others_are_shown(
+    lab: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lab / "results/theirs").mkdir()
+    private(monkeypatch, "theirs")
+
+    status = cli("status")
+    assert status.code == 0
+    assert [line.split()[:2] for line in status.out.splitlines()[1:3]] == [["theirs", "0"], ["tiny", "4"]]
+    assert "results/theirs: cannot be read, left out (Permission denied)" in status.out
+    assert cli("plan", "tiny.yaml", "trial.epochs=3").code == 0
+    shown = cli("show", "batch-resnet8-b8-s9")
+    assert shown.code == 2
+    assert "results/theirs cannot be read (Permission denied)" in shown.err
+    for command in (["status", "theirs"], ["export", "theirs"], ["plot", "theirs"]):
+        ended = cli(*command)
+        assert ended.code == 6
+        assert ended.err.startswith("results/theirs: Permission denied")
+
+
+def test_a_failed_attempt_that_cannot_be_read_is_one_all_the_same(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = min((lab / "results/tiny").glob("*.json"))
+    error = record.with_suffix(".error.txt")
+    record.rename(error)
+    private(monkeypatch, error.name)
+    found = find(lab / "results", "tiny", pytest.fail)
+    assert found.survey is not None
+    assert found.survey.counts() == {"done": 3, "failed": 1}

@@ -1,5 +1,6 @@
 """How many trials run at once, and where: on machines that seem to have so many cores and such GPUs."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import tiny_trial
 
-from normbench import devices, room
+from normbench import cgroups, devices, room
 from normbench.config import Execute
 from normbench.estimate import device_bytes
 from normbench.executors import EXECUTORS
@@ -19,15 +20,15 @@ GIB = 2**30
 @pytest.fixture(autouse=True)
 def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(room, "QUOTA", Path("not/there"))
-    monkeypatch.setattr(room, "_has_gpu", lambda: False)
+    monkeypatch.setattr(cgroups, "quota", lambda: math.inf)
+    monkeypatch.setattr(room, "has_gpu", lambda: False)
 
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 80 and 24 GiB."""
     sizes = {0: 80 * GIB, 1: 24 * GIB}
-    monkeypatch.setattr(room, "_has_gpu", lambda: True)
+    monkeypatch.setattr(room, "has_gpu", lambda: True)
 
     def memories(name: str) -> dict[int, int]:
         return {1: sizes[1]} if name == "cuda:1" else sizes
@@ -52,19 +53,58 @@ def test_workers_are_as_many_as_the_cores_carry_unless_told() -> None:
     assert room.slots(Execute(device="cpu")) == ()
 
 
-def test_a_containers_quota_of_cores_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(room, "QUOTA", tmp_path / "cpu.max")
-    for quota, cores in (("250000 100000", 3), ("max 100000", 8), ("9900000 100000", 8)):
-        room.QUOTA.write_text(quota)
-        assert room.workers(Execute(device="cpu")) == cores
-
-
 @pytest.mark.usefixtures("two_gpus")
 def test_how_many_run_at_once_elsewhere_is_not_for_this_machine_to_say() -> None:
     for name, entry in EXECUTORS.items():
         assert (room.workers(Execute(executor=name, device="cpu")) is None) == entry.elsewhere
         assert room.workers(Execute(executor=name, workers=3)) == 3
         assert (room.slots(Execute(executor=name)) == ()) == entry.elsewhere
+
+
+# ---- is there a GPU
+
+
+@pytest.mark.parametrize(
+    ("file", "hidden", "torch_sees", "gpu"),
+    [
+        ("nvidia0", None, True, True),
+        ("dxg", None, True, True),  # Windows Subsystem for Linux
+        ("kfd", None, True, True),  # ROCm
+        ("nvidia0", None, False, False),  # a torch without CUDA
+        ("nvidiactl", None, True, False),
+        ("nvidia0", "", True, False),
+        ("nvidia0", "-1", True, False),
+        ("nvidia0", "0", True, True),
+        (None, None, True, False),
+    ],
+)
+def test_torch_says_whether_there_is_a_gpu_and_is_asked_only_where_there_may_be_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str | None,
+    hidden: str | None,
+    torch_sees: bool,
+    gpu: bool,
+) -> None:
+    asked: list[str] = []
+
+    def memories(name: str) -> dict[int, int]:
+        asked.append(name)
+        return {0: 80 * GIB} if torch_sees else {}
+
+    monkeypatch.undo()
+    monkeypatch.setattr(room, "DEVICES", tmp_path)
+    monkeypatch.setattr(devices, "memories", memories)
+    monkeypatch.setattr(room, "cores", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    if file:
+        (tmp_path / file).touch()
+
+    assert room.has_gpu() == gpu
+    assert bool(asked) == (file not in (None, "nvidiactl") and hidden not in ("", "-1"))
+    assert room.workers(Execute()) == (1 if gpu else 8)
 
 
 # ---- slots

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from normbench.checkpoints import load, save, slots
-from normbench.records import SCHEMA, Record, Store
+from normbench.records import SCHEMA, Failure, Record, Store
 
 HISTORIES = int(os.environ.get("NORMBENCH_FUZZ", "100")) // 5
 TRIALS = [tiny_trial(seed=seed) for seed in range(3)]
@@ -143,7 +143,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(which=TRIAL, words=st.text(max_size=20))
     def fail(self, which: int, words: str) -> None:
-        self.store.save_error(TRIALS[which].id, words)
+        self.store.save_error(TRIALS[which].id, Failure(words))
 
     @rule()
     def run_again(self) -> None:

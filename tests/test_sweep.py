@@ -299,7 +299,7 @@ def test_a_failure_is_kept_and_tried_again_by_the_next_run(lab: Lab, monkeypatch
         seen = lab.run()
     assert seen.counts == {"done": 3, "failed": 1}
     assert seen.survey is not None
-    assert seen.survey.errors[bad].endswith("ValueError: no luck with seed 1\n")
+    assert seen.survey.errors[bad].traceback.endswith("ValueError: no luck with seed 1\n")
     assert lab.store.error_path(bad).exists()
 
     seen = lab.run()

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import Field
 
 from normbench.data import Arrays, DataError, Say
+from normbench.filesystems import locked
 from normbench.records import write_atomically
 from normbench.trial import Frozen
 
@@ -98,17 +98,12 @@ class Cache:
     @contextlib.contextmanager
     def locked(self, say: Say) -> Iterator[None]:
         """Be the one process that writes; the system frees the lock when that process dies."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"{self.folder}: waiting for another process that is decoding")
-            lock.acquire()
-        try:
+
+        def wait(how_to_free: str) -> None:
+            say(f"{self.folder}: waiting for another process that is decoding{how_to_free}")
+
+        with locked(self.folder, "--data DIR", wait):
             yield
-        finally:
-            lock.release()
 
     @property
     def _index(self) -> Path:

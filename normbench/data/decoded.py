@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from normbench.config import ConfigError
 from normbench.data import DATASETS, Arrays, Source
 from normbench.data import DataError as DataError
 from normbench.data import Say as Say
 from normbench.data.cache import Cache, Index, Stamps
+from normbench.filesystems import NoHomeError, expanded, user_cache
 from normbench.trial import Choice
 
 # These options choose among the images; all others decide what is decoded.
@@ -73,11 +75,19 @@ class Extent(NamedTuple):
 
 
 def default_directory() -> Path:
-    """``NORMBENCH_DATA``, or ``normbench`` in the user's cache directory (XDG base directories)."""
-    if chosen := os.environ.get("NORMBENCH_DATA"):
-        return Path(chosen).expanduser()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "normbench"
+    """``NORMBENCH_DATA``, or ``normbench`` in the user's cache directory (XDG base directories).
+
+    Raises:
+        ConfigError: it would be below a home directory, and this user has none.
+    """
+    try:
+        if chosen := os.environ.get("NORMBENCH_DATA"):
+            return expanded(Path(chosen))
+        return user_cache() / "normbench"
+    except NoHomeError as error:
+        raise ConfigError(
+            f"where data sets are kept is not known ({error.strerror}); give --data DIR or set NORMBENCH_DATA"
+        ) from None
 
 
 def prepare(dataset: Choice, directory: Path, say: Say = lambda _: None) -> None:

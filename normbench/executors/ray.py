@@ -20,11 +20,11 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from normbench.executors import CannotExecute
 from normbench.executors.attempts import CUT_OFF, Attempts, packed
+from normbench.filesystems import locked
 from normbench.records import Failure, Unwritable, write_atomically
+from normbench.signals import held_back
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
@@ -259,8 +259,7 @@ def _unpack(path: Path, size: int, content: Any, fetch: Callable[[Any], Any]) ->
         return found and (not isinstance(content, bytes) or path.read_bytes() == content)
 
     if not is_there():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / ".lock"):  # of all tasks of a node, one fetches
+        with locked(path.parent, "--data DIR", lambda _: None):  # of all tasks of a node, one fetches
             if not is_there():
                 write_atomically(path, content if isinstance(content, bytes) else fetch(content).tobytes())
 
@@ -281,7 +280,8 @@ def _connected(address: str | None, cpus: int | None) -> Iterator[None]:
             options |= {"_temp_dir": after.enter_context(_short_directory()), "include_dashboard": False}
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+            with held_back([signal.SIGHUP]):  # a lost terminal ends its processes when the trials have saved
+                ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError) as error:
             raise CannotExecute(f"executor ray: {str(error).partition(chr(10))[0]}") from None
         after.callback(ray.shutdown)

@@ -205,7 +205,7 @@ class _Queue:
         for job in self.jobs.values():
             if job.id in queued:
                 job.lost = None
-                if queued[job.id] != "RUNNING":
+                if queued[job.id] not in RUNNING:
                     job.silence = None
             elif job.lost is None:
                 job.lost = now

@@ -9,7 +9,6 @@ import faulthandler
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from normbench.executors.attempts import packed
 from normbench.signals import ENDING, held_back
+from normbench.streams import flush
 from normbench.trial import Trial
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class Process:
         theirs = [their for _, their in pipes]
         self._stacks, stacks = context.Pipe(duplex=False)
         self._process = context.Process(target=_serve, args=(theirs, stacks, load), daemon=True)
-        resource_tracker.ensure_running()  # its first start, a part of every other start, unblocks them again
+        with held_back([signal.SIGHUP]):  # which would end it
+            resource_tracker.ensure_running()  # its start, a part of the first other one, unblocks the others
         try:
             with held_back():  # until _serve ignores them
                 self._process.start()
@@ -192,9 +193,7 @@ def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any
     _sit(first, stacks)
     for thread in threads:
         thread.join()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    flush()
     os._exit(0)  # nobody who stops a run should wait a second while torch is taken apart
 
 

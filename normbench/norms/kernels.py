@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from normbench.filesystems import user_cache
 from normbench.tape import in_two_parts, one_call
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "weights.c"))
@@ -396,8 +397,12 @@ def _compiler() -> list[str]:
 
 
 def cache_directory() -> Path:
-    """For what is made once per machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "normbench"
+    """For what is made once per machine.
+
+    Raises:
+        OSError: this user has no home directory.
+    """
+    return user_cache() / "normbench"
 
 
 def _key(compiler: Sequence[str], flags: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import os
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ METADATA: Mapping[str, Mapping[str, str | None]] = {
 }
 FORMATS = tuple(METADATA)
 DPI = 200
+BACKEND = "MPLBACKEND"
 
 
 class Selected(Protocol):
@@ -125,6 +127,7 @@ def _check(kind: str, given: Sequence[str] | Options, known: Sequence[str] | Map
 
 def draw(figure: Figure[S], selection: S, kind: str, title: str = "") -> bytes:
     """The figure as the bytes of a ``kind`` file, whatever the user's matplotlibrc says."""
+    _import_matplotlib()
     import matplotlib.style
     from matplotlib.figure import Figure as Canvas
 
@@ -136,6 +139,20 @@ def draw(figure: Figure[S], selection: S, kind: str, title: str = "") -> bytes:
         _frame(canvas, title, (*selection.warnings, *selection.caption))
         canvas.savefig(buffer, format=kind, dpi=DPI, metadata=dict(METADATA[kind]))
     return buffer.getvalue()
+
+
+def _import_matplotlib() -> None:
+    """Import it without the backend that the environment names, which need not be installed here.
+
+    A notebook hands its own to every command. Figures are drawn without one, and what imports pyplot later
+    has the environment as it was.
+    """
+    named = os.environ.pop(BACKEND, None)
+    try:
+        import matplotlib  # noqa: F401
+    finally:
+        if named is not None:
+            os.environ[BACKEND] = named
 
 
 def _frame(canvas: "Canvas", title: str, caption: Sequence[str]) -> None:
