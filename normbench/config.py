@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from normbench.bases import Files, Unreadable
 from normbench.cells import TRIAL_KEYS, merged, trials_of
+from normbench.defaults import BEFORE, NOW, named
 from normbench.executors import EXECUTORS
 from normbench.located import Node, Problem, Spot, printable
 from normbench.lookup import closest, shortened
@@ -139,22 +140,32 @@ class Experiment:
 
 
 def dump(experiment: Experiment) -> str:
-    """YAML that ``load`` reads back to an equal experiment."""
-    return write(experiment.document)
+    """YAML that ``load`` reads back to an equal experiment.
+
+    Where its trials depend on defaults that have changed once, these are named.
+    """
+    root, _ = read(write(experiment.document), Spot("", 1, 1, ""))
+    assert root is not None
+    halved = any(trial.precision == "bf16" for trial in experiment.trials)
+    return write(named(root, NOW if halved else {**NOW, "logits_precision": None}).plain())
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+def load(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> Experiment:
     """Read an experiment.
 
     Args:
         path: a YAML file.
+        stored: it lies beside records; what it does not name of ``defaults.BEFORE`` is as it was then.
         overrides: ``KEY=VALUE`` each, KEY a dotted path of the document and VALUE YAML; the last one wins.
             With a list of sweeps, ``sweep.KEY`` applies to each of them.
 
     Raises:
         ConfigError: with everything that is wrong in the file and the overrides.
     """
-    return _experiment(*_read_file(path), overrides)
+    root, problems = _read_file(path)
+    if stored and root is not None and isinstance(root.value, dict):
+        root = named(root, BEFORE)
+    return _experiment(root, problems, overrides)
 
 
 def on_command_line(overrides: Sequence[str]) -> Experiment:

@@ -99,7 +99,7 @@ def stored(results: Path, name: str) -> config.Experiment:
     Raises:
         ConfigError: it was never run here.
     """
-    return config.load(results / name / PLAN)
+    return config.load(results / name / PLAN, stored=True)
 
 
 def run(
