@@ -15,7 +15,7 @@ from normbench import config, gains
 from normbench.estimate import checkpoint_bytes, record_bytes, size
 from normbench.executors import EXECUTORS
 from normbench.records import Failure, Record, Store, write_atomically
-from normbench.room import refusal, sharing, slots, together, workers
+from normbench.room import cores, refusal, sharing, slots, together, workers
 from normbench.trial import Choice, Trial
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def run(
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         with _begin(experiment.execute, missing) as begun:
             if missing:
-                parameters = prepare(missing, data, listener.say, experiment.execute)
+                parameters = prepare(missing, data, listener.say, experiment.execute, stop)
                 place = gains.settled(experiment.execute, missing, data, listener.say, stop)
                 running = min(_at_once(place, missing) or AT_ONCE, len(missing))
                 _check_space(missing, parameters, running, store.directory)
@@ -154,9 +154,15 @@ def run(
 
 
 def prepare(
-    trials: Sequence[Trial], data: Path, say: Callable[[str], None], place: config.Execute = HERE
+    trials: Sequence[Trial],
+    data: Path,
+    say: Callable[[str], None],
+    place: config.Execute = HERE,
+    stop: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Have every data set decoded, every trial's network looked through, and the devices found.
+    """Have every data set decoded and every whitening made, the networks looked through, the devices found.
+
+    Once ``stop`` is true, a whitening is given up.
 
     Returns:
         How many parameters the largest network has.
@@ -166,7 +172,7 @@ def prepare(
         Unusable: with all reasons, one a line.
     """
     from normbench import devices
-    from normbench.data import decoded
+    from normbench.data import decoded, whitening
     from normbench.models.network import check
 
     if not EXECUTORS[place.executor.name].elsewhere:  # the devices there are not seen from here
@@ -195,6 +201,8 @@ def prepare(
             problems[str(error)] = None
     if problems:
         raise Unusable("\n".join(problems))
+    for choice, whiten in _whitenings(trials):
+        whitening.prepare(whiten, decoded.load(choice, data), cores(), say, stop)
     return parameters
 
 
@@ -273,6 +281,10 @@ def _datasets(trials: Sequence[Trial]) -> list[Choice]:
     return list(dict.fromkeys(trial.dataset for trial in trials))
 
 
+def _whitenings(trials: Sequence[Trial]) -> list[tuple[Choice, Choice]]:
+    return list(dict.fromkeys((trial.dataset, trial.whiten) for trial in trials))
+
+
 def _shapes(trial: Trial) -> tuple[Any, ...]:
     """All that decides the shapes of a trial's maps, and which of them its method can normalize."""
     batches = trial.batch_size, trial.norm_batch_size
@@ -342,7 +354,13 @@ def _execute(
         devices=tuple(dict.fromkeys(slots(place))),
         together=one_process,
         threads=place.threads * place.processes,
-        files=[path for choice in _datasets(missing) for path in decoded.files(choice, there[1])],
+        files=list(
+            dict.fromkeys(
+                path
+                for choice, whiten in _whitenings(missing)
+                for path in decoded.files(choice, there[1], [whiten])
+            )
+        ),
         directory=there[0].directory / place.executor.name,
         report=listener.event,
         stop=stop,

@@ -16,10 +16,10 @@ import pytest
 from normbench import config
 from normbench import records as module
 from normbench.records import (
-    Measured,
     SCHEMA,
     Epoch,
     Failure,
+    Measured,
     NewerRecordError,
     Record,
     RecordsInUse,
