@@ -14,6 +14,8 @@ from pydantic_core import PydanticCustomError
 
 from normbench.bases import Files, Unreadable
 from normbench.cells import TRIAL_KEYS, merged, trials_of
+from normbench.data import DATASETS, LARGEST_WHITENED
+from normbench.defaults import BEFORE, NOW, named
 from normbench.executors import EXECUTORS
 from normbench.located import Node, Problem, Spot, printable
 from normbench.lookup import closest, shortened
@@ -141,22 +143,32 @@ class Experiment:
 
 
 def dump(experiment: Experiment) -> str:
-    """YAML that ``load`` reads back to an equal experiment."""
-    return write(experiment.document)
+    """YAML that ``load`` reads back to an equal experiment.
+
+    Where its trials depend on defaults that have changed once, these are named.
+    """
+    root, _ = read(write(experiment.document), Spot("", 1, 1, ""))
+    assert root is not None
+    halved = any(trial.precision == "bf16" for trial in experiment.trials)
+    return write(named(root, NOW if halved else {**NOW, "logits_precision": None}).plain())
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+def load(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> Experiment:
     """Read an experiment.
 
     Args:
         path: a YAML file.
+        stored: it lies beside records; what it does not name of ``defaults.BEFORE`` is as it was then.
         overrides: ``KEY=VALUE`` each, KEY a dotted path of the document and VALUE YAML; the last one wins.
             With a list of sweeps, ``sweep.KEY`` applies to each of them.
 
     Raises:
         ConfigError: with everything that is wrong in the file and the overrides.
     """
-    return _experiment(*_read_file(path), overrides)
+    root, problems = _read_file(path)
+    if stored and root is not None and isinstance(root.value, dict):
+        root = named(root, BEFORE)
+    return _experiment(root, problems, overrides, stored)
 
 
 def parsed(document: Mapping[str, Any]) -> Experiment:
@@ -179,7 +191,9 @@ def on_command_line(overrides: Sequence[str]) -> Experiment:
     return _experiment(root, [], overrides)
 
 
-def _experiment(root: Node | None, problems: list[Problem], overrides: Sequence[str]) -> Experiment:
+def _experiment(
+    root: Node | None, problems: list[Problem], overrides: Sequence[str], stored: bool = False
+) -> Experiment:
     for text in overrides:
         root = _overridden(root, text, problems)
     if root is not None and not isinstance(root.value, dict):
@@ -196,6 +210,8 @@ def _experiment(root: Node | None, problems: list[Problem], overrides: Sequence[
         problems.append(Problem(root.value["execute"].value["processes"].spot, unshared))
     if document is not None:
         problems += _unknown_settings(root, document.plots, trials)
+    if not stored:
+        problems += _too_large_to_whiten(root, trials)
     if problems or document is None:
         raise _refusal(problems)
     return Experiment(document.name, trials, document.execute, document.plots, root.plain())
@@ -213,6 +229,27 @@ def _unknown_settings(root: Node, figures: Sequence[Choice], trials: Sequence[Tr
                 )
                 spot = root.value["plots"].value[number].value[option].spot
                 yield Problem(spot, words)
+
+
+def _too_large_to_whiten(root: Node, trials: Sequence[Trial]) -> Iterator[Problem]:
+    """Images whose whitening would take too long; records of such are valid."""
+    for name, side in dict.fromkeys((each.whiten.name, _side(each)) for each in trials):
+        if name == "none" or side <= LARGEST_WHITENED:
+            continue
+        sections = [root.value[key] for key in ("trial", "sweep") if key in root.value]
+        inside = [one.value for one in sections if isinstance(one.value, dict)]
+        spots = [one["whiten"].spot for one in inside if "whiten" in one]
+        words = (
+            f"{name} of {side}×{side} images needs the eigenvectors of {3 * side**2}×{3 * side**2} values; "
+            f"dataset.image_size must be at most {LARGEST_WHITENED} beside it"
+        )
+        yield Problem((spots or [replace(root.spot, path="trial.whiten")])[0], words)
+
+
+def _side(trial: Trial) -> int:
+    """Of the images, in pixels."""
+    extent = DATASETS[trial.dataset.name].extent
+    return extent[1] if extent else int(trial.dataset.options["image_size"])
 
 
 def _refusal(problems: Iterable[Problem]) -> ConfigError:

@@ -19,9 +19,9 @@ from pydantic import ConfigDict, Field, ValidationError, WrapValidator, model_se
 from pydantic_core import from_json, to_json
 
 from normbench.filesystems import locked, remove_if_unused, sync, sync_directory
-from normbench.trial import Frozen, Trial
+from normbench.trial import CHANGED, Frozen, Trial, as_before
 
-SCHEMA: Literal[4] = 4  # earlier ones knew fewer of the settings in trial.ADDED; they are then as before
+SCHEMA: Literal[5] = 5  # earlier ones knew fewer of the settings in trial.ADDED and trial.CHANGED
 SEALED = 4  # the first with a checksum
 ERROR = ".error.txt"
 Status = Literal["done", "diverged", "out_of_memory"]
@@ -59,8 +59,15 @@ class Measured(Finite):
     """One result of one evaluation of the trained network."""
 
     name: str = Field(description="of the evaluation")
-    options: dict[str, int] = Field({}, description="its options, and what tells its results apart")
+    options: dict[str, int | str] = Field({}, description="its options, and what tells its results apart")
     numbers: dict[str, int | float | None] = Field(description="None: not finite")
+
+    @model_validator(mode="after")
+    def _as_before(self) -> Self:
+        """Older results of ``precise`` do not name their estimator, since there was only one."""
+        if self.name == "precise":
+            self.options.setdefault("variance", CHANGED["evaluate.variance"])
+        return self
 
 
 class NewerRecordError(ValueError):
@@ -100,7 +107,7 @@ def complaints(unreadable: Mapping[Path, str], consequence: str) -> list[str]:
 class Record(Finite):
     """What one trial gave: its settings, its course, its end and where it ran."""
 
-    schema_version: Literal[1, 2, 3, 4] = Field(SCHEMA, alias="schema")
+    schema_version: Literal[1, 2, 3, 4, 5] = Field(SCHEMA, alias="schema")
     trial: Annotated[
         Trial, WrapValidator(lambda given, check: given if isinstance(given, Trial) else check(given))
     ]
@@ -121,7 +128,7 @@ class Record(Finite):
     def _without_id(cls, values: Any) -> Any:
         """The id is derived from the trial; a stored one must be the derived one."""
         if isinstance(values, dict) and isinstance(values.get("trial"), dict):
-            settings = dict(values["trial"])
+            settings = as_before(values["trial"])
             stored = settings.pop("id", None)
             trial = Trial.model_validate_json(json.dumps(settings))
             if stored not in (None, trial.id):

@@ -19,7 +19,7 @@ from normbench.executors import EXECUTORS
 from normbench.filesystems import free_bytes
 from normbench.norms import NORMS
 from normbench.records import Failure, Lacking, Record, Store, complaints, write_atomically
-from normbench.room import refusal, sharing, slots, together, workers
+from normbench.room import cores, refusal, sharing, slots, together, workers
 from normbench.trial import Choice, Trial
 from normbench.user_code import Contained
 
@@ -116,7 +116,7 @@ def stored(results: Path, name: str) -> config.Experiment:
     Raises:
         ConfigError: it was never run here, or its plan cannot be read.
     """
-    return config.load(results / name / PLAN)
+    return config.load(results / name / PLAN, stored=True)
 
 
 def further(experiment: config.Experiment, results: Path) -> str:
@@ -179,7 +179,7 @@ def run(
             listener.say("loading torch and data …")
         with _begin(experiment.execute, missing) as begun:
             if missing:
-                parameters = prepare(missing, data, listener.say, experiment.execute)
+                parameters = prepare(missing, data, listener.say, experiment.execute, stop)
                 kernels = _has_kernels(experiment.execute, missing, listener.say)
                 place = gains.settled(experiment.execute, missing, data, listener.say, stop)
                 running = min(_at_once(place, missing) or AT_ONCE, len(missing))
@@ -224,9 +224,15 @@ def _without(survey: Survey, ids: Collection[str]) -> Survey:
 
 
 def prepare(
-    trials: Sequence[Trial], data: Path, say: Callable[[str], None], place: config.Execute = HERE
+    trials: Sequence[Trial],
+    data: Path,
+    say: Callable[[str], None],
+    place: config.Execute = HERE,
+    stop: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Have every data set decoded, every trial's network looked through, and the devices found.
+    """Have every data set decoded and every whitening made, the networks looked through, the devices found.
+
+    Once ``stop`` is true, a whitening is given up.
 
     Returns:
         How many parameters the largest network has.
@@ -239,6 +245,7 @@ def prepare(
         decoded.prepare(choice, data, say)
 
     from normbench import devices
+    from normbench.data import whitening
     from normbench.models.network import check
 
     if not EXECUTORS[place.executor.name].elsewhere:  # the devices there are not seen from here
@@ -267,6 +274,8 @@ def prepare(
             problems[str(error)] = None
     if problems:
         raise Unusable("\n".join(problems))
+    for choice, whiten in _whitenings(trials):
+        whitening.prepare(whiten, decoded.load(choice, data), cores(), say, stop)
     return parameters
 
 
@@ -382,6 +391,10 @@ def _datasets(trials: Sequence[Trial]) -> list[Choice]:
     return list(dict.fromkeys(trial.dataset for trial in trials))
 
 
+def _whitenings(trials: Sequence[Trial]) -> list[tuple[Choice, Choice]]:
+    return list(dict.fromkeys((trial.dataset, trial.whiten) for trial in trials))
+
+
 def _shapes(trial: Trial) -> tuple[Any, ...]:
     """All that decides the shapes of a trial's maps, and which of them its method can normalize."""
     batches = trial.batch_size, trial.norm_batch_size
@@ -409,7 +422,7 @@ def _write_plan(
     content = config.dump(experiment).encode()
     if there not in (None, content) and not replaced:
         try:
-            earlier = config.load(path)
+            earlier = config.load(path, stored=True)
         except config.ConfigError as error:
             say(f"{path}: not a valid plan ({error.problems[0]}); moved to {store.directory / 'corrupt'}")
             store.set_aside([path])
@@ -467,7 +480,13 @@ def _execute(
         devices=tuple(dict.fromkeys(slots(place))),
         together=one_process,
         threads=place.threads * place.processes,
-        files=[path for choice in _datasets(missing) for path in decoded.files(choice, there[1])],
+        files=list(
+            dict.fromkeys(
+                path
+                for choice, whiten in _whitenings(missing)
+                for path in decoded.files(choice, there[1], [whiten])
+            )
+        ),
         directory=there[0].directory / place.executor.name,
         report=listener.event,
         stop=stop,

@@ -180,6 +180,24 @@ ADDED: dict[str, Any] = {
     "diagnose": [],
     "whiten": {"name": "none"},
 }
+# Settings that came later and whose default is not as before; they are left out of the hash likewise. Records
+# and stored plans name them always: one that does not is older, and was made with the value given here.
+CHANGED: dict[str, str] = {"logits_precision": "bf16", "evaluate.variance": "within"}
+
+
+def as_before(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings with the value of every setting in ``CHANGED`` that they do not name."""
+    evaluate = settings.get("evaluate", [])
+    if isinstance(evaluate, list):
+        evaluate = [precise_as_before(each) for each in evaluate]
+    return {"logits_precision": CHANGED["logits_precision"], **settings, "evaluate": evaluate}
+
+
+def precise_as_before(choice: Any) -> Any:
+    """A stored ``precise`` that does not name its estimator had the only one that there was."""
+    if not isinstance(choice, dict) or choice.get("name") != "precise":
+        return choice
+    return {**choice, "variance": choice.get("variance", CHANGED["evaluate.variance"])}
 
 
 class Trial(Frozen):
@@ -209,6 +227,9 @@ class Trial(Frozen):
     dropout: BelowOne = Field(0.0, description="share dropped between the two convolutions of a block")
     init_scale: Positive = Field(1.0, description="multiplies the weights that training starts from")
     precision: Literal["fp32", "bf16"] = "fp32"
+    logits_precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the final linear layer; bf16 only where precision is bf16"
+    )
     zero_init_residual: bool = Field(
         False, description="gamma starts at 0 in the last norm of every residual block"
     )
@@ -254,6 +275,8 @@ class Trial(Frozen):
         if network.preactivation and self.zero_init_residual:
             words = f"zero_init_residual: the blocks of {network.name} do not end in a norm"
             raise conflict(words, "zero_init_residual", "model")
+        if self.precision == "fp32":
+            fields["logits_precision"] = "fp32"
         fields["evaluate_every"] = min(self.evaluate_every, self.epochs)
         if self.schedule.warmup_epochs > self.epochs:
             words = f"warmup_epochs {self.schedule.warmup_epochs:g} is more than epochs {self.epochs}"
@@ -289,14 +312,17 @@ class Trial(Frozen):
     def id(self) -> str:
         """A readable prefix and a hash of all resolved values, for example ``group-resnet8-b32-s0-1f3a…``.
 
-        (All but those of ``ADDED`` that are as before.)
+        (All but those of ``ADDED`` and ``CHANGED`` that are as before, or cannot matter.)
         """
         resolved = self.model_dump(mode="json")
-        for dotted, as_before in ADDED.items():
+        if self.precision == "fp32":
+            del resolved["logits_precision"]
+        for dotted, before in (*CHANGED.items(), *ADDED.items()):
             *outer, key = dotted.split(".")
-            holder = resolved[outer[0]] if outer else resolved
-            if key in holder and holder[key] == as_before:
-                del holder[key]
+            inside = resolved[outer[0]] if outer else resolved
+            for holder in inside if isinstance(inside, list) else [inside]:
+                if key in holder and holder[key] == before:
+                    del holder[key]
         values = json.dumps(resolved, sort_keys=True, separators=(",", ":"))
         norm_batch = (
             f"-n{self.norm_batch_size}" if self.norm_batch_size not in (None, self.batch_size) else ""

@@ -60,6 +60,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "records",
         "cells",
         "bases",
+        "defaults",
         "norms.normalization",
         "norms.kernels",
         "norms.shares",

@@ -297,7 +297,7 @@ def test_precise_statistics_are_torchs_with_fixed_weights(trained: Callable[...,
     with torch.no_grad():
         for x in images:
             theirs.train()(x)
-    for name, value in precise.average(network.copy(), network, images).items():
+    for name, value in precise.average(network.copy(), network, images, "within").items():
         torch.testing.assert_close(value.float(), theirs.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
@@ -311,13 +311,106 @@ def test_precise_statistics_are_those_of_every_layers_inputs_averaged_in_float64
         layer.register_forward_pre_hook(
             lambda _, args, name=name: inputs.setdefault(name, []).append(args[0].detach().double().numpy())
         )
-    average = precise.average(model, network, batches(network, 3))
+    average = precise.average(model, network, batches(network, 3), "within")
     for name, seen in inputs.items():
         groups = np.concatenate(seen).reshape(9, 4, *seen[0].shape[1:])  # of three batches, by norm batch
         mean = groups.mean((1, 3, 4)).mean(0)
         variance = groups.var((1, 3, 4), ddof=1).mean(0)
         np.testing.assert_allclose(average[f"{name}.running_mean"], mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(average[f"{name}.running_var"], variance, rtol=1e-4)
+
+
+def unequal(network: Trained, size: int) -> list[Tensor]:
+    """Batches of images of very unequal brightness, so that means of batches lie far apart."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(3 * size, 3, 8, 8, generator=random)
+    return [
+        part * scale + shift
+        for part, scale, shift in zip(x.split(size), (1, 2, 0.5), (-3, 0, 4), strict=True)
+    ]
+
+
+@RUNNING
+def test_a_population_variance_is_numpys_of_all_inputs_in_float64(
+    trained: Callable[..., Trained], norm: str
+) -> None:
+    """Mean of x² less the square of the mean of x; 1e-4: moments of a batch are taken in single precision."""
+    model_name = "preact_resnet8" if NORMS[norm].preactivation else "resnet8"
+    network = trained(norm=norm, model=model_name, batch_size=12, norm_batch_size=4)
+    inputs: dict[str, list[Any]] = {}
+    model = network.copy()
+    for name, layer in running.layers(model):
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: inputs.setdefault(name, []).append(args[0].detach().double().numpy())
+        )
+    average = precise.average(model, network, unequal(network, 12), "population")
+    checked = 0
+    for name, seen in inputs.items():
+        x = np.concatenate(seen).swapaxes(0, 1).reshape(seen[0].shape[1], -1)  # [C, all values]
+        moments = {
+            "running_mean": x.mean(1),
+            "running_squares": np.square(x).mean(1),
+            "running_var": x.var(1),
+        }
+        for key, expected in moments.items():
+            if f"{name}.{key}" in average:
+                np.testing.assert_allclose(average[f"{name}.{key}"], expected, rtol=1e-4, atol=1e-5)
+                checked += 1
+    assert checked == len(average)
+    variances = [name for name in average if name.endswith("running_var")]
+    within = precise.average(network.copy(), network, unequal(network, 12), "within")
+    first = variances and (average[variances[0]] / within[variances[0]]).max()
+    assert not variances or first > 2, "or the means of batches are no test of it"
+
+
+class Population:
+    """fvcore's population estimator, as its authors describe it: batches weigh by their sizes."""
+
+    def __init__(self) -> None:
+        self.mean, self.squares, self.count = 0.0, 0.0, 0
+
+    def update(self, mean: Any, unbiased: Any, size: int) -> None:
+        squares = mean**2 + unbiased * (size - 1) / size
+        self.count += size
+        self.mean = self.mean + (mean - self.mean) * size / self.count
+        self.squares = self.squares + (squares - self.squares) * size / self.count
+
+    @property
+    def variance(self) -> Any:
+        return self.squares - self.mean**2
+
+
+def test_a_population_variance_is_the_authors_estimate(trained: Callable[..., Trained]) -> None:
+    """Fed, as there, by what torch.nn.BatchNorm2d leaves of each batch where its momentum is 1."""
+    network = trained()
+    theirs = as_torch_has_it(network.model, momentum=1.0).double().train()
+    layers = {name: layer for name, layer in theirs.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    estimators = {name: Population() for name in layers}
+    sizes: dict[str, int] = {}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: sizes.update({name: args[0].numel() // args[0].shape[1]})
+        )
+    images = unequal(network, 10)
+    with torch.no_grad():
+        for x in images:
+            theirs(x.double())
+            for name, layer in layers.items():
+                estimators[name].update(layer.running_mean.clone(), layer.running_var.clone(), sizes[name])
+    average = precise.average(network.copy(), network, images, "population")
+    assert len(average) == 2 * len(layers)
+    for name, estimator in estimators.items():
+        torch.testing.assert_close(average[f"{name}.running_mean"], estimator.mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(average[f"{name}.running_var"], estimator.variance, rtol=1e-4, atol=1e-5)
+
+
+def test_a_result_of_precise_statistics_says_which_variance_it_has(trained: Callable[..., Trained]) -> None:
+    network = trained()
+    for variance in ("population", "within"):
+        (one,) = result({"name": "precise", "samples": 30, "variance": variance}, network)
+        assert one.options == {"samples": 30, "variance": variance}
+    (one,) = result("precise", network)
+    assert one.options["variance"] == "population"
 
 
 def test_precise_statistics_are_of_no_more_images_than_there_are_or_than_asked(
@@ -340,7 +433,7 @@ def test_what_the_statistics_were_before_does_not_matter(trained: Callable[..., 
         for statistic in running.statistics(other.model).values():
             statistic.value.add_(3.0)
     images = batches(network, 2)
-    ours, theirs = (precise.average(each.copy(), each, images) for each in (network, other))
+    ours, theirs = (precise.average(each.copy(), each, images, "within") for each in (network, other))
     for name in ours:  # r + 1 · (b - r) rounds to the size of r
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
 
@@ -368,8 +461,8 @@ def test_every_batch_is_met_with_the_statistics_that_training_left(trained: Call
             following.load_state_dict(layer.state_dict())
             network.model.set_submodule(name, following)
     images = batches(network, 4)
-    together = precise.average(network.copy(), network, images)
-    alone = [precise.average(network.copy(), network, [x]) for x in images]
+    together = precise.average(network.copy(), network, images, "within")
+    alone = [precise.average(network.copy(), network, [x], "within") for x in images]
     for name, value in together.items():
         torch.testing.assert_close(value, torch.stack([one[name] for one in alone]).mean(0))
 

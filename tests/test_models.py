@@ -408,3 +408,55 @@ def test_the_initial_scale_reaches_what_computes_with_a_function_of_its_weights(
     x = torch.randn(2, 3, 8, 8)
     plain, scaled = (made("resnet8", "weight_norm", seed=3, init_scale=scale) for scale in (1.0, 3.0))
     torch.testing.assert_close(scaled.conv(x), 3 * plain.conv(x))
+
+
+# the precision of logits
+
+
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        found: Tensor = model.eval()(x)
+    return found
+
+
+def ties(z: Tensor) -> int:
+    """Samples whose two largest logits are equal, so that the order of classes decides."""
+    first, second = z.float().topk(2).values.unbind(1)
+    return int((first == second).sum())
+
+
+@pytest.mark.parametrize("name", ["resnet8", "preact_resnet8"])
+def test_logits_in_fp32_have_no_ties_where_those_in_bf16_have(name: str) -> None:
+    """With 100 classes, whose logits lie closer; with one thread's and another's arithmetic alike."""
+    full, half = (
+        made(name, classes=100, precision="bf16", logits_precision=precision)
+        for precision in ("fp32", "bf16")
+    )
+    assert all(torch.equal(one, two) for one, two in zip(full.parameters(), half.parameters(), strict=True))
+    x = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    by_full, by_half = logits(full, x), logits(half, x)
+    assert (by_full.dtype, by_half.dtype) == (torch.float32, torch.bfloat16)
+    assert ties(by_half) > 0
+    assert ties(by_full) == 0
+    assert (by_full - by_half.float()).abs().max() < 0.02 * by_full.abs().max(), (
+        "up to rounding they are equal"
+    )
+
+
+def test_the_gradient_of_the_final_linear_layer_is_float64s_of_the_same_features() -> None:
+    """1e-6: in single precision throughout, where bf16 would be off by 4e-3."""
+    model = made(precision="bf16", batch_size=8).train()
+    seen: list[Tensor] = []
+    model.linear.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().double()))
+    with torch.autocast("cpu", torch.bfloat16):
+        z = model(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    y = torch.arange(8)
+    F.cross_entropy(z, y).backward()
+    weight, bias = (p.detach().double().requires_grad_() for p in (model.linear.weight, model.linear.bias))
+    F.cross_entropy(F.linear(seen[0], weight, bias), y).backward()
+    torch.testing.assert_close(model.linear.weight.grad.double(), weight.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model.linear.bias.grad.double(), bias.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_in_float64_has_logits_in_float64() -> None:
+    assert made(batch_size=2).double()(torch.randn(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64

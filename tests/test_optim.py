@@ -11,6 +11,7 @@ import torch
 from norm_cases import EVERY_METHOD
 from torch import nn
 
+from normbench.config import load
 from normbench.models.network import network
 from normbench.optim import base_learning_rate, learning_rate, optimizer
 from normbench.trial import Choice, Trial
@@ -120,6 +121,33 @@ def test_all_parameters_are_trained_and_those_of_the_norms_may_be_spared_the_dec
         for parameter in model.parameters():
             free = spared and id(parameter) not in weights
             assert decay[id(parameter)] == (0.0 if free else 0.5)
+
+
+@pytest.mark.parametrize("spared", [False, True])
+def test_gains_biases_and_skip_gains_of_normalizer_free_networks_are_norm_parameters(spared: bool) -> None:
+    """What their authors spare the decay; the linear layer's bias is no part of the method."""
+    settings = {"weight_decay": 0.5, "weight_decay_on_norm": not spared}
+    trial = Trial(model="preact_resnet8", norm="normalizer_free", optimizer=settings)
+    model = network(trial, 10)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decay = {
+        names[id(parameter)]: group["weight_decay"]
+        for group in optimizer(trial, model).param_groups
+        for parameter in group["params"]
+    }
+    method = {name for name in decay if name.rpartition(".")[2] in ("gain", "skip_gain", "bias")}
+    method -= {"linear.bias"}
+    assert {name.rpartition(".")[2] for name in method} == {"gain", "skip_gain", "bias"}
+    assert {decay[name] for name in method} == {0.0 if spared else 0.5}
+    assert {decay[name] for name in decay.keys() - method} == {0.5}
+
+
+@pytest.mark.parametrize("name", ["large_batch", "agc_layers", "agc_threshold"])
+def test_new_runs_of_normalizer_free_experiments_spare_them(name: str) -> None:
+    """And the committed records, which did not, are those of the CPU's config still."""
+    configs = Path(__file__).parent.parent / "configs"
+    assert not any(trial.optimizer.weight_decay_on_norm for trial in load(configs / f"{name}.yaml").trials)
+    assert all(trial.optimizer.weight_decay_on_norm for trial in load(configs / f"{name}_cpu.yaml").trials)
 
 
 def test_an_update_does_not_load_torchs_compiler(tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ PROBED = {
 def evaluated(accuracy, **gaps):
     """Results by name, with accuracies so far from ``accuracy``; of ``batch``, gaps by size."""
     found = [("batch", {"size": size}, gap) for size, gap in gaps.pop("batch", {}).items()]
-    found += [(name, {}, gap) for name, gap in gaps.items()]
+    of = {"precise": {"samples": 10_000, "variance": "population"}}
+    found += [(name, of.get(name, {}), gap) for name, gap in gaps.items()]
     return [
         {"name": name, "options": options, "numbers": {"test_loss": 1.0, "test_accuracy": accuracy + gap}}
         for name, options, gap in found

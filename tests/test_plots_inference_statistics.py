@@ -84,7 +84,7 @@ def test_kinds_are_in_the_order_of_their_table_and_none_looks_like_another() -> 
     several = [
         {
             "name": "precise",
-            "options": {"samples": samples},
+            "options": {"samples": samples, "variance": "population"},
             "numbers": {"test_accuracy": 0.7, "test_loss": 1.0},
         }
         for samples in (10_000, 100)
@@ -100,6 +100,21 @@ def test_kinds_are_in_the_order_of_their_table_and_none_looks_like_another() -> 
         "folded",
     ]
     assert len({kind.look for kind in chosen.kinds}) == len(chosen.kinds)
+
+
+def test_precise_statistics_of_before_their_variance_was_a_choice_say_which_they_have() -> None:
+    numbers = {"test_accuracy": 0.7, "test_loss": 1.0}
+    older = {"name": "precise", "options": {"samples": 100}, "numbers": numbers}
+    newer = {**older, "options": {"samples": 100, "variance": "population"}}
+    labels = {
+        name: [kind.label for kind in select("inference_statistics", [one(inference=results)]).kinds]
+        for name, results in {"older": [older], "newer": [newer], "both": [older, newer]}.items()
+    }
+    assert labels == {
+        "older": ["precise, variance within"],
+        "newer": ["precise"],
+        "both": ["precise, variance population", "precise, variance within"],
+    }
 
 
 def test_every_method_and_setting_has_a_block_and_few_fit() -> None:

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from normbench import config
 from normbench import records as module
 from normbench.records import (
     SCHEMA,
     Epoch,
     Failure,
+    Measured,
     NewerRecordError,
     Record,
     RecordsInUse,
@@ -100,6 +102,7 @@ def test_a_records_trial_has_every_resolved_value_and_the_id(real: Record) -> No
         "dropout": 0.0,
         "init_scale": 1.0,
         "precision": "fp32",
+        "logits_precision": "fp32",
         "zero_init_residual": False,
         "evaluate_every": 2,
         "evaluate": [],
@@ -280,6 +283,51 @@ def test_a_record_of_the_first_schema_is_the_trial_with_all_that_was_added_as_be
 
     assert read.trial == real.trial
     assert read.schema_version == 1, "it stays what it was"
+
+
+def older_than_changed_defaults(record: Record) -> dict[str, Any]:
+    """As schema 4 would have had it, which knew of no choice."""
+    older = json.loads(record.to_json()) | {"schema": 4}
+    del older["trial"]["logits_precision"]
+    for choice in older["trial"]["evaluate"]:
+        choice.pop("variance", None)
+    for result in older["inference"]:
+        result["options"].pop("variance", None)
+    return older
+
+
+def test_a_record_that_does_not_name_a_changed_default_was_made_before(real: Record) -> None:
+    """Under the id that it had, which says the same: today's defaults are other trials."""
+    settings = {"precision": "bf16", "norm": "batch", "evaluate": ["precise"]}
+    before = {"logits_precision": "bf16", "evaluate": [{"name": "precise", "variance": "within"}]}
+    today, older = (Trial.model_validate(real.trial.model_dump() | settings | more) for more in ({}, before))
+    precise = Measured(name="precise", options={"samples": 10_000, "variance": "within"}, numbers={})
+    record = real.model_copy(update={"trial": older, "inference": (precise,)})
+    stored = older_than_changed_defaults(record)
+
+    read = Record.from_json(sealed(stored))
+
+    assert read.trial == older != today
+    assert (read.trial.logits_precision, today.logits_precision) == ("bf16", "fp32")
+    assert read.trial.id == stored["trial"]["id"] != today.id
+    assert read.inference[0].options == {"samples": 10_000, "variance": "within"}
+    named = json.loads(record.to_json())["trial"]
+    assert (named["logits_precision"], named["evaluate"][0]["variance"]) == ("bf16", "within")
+
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("*/experiment.yaml")))
+def test_every_committed_record_is_one_that_its_stored_plan_and_its_config_ask_for(name: str) -> None:
+    """Whatever has become of the defaults since."""
+    records, damaged = Store(RESULTS / name).load()
+    assert not damaged
+    plan = config.load(RESULTS / name / "experiment.yaml", stored=True)
+    assert {trial.id for trial in plan.trials} == records.keys()
+    written = config.load(RESULTS.parent / "configs" / f"{name}.yaml")
+    assert {trial.id for trial in written.trials} == records.keys()
+    assert {record.trial.logits_precision for record in records.values()} == {"bf16"}
 
 
 def test_the_committed_records_of_the_first_schema_are_still_found_under_their_ids() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from normbench.norms import NORMS, PLACES
-from normbench.trial import ADDED, Trial
+from normbench.trial import ADDED, Trial, as_before
 
 # One other valid value for every setting, so that every one can be shown to change the id.
 OTHER: dict[str, Any] = {
@@ -28,6 +28,7 @@ OTHER: dict[str, Any] = {
     "dropout": 0.1,
     "init_scale": 2.0,
     "precision": "bf16",
+    "logits_precision": "bf16",
     "zero_init_residual": True,
     "evaluate_every": 2,
     "evaluate": ["precise"],
@@ -99,7 +100,34 @@ def test_an_added_setting_that_is_as_before_is_the_default(dotted):
 
 @pytest.mark.parametrize("field", OTHER)
 def test_every_setting_changes_the_id(field):
-    assert trial(**{field: OTHER[field]}).id != Trial().id
+    beside = {"precision": "bf16"} if field == "logits_precision" else {}  # in fp32 logits are fp32
+    assert trial(**{field: OTHER[field]}, **beside).id != trial(**beside).id
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        (
+            {"logits_precision": "bf16"},
+            "batch-resnet8-b32-s0-d9f0d08a3c66",
+        ),
+        (
+            {"logits_precision": "bf16", "evaluate": [{"name": "precise", "variance": "within"}]},
+            "batch-resnet8-b32-s0-1fd9b39fbd5a",
+        ),
+    ],
+)
+def test_what_was_made_before_a_default_changed_keeps_its_id_and_the_default_has_another(before, expected):
+    """Expected ids are of the version before the change."""
+    settings = {"model": "resnet8", "batch_size": 32, "precision": "bf16"}
+    now = {"evaluate": [{"name": "precise"}]} if "evaluate" in before else {}
+    assert trial(**settings, **before).id == expected
+    assert trial(**settings, **now).id != expected
+    assert Trial.model_validate(as_before(settings | now)).id == expected
+
+
+def test_in_fp32_logits_are_fp32():
+    assert trial(precision="fp32", logits_precision="bf16").logits_precision == "fp32"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,26 @@
 """Whitening against NumPy's singular value decomposition, and as images for training."""
 
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_trial
 
+from normbench import sweep
+from normbench.config import ConfigError, load
 from normbench.data import WHITENINGS
+from normbench.data import whitening as module
 from normbench.data.augment import Images
-from normbench.data.decoded import Decoded, Split
-from normbench.data.whitening import Map
+from normbench.data.decoded import Decoded, Split, map_file
+from normbench.data.whitening import Map, prepare
+from normbench.train import train
+from normbench.trial import Choice, Trial
 
 COUNT, SIDE = 300, 4  # more images than the 48 values of each: every direction varies
 D = SIDE * SIDE * 3
@@ -78,6 +89,149 @@ def test_eps_is_added_to_the_variances(correlated: Decoded) -> None:
     found = whitened("pca", correlated, eps=0.02).var(0)
 
     assert found == pytest.approx(variances / (variances + 0.02), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["pca", "zca"])
+def test_30_the_mean_variance_is_that_of_v_over_v_plus_eps(name: str, correlated: Decoded) -> None:
+    """Of pixels as of components, and far below 1 where most components vary less than eps by default."""
+    eps = WHITENINGS[name].options["eps"].default
+    variances = np.linalg.eigvalsh(np.cov(rows(correlated).T, bias=True))
+    expected = (variances / (variances + eps)).mean()
+
+    assert eps == 0.01
+    assert whitened(name, correlated, eps).var(0).mean() == pytest.approx(expected, rel=1e-4)
+    assert expected < 0.8, "or it would be about 1"
+
+
+def lying(data: Decoded, folder: Path) -> Decoded:
+    folder.mkdir(parents=True, exist_ok=True)
+    return replace(data, folder=folder)
+
+
+def file(whiten: Choice, data: Decoded) -> Path:
+    assert data.folder is not None
+    return map_file(data.folder, data, **whiten.model_dump())
+
+
+def choice(name: str, eps: float = 0.01) -> Choice:
+    return Trial(whiten={"name": name, "eps": eps}).whiten
+
+
+@pytest.fixture
+def nobody_computes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("it was computed again")
+
+    return lambda: monkeypatch.setattr(module, "_made", refuse)
+
+
+@pytest.mark.parametrize("name", ["pca", "zca"])
+def test_a_map_is_made_once_and_loaded_by_whoever_trains(
+    name: str, correlated: Decoded, tmp_path: Path, nobody_computes: Callable[[], None]
+) -> None:
+    data, said = lying(correlated, tmp_path / "set"), []
+    expected = whitening(name, correlated, 0.01)
+    prepare(choice(name), data, 1, said.append)
+    assert len(said) == 1
+    assert f"{D}×{D} values, once; 1 threads" in said[0]
+
+    nobody_computes()
+    prepare(choice(name), data, 1, said.append)
+    found = whitening(name, data, 0.01)
+    assert len(said) == 1
+    assert torch.equal(found.mean, expected.mean)
+    assert torch.equal(found.matrix, expected.matrix)
+
+
+def test_another_map_is_another_file(correlated: Decoded, tmp_path: Path) -> None:
+    data = lying(correlated, tmp_path)
+    fewer = replace(data, train=replace(data.train, indices=data.train.indices[:100]))
+    others = replace(data, content="0" * 64)
+    asked = [(choice("pca"), data), (choice("zca"), data), (choice("pca", 0.1), data)]
+    asked += [(choice("pca"), fewer), (choice("pca"), others)]
+    assert len({file(*each) for each in asked}) == len(asked)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_damaged_map_is_made_anew_and_never_used(damage: str, correlated: Decoded, tmp_path: Path) -> None:
+    data, said = lying(correlated, tmp_path), []
+    prepare(choice("zca"), data, 1, said.append)
+    path = file(choice("zca"), data)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-7] ^= 16
+    path.write_bytes(bytes(flipped) if damage == "flipped" else whole[:-4])
+
+    assert torch.equal(whitening("zca", data, 0.01).matrix, whitening("zca", correlated, 0.01).matrix)
+    prepare(choice("zca"), data, 1, said.append)
+
+    assert f"{path}: damaged, made anew" in said
+    assert path.read_bytes() == whole
+
+
+def test_maps_of_images_that_are_no_more_are_removed(correlated: Decoded, tmp_path: Path) -> None:
+    data = lying(correlated, tmp_path)
+    for one, eps in ((replace(data, content="0" * 64), 0.01), (data, 0.01), (data, 0.1)):
+        prepare(choice("pca", eps), one, 1, print)
+    assert len(list((tmp_path / "whitening").glob("*"))) == 2
+
+
+def test_who_waits_for_a_map_is_told_of_the_time_and_may_stop(
+    correlated: Decoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = threading.Event()
+    monkeypatch.setattr(module, "_made", lambda *_: end.wait() and None)
+    monkeypatch.setattr(module, "NEWS_SECONDS", 0.0)
+    data, said = lying(correlated, tmp_path), []
+    prepare(choice("pca"), data, 1, said.append, stop=lambda: len(said) >= 3)
+    end.set()
+    assert all(re.fullmatch(r".*: whitening: \d+ s so far", words) for words in said[1:])
+    assert not file(choice("pca"), data).exists()
+
+
+def test_what_goes_wrong_in_making_a_map_is_raised(
+    correlated: Decoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError("not so much")
+
+    monkeypatch.setattr(module, "_made", fail)
+    with pytest.raises(MemoryError, match="not so much"):
+        prepare(choice("pca"), lying(correlated, tmp_path), 1, print)
+
+
+def test_a_sweep_makes_its_map_before_its_first_trial_which_computes_none(
+    tiny_data: Path, tmp_path: Path, nobody_computes: Callable[[], None]
+) -> None:
+    """So that it is no silence of a trial's, however short ``hang_seconds`` is."""
+    trials = [tiny_trial(whiten="zca", seed=seed) for seed in (0, 1)]
+    said: list[str] = []
+    sweep.prepare(trials, tiny_data, said.append)
+    assert sum("whitening" in words for words in said) == 1
+    nobody_computes()
+    assert train(trials[0], tiny_data, tmp_path / "checkpoint").status == "done"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "trial: {dataset: {name: folder, image_size: 49}, whiten: zca}",
+        "trial: {dataset: {name: folder, image_size: 64}}\nsweep: {whiten: [none, pca]}",
+        "trial: {dataset: {name: folder}, whiten: pca}\nsweep: {dataset.image_size: [32, 96]}",
+    ],
+)
+def test_images_too_large_to_whiten_are_refused_with_the_file(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(f"name: x\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    (problem,) = caught.value.problems
+    assert re.search(r"x.yaml:\d+:\d+: (trial|sweep).whiten: (zca|pca) of (\d+)×\3 images needs", problem)
+    assert "dataset.image_size must be at most 48" in problem
+    path.write_text(f"name: x\n{text}\n".replace("49", "48").replace("64", "48").replace("96", "16"))
+    assert load(path).trials
+    path.write_text(f"name: x\n{text}\n")
+    assert load(path, stored=True).trials, "records of such are valid"
 
 
 @pytest.mark.parametrize("name", ["pca", "zca"])

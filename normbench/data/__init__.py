@@ -115,14 +115,22 @@ DATASETS: Table[Dataset] = Table(
 
 EPS = at_least(0, 1e-2, "added to every variance before its square root; pixels are in [0, 1]")
 
+# Side in pixels. Eigenvectors of 6912×6912 values take 100 s of a core, those of 12288×12288 (64) 540 s.
+LARGEST_WHITENED = 48
+
 WHITENINGS: Table[Entry] = Table(
     "whitening",
     Entry("none", "each channel has mean 0 and variance 1", "normbench.data.whitening:scaled"),
     Entry(
         "pca",
-        "principal components of whole images, each of variance 1",
+        "principal components of whole images, each of variance v / (v + eps) where v was its variance",
         "normbench.data.whitening:pca",
         {"eps": EPS},
     ),
-    Entry("zca", "the same, turned back into images", "normbench.data.whitening:zca", {"eps": EPS}),
+    Entry(
+        "zca",
+        "the same, turned back into images, of the same mean variance",
+        "normbench.data.whitening:zca",
+        {"eps": EPS},
+    ),
 )

@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ class Decoded:
         mean: of each channel of the used training images, in [0, 1].
         std: the standard deviation likewise; 1 for a channel that is constant.
         content: sha256 of the whole set (images, labels and class names), whatever part of it is used.
+        folder: where the set lies, and what is derived from it; None: nowhere.
     """
 
     train: Split
@@ -56,6 +58,7 @@ class Decoded:
     mean: Moments
     std: Moments
     content: str
+    folder: Path | None = None
 
 
 class Extent(NamedTuple):
@@ -150,13 +153,28 @@ def source_of(dataset: Choice, directory: Path) -> str:
     return dataset.name if folder is None else str(directory / folder)
 
 
-def files(dataset: Choice, directory: Path) -> tuple[Path, ...]:
-    """The files that ``load`` reads; at the same paths of another machine, it finds the same data.
+def files(dataset: Choice, directory: Path, whitenings: Iterable[Choice] = ()) -> tuple[Path, ...]:
+    """The files that trials read; at the same paths of another machine, they find the same data.
+
+    Args:
+        dataset: what ``load`` reads.
+        directory: the data directory.
+        whitenings: whose maps lie beside it, where they have been made.
 
     Raises:
         DataError: ``dataset`` is not prepared.
     """
-    return _cache(dataset, directory).paths()
+    cache, found = _cache(dataset, directory), load(dataset, directory)
+    maps = (map_file(cache.folder, found, **each.model_dump()) for each in whitenings if each.name != "none")
+    return *cache.paths(), *(path for path in maps if path.exists())
+
+
+def map_file(folder: Path, dataset: Decoded, name: str, eps: float) -> Path:
+    """Where a whitening of ``dataset`` lies beside its images.
+
+    Equal contents and sizes mean equal images: a smaller subset is always the same one.
+    """
+    return folder / "whitening" / f"{dataset.content[:16]}-{len(dataset.train.indices)}-{name}-{eps!r}.map"
 
 
 def extent(dataset: Choice, directory: Path) -> Extent:
@@ -222,7 +240,7 @@ def _decoded(
     train = Split(whole.train_images, whole.train_labels, _used(whole, "train", train_size))
     test = Split(whole.test_images, whole.test_labels, _used(whole, "test", test_size))
     mean, std = _moments(train)
-    return Decoded(train, test, whole.classes, mean, std, index.content)
+    return Decoded(train, test, whole.classes, mean, std, index.content, cache.folder)
 
 
 def _used(whole: Arrays, split: str, size: int | None) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ An entry's target is an ``Evaluation``. All are taken of the network as training
 
 from dataclasses import dataclass
 
-from normbench.lookup import Entry, Table, count, sizes, whole
+from normbench.lookup import Entry, Table, count, one_of, sizes, whole
 
 SHARED = ("evaluation", "running")  # files that are not an evaluation but what they stand on
 
@@ -30,7 +30,7 @@ EVALUATIONS: Table[Measure] = Table(
     ),
     Measure(
         "cumulative",
-        "simple average of all batch statistics of the last epochs",
+        "simple average of all batch statistics (variances within batches) of the last epochs",
         "normbench.inference.cumulative:Cumulative",
         {"epochs": count(1, "the last so many epochs")},
     ),
@@ -38,7 +38,12 @@ EVALUATIONS: Table[Measure] = Table(
         "precise",
         "statistics taken anew, with fixed weights (Wu & Johnson 2021)",
         "normbench.inference.precise:Precise",
-        {"samples": count(10_000, "training images, in batches as in training; all, if there are fewer")},
+        {
+            "samples": count(10_000, "training images, in batches as in training; all, if there are fewer"),
+            "variance": one_of(
+                ("population", "within"), "of all values together, or the mean of those within the batches"
+            ),
+        },
     ),
     Measure(
         "batch",

@@ -15,6 +15,10 @@ from normbench.records import Measured
 class Cumulative(Evaluation):
     """Every batch of the last so many epochs counts the same, whatever the weights were by then.
 
+    The average is of what a layer's running statistics follow: of a variance, of those within norm batches,
+    unbiased. How far the means of batches lie apart does not count, as it does not in the moving average that
+    this stands beside; with weights that move, that would not be the variance of any population.
+
     The layers need not tell of their batches: from r_t = r_{t-1} + m · (b_t - r_{t-1}) for t = 1 … T follows
 
         Σ b_t = Σ r_{t-1} + (r_T - r_0) / m,

@@ -36,7 +36,11 @@ class Neighbours(Evaluation):
             "logit_change_running": by_running[1],
             "images": min(self.samples, len(trained.testing)),
         }
-        options = {"batch_size": self.batch_size, "samples": self.samples, "draws": self.draws}
+        options: dict[str, int | str] = {
+            "batch_size": self.batch_size,
+            "samples": self.samples,
+            "draws": self.draws,
+        }
         yield Measured(name="neighbours", options=options, numbers=numbers)
 
     @torch.inference_mode()

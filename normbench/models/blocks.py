@@ -65,6 +65,25 @@ def _initialised(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
+class FinalLinear(nn.Linear):
+    """The linear layer that gives logits, in the precision of its weights also where autocast would halve it.
+
+    Of logits in bfloat16, with their 8 bits, the two largest can be equal, and then the lower class is taken.
+
+    Attributes:
+        full: whether it does that, or else what autocast says.
+    """
+
+    full = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C] -> [N, classes]."""
+        if not self.full or x.is_meta or not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
 class Dropout(nn.Module):
     """Zeroes a share ``rate`` of the values in training and scales the others up (Srivastava et al. 2014).
 

@@ -39,6 +39,7 @@ def network(trial: Trial, classes: int) -> nn.Module:
             model.get_parameter("linear.weight").mul_(trial.init_scale)
         if trial.zero_init_residual:
             model.zero_init_residual()  # type: ignore[operator]  # every network of the table has it
+        model.linear.full = trial.logits_precision == "fp32"  # type: ignore[union-attr]
         clip = norm.clip(model)
         model.clip = GradientNorms(model, clip) if "gradient_norm" in trial.diagnose else clip
     return model

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from normbench.models.blocks import Position, conv1x1, conv3x3, dropout, positions, stem_channels
+from normbench.models.blocks import FinalLinear, Position, conv1x1, conv3x3, dropout, positions, stem_channels
 from normbench.norms.normalization import Normalization, relu
 
 
@@ -69,7 +69,7 @@ class PreactResNet(nn.Module):
             stages[position.stage].append(PreactBlock(position, norm, dropout))
         self.stage1, self.stage2, self.stage3 = (nn.Sequential(*blocks) for blocks in stages)
         self.last_norm = norm.layer(position.channels)
-        self.linear = nn.Linear(position.channels, classes)
+        self.linear = FinalLinear(position.channels, classes)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 

@@ -6,7 +6,15 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from normbench.models.blocks import Position, Shortcut, conv3x3, dropout, positions, stem_channels
+from normbench.models.blocks import (
+    FinalLinear,
+    Position,
+    Shortcut,
+    conv3x3,
+    dropout,
+    positions,
+    stem_channels,
+)
 from normbench.norms.normalization import Normalization, relu
 
 
@@ -69,7 +77,7 @@ class ResNet(nn.Module):
         for position in positions(depth, width):
             stages[position.stage].append(Block(position, norm, dropout))
         self.stage1, self.stage2, self.stage3 = (nn.Sequential(*blocks) for blocks in stages)
-        self.linear = nn.Linear(position.channels, classes)
+        self.linear = FinalLinear(position.channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, 3, H, W] -> logits [N, classes]."""

@@ -138,21 +138,26 @@ def select(records: Sequence[Record], _: Options) -> InferenceStatistics | None:
     return InferenceStatistics(blocks, ordered, tuple(sentences), caption.warnings(arranged))
 
 
-def _key(result: Measured) -> tuple[str, tuple[int, ...]]:
+def _key(result: Measured) -> tuple[str, tuple[int | str, ...]]:
     return result.name, tuple(result.options.values())
 
 
-def _kinds(results: Iterable[Measured]) -> dict[tuple[str, tuple[int, ...]], Kind]:
-    """All kinds that occur, in the order of the table; options are named where they tell two apart."""
+def _kinds(results: Iterable[Measured]) -> dict[tuple[str, tuple[int | str, ...]], Kind]:
+    """All kinds that occur, in the order of the table; options are named where they tell two apart.
+
+    Records made before ``precise`` had an option for its variance always tell which they have.
+    """
     found = {_key(result): result for result in results}
     names = list(EVALUATIONS)
-    kinds: dict[tuple[str, tuple[int, ...]], Kind] = {}
+    kinds: dict[tuple[str, tuple[int | str, ...]], Kind] = {}
     for key in sorted(found, key=lambda key: (names.index(key[0]), key[1])):
         same = [result.options for (name, _), result in found.items() if name == key[0]]
         telling = [
             f"{option.replace('_', ' ')} {value}"
             for option, value in found[key].options.items()
-            if key[0] == "batch" or any(options[option] != value for options in same)
+            if key[0] == "batch"
+            or (key[0], value) == ("precise", "within")
+            or any(options[option] != value for options in same)
         ]
         variant = sum(kind.name == key[0] for kind in kinds.values())
         kinds[key] = Kind(key[0], ", ".join([key[0].replace("_", " "), *telling]), variant)
@@ -160,7 +165,7 @@ def _kinds(results: Iterable[Measured]) -> dict[tuple[str, tuple[int, ...]], Kin
 
 
 def _block(
-    panel: Panel, curve: Curve, kinds: Mapping[tuple[str, tuple[int, ...]], Kind], several: bool
+    panel: Panel, curve: Curve, kinds: Mapping[tuple[str, tuple[int | str, ...]], Kind], several: bool
 ) -> Block:
     values: dict[Kind, dict[int, list[float]]] = {}
     for cell in curve.cells:
