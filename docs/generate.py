@@ -57,10 +57,15 @@ def _generated(request: str) -> str:
 
 
 def table(head: Row, rows: Iterable[Row]) -> str:
-    """Return a Markdown table; a bar within a cell is escaped."""
+    """Return a Markdown table; what is no code in it is shown as it is."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    return "\n".join("| " + " | ".join(_shown(str(cell)) for cell in line) + " |" for line in lines)
+
+
+def _shown(cell: str) -> str:
+    parts = re.split(r"(`[^`]*`)", cell)
+    return "".join(part if part[:1] == "`" else part.replace("<", "&lt;") for part in parts).replace(
+        "|", "\\|"
     )
 
 
@@ -123,25 +128,40 @@ def _wrapped(text: str, width: int = 100) -> str:
     lines = []
     for line in text.splitlines():
         indent = "  " if line.startswith("- ") else ""
-        lines += textwrap.wrap(
-            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        wrap = textwrap.TextWrapper(
+            width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         )
+        lines += wrap.wrap(line) or [""]
     return "\n".join(lines)
 
 
 def commands() -> str:
-    """Return the help of the program and of each of its commands."""
+    """Return every command with its arguments and options, the same by any version of Typer."""
     program: Any = typer.main.get_command(app)
-    parts = [f"## normbench\n\n```text\n{_help(program, 'normbench')}\n```"]
+    parts = [f"## normbench\n\n{program.help}\n\n{table(('option', 'meaning'), _rows(program))}"]
     for name, command in program.commands.items():
-        parts.append(f"## normbench {name}\n\n```text\n{_help(command, f'normbench {name}')}\n```")
+        arguments = [each for each in command.params if each.param_type_name == "argument"]
+        usage = " ".join(["normbench", name, "[OPTIONS]", *map(_usage, arguments)])
+        words = "\n\n".join(" ".join(each.split()) for each in command.help.split("\n\n"))
+        rows = table(("argument or option", "meaning"), _rows(command))
+        parts.append(f"## normbench {name}\n\n```text\n{usage}\n```\n\n{_wrapped(words)}\n\n{rows}")
     return "\n\n".join(parts)
 
 
-def _help(command: Any, name: str) -> str:
-    context = command.make_context(name, [], resilient_parsing=True, terminal_width=96, max_content_width=96)
-    text = command.get_help(context)
-    return "\n".join(line.rstrip() for line in text.strip().splitlines())
+def _usage(argument: Any) -> str:
+    name = argument.metavar + (" …" if argument.nargs == -1 else "")
+    return name if argument.required else f"[{name}]"
+
+
+def _rows(command: Any) -> Iterator[Row]:
+    for parameter in command.params:
+        is_option = parameter.param_type_name == "option"
+        name = parameter.opts[0] if is_option else parameter.metavar
+        takes = f" {parameter.metavar}" if is_option and parameter.metavar else ""
+        default = parameter.default if is_option else None
+        has_default = default is not None and default is not False and not callable(default)
+        shown = f"default: `{default}`" if has_default else ""
+        yield f"`{name}{takes}`", "; ".join(filter(None, (parameter.help, shown)))
 
 
 # ---- results
