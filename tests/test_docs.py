@@ -117,6 +117,7 @@ def test_lines_of_prose_are_wrapped_at_100_characters(name: str) -> None:
     )
     long = [line for line in text.splitlines() if len(line) > 100 and not line.startswith(("|", "![", "$$"))]
     assert long == []
+    assert [line for line in text.splitlines() if line.count("`") % 2] == []  # a broken span of code
 
 
 # ---- commands
