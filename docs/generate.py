@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import typer
 
+import normbench
 from normbench import config, results
 from normbench.cli import app
 from normbench.listing import TABLES
@@ -31,7 +32,7 @@ from normbench.records import Record
 from normbench.stats import mean_interval
 from normbench.trial import Trial
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 RESULTS = ROOT / "results"
 BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -563,6 +564,8 @@ def main() -> int:
         "--check", action="store_true", help="change nothing; exit with 1 if a page is out of date"
     )
     check = parser.parse_args().check
+    if (package := Path(normbench.__file__).resolve().parent) != ROOT / "normbench":
+        parser.error(f"this would describe {package}; run 'pip install -e .' in {ROOT} first")
     stale = [(path, wanted) for path, text, wanted in pages() if text != wanted]
     for path, wanted in stale:
         print(
