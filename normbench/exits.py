@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, Self
 
 from normbench.config import ConfigError
-from normbench.data import DataError, TooLarge
+from normbench.data import DataError, NoDataDirectoryError, TooLarge
 from normbench.executors import CannotExecute
 from normbench.located import printable
 from normbench.lookup import UnknownName
@@ -50,6 +50,7 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
     (UnknownName, USAGE),
     (CannotDrawError, USAGE),
     (TooLarge, USAGE),
+    (NoDataDirectoryError, USAGE),
     (DataError, DATA),
     (RecordsInUse, IN_USE),
 )

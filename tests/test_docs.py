@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import shlex
-import signal
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from normbench.listing import TABLES
 from normbench.lookup import Table
 from normbench.norms import NORMS
 from normbench.records import Record
+from normbench.signals import ENDING
 from normbench.trial import Optimizer, Schedule, Trial
 
 ROOT = Path(__file__).parent.parent
@@ -177,8 +177,8 @@ def test_a_command_that_cannot_be_given_is_found() -> None:
 
 
 def test_every_exit_code_is_described() -> None:
-    codes = {exits.OK, exits.INTERNAL, *(code for _, code in exits.CODES)}
-    codes |= {exits.INTERRUPTED + number for number in (signal.SIGINT, signal.SIGTERM)}
+    codes = {exits.OK, exits.INTERNAL, exits.DISK, *(code for _, code in exits.CODES)}
+    codes |= {exits.INTERRUPTED + number for number in ENDING}
     assert [int(row[0]) for row in rows(section("cli.md", "## Exit codes"))] == sorted(codes)
 
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import Cli
 
 from normbench import filesystems
-from normbench.config import ConfigError
+from normbench.data import NoDataDirectoryError
 from normbench.data.cache import Cache
 from normbench.data.decoded import default_directory
 from normbench.filesystems import LOCK, NoHomeError, free_bytes, user_cache
@@ -219,7 +219,7 @@ def test_without_a_home_the_data_directory_must_be_named(
 ) -> None:
     monkeypatch.delenv("NORMBENCH_DATA") if data is None else monkeypatch.setenv("NORMBENCH_DATA", data)
     if data is None:
-        with pytest.raises(ConfigError, match="give --data DIR or set NORMBENCH_DATA"):
+        with pytest.raises(NoDataDirectoryError, match="give --data DIR or set NORMBENCH_DATA"):
             default_directory()
     for command in ("run", "plan"):
         ended = cli(command, "tiny.yaml")

@@ -23,6 +23,10 @@ class DataError(RuntimeError):
     """Data are missing or damaged. The message names the file, what was expected and found, and the fix."""
 
 
+class NoDataDirectoryError(ValueError):
+    """Nothing says where data sets are kept."""
+
+
 class TooLarge(DataError):
     """Data that the memory of this machine does not hold at the size that was asked for."""
 

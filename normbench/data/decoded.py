@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from normbench.config import ConfigError
-from normbench.data import DATASETS, Arrays, Source
+from normbench.data import DATASETS, Arrays, NoDataDirectoryError, Source
 from normbench.data import DataError as DataError
 from normbench.data import Say as Say
 from normbench.data.cache import Cache, Index, Stamps
@@ -81,14 +80,14 @@ def default_directory() -> Path:
     """``NORMBENCH_DATA``, or ``normbench`` in the user's cache directory (XDG base directories).
 
     Raises:
-        ConfigError: it would be below a home directory, and this user has none.
+        NoDataDirectoryError: it would be below a home directory, and this user has none.
     """
     try:
         if chosen := os.environ.get("NORMBENCH_DATA"):
             return expanded(Path(chosen))
         return user_cache() / "normbench"
     except NoHomeError as error:
-        raise ConfigError(
+        raise NoDataDirectoryError(
             f"where data sets are kept is not known ({error.strerror}); give --data DIR or set NORMBENCH_DATA"
         ) from None
 
