@@ -108,6 +108,8 @@ def code_of(error: BaseException) -> int:
         return error.code
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED + signal.SIGINT
+    if isinstance(error, ExceptionGroup):
+        return code_of(error.exceptions[0])
     return next((code for kind, code in CODES if isinstance(error, kind)), INTERNAL)
 
 
@@ -115,6 +117,8 @@ def words_of(error: BaseException) -> str:
     """What a user is told: one line a problem, never a traceback; nothing where all is said already."""
     if isinstance(error, Unfinished | Stopped | KeyboardInterrupt):
         return ""
+    if isinstance(error, ExceptionGroup):
+        return str(error.message)
     if isinstance(error, OSError):
         path = f"{error.filename}: " if error.filename else ""
         hint = " (free some space)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from normbench.lookup import UnknownName, nearest, shortened
 from normbench.records import Record, Store
 
 Tell = Callable[[str], object]
+RECORD = re.compile(r".+-[0-9a-f]{12}\.json")  # as `Trial.id` is written
 
 
 class Missing(UnknownName):
@@ -47,12 +49,15 @@ class Found:
 def experiments(results: Path) -> list[str]:
     """The experiments that have records or a plan below ``results``, by name.
 
+    A directory with other JSON files alone, such as that of a profile, is none.
+
     Raises:
         NotADirectoryError: ``results`` is a file.
     """
     if results.exists() and not results.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(results))
-    found = {path.parent.name for path in (*results.glob("*/*.json"), *results.glob(f"*/{sweep.PLAN}"))}
+    records = (path for path in results.glob("*/*.json") if RECORD.fullmatch(path.name))
+    found = {path.parent.name for path in (*records, *results.glob(f"*/{sweep.PLAN}"))}
     return sorted(name for name in found if not name.startswith("."))
 
 

@@ -53,7 +53,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "norms.fused_kernels",
     ),
     # what a trial is made of
-    ("config", "executors.attempts", "norms.fused"),
+    ("config", "executors.attempts", "norms.fused", "plots.panels"),
     ("executors.workers", "norms.paths"),
     ("checkpoints", "optim", "provenance", "progress", "devices", "recording"),
     ("norms.maps", "norms.running"),
@@ -71,8 +71,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("gains",),
     ("sweep",),
     # figures
-    ("plots.panels",),
-    ("plots.caption", "plots.figure", "plots.values"),
+    ("plots.caption", "plots.figure", "plots.samples", "plots.values"),
     ("plots.lines", "plots.costs"),
     behind(FIGURES),
     # the command line
