@@ -241,6 +241,8 @@ def profile(
     from normbench.located import printable
 
     given = [f"trial.model={model}", f"trial.precision={precision}", f"execute.device={device}", *settings]
+    if out:
+        costs.check_place(out)
     found = costs.measure(norm, batch_size, given, device, rounds, exits.complain)
     _print(costs.in_json(found) if as_json else costs.as_text(found))
     for path in costs.write(found, out) if out else ():

@@ -12,6 +12,7 @@ from normbench.norms import NORMS
 from normbench.plots import costs as figure
 from normbench.plots.figure import FORMATS, as_csv, draw
 from normbench.records import write_atomically
+from normbench.results import experiments
 from normbench.sweep import Unusable
 from normbench.tabular import as_json, as_table
 from normbench.user_code import Contained, EndedProcess
@@ -41,15 +42,18 @@ def measure(
 
     Raises:
         ConfigError: a setting is wrong.
-        Unusable: a method cannot normalize the network's maps, or the device is not there.
+        Unusable: a setting has several values, a method cannot normalize the network's maps, or the device
+            is not there.
     """
     from normbench import profiling
 
     try:
-        (plain,) = config.on_command_line(settings).trials
+        plain, *others = config.on_command_line(settings).trials
+        if others:
+            raise Unusable("profile takes one value of every setting; --norm and --batch-size take several")
         fitting = profiling.methods(plain)
-        if not norms and (others := [name for name in NORMS if name not in fitting]):
-            say(f"left out, as {plain.model.name} cannot have them: {', '.join(others)}")
+        if not norms and (unfit := [name for name in NORMS if name not in fitting]):
+            say(f"left out, as {plain.model.name} cannot have them: {', '.join(unfit)}")
         named = norms or ",".join(fitting)
         grid = [f"sweep.norm=[{named}]", f"sweep.batch_size=[{batch_sizes}]"]
         experiment = config.on_command_line([*settings, *grid])
@@ -63,6 +67,16 @@ def measure(
         raise Unusable(str(error)) from None
 
 
+def check_place(out: Path) -> None:
+    """Refuse a directory of records: what is written there would pass for a damaged one.
+
+    Raises:
+        Unusable: ``out`` holds an experiment.
+    """
+    if out.name in experiments(out.parent):
+        raise Unusable(f"--out {out} holds an experiment; a profile needs a directory of its own")
+
+
 def _as_typed(problem: str) -> str:
     """What is wrong with a setting that an option stands for, of that option."""
     for option, key in TYPED.items():
@@ -73,19 +87,27 @@ def _as_typed(problem: str) -> str:
 
 
 def as_text(profile: "Profile") -> str:
-    """A table, and below it what it was measured on."""
+    """Give a table, and below it what it was measured on.
+
+    There are ratios to batch normalization and to no normalization where these were measured.
+    """
+    measured = {cost.trial.norm.name for cost in profile.costs}
+    bases = {words: method for method, words in (("batch", "×BN"), ("none", "×none")) if method in measured}
+    columns: list[str] = []
     rows = []
     for cost in profile.costs:
-        row = [cost.trial.norm.name, str(cost.trial.batch_size)]
-        for what in ("update", "inference"):
+        row = {"norm": profile.of(cost).label, "batch size": str(cost.trial.batch_size)}
+        for what, words in (("update", "step"), ("inference", "inference")):
             times = sorted(cost.times(what))
-            row.append(f"{1000 * times[len(times) // 2]:.2f}")
-            row += [_ratio(profile.against(cost, method, what)) for method in ("batch", "none")]
-        row.append(f"{cost.kept_bytes / 2**20:.2f}")
-        rows.append(row if cost.peak_bytes is None else [*row, f"{cost.peak_bytes / 2**20:.1f}"])
-    columns = ["norm", "batch", "update ms", "/ batch", "/ none", "inference ms", "/ batch", "/ none"]
-    columns += ["kept MiB", "peak MiB"]  # the last is known on a GPU only
-    return as_table(columns[: len(rows[0])], rows) + _machine(profile)
+            row[f"{words} ms"] = f"{1000 * times[len(times) // 2]:.2f}"
+            for base, method in bases.items():
+                row[f"{words} {base}"] = _ratio(profile.against(cost, method, what))
+        row["kept MiB"] = f"{cost.kept_bytes / 2**20:.2f}"
+        if cost.peak_bytes is not None:
+            row["peak MiB"] = f"{cost.peak_bytes / 2**20:.1f}"
+        columns = list(row)
+        rows.append(list(row.values()))
+    return as_table(columns, rows) + _machine(profile)
 
 
 def _ratio(value: float | None) -> str:
@@ -99,7 +121,7 @@ def _machine(profile: "Profile") -> str:
         f"{first.model.name}, 32×32 images, {first.precision}",
         f"{machine['device']}, threads {profile.threads}, torch {machine['torch']}",
         f"medians of {len(profile.costs[0].update)} rounds, of the ratios too, each within its round",
-        "kept: by the forward pass for the backward pass",
+        "step: forward pass, backward pass and update; kept: by the forward pass for the backward pass",
     ]
     return "; ".join(parts)
 

@@ -1,9 +1,10 @@
 """Which figures to draw of which experiments, and where to put them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from normbench.exits import words_of
 from normbench.lookup import UnknownName, nearest, shortened
 from normbench.plots import FIGURES, PUBLISHED_OPTION
 from normbench.plots.figure import FORMATS, render
@@ -21,8 +22,10 @@ def draw(
     out: Path | None,
     published: str | None,
     tell: Tell,
-) -> list[Path]:
-    """Draw the figures of experiments; gives the files written.
+) -> Iterator[Path]:
+    """Draw the figures of experiments; yields every file once it is written.
+
+    Every figure of every experiment is tried, whatever becomes of the others.
 
     Args:
         names: experiments; all if there are none.
@@ -38,39 +41,68 @@ def draw(
     Raises:
         UnknownName: there is no such experiment, figure, format or series.
         CannotDrawError: the one figure that was asked for could be drawn of none of them.
+        ExceptionGroup: after all else is drawn, of the exceptions that figures or experiments ended with;
+            ``tell`` has been told of each.
     """
     if figure is not None:
         _check("figure", [figure], list(FIGURES))
     kinds = list(dict.fromkeys(kind.strip() for kind in formats.split(",")))
     _check("format", kinds, FORMATS)
     _check("series", [] if published is None else [published], SERIES)
-    wanted = [one for name in names for one in named(results, name)] if names else named(results, None)
+    wanted = [each for name in names for each in named(results, name)] if names else named(results, None)
     wanted = list(dict.fromkeys(wanted))
-    written: list[Path] = []
+    faults: list[Exception] = []
+    drawn = False
     for name in wanted:
-        found = find(results, name, tell)
         place = results / name / "figures" if out is None else out / name if len(wanted) > 1 else out
-        chosen = _chosen(found, figure)
-        drawn: list[Path] = []
-        unasked: list[str] = []  # why a figure that nobody named is not drawn: of interest if none is
-        for one, given in chosen or [(kind.name, {}) for kind in FIGURES.values() if not kind.of]:
-            options = dict(given)
-            if one == "batch_size" and published:
-                options["published"] = published
-            said: list[str] = []
-            paths = render(one, found.records, place, kinds, options, title=found.title, tell=said.append)
-            if not (paths or chosen):
-                unasked += said
-                said = []
-            for line in said:
-                tell(f"{name}: {line}")
-            drawn += paths
-        for line in [] if drawn else unasked:
-            tell(f"{name}: {line}")
-        written += drawn
-    if figure is not None and not written:
+        try:
+            found = find(results, name, tell)
+        except Exception as error:  # whatever is wrong with one experiment
+            tell(f"{name}: no figure is drawn: {words_of(error)}")
+            faults.append(error)
+            continue
+        for path in _draw(found, place, figure, kinds, published, tell, faults):
+            drawn = True
+            yield path
+    if faults:
+        raise ExceptionGroup("not every figure is drawn, see above; all others are", faults)
+    if figure is not None and not drawn:
         raise CannotDrawError(f"--figure {figure}: nothing is drawn; without it, plot draws what there is")
-    return written
+
+
+def _draw(
+    found: Found,
+    place: Path,
+    figure: str | None,
+    kinds: Sequence[str],
+    published: str | None,
+    tell: Tell,
+    faults: list[Exception],
+) -> Iterator[Path]:
+    """Draw the figures of one experiment; what a figure fails with is told, and added to ``faults``."""
+    chosen = _chosen(found, figure)
+    drawn = False
+    unasked: list[str] = []  # why a figure that nobody named is not drawn: of interest if none is
+    for kind, given in chosen or [(kind.name, {}) for kind in FIGURES.values() if not kind.of]:
+        options = dict(given)
+        if kind == "batch_size" and published:
+            options["published"] = published
+        lines: list[str] = []
+        paths: list[Path] = []
+        try:
+            paths = render(kind, found.records, place, kinds, options, title=found.title, tell=lines.append)
+        except Exception as error:  # whatever a figure stumbles over, the others do not need it
+            tell(f"{found.name}: figure {FIGURES[kind].stem(given)} is not drawn: {words_of(error)}")
+            faults.append(error)
+        if not (paths or chosen):
+            unasked += lines
+            lines = []
+        for line in lines:
+            tell(f"{found.name}: {line}")
+        drawn = drawn or bool(paths)
+        yield from paths
+    for line in [] if drawn else unasked:
+        tell(f"{found.name}: {line}")
 
 
 def _chosen(found: Found, figure: str | None) -> Sequence[tuple[str, Mapping[str, Any]]]:
@@ -79,7 +111,7 @@ def _chosen(found: Found, figure: str | None) -> Sequence[tuple[str, Mapping[str
     of_config = [(choice.name, choice.options) for choice in plots]
     if figure is None:
         return of_config
-    return [one for one in of_config if one[0] == figure] or [(figure, {})]
+    return [choice for choice in of_config if choice[0] == figure] or [(figure, {})]
 
 
 def _check(kind: str, given: Iterable[str], known: Sequence[str]) -> None:

@@ -114,6 +114,8 @@ def code_of(error: BaseException) -> int:
         return error.code
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED + signal.SIGINT
+    if isinstance(error, ExceptionGroup):
+        return code_of(error.exceptions[0])
     if isinstance(error, OSError):
         return DISK if _is_of_a_file(error) else INTERNAL
     return next((code for kind, code in CODES if isinstance(error, kind)), INTERNAL)
@@ -133,6 +135,8 @@ def words_of(error: BaseException) -> str:
     """What a user is told: one line a problem, never a traceback; nothing where all is said already."""
     if isinstance(error, Unfinished | Stopped | KeyboardInterrupt):
         return ""
+    if isinstance(error, ExceptionGroup):
+        return str(error.message)
     if isinstance(error, OSError) and code_of(error) == DISK:
         path = f"{error.filename}: " if error.filename else ""
         hint = " (free some space)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""

@@ -11,6 +11,7 @@ import torch
 from normbench.devices import device
 from normbench.models.network import check
 from normbench.norms import NORMS, paths
+from normbench.plots.panels import Series, key_of, series_of
 from normbench.probe import Probe, settled
 from normbench.provenance import peak_memory_bytes, provenance, reset_peak_memory
 from normbench.trial import Trial
@@ -50,14 +51,32 @@ class Profile:
     threads: int
     machine: dict[str, Any]
 
+    @property
+    def series(self) -> dict[tuple[str, str], Series]:
+        """Every method with one set of options, by `key_of`."""
+        return series_of(cost.trial.norm.model_dump(mode="json") for cost in self.costs)
+
+    def of(self, cost: Cost) -> Series:
+        """The method of a cost, with its set of options."""
+        return self.series[key_of(cost.trial.norm.model_dump(mode="json"))]
+
     def against(self, cost: Cost, method: str, what: str) -> float | None:
-        """Median over rounds of ``what`` (``update``, ``inference``) over that of ``method`` in the round."""
+        """Give the median over rounds of ``what`` over that of ``method`` in the same round.
+
+        Of several sets of options of the method that with its defaults counts, or else the first.
+
+        Args:
+            what: ``update`` or ``inference``.
+
+        Returns:
+            None where the method was not measured at this batch size.
+        """
         for other in self.costs:
-            if (other.trial.norm.name, other.trial.batch_size) == (method, cost.trial.batch_size):
-                own, theirs = (
-                    {"update": one.update, "inference": one.inference}[what] for one in (cost, other)
-                )
-                return median(mine / its for mine, its in zip(own, theirs, strict=True))
+            base = self.of(other)
+            at = other.trial.batch_size
+            if (base.method, base.variant, at) == (method, 0, cost.trial.batch_size):
+                pairs = zip(cost.times(what), other.times(what), strict=True)
+                return median(time / reference for time, reference in pairs)
         return None
 
     def to_json(self) -> dict[str, Any]:

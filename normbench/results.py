@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from normbench.lookup import UnknownName, nearest, shortened
 from normbench.records import Record, Store, complaints
 
 Tell = Callable[[str], object]
+RECORD = re.compile(r".+-[0-9a-f]{12}\.json")  # as `Trial.id` is written
 
 
 class Missing(UnknownName):
@@ -47,6 +49,8 @@ class Found:
 def experiments(results: Path) -> list[str]:
     """The experiments that have records or a plan below ``results``, by name; what cannot be read may be one.
 
+    A directory with other JSON files alone, such as that of a profile, is none.
+
     Raises:
         OSError: ``results`` is a file, or cannot be read.
     """
@@ -58,7 +62,7 @@ def experiments(results: Path) -> list[str]:
 
 def _is_experiment(directory: Path) -> bool:
     try:
-        return any(name == sweep.PLAN or name.endswith(".json") for name in os.listdir(directory))  # noqa: PTH208
+        return any(name == sweep.PLAN or RECORD.fullmatch(name) for name in os.listdir(directory))  # noqa: PTH208
     except PermissionError:
         return True
 

@@ -1,14 +1,18 @@
 """Which figures are drawn of what, and where they go. How they look is in test_plots.py."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from normbench import exits
 from normbench.drawing import draw
 from normbench.lookup import UnknownName
+from normbench.plots import batch_size
 from normbench.plots.panels import CannotDrawError
-from normbench.records import Store
+from normbench.records import Store, _checksum
 
 
 def drawn(lab: Path, *names: str, told: list[str] | None = None, **options: Any) -> list[str]:
@@ -43,6 +47,48 @@ def test_a_figure_asked_for_says_why_there_is_nothing_to_draw(lab: Path) -> None
         drawn(lab, figure="switch_weights", told=told)
     assert len(told) == 1
     assert told[0].startswith("tiny: figure switch_weights: nothing to draw")
+
+
+def broken(*_: Any) -> Any:
+    raise KeyError("a fault of a figure")
+
+
+@pytest.mark.parametrize("step", ["select", "draw", "table"])
+def test_a_figure_with_a_fault_is_named_and_takes_no_other_along(
+    lab: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lab / "results/other").mkdir()
+    for path in (lab / "results/tiny").glob("*.*"):
+        (lab / "results/other" / path.name).write_bytes(path.read_bytes())
+    whole = batch_size.FIGURE
+    monkeypatch.setattr(batch_size, "FIGURE", replace(whole, **{step: broken}))
+    told: list[str] = []
+    with pytest.raises(ExceptionGroup) as raised:
+        drawn(lab, told=told)
+    names = [str(path.relative_to(lab)) for path in sorted((lab / "results").glob("*/figures/*"))]
+    assert names == sorted(files("results/other/figures", "curves") + files("results/tiny/figures", "curves"))
+    assert told == [
+        f"{name}: figure batch_size is not drawn: internal fault: KeyError: 'a fault of a figure' "
+        "(--debug shows where)"
+        for name in ("other", "tiny")
+    ]
+    assert exits.code_of(raised.value) == exits.INTERNAL
+    assert "not every figure is drawn" in exits.words_of(raised.value)
+
+
+def test_an_experiment_that_cannot_be_read_takes_no_other_along(lab: Path) -> None:
+    (lab / "results/newer").mkdir()
+    record = next((lab / "results/tiny").glob("*-s0-*.json"))
+    newer = json.loads(record.read_text()) | {"schema": 999}
+    del newer["sha256"]
+    newer["sha256"] = _checksum(newer)
+    (lab / "results/newer" / record.name).write_text(json.dumps(newer))
+    told: list[str] = []
+    with pytest.raises(ExceptionGroup) as raised:
+        drawn(lab, told=told)
+    assert len(list((lab / "results/tiny/figures").iterdir())) == 4
+    assert any(line.startswith("newer: no figure is drawn: ") for line in told)
+    assert exits.code_of(raised.value) == exits.USAGE
 
 
 def test_an_experiment_without_records_says_so(lab: Path) -> None:

@@ -67,7 +67,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "norms.fused_kernels",
     ),
     # what a trial is made of
-    ("config", "executors.attempts", "norms.fused"),
+    ("config", "executors.attempts", "norms.fused", "plots.panels"),
     ("executors.workers", "labels", "norms.paths", "plans"),
     ("checkpoints", "optim", "provenance", "progress", "devices", "recording"),
     ("norms.maps", "norms.running"),
@@ -85,8 +85,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("gains",),
     ("sweep",),
     # figures
-    ("plots.panels",),
-    ("plots.caption", "plots.figure", "plots.values"),
+    ("plots.caption", "plots.figure", "plots.samples", "plots.values"),
     ("plots.lines", "plots.costs"),
     behind(FIGURES),
     # the command line

@@ -159,14 +159,25 @@ def rows(path):
 
 def spots(selection, method, panel=0):
     (line,) = [line for line in selection.lines[panel] if line.series.method == method]
-    return {spot.x: spot for spot in line.spots}
+    return {cell.x: cell for cell in line.cells}
 
 
 # The table
 
 
 def test_the_table_lists_every_figure_file():
-    shared = {"__init__", "figure", "panels", "caption", "style", "published", "values", "lines", "costs"}
+    shared = {
+        "__init__",
+        "figure",
+        "panels",
+        "caption",
+        "style",
+        "published",
+        "samples",
+        "values",
+        "lines",
+        "costs",
+    }
     files = {path.stem for path in Path(figures.__file__).parent.glob("*.py")} - shared
     assert files == {
         entry.target.removeprefix("normbench.plots.").split(":")[0] for entry in FIGURES.values()
@@ -297,7 +308,7 @@ def test_selecting_loads_neither_torch_nor_matplotlib_and_drawing_no_pyplot(tmp_
 def test_a_cell_is_the_mean_of_its_finished_seeds_with_students_interval(sweep):
     selection = select("batch_size", sweep)
     found = spots(selection, "group")[8]
-    assert found.accuracies == (0.65, 0.66, 0.67)
+    assert found.values == (0.65, 0.66, 0.67)
     assert found.interval == mean_interval([0.65, 0.66, 0.67])
     assert found.interval.high - 0.66 == pytest.approx(
         4.30265 * 0.01 / 3**0.5, rel=1e-5
@@ -307,8 +318,8 @@ def test_a_cell_is_the_mean_of_its_finished_seeds_with_students_interval(sweep):
 def test_trials_that_did_not_finish_are_kept_marked_and_told(sweep):
     selection = select("batch_size", sweep)
     diverged, full = spots(selection, "batch")[2], spots(selection, "layer")[32]
-    assert (diverged.accuracies, diverged.failures) == ((0.70, 0.72), ("diverged",))
-    assert (full.accuracies, full.failures) == ((0.60, 0.61), ("out_of_memory",))
+    assert (diverged.values, diverged.failures) == ((0.70, 0.72), ("diverged",))
+    assert (full.values, full.failures) == ((0.60, 0.61), ("out_of_memory",))
     assert selection.stopped == {"diverged": 1, "out_of_memory": 1}
     text = " ".join(selection.caption)
     assert "Diverged, so in no mean: batch at batch size 2 (mean of 2 of 3 seeds)." in text
@@ -330,6 +341,7 @@ def test_failed_trials_are_drawn_at_the_bottom_edge_and_counted_in_the_legend(sw
         "instance",
         "group",
         "switchable",
+        "mean of the rest (1 of 3 diverged, 1 of 3 out of memory)",
         "diverged (1)",
         "out of memory (1)",
     ]
@@ -358,7 +370,8 @@ def test_the_csv_holds_what_is_drawn(sweep, tmp_path):
     assert len(found) == 5 * 3
     (row,) = [row for row in found if (row["norm"], row["size"]) == ("batch", "2")]
     assert float(row["test_accuracy"]) == pytest.approx(0.71)
-    assert row["seeds"] == "0.7 0.72"
+    assert row["values"] == "0.7 0.72"
+    assert float(row["sd"]) == pytest.approx(0.02 / 2**0.5)
     assert (row["finished"], row["diverged"], row["out_of_memory"]) == ("2", "1", "0")
     assert json.loads(row["options"]) == {"eps": 1e-5, "momentum": 0.1, "frozen_epochs": 0}
 
@@ -438,7 +451,7 @@ def test_trials_that_differ_otherwise_get_panels_of_their_own(changed, headings)
     records = [record(), record(seed=1), record(**changed)]
     selection = select("batch_size", records)
     assert [panel.heading for panel in selection.panels] == headings
-    assert [len(spots(selection, "batch", panel)[8].accuracies) for panel in (0, 1)] == [2, 1]
+    assert [len(spots(selection, "batch", panel)[8].values) for panel in (0, 1)] == [2, 1]
     assert selection.warnings == ()
 
 
@@ -585,11 +598,11 @@ def test_weights_are_those_of_the_last_epoch_averaged_over_layers_then_seeds(swe
     (block,) = select("switch_weights", sweep).blocks
     assert [size.x for size in block.sizes] == [2, 8, 32]
     size = block.sizes[1]
-    assert (size.seeds, size.layers) == (3, ("stem", "stage1.0.norm1"))
+    assert size.layers == ("stem", "stage1.0.norm1")
     expected = mean_interval([0.18, 0.181, 0.182])
-    assert size.overall["mean"][2].mean == pytest.approx(expected.mean)
-    assert size.overall["mean"][2].high == pytest.approx(expected.high)
-    assert size.overall["variance"][2].mean == pytest.approx(0.2)  # recorded the other way round
+    assert size.overall["mean"][2].interval.mean == pytest.approx(expected.mean)
+    assert size.overall["mean"][2].interval.high == pytest.approx(expected.high)
+    assert size.overall["variance"][2].interval.mean == pytest.approx(0.2)  # recorded the other way round
     assert size.depth["mean"][0] == pytest.approx((0.2, 0.619, 0.181))
 
 
@@ -597,7 +610,7 @@ def test_weights_of_trials_that_did_not_finish_are_in_no_mean_and_it_is_said():
     whole = record("switchable", diagnostics=weights(0.5))
     broken = record("switchable", seed=1, status="diverged", diagnostics=weights(0.1))
     selection = select("switch_weights", [whole, broken])
-    assert selection.blocks[0].sizes[0].overall["mean"][2].mean == pytest.approx(0.5)
+    assert selection.blocks[0].sizes[0].overall["mean"][2].interval.mean == pytest.approx(0.5)
     assert "switchable at batch size 8 (mean of 1 of 2 seeds)" in " ".join(selection.caption)
     assert select("switch_weights", [broken]) is None
 
@@ -625,32 +638,198 @@ def test_networks_and_options_have_blocks_of_their_own(tmp_path):
 # Looks
 
 
+PUBLISHED_LOOKS = {
+    "none": ("#666666", "p"),
+    "batch": ("#0072B2", "o"),
+    "layer": ("#E69F00", "s"),
+    "instance": ("#009E73", "^"),
+    "group": ("#D55E00", "D"),
+    "switchable": ("#CC79A7", "v"),
+    "batch_renorm": ("#56B4E9", "<"),
+    "moving_average_batch": ("#8C6D1F", ">"),
+    "filter_response": ("#7B4FA3", "h"),
+    "evonorm_s0": ("#3D3D3D", "P"),
+    "evonorm_b0": ("#A33B54", "*"),
+    "weight_norm": ("#5F8F2F", "d"),
+    "weight_standardization": ("#1F6F78", "8"),
+    "centred_weights": ("#B58A6A", "H"),
+    "normalizer_free": ("#D1495B", "1"),
+}
+
+
+def alike(looks):
+    """Whether two of them share a colour, a marker or a line."""
+    return any(
+        len({getattr(look, part) for look in looks}) < len(looks) for part in ("color", "marker", "line")
+    )
+
+
 def test_every_method_has_its_own_look_in_every_figure():
-    looks = [style.of_method(name) for name in NORMS]
-    assert len({look.color for look in looks}) == len(looks)
-    assert len({look.marker for look in looks}) == len(looks)
-    assert len({look.line for look in looks}) == len(looks)
+    assert not alike(style.of_methods(NORMS).values())
 
 
-def test_a_method_without_a_look_takes_a_further_one(monkeypatch):
-    monkeypatch.setattr(style, "METHODS", {"batch": style.METHODS["batch"]})
-    others = [name for name in NORMS if name != "batch"]
-    looks = [style.of_method(name) for name in others]
-    assert looks[: len(style.FURTHER)] == list(style.FURTHER)[: len(others)]
-    assert set(looks) <= set(style.FURTHER)
+def test_the_looks_of_published_figures_stay_whatever_methods_are_added_beside():
+    for names in (list(PUBLISHED_LOOKS), ["a:new", *reversed(PUBLISHED_LOOKS), "b:new"]):
+        looks = style.of_methods(names)
+        assert {name: (looks[name].color, looks[name].marker) for name in PUBLISHED_LOOKS} == PUBLISHED_LOOKS
+
+
+def test_methods_of_a_users_own_never_look_like_another_of_the_figure():
+    own = [f"mine:norm{number}" for number in range(len(style.SPARE) + 3)]
+    known = list(PUBLISHED_LOOKS)
+    assert not alike(style.of_methods([*known, *own[: len(style.SPARE)]]).values())
+    assert not alike(style.of_methods([*known[3:], *own]).values())  # the looks of three are left
+    assert len(style.of_methods([*known, *own])) == len(known) + len(own)  # then looks come again
+    assert style.of_methods(["batch", *own])[own[0]] == style.of_methods([*own, "group"])[own[0]]
+
+
+def test_many_sets_of_options_differ_from_each_other():
+    looks = [style.varied(style.METHODS["group"], variant) for variant in range(17)]
+    assert len(set(looks)) == 17
 
 
 def test_sets_of_options_keep_the_methods_marker_and_differ_in_shade_and_line():
-    looks = [style.of_method("group", variant) for variant in range(5)]
+    looks = [style.varied(style.METHODS["group"], variant) for variant in range(5)]
     assert len({look.color for look in looks}) == 5
     assert {look.marker for look in looks} == {"D"}
+
+
+# Where points stand
+
+
+def ticks_and_points(name, records, **options):
+    """The ticks of the only axes, and the x of every mark of a mean by colour."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas()
+    FIGURES[name].load().draw(select(name, records, **options), canvas)
+    (axes,) = canvas.axes
+    means = [line for line in axes.get_lines() if line.get_marker() in ("o", "s", "^", "D", "v", "p")]
+    return axes, [
+        list(line.get_xdata()) for line in means if line.get_markersize() > 4 and len(line.get_xdata())
+    ]
+
+
+@pytest.mark.parametrize("name", ["batch_size", "setting"])
+def test_a_single_seed_stands_on_its_batch_size(name):
+    """There is no interval that could hide another's."""
+    records = [record(norm, size) for norm in ("batch", "layer", "group") for size in (2, 8, 32)]
+    axes, points = ticks_and_points(name, records)
+    assert points == [pytest.approx(list(axes.get_xticks()))] * 3
+    assert not [line for line in axes.get_lines() if line.get_marker() == "."]  # it is the mean already
+
+
+@pytest.mark.parametrize("name", ["batch_size", "setting"])
+def test_a_series_alone_at_its_size_stands_on_it_and_two_stand_around_it(name):
+    records = [record("batch", size, seed) for size in (2, 8) for seed in range(2)]
+    records += [record("group", size, seed) for size in (8, 32) for seed in range(2)]
+    axes, (batch, group) = ticks_and_points(name, records)
+    left, middle, right = axes.get_xticks()
+    assert batch[0] == pytest.approx(left)
+    assert group[1] == pytest.approx(right)
+    assert batch[1] < middle < group[0]
+
+
+def test_methods_on_the_axis_stand_on_their_ticks():
+    records = [
+        record(norm, seed=seed) for norm in ("batch", "layer", "instance", "group") for seed in range(2)
+    ]
+    axes, points = ticks_and_points("setting", records, key="norm.name")
+    assert sorted(x for xs in points for x in xs) == pytest.approx(list(axes.get_xticks()))
+
+
+# What is cut or left out is shown
+
+
+def lines_of(axes, marker):
+    return [line for line in axes.get_lines() if line.get_marker() == marker]
+
+
+@pytest.mark.parametrize("name", ["batch_size", "setting"])
+def test_an_interval_beyond_what_can_be_ends_there_at_a_caret_and_the_caption_says_so(name):
+    """Two seeds 30 points apart have an interval of 380 points."""
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.markers import CARETDOWN, CARETUP
+
+    wide = [record(seed=0, accuracy=0.3), record(seed=1, accuracy=0.6), record("layer")]
+    selection = select(name, wide)
+    assert any("Intervals that reach beyond 0 or 100 %" in words for words in selection.caption)
+    canvas = Canvas()
+    FIGURES[name].load().draw(selection, canvas)
+    (axes,) = canvas.axes
+    low, high = axes.get_ylim()
+    ends = [y for bar in axes.collections for segment in bar.get_segments() for _, y in segment]
+    assert low <= min(ends) == pytest.approx(0)
+    assert high >= max(ends) == pytest.approx(100)
+    assert [line.get_ydata()[0] for line in lines_of(axes, CARETDOWN)] == [0]
+    assert [line.get_ydata()[0] for line in lines_of(axes, CARETUP)] == [100]
+    narrow = select(name, [record(seed=0, accuracy=0.5), record(seed=1, accuracy=0.51)])
+    assert not any("beyond" in words for words in narrow.caption)
+
+
+def test_weights_beyond_one_end_there_at_a_caret():
+    from matplotlib.markers import CARETDOWN
+
+    records = [record("switchable", seed=seed, diagnostics=weights(bn)) for seed, bn in ((0, 0.1), (1, 0.5))]
+    assert any("beyond 0 or 1 end there" in words for words in select("switch_weights", records).caption)
+    assert lines_of(drawn("switch_weights", records).axes[0], CARETDOWN)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "setting", "curves"])
+def test_a_mean_over_survivors_has_a_ring_and_the_legend_says_so(name):
+    records = [record(batch_size=size, seed=seed) for size in (8, 16) for seed in range(2)]
+    whole = drawn(name, records)
+    lost = drawn(name, [*records, record(batch_size=16, seed=2, status="diverged")])
+    labels = [[text.get_text() for text in canvas.legends[0].get_texts()] for canvas in (whole, lost)]
+    assert labels == [["batch"], ["batch", "mean of the rest (1 of 3 diverged)", "diverged (1)"]]
+    shares = [[text.get_text() for axes in canvas.axes for text in axes.texts] for canvas in (whole, lost)]
+    assert shares == [[], ["1 of 3"] * (2 if name == "curves" else 1)]
+
+
+def test_a_trial_that_diverged_at_once_is_in_the_curves_their_table_and_their_caption(tmp_path):
+    """It has neither a loss nor an accuracy."""
+    records = [record(norm, optimizer={"lr": lr}) for norm in ("none", "batch") for lr in (0.1, 0.8)]
+    lost = [
+        record("none", optimizer={"lr": lr}, status="diverged").model_copy(update={"epochs": ()})
+        for lr in (0.8, 3.2)
+    ]
+    records = [*records[:1], *records[2:], record(optimizer={"lr": 3.2}), *lost]
+    canvas = drawn("curves", records)
+    marks = [len(lines_of(axes, style.FAILURES["diverged"])) for axes in canvas.axes]
+    assert marks == [0, 0, 1, 1, 1, 1]  # loss and accuracy of three learning rates
+    render("curves", records, tmp_path, ["svg"])
+    found = [row for row in rows(tmp_path / "curves.csv") if row["status"] == "diverged"]
+    assert [(row["panel"], row["norm"], row["epoch"], row["train_loss"]) for row in found] == [
+        ("optimizer.lr 0.8", "none", "1", ""),
+        ("optimizer.lr 3.2", "none", "1", ""),
+    ]
+    text = " ".join(select("curves", records).caption)
+    for lr in (0.8, 3.2):
+        assert f"none at batch size 8, optimizer.lr {lr} (no seed finished)" in text
+
+
+def test_the_tables_of_all_figures_name_what_they_hold_alike(rendered):
+    """``docs/figures.md`` says what each column is."""
+    found = rows(rendered[1][-1])
+    documented = (Path(__file__).parent.parent / "docs/figures.md").read_text(encoding="utf-8")
+    free = {"batch size", "norm name", "batch_size", "norm.name", "block", "images seen"}  # settings and axes
+    for column in found[0]:
+        assert column in free or f"| `{column}` |" in documented, column
+    for row in found:
+        values = [float(value) for value in row.get("values", "").lstrip("'").split()]
+        if values:
+            assert int(row["finished"]) == len(values)
+            assert (row["sd"] != "") == (len(values) > 1)
+            (mean,) = (float(row[key]) for key in ("test_accuracy", "mean", "weight") if row.get(key))
+            assert mean == pytest.approx(sum(values) / len(values))
 
 
 def test_series_do_not_reach_the_next_batch_size():
     for sizes in ([2, 4, 8], [96, 100, 128], [8], list(range(1, 40))):
         for of in (1, 5, 30):
             step = style.dodge(of, sizes)
-            ends = [style.dodged(x, order, of, step) for x in sizes for order in (0, of - 1)]
+            places = style.offsets([True] * of)
+            ends = [style.dodged(x, places[order], step) for x in sizes for order in (0, of - 1)]
             assert ends == sorted(ends)
 
 

@@ -45,8 +45,8 @@ def test_what_failed_is_counted_and_in_no_mean() -> None:
         ]
     )
     (grid,) = found.grids
-    assert (grid.cells[0, 0].mean, grid.cells[0, 0].failed) == (50, 1)
-    assert grid.cells[0, 1].accuracies == ()
+    assert (grid.cells[0, 0].mean, grid.cells[0, 0].failures) == (50, ("diverged",))
+    assert grid.cells[0, 1].values == ()
     assert found.caption[-1] == "diverged: 2."
 
 

@@ -150,6 +150,60 @@ def test_what_never_reaches_a_given_loss_has_no_point_and_its_cell_no_mean() -> 
     assert line.mean == ((8, 1),)
 
 
+def test_a_panel_without_a_finished_trial_stands_beside_the_others() -> None:
+    """Of two learning rates one always diverges."""
+    ended = {"status": "diverged", "final": None, "epochs": ()}
+    lost = falling("batch", 2, 2.0, 1.5, optimizer={"lr": 0.8}).model_copy(update=ended)
+    found = select("epochs_to_loss", [falling("batch", 2, 2.0, 1.0, optimizer={"lr": 0.1}), lost])
+    ((whole, empty),) = found.rows
+    assert whole.lines[0].mean == ((2, 2),)
+    assert empty.heading == "optimizer.lr 0.8\nno trial finished"
+    assert empty.lines[0].mean == ()
+    assert found.stopped == {"diverged": 1}
+    canvas = Figure()
+    FIGURES["epochs_to_loss"].load().draw(found, canvas)
+    marks = [[line.get_marker() for line in axes.get_lines()].count("X") for axes in canvas.axes]
+    assert marks == [0, 1]
+
+
+def test_what_is_not_reached_is_shown_at_the_top_edge_above_all_ticks() -> None:
+    records = [falling("batch", 2, 2.0, 1.9), falling("batch", 8, 2.0, 0.5), falling("layer", 2, 2.0, 0.5)]
+    figure = FIGURES["epochs_to_loss"].load()
+    selection = figure.select(records, {"loss": 1.0})
+    canvas = Figure()
+    figure.draw(selection, canvas)
+    (axes,) = canvas.axes
+    assert [text.get_text() for text in axes.texts] == ["not reached within 2 epochs"]
+    (mark,) = (line for line in axes.get_lines() if line.get_transform() == axes.get_xaxis_transform())
+    assert (mark.get_marker(), list(mark.get_xdata())) == ("o", [2])
+    assert mark.get_ydata()[0] > 0.9
+    assert max(axes.get_yticks()) < axes.get_ylim()[1] - 0.15 * (axes.get_ylim()[1] - axes.get_ylim()[0])
+    means = [row for row in figure.table(selection) if row["seed"] == "mean" and row["norm"] == "batch"]
+    assert [(row["batch size"], row["finished"], row["value"]) for row in means] == [
+        (2, 1, None),
+        (8, 1, pytest.approx(1 + 1 / 1.5)),
+    ]
+
+
+def test_a_loss_that_is_chosen_after_the_fact_is_said_to_be() -> None:
+    records = [falling("batch", 2, 2.0, 1.0)]
+    figure = FIGURES["epochs_to_loss"].load()
+    said = [" ".join(figure.select(records, options).caption) for options in ({}, {"loss": 1.0})]
+    assert ["chosen after the fact" in words for words in said] == [True, False]
+
+
+def test_a_pass_that_diverged_before_its_first_number_is_told_of() -> None:
+    lost = record("batch", 1, seed=1, status="diverged", online=True)
+    found = select("online", [online("batch", 1, 0.1, 0.3, online=True), lost])
+    assert found.stopped == {"diverged": 1}
+    rows = FIGURES["online"].load().table(found)
+    assert [(row["finished"], row["diverged"]) for row in rows if row["seed"] == "mean"] == [(1, 1)] * 2
+    canvas = Figure()
+    FIGURES["online"].load().draw(found, canvas)
+    assert [line.get_marker() for line in canvas.axes[0].get_lines()].count("X") == 1
+    assert [text.get_text() for text in canvas.axes[0].texts] == ["1 of 2"]
+
+
 def test_a_logarithmic_axis_holds_every_number() -> None:
     canvas = Figure()
     figure = FIGURES["signal_propagation"].load()

@@ -31,7 +31,7 @@ def test_a_line_is_what_differs_in_the_setting_and_the_seed_alone() -> None:
     found = select(records, "norm_every")
     assert found.values == ("1", "2")
     assert [line.label for line in found.lines] == ["batch", "group"]
-    assert [len(spot.accuracies) for line in found.lines for spot in line.spots] == [2, 2, 2, 2]
+    assert [len(spot.values) for line in found.lines for spot in line.cells] == [2, 2, 2, 2]
 
 
 def test_the_share_that_diverged_at_a_value_is_shaded_and_said() -> None:
@@ -67,7 +67,7 @@ def test_numbers_stand_in_their_order_and_lists_by_their_length() -> None:
 
 def test_trials_without_the_setting_are_not_in_it() -> None:
     found = select([agc(0.1), record()], "clip.threshold")
-    assert sum(len(spot.accuracies) for line in found.lines for spot in line.spots) == 1
+    assert sum(len(spot.values) for line in found.lines for spot in line.cells) == 1
     assert select([record()], "clip.threshold") is None
 
 
@@ -79,8 +79,8 @@ def test_the_batch_size_may_be_the_setting_though_the_norm_batch_moves_along() -
 
 def test_what_did_not_finish_is_marked_and_in_no_mean() -> None:
     found = select([agc(0.1, seed=0), agc(0.1, seed=1, status="diverged")], "clip.threshold")
-    ((spot,),) = (line.spots for line in found.lines)
-    assert len(spot.accuracies) == 1
+    ((spot,),) = (line.cells for line in found.lines)
+    assert len(spot.values) == 1
     assert spot.failures == ("diverged",)
     assert any("batch at 0.1 (1 of 2 seeds left)" in sentence for sentence in found.caption)
 
@@ -130,7 +130,8 @@ def test_the_axis_is_named_in_words() -> None:
 
 def test_series_at_one_value_stay_near_it() -> None:
     norms = ("batch", "layer", "instance", "group")
-    axes = drawn([record(norm, size) for norm in norms for size in (128, 1024, 4096)], "batch_size")
+    records = [record(norm, size, seed) for norm in norms for size in (128, 1024, 4096) for seed in range(2)]
+    axes = drawn(records, "batch_size")
     xs = [line.get_xdata()[0] for line in axes.get_lines() if line.get_linestyle() != "None"]
     assert 0 < max(xs) - min(xs) < 0.1 * (12 - 7)
 

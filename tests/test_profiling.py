@@ -1,6 +1,7 @@
 """What methods cost: that the right thing is measured. (How long it takes is nobody's test.)"""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from normbench.costs import as_text
 from normbench.models import MODELS
 from normbench.norms import NORMS
 from normbench.plots import costs as figure
+from normbench.plots.panels import series_of
 from normbench.probe import Probe
 from normbench.profiling import Cost, Profile, methods
+from normbench.results import experiments
 from normbench.trial import Trial
 
 Cli = Callable[..., Any]
@@ -44,6 +47,63 @@ def test_ratios_are_medians_over_rounds_of_what_was_measured_side_by_side() -> N
     assert found.against(group, "batch", "update") == 1.5
     assert found.against(group, "batch", "inference") == pytest.approx(1.5)
     assert found.against(group, "none", "update") is None, "not at this batch size"
+
+
+def sets_of_options() -> Profile:
+    norms: list[Any] = ["batch", {"name": "group", "groups": 4}, "group", {"name": "batch", "momentum": 0.01}]
+    costs = [
+        Cost(
+            Trial.model_validate({"norm": norm, "batch_size": 4, "model": "resnet8"}),
+            (time,),
+            (time,),
+            2**20,
+            None,
+        )
+        for norm, time in zip(norms[::-1], (4.0, 2.0, 3.0, 1.0), strict=True)
+    ]
+    return Profile(tuple(costs), 1, {"device": "a CPU", "torch": "2.14"})
+
+
+def test_sets_of_options_of_a_method_are_rows_of_their_own() -> None:
+    """The base is batch normalization with its default options, whichever was measured first."""
+    found = sets_of_options()
+    expected = {
+        "batch (momentum 0.01)": 4,
+        "group (8 groups)": 2,
+        "group (4 groups)": 3,
+        "batch (momentum 0.1)": 1,
+    }
+    assert {found.of(cost).label: found.against(cost, "batch", "update") for cost in found.costs} == expected
+    drawn = figure.select(found.to_json()["costs"], "caption")
+    assert drawn is not None
+    assert {method.label: drawn.ratios[method, 4, "update"] for method in drawn.methods} == expected
+    assert len(figure.table(drawn)) == 4 * 3
+    assert len({(row["norm"], row["options"], row["quantity"]) for row in figure.table(drawn)}) == 4 * 3
+
+
+def test_no_two_columns_of_the_table_have_one_name() -> None:
+    def columns(profile: Profile) -> list[str]:
+        return re.split("  +", as_text(profile).splitlines()[0])
+
+    found = sets_of_options()
+    assert columns(found) == [
+        *("norm", "batch size", "step ms", "step ×BN", "inference ms", "inference ×BN", "kept MiB"),
+    ]
+    whole = Profile((*found.costs, cost("none", (1.0,))), 1, found.machine)
+    assert columns(whole) == [
+        *("norm", "batch size", "step ms", "step ×BN", "step ×none"),
+        *("inference ms", "inference ×BN", "inference ×none", "kept MiB"),
+    ]
+
+
+def test_a_profile_is_no_experiment_and_goes_into_none(cli: Cli, lab: Path) -> None:
+    given = ("profile", "--norm", "layer", "--batch-size", "2", *QUICKLY, "--out")
+    assert cli(*given, str(lab / "results/prof")).code == 0
+    assert experiments(lab / "results") == ["tiny"]
+    refused = cli(*given, str(lab / "results/tiny"))
+    assert refused.code == 2
+    assert "holds an experiment; a profile needs a directory of its own" in refused.err
+    assert not (lab / "results/tiny/profile.json").exists()
 
 
 @pytest.mark.parametrize("model", ["resnet8", "preact_resnet8"])
@@ -110,13 +170,14 @@ def test_memory_of_a_gpu_has_a_column_only_where_it_was_measured(cli: Cli) -> No
 
 @pytest.mark.parametrize(("low", "high"), [(0.97, 1.04), (0.9, 40.0), (0.01, 1.0)])
 def test_every_panel_of_costs_has_ticks_and_a_few_per_cent_look_like_few(low: float, high: float) -> None:
+    series = series_of({"name": name} for name in ("batch", "layer", "group")).values()
     ratios = {
-        (norm, 4, quantity): ratio
-        for norm, ratio in (("batch", 1.0), ("layer", low), ("group", high))
+        (method, 4, quantity): ratio
+        for method, ratio in zip(series, (1.0, low, high), strict=True)
         for quantity in figure.QUANTITIES
     }
     canvas = Figure()
-    figure.draw(figure.Costs(("batch", "layer", "group"), (4,), ratios, ()), canvas)
+    figure.draw(figure.Costs(tuple(series), (4,), ratios, ()), canvas)
     for axes in canvas.axes:
         left, right = axes.get_xlim()
         assert left < min(low, 0.5)
@@ -142,7 +203,9 @@ def test_json_has_every_measurement_and_the_figure_is_drawn_of_it(cli: Cli, tmp_
     assert drawn is not None
     assert len(figure.table(drawn)) == 2 * 2 * 3
     assert all(
-        drawn.ratios["batch", size, quantity] == 1 for size in (2, 4) for quantity in figure.QUANTITIES
+        drawn.ratios[drawn.methods[0], size, quantity] == 1
+        for size in (2, 4)
+        for quantity in figure.QUANTITIES
     )
 
 
@@ -161,6 +224,7 @@ def test_without_batch_normalization_there_is_nothing_to_draw(cli: Cli, tmp_path
         (["--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
         (["--model", "resnet9"], "--model: unknown model 'resnet9'"),
         (["--norm", "normalizer_free"], "normalizer_free is for pre-activation networks only"),
+        (["sweep.norm_every=[1,2]"], "profile takes one value of every setting"),
         (["--device", "cuda:99"], "execute.device cuda:99: "),
         (
             ["--norm", "group", "trial.model.width=0.1"],

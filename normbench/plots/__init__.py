@@ -1,7 +1,7 @@
 """The figures. ONE FILE = ONE FIGURE; this table lists them all.
 
 Shared by them: ``figure`` (select, draw, write), ``panels`` (what may share axes), ``lines`` (over an axis),
-``values``, ``caption``, ``style`` and ``published``.
+``samples`` (means with intervals), ``values``, ``caption``, ``style`` and ``published``.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from pydantic import Field
 from normbench.lookup import Entry, Option, Table, one_of, text
 
 # files that are no figure of records
-SHARED = ("caption", "costs", "figure", "lines", "panels", "published", "style", "values")
+SHARED = ("caption", "costs", "figure", "lines", "panels", "published", "samples", "style", "values")
 
 
 @dataclass(frozen=True)

@@ -6,47 +6,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from normbench.plots import caption, style
+from normbench.plots import caption, samples, style
 from normbench.plots.figure import Figure, Options, Row
 from normbench.plots.panels import AXIS_LABELS, Curve, Panel, Series, arrange
 from normbench.plots.published import PUBLISHED, Point
+from normbench.plots.samples import ACCURACY, Sample, Spot, beyond
 from normbench.records import Record
-from normbench.stats import Interval, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
     from matplotlib.lines import Line2D
-    from matplotlib.transforms import Transform
 
+Looks = Mapping[str, style.Style]
 PUBLISHED_LINE: Mapping[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 0.8}
 
 
 @dataclass(frozen=True)
-class Spot:
-    """One cell.
+class Cell(Sample):
+    """Test accuracies, as fractions, of one series at one size.
 
     Attributes:
         x: the size, or None for a method that the size on the axis cannot touch.
-        accuracies: fractions, of the finished trials, by seed.
-        interval: of their mean; None where no trial finished.
-        failures: the status of every other trial.
     """
 
-    x: int | None
-    accuracies: tuple[float, ...]
-    interval: Interval | None
-    failures: tuple[str, ...]
-
-    @property
-    def centre(self) -> float:
-        """The mean in percent, or nan."""
-        return 100 * self.interval.mean if self.interval else math.nan
-
-    @property
-    def reach(self) -> float:
-        """Half the interval's width in percent, or nan."""
-        return 100 * (self.interval.high - self.interval.mean) if self.interval else math.nan
+    x: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +38,7 @@ class Line:
     """One series' cells, by size."""
 
     series: Series
-    spots: tuple[Spot, ...]
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -70,6 +54,11 @@ class Accuracies:
     caption: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def cells(self) -> list[Cell]:
+        """Those of all panels."""
+        return [cell for lines in self.lines for line in lines for cell in line.cells]
+
 
 def select(records: Sequence[Record], options: Options) -> Accuracies | None:
     """Last-epoch test accuracies by panel, series and size."""
@@ -77,14 +66,15 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
     if arranged is None:
         return None
     lines = tuple(tuple(_line(curve) for curve in panel.curves) for panel in arranged.panels)
-    spots = [spot for panel in lines for line in panel for spot in line.spots]
-    alone = any(len(spot.accuracies) == 1 for spot in spots)
+    cells = [cell for panel in lines for line in panel for cell in line.cells]
+    alone = any(len(cell.values) == 1 for cell in cells)
     sentences = [
         *caption.about(arranged),
         "Test accuracy after the last epoch: mean and 95 % t-interval over seeds"
         f"{' (a single seed has none)' if alone else ''}; small dots: single seeds.",
+        *beyond(cells, ACCURACY, "0 or 100 %"),
     ]
-    if any(spot.x is None for spot in spots):
+    if any(cell.x is None for cell in cells):
         sentences.append(
             "Lines across, their marks on the right: methods with statistics of each sample alone."
         )
@@ -113,12 +103,12 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
 
 
 def _line(curve: Curve) -> Line:
-    spots = []
+    cells = []
     for cell in curve.cells:
         values = tuple(record.final.test_accuracy for record in cell.finished if record.final)
         failures = tuple(record.status for record in cell.records if record.status != "done")
-        spots.append(Spot(cell.x, values, mean_interval(values) if values else None, failures))
-    return Line(curve.series, tuple(spots))
+        cells.append(Cell(values, failures, cell.x))
+    return Line(curve.series, tuple(cells))
 
 
 def table(selection: Accuracies) -> list[Row]:
@@ -130,18 +120,12 @@ def table(selection: Accuracies) -> list[Row]:
             "norm": line.series.method,
             "options": line.series.options,
             "axis": panel.axis,
-            "size": spot.x,
-            "finished": len(spot.accuracies),
-            **{status: spot.failures.count(status) for status in style.FAILURES},
-            "test_accuracy": spot.interval.mean if spot.interval else None,
-            "low": spot.interval.low if spot.interval else None,
-            "high": spot.interval.high if spot.interval else None,
-            "sd": None,
-            "seeds": " ".join(map(str, spot.accuracies)),
+            "size": cell.x,
+            **samples.columns(cell, "test_accuracy"),
         }
         for panel, lines in zip(selection.panels, selection.lines, strict=True)
         for line in lines
-        for spot in line.spots
+        for cell in line.cells
     ]
     empty = dict.fromkeys(rows[0])
     for method, points in selection.published.items():
@@ -158,13 +142,14 @@ def draw(selection: Accuracies, canvas: "Canvas") -> None:
     columns = min(count, 2 if count in (2, 4) else 3)
     rows = math.ceil(count / columns)
     canvas.set_size_inches(style.WIDTH, 3.7 if count == 1 else 2.6 * rows)
+    looks = style.of_methods(series.method for series in selection.series)
     drawn = []
     for place, (panel, lines) in enumerate(zip(selection.panels, selection.lines, strict=True)):
         axes = canvas.add_subplot(rows, columns, place + 1)
-        along = [line for line in lines if line.spots[0].x is not None]
-        _draw_along(axes, along, style.dodge(len(along), panel.sizes, columns))
-        _draw_across(axes, [line for line in lines if line.spots[0].x is None], 0.02 * columns)
-        _draw_published(axes, selection.published)
+        along = [line for line in lines if line.cells[0].x is not None]
+        _draw_along(axes, along, looks, panel.sizes, columns)
+        _draw_across(axes, [line for line in lines if line.cells[0].x is None], looks, 0.02 * columns)
+        _draw_published(axes, selection.published, looks)
         sizes = {size for points in selection.published.values() for size in points}
         style.size_axis(axes, sorted(sizes.union(panel.sizes)), AXIS_LABELS[panel.axis])
         axes.set_title(textwrap.fill(panel.heading, 96 // columns))
@@ -175,57 +160,37 @@ def draw(selection: Accuracies, canvas: "Canvas") -> None:
         low, high = min(axes.get_ylim()[0] for axes in drawn), max(axes.get_ylim()[1] for axes in drawn)
         for axes in drawn:
             axes.set_ylim(low, high)
-    style.legend(canvas, _entries(selection))
+    style.legend(canvas, _entries(selection, looks))
 
 
-def _draw_along(axes: "Axes", lines: Sequence[Line], step: float) -> None:
-    """Lines along the axis, ``step`` octaves apart."""
-    for order, line in enumerate(lines):
-        look = style.of_method(line.series.method, line.series.variant)
-        xs = [style.dodged(spot.x or 1, order, len(lines), step) for spot in line.spots]
-        axes.plot(xs, [spot.centre for spot in line.spots], color=look.color, linestyle=look.line, zorder=3)
-        for x, spot in zip(xs, line.spots, strict=True):
-            beside = style.dodged(spot.x or 1, order - 0.45, len(lines), step)
-            _draw_spot(axes, spot, look, (x, beside), (axes.transData, axes.get_xaxis_transform()))
-
-
-def _draw_across(axes: "Axes", lines: Sequence[Line], step: float) -> None:
-    """Lines that the axis cannot touch; their marks stand beside the panel, ``step`` of its width apart."""
-    for order, line in enumerate(lines):
-        look = style.of_method(line.series.method, line.series.variant)
-        (spot,) = line.spots
-        x = 1 + step * (order + 0.6)
-        axes.axhline(spot.centre, color=look.color, linestyle=look.line, zorder=1.8)
-        _draw_spot(axes, spot, look, (x, x - 0.45 * step), (axes.get_yaxis_transform(), axes.transAxes))
-
-
-def _draw_spot(
-    axes: "Axes",
-    spot: Spot,
-    look: style.Style,
-    at: tuple[float, float],
-    transforms: tuple["Transform", "Transform"],
+def _draw_along(
+    axes: "Axes", lines: Sequence[Line], looks: Looks, sizes: Sequence[int], columns: int
 ) -> None:
-    """Mean and interval at ``at[0]``, seeds at ``at[1]``, at the bottom edge a mark a failed trial.
-
-    Args:
-        transforms: one whose y is an accuracy, and one whose y is a height in the panel.
-    """
-    (x, beside), (accuracy, height) = at, transforms
-    drawn: dict[str, Any] = {"color": look.color, "clip_on": False, "transform": accuracy}
-    if spot.interval:
-        axes.plot([x], [spot.centre], zorder=3, **drawn, **look.marks)
-        axes.errorbar([x], [spot.centre], [spot.reach], elinewidth=1.0, capsize=2.2, zorder=2.5, **drawn)
-        percents = [100 * value for value in spot.accuracies]
-        axes.plot([beside] * len(percents), percents, ".", markersize=4, alpha=0.55, mew=0, **drawn)
-    for place, status in enumerate(sorted(spot.failures)):
-        mark = style.failure(status, look.color)
-        axes.plot([x], [0.03 + 0.05 * place], transform=height, clip_on=False, **mark)
+    """Draw the lines along the axis."""
+    cells = [{cell.x: cell for cell in line.cells if cell.x is not None} for line in lines]
+    for line, spots in zip(lines, samples.along(cells, sizes, columns), strict=True):
+        look = style.varied(looks[line.series.method], line.series.variant)
+        samples.draw(axes, look, spots, ACCURACY, scale=100)
+        samples.draw_failures(axes, look, spots)
 
 
-def _draw_published(axes: "Axes", published: Mapping[str, Mapping[int, Point]]) -> None:
+def _draw_across(axes: "Axes", lines: Sequence[Line], looks: Looks, step: float) -> None:
+    """Draw the lines that the axis cannot touch; their marks stand beside the panel."""
+    for order, line in enumerate(lines):
+        look = style.varied(looks[line.series.method], line.series.variant)
+        (cell,) = line.cells
+        x = 1 + step * (order + 0.6)
+        spots = [Spot(x, x - samples.BESIDE * step, cell)]
+        if cell.interval:
+            axes.axhline(100 * cell.interval.mean, color=look.color, linestyle=look.line, zorder=1.8)
+        transform = axes.get_yaxis_transform()
+        samples.draw(axes, look, spots, ACCURACY, scale=100, joined=False, transform=transform)
+        samples.draw_failures(axes, look, spots, axes.transAxes)
+
+
+def _draw_published(axes: "Axes", published: Mapping[str, Mapping[int, Point]], looks: Looks) -> None:
     for method, points in published.items():
-        color = style.of_method(method).color
+        color = looks[method].color
         heights = [point.accuracy for point in points.values()]
         sds = [math.nan if point.sd is None else point.sd for point in points.values()]
         axes.plot(list(points), heights, color=color, zorder=1.5, marker="_", markersize=5, **PUBLISHED_LINE)
@@ -234,23 +199,24 @@ def _draw_published(axes: "Axes", published: Mapping[str, Mapping[int, Point]]) 
 
 def _set_limits(axes: "Axes", lines: Sequence[Line]) -> None:
     """Within 0 to 100 %, with room for the marks of failed trials below the lowest value."""
-    spots = [spot for line in lines for spot in line.spots]
-    if not any(spot.accuracies for spot in spots):
+    cells = [cell for line in lines for cell in line.cells]
+    if not any(cell.values for cell in cells):
         axes.set_ylim(0, 100)
         return
     low, high = axes.get_ylim()
     low, high = max(low, -1.0), min(high, 101.0)
-    most = max(len(spot.failures) for spot in spots)
+    most = max(len(cell.failures) for cell in cells)
     room = min(0.03 + 0.05 * most, 0.4) if most else 0.0
     axes.set_ylim(low - room * (high - low) / (1 - room), high)
 
 
-def _entries(selection: Accuracies) -> Iterator[tuple["Line2D", str]]:
-    """The legend: every series, then what the other marks mean."""
+def _entries(selection: Accuracies, looks: Looks) -> Iterator[tuple["Line2D", str]]:
+    """Give the legend: every series, then what the other marks mean."""
     from matplotlib.lines import Line2D
 
     for series in selection.series:
-        yield style.entry(style.of_method(series.method, series.variant)), series.label
+        yield style.entry(style.varied(looks[series.method], series.variant)), series.label
+    yield from samples.entries(selection.cells)
     yield from style.failure_entries(selection.stopped)
     if selection.published:
         yield Line2D([], [], color=style.INK, **PUBLISHED_LINE), "published"

@@ -71,7 +71,9 @@ def _unfinished(panels: Panels) -> Iterator[str]:
         for panel in panels.panels:
             for series, cell in panel.cells:
                 if any(record.status == status for record in cell.records):
-                    at = f" at {AXIS_LABELS[panel.axis]} {cell.x}" if cell.x is not None else ""
+                    where = f"{AXIS_LABELS[panel.axis]} {cell.x}" if cell.x is not None else ""
+                    places = [where, *([panel.heading] if len(panels.panels) > 1 else [])]
+                    at = f" at {', '.join(filter(None, places))}" if any(places) else ""
                     left = f"mean of {len(cell.finished)} of {counted(len(cell.records), 'seed')}"
                     told = f"{series.label}{at} ({left if cell.finished else 'no seed finished'})"
                     cells.setdefault(cell.records[0].trial.id, told)

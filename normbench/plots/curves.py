@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from normbench.plots import caption, style
 from normbench.plots.figure import Figure, Options, Row
 from normbench.plots.panels import Axis, Cell, Panel, Series, arrange
+from normbench.plots.samples import Sample, counts, draw_ring, entries
 from normbench.records import Epoch, Record
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ QUANTITIES: dict[Quantity, str] = {"train_loss": "training loss", "test_accuracy
 COLUMNS = 6  # sizes side by side, as long as `MOST_BANDS` hold them all
 MOST_BANDS = 4  # below each other: a figure is not much taller than twice its width
 
+Looks = Mapping[Series, style.Style]
 Points = tuple[tuple[int, float], ...]  # (epoch, value): loss in nats, accuracy as a fraction
 
 
@@ -40,10 +42,15 @@ class Plotted:
 
 @dataclass(frozen=True)
 class Seed(Plotted):
-    """One trial."""
+    """One trial.
+
+    Attributes:
+        ended: the epoch in which it ended; of a trial that failed the first that it did not complete.
+    """
 
     seed: int
     status: str
+    ended: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,12 @@ class Course(Plotted):
 
     series: Series
     seeds: tuple[Seed, ...]
+
+    @property
+    def sample(self) -> Sample:
+        """How many trials are in the mean, and how the others ended; it has no values of its own."""
+        done = [math.nan for seed in self.seeds if seed.status == "done"]
+        return Sample(tuple(done), tuple(seed.status for seed in self.seeds if seed.status != "done"))
 
 
 @dataclass(frozen=True)
@@ -95,10 +108,16 @@ def _course(series: Series, cell: Cell) -> Course:
     seeds = []
     for record in cell.records:
         losses, accuracies = _points(record.epochs, "train_loss"), _points(record.epochs, "test_accuracy")
-        seeds.append(Seed(losses, accuracies, record.trial.seed, record.status))
+        seeds.append(Seed(losses, accuracies, record.trial.seed, record.status, _ended(record)))
     finished = [seed for seed in seeds if seed.status == "done"]
     losses, accuracies = _mean([s.train_loss for s in finished]), _mean([s.test_accuracy for s in finished])
     return Course(losses, accuracies, series, tuple(seeds))
+
+
+def _ended(record: Record) -> int:
+    """An epoch without a loss is the one in which it was lost."""
+    whole = [epoch.epoch for epoch in record.epochs if epoch.train_loss is not None]
+    return max(whole, default=0) + (record.status != "done")
 
 
 def _points(epochs: Sequence[Epoch], quantity: Quantity) -> Points:
@@ -116,13 +135,22 @@ def _mean(courses: Sequence[Points]) -> Points:
 
 
 def table(selection: Curves) -> list[Row]:
-    """One row an epoch, of the mean (``seed`` is "mean") and of every seed."""
+    """One row an epoch, of the mean (``seed`` is "mean") and of every seed.
+
+    A trial that failed has a row of the epoch in which it did, without values.
+    """
     rows: list[Row] = []
     for column in selection.columns:
         for course in column.courses:
-            lines: list[tuple[int | str, str, Plotted]] = [("mean", "done", course)]
-            lines += [(seed.seed, seed.status, seed) for seed in course.seeds]
-            for seed, status, line in lines:
+            trials = counts(course.sample)
+            empty: Row = dict.fromkeys(trials)
+            lines: list[tuple[int | str, str, Plotted, Row, set[int]]] = [
+                ("mean", "done", course, trials, set())
+            ]
+            for each in course.seeds:
+                lost = {each.ended} if each.status != "done" else set()
+                lines.append((each.seed, each.status, each, empty, lost))
+            for seed, status, line, numbers, lost in lines:
                 losses, accuracies = dict(line.train_loss), dict(line.test_accuracy)
                 rows += [
                     {
@@ -136,8 +164,9 @@ def table(selection: Curves) -> list[Row]:
                         "epoch": epoch,
                         "train_loss": losses.get(epoch),
                         "test_accuracy": accuracies.get(epoch),
+                        **numbers,
                     }
-                    for epoch in sorted(losses.keys() | accuracies.keys())
+                    for epoch in sorted(losses.keys() | accuracies.keys() | lost)
                 ]
     return rows
 
@@ -149,13 +178,14 @@ def draw(selection: Curves, canvas: "Canvas") -> None:
     canvas.set_size_inches(style.WIDTH, 3.9 if len(bands) == 1 else 3.4 * len(bands))
     headed = any(column.panel for column in selection.columns)
     limits = {quantity: _limits(selection.columns, quantity) for quantity in QUANTITIES}
+    looks = _looks(selection)
     for row, band in enumerate(bands):
         columns = Counter(column.panel for column in band)
         for place, column in enumerate(band):
             first = place == 0 or column.panel != band[place - 1].panel
             for under, quantity in enumerate(QUANTITIES):
                 axes = canvas.add_subplot(2 * len(bands), across, (2 * row + under) * across + place + 1)
-                _draw_courses(axes, column, quantity, limits[quantity], across)
+                _draw_courses(axes, column, looks, quantity, limits[quantity], across)
                 axes.tick_params(labelleft=place == 0, labelbottom=under == 1)
                 axes.set_ylabel(QUANTITIES[quantity] if place == 0 else "")
                 axes.set_xlabel("epoch" if under == 1 else "")
@@ -166,7 +196,7 @@ def draw(selection: Curves, canvas: "Canvas") -> None:
                     size = style.size_heading(column.axis, column.size)
                     axes.set_title(f"{panel}\n{size}" if headed else size)
     canvas.align_ylabels()
-    style.legend(canvas, _entries(selection, across))
+    style.legend(canvas, _entries(selection, looks, across))
 
 
 def _bands(columns: Sequence[Column]) -> list[list[Column]]:
@@ -199,13 +229,23 @@ def _limits(columns: Sequence[Column], quantity: Quantity) -> tuple[float, float
     return max(min(values) - margin, 0.0), max(values) + margin
 
 
+def _looks(selection: Curves) -> Looks:
+    looks = style.of_methods(series.method for series in selection.series)
+    return {series: style.varied(looks[series.method], series.variant) for series in selection.series}
+
+
 def _draw_courses(
-    axes: "Axes", column: Column, quantity: Quantity, limits: tuple[float, float], across: int
+    axes: "Axes",
+    column: Column,
+    looks: Looks,
+    quantity: Quantity,
+    limits: tuple[float, float],
+    across: int,
 ) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for course in column.courses:
-        look = style.of_method(course.series.method, course.series.variant)
+        look = looks[course.series]
         for seed in course.seeds:
             points = seed.points(quantity)
             axes.plot(*_xy(points), **style.of_seed(look.color, len(points), across))
@@ -215,20 +255,39 @@ def _draw_courses(
                 axes.plot([epoch], [inside], clip_on=False, **style.failure(seed.status, look.color))
         points = course.points(quantity)
         axes.plot(*_xy(points), **style.of_mean(look, len(points), across))
+        if points and course.sample.partial:
+            draw_ring(axes, points[-1], look, course.sample.share)
+    _draw_pointless(axes, column, looks, quantity)
     axes.set_ylim(*limits)
-    epochs = [epoch for course in column.courses for seed in course.seeds for epoch, _ in seed.train_loss]
-    axes.set_xlim(0, max(epochs, default=1) * 1.03)
+    ends = [seed.ended for course in column.courses for seed in course.seeds]
+    axes.set_xlim(0, max(1, *ends) * 1.03)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     if quantity == "test_accuracy":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda fraction, _: f"{100 * fraction:g}"))
+
+
+def _draw_pointless(axes: "Axes", column: Column, looks: Looks, quantity: Quantity) -> None:
+    """Draw the marks of failed trials that have no point: at the epoch in which each failed.
+
+    They stand at the edge that is worst: losses are lost upwards, accuracies downwards.
+    """
+    below: Counter[int] = Counter()
+    for course in column.courses:
+        for seed in course.seeds:
+            if seed.status != "done" and not seed.points(quantity):
+                height = 0.05 + 0.09 * below[seed.ended]
+                below[seed.ended] += 1
+                at = [seed.ended], [1 - height if quantity == "train_loss" else height]
+                mark = style.failure(seed.status, looks[course.series].color)
+                axes.plot(*at, transform=axes.get_xaxis_transform(), clip_on=False, **mark)
 
 
 def _xy(points: Points) -> tuple[list[int], list[float]]:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def _entries(selection: Curves, across: int) -> Iterator[tuple["Line2D", str]]:
-    """The legend: every series, then the marks where trials ended early."""
+def _entries(selection: Curves, looks: Looks, across: int) -> Iterator[tuple["Line2D", str]]:
+    """Give the legend: every series, then the marks where trials ended early."""
     courses = [course for column in selection.columns for course in column.courses]
     marked = {
         course.series
@@ -237,8 +296,9 @@ def _entries(selection: Curves, across: int) -> Iterator[tuple["Line2D", str]]:
         if style.sparse(len(course.points(quantity)), across)
     }
     for series in selection.series:
-        look = style.of_method(series.method, series.variant)
+        look = looks[series]
         yield style.entry(look if series in marked else replace(look, marker="")), series.label
+    yield from entries(course.sample for course in courses if course.train_loss)
     yield from style.failure_entries(selection.stopped)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from normbench.plots import caption, style
 from normbench.plots.figure import Figure, Options, Row
 from normbench.plots.panels import CannotDrawError, differing, said
+from normbench.plots.samples import Sample, columns
 from normbench.plots.values import in_words, order, settings_of, shown, written
 from normbench.records import Record
 
@@ -20,16 +21,13 @@ COLOURS = "cividis"  # even in lightness, and the same to the colour-blind
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Accuracies (fractions) of the seeds that finished, and how many did not."""
-
-    accuracies: tuple[float, ...] = ()
-    failed: int = 0
+class Cell(Sample):
+    """Test accuracies, as fractions."""
 
     @property
     def mean(self) -> float:
         """In percent, or nan."""
-        return 100 * math.fsum(self.accuracies) / len(self.accuracies) if self.accuracies else math.nan
+        return 100 * math.fsum(self.values) / len(self.values) if self.values else math.nan
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def _others(settings: Mapping[str, Any], shown_by: set[str]) -> dict[str, Any]:
 
 def _cell(records: Sequence[Record]) -> Cell:
     accuracies = tuple(record.final.test_accuracy for record in records if record.final)
-    return Cell(accuracies, sum(record.status != "done" for record in records))
+    return Cell(accuracies, tuple(record.status for record in records if record.status != "done"))
 
 
 def table(selection: Grids) -> list[Row]:
@@ -107,10 +105,7 @@ def table(selection: Grids) -> list[Row]:
             "panel": grid.heading,
             selection.x: selection.xs[column],
             selection.y: selection.ys[row],
-            "finished": len(cell.accuracies),
-            "failed": cell.failed,
-            "test_accuracy": cell.mean / 100,
-            "seeds": " ".join(map(str, cell.accuracies)),
+            **columns(cell, "test_accuracy"),
         }
         for grid in selection.grids
         for (row, column), cell in sorted(grid.cells.items())
@@ -121,17 +116,17 @@ def draw(selection: Grids, canvas: "Canvas") -> None:
     """Panels side by side, on one scale of colours."""
     count = len(selection.grids)
     canvas.set_size_inches(style.WIDTH, 0.9 + 0.42 * len(selection.ys))
-    means = [cell.mean for grid in selection.grids for cell in grid.cells.values() if cell.accuracies]
+    means = [cell.mean for grid in selection.grids for cell in grid.cells.values() if cell.values]
     low, high = (min(means), max(means)) if means else (0.0, 100.0)
     for number, grid in enumerate(selection.grids):
         axes = canvas.add_subplot(1, count, number + 1)
         rows, columns = range(len(selection.ys)), range(len(selection.xs))
-        values = [[grid.cells.get((row, column), Cell()).mean for column in columns] for row in rows]
+        values = [[grid.cells.get((row, column), Cell(())).mean for column in columns] for row in rows]
         axes.imshow(values, cmap=COLOURS, vmin=low, vmax=high, aspect="auto", origin="lower")
         for (row, column), cell in grid.cells.items():
-            bright = cell.accuracies and cell.mean > (low + high) / 2
-            words = " ".join([f"{cell.mean:.1f}"] * bool(cell.accuracies) + ["X"] * cell.failed)
-            color = "white" if cell.accuracies and not bright else "black"
+            bright = cell.values and cell.mean > (low + high) / 2
+            words = " ".join([f"{cell.mean:.1f}"] * bool(cell.values) + ["X"] * len(cell.failures))
+            color = "white" if cell.values and not bright else "black"
             axes.text(column, row, words, ha="center", va="center", color=color, fontsize=8)
         axes.set_xticks(columns, selection.xs)
         axes.set_yticks(rows, selection.ys if number == 0 else [""] * len(selection.ys))

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from normbench.inference import EVALUATIONS
-from normbench.plots import caption, style
+from normbench.plots import caption, samples, style
 from normbench.plots.figure import Figure, Options, Row
 from normbench.plots.panels import AXIS_LABELS, Axis, CannotDrawError, Curve, Panel, arrange
+from normbench.plots.samples import Bounds, Sample, beyond, columns
 from normbench.records import Measured, Record
-from normbench.stats import Interval, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MOST_BLOCKS = 4
 GAP, CHANGED = "accuracy gap (points)", "predictions changed (%)"
+BOUNDS: Mapping[str, Bounds] = {GAP: (-100.0, 100.0), CHANGED: (0.0, 100.0)}
 LEAST_REACH = 0.3  # points above and below 0 that an axis shows, lest rounding look like an effect
 
 # evaluations of gaps of one order of magnitude share axes
@@ -29,11 +30,11 @@ PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "other neighbours in the batch": (CHANGED, ("neighbours",)),
 }
 LOOKS: Mapping[str, style.Style] = {
-    "cumulative": style.FURTHER[1],
-    "precise": style.FURTHER[2],
-    "folded": style.FURTHER[3],
-    "removed": style.FURTHER[4],
-    "neighbours": style.FURTHER[5],
+    "cumulative": style.Style("#8C6D1F", ">", (0, (4, 1, 1, 1)), 5.4),
+    "precise": style.Style("#7B4FA3", "h", (0, (2, 1)), 5.4),
+    "folded": style.Style("#3D3D3D", "P", (0, (1, 2)), 5.4),
+    "removed": style.Style("#A33B54", "*", (0, (6, 2, 2, 2)), 6.4),
+    "neighbours": style.Style("#5F8F2F", "d", (0, (3, 2)), 5.4),
 }
 BATCHES = (  # the larger, the darker
     style.Style("#85C1E5", "v", (0, (1, 1)), 5.0),
@@ -60,12 +61,10 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Spot:
-    """One kind at one size: a value a seed, in percent or points, and the interval of their mean."""
+class Cell(Sample):
+    """One kind at one size: a value a seed, in percent or points."""
 
-    x: int
-    values: tuple[float, ...]
-    interval: Interval
+    x: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Part:
 
     heading: str
     measure: str
-    lines: Mapping[Kind, tuple[Spot, ...]]
+    lines: Mapping[Kind, tuple[Cell, ...]]
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,13 @@ def select(records: Sequence[Record], _: Options) -> InferenceStatistics | None:
         CannotDrawError: there are more than `MOST_BLOCKS` settings.
     """
     compared = {name for _, names in PARTS.values() for name in names}
-    evaluated = [r for r in records if any(result.name in compared for result in r.inference)]
-    arranged = arrange(evaluated)
+    asked = [
+        record
+        for record in records
+        if any(result.name in compared for result in record.inference)
+        or any(choice.name in compared for choice in record.trial.evaluate)
+    ]
+    arranged = arrange(asked)
     if arranged is None:
         return None
     kinds = _kinds(result for record in arranged.records for result in record.inference)
@@ -128,6 +132,22 @@ def select(records: Sequence[Record], _: Options) -> InferenceStatistics | None:
         *caption.about(arranged),
         "Accuracy gap: test accuracy of the same network by other statistics less that by the moving average "
         "of training. Mean and 95 % t-interval over seeds; small dots: single seeds.",
+        *(
+            sentence
+            for measure, words in ((GAP, "-100 or 100 points"), (CHANGED, "0 or 100 %"))
+            for sentence in beyond(
+                [
+                    cell
+                    for block in blocks
+                    for part in block.parts
+                    if part.measure == measure
+                    for cells in part.lines.values()
+                    for cell in cells
+                ],
+                BOUNDS[measure],
+                words,
+            )
+        ),
     ]
     if any(kind.name == "neighbours" for kind in drawn):
         sentences.append(
@@ -168,7 +188,9 @@ def _block(
     panel: Panel, curve: Curve, kinds: Mapping[tuple[str, tuple[int | str, ...]], Kind], several: bool
 ) -> Block:
     values: dict[Kind, dict[int, list[float]]] = {}
+    failures: dict[int | None, tuple[str, ...]] = {}
     for cell in curve.cells:
+        failures[cell.x] = tuple(record.status for record in cell.records if record.status != "done")
         for record in cell.finished:
             for result in record.inference:
                 value = _value(record, result)
@@ -177,9 +199,7 @@ def _block(
     parts = []
     for heading, (measure, names) in PARTS.items():
         lines = {
-            kind: tuple(
-                Spot(x, tuple(seeds), mean_interval(seeds)) for x, seeds in sorted(values[kind].items())
-            )
+            kind: tuple(Cell(tuple(seeds), failures[x], x) for x, seeds in sorted(values[kind].items()))
             for kind in kinds.values()
             if kind.name in names and kind in values
         }
@@ -206,19 +226,15 @@ def table(selection: InferenceStatistics) -> list[Row]:
         {
             "panel": block.heading,
             "axis": block.axis,
-            "size": spot.x,
+            "size": cell.x,
             "evaluation": kind.label,
             "measure": part.measure,
-            "seeds": len(spot.values),
-            "mean": spot.interval.mean,
-            "low": spot.interval.low,
-            "high": spot.interval.high,
-            "values": " ".join(map(str, spot.values)),
+            **columns(cell, "mean"),
         }
         for block in selection.blocks
         for part in block.parts
-        for kind, spots in part.lines.items()
-        for spot in spots
+        for kind, cells in part.lines.items()
+        for cell in cells
     ]
 
 
@@ -240,18 +256,9 @@ def draw(selection: InferenceStatistics, canvas: "Canvas") -> None:
 
 
 def _draw_part(axes: "Axes", part: Part, sizes: Sequence[int]) -> None:
-    step = style.dodge(len(part.lines), sizes, across=2)
-    for order, (kind, spots) in enumerate(part.lines.items()):
-        look = kind.look
-        xs = [style.dodged(spot.x, order, len(part.lines), step) for spot in spots]
-        means = [spot.interval.mean for spot in spots]
-        reach = [spot.interval.high - spot.interval.mean for spot in spots]
-        axes.plot(xs, means, color=look.color, linestyle=look.line, **look.marks, zorder=3)
-        axes.errorbar(xs, means, reach, color=look.color, linestyle="none", elinewidth=1.0, capsize=2.2)
-        for spot in spots:
-            beside = style.dodged(spot.x, order - 0.45, len(part.lines), step)
-            dots = [beside] * len(spot.values)
-            axes.plot(dots, spot.values, ".", color=look.color, markersize=4, alpha=0.55, mew=0)
+    lines = [{cell.x: cell for cell in cells} for cells in part.lines.values()]
+    for kind, spots in zip(part.lines, samples.along(lines, sizes, across=2), strict=True):
+        samples.draw(axes, kind.look, spots, BOUNDS[part.measure])
     low, high = axes.get_ylim()
     if part.measure == GAP:
         axes.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1)
@@ -262,7 +269,9 @@ def _draw_part(axes: "Axes", part: Part, sizes: Sequence[int]) -> None:
 
 
 def _entries(selection: InferenceStatistics) -> Iterator[tuple["Line2D", str]]:
-    return ((style.entry(kind.look), kind.label) for kind in selection.kinds)
+    yield from ((style.entry(kind.look), kind.label) for kind in selection.kinds)
+    parts = [part for block in selection.blocks for part in block.parts]
+    yield from samples.entries(cell for part in parts for cells in part.lines.values() for cell in cells)
 
 
 FIGURE = Figure(select, draw, table)

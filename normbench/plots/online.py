@@ -13,7 +13,8 @@ QUANTITY = "progressive accuracy (%)"
 
 def select(records: Sequence[Record], _: Options) -> Lines | None:
     """The share of the samples so far that were predicted rightly, by batch size and series."""
-    arranged = arrange(record for record in records if record.diagnostics.get("online"))
+    passes = [record for record in records if record.trial.online or record.diagnostics.get("online")]
+    arranged = arrange(passes) if any(record.diagnostics.get("online") for record in passes) else None
     if arranged is None:
         return None
     headed = len(arranged.panels) > 1

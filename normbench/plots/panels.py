@@ -119,7 +119,7 @@ def arrange(records: Iterable[Record]) -> Panels | None:
     if not once:
         return None
     unique = sorted(once.values(), key=lambda record: (record.trial.seed, record.trial.id))
-    series = _series(unique)
+    series = series_of(record.trial.norm.model_dump() for record in unique)
     panels = tuple(
         Panel(", ".join(filter(None, (heading, fixed))), axis, _curves(members, axis, series))
         for setting, heading in _by_setting(unique)
@@ -231,12 +231,19 @@ def _by_axis(records: Sequence[Record]) -> Iterator[tuple[Axis, str, list[Record
         yield axis, fixed, members
 
 
-def _series(records: Sequence[Record]) -> dict[tuple[str, str], Series]:
-    """Every method and set of options that occurs; the default options keep the method's own look."""
+def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Series]:
+    """Every method and set of options that occurs; the default options keep the method's own look.
+
+    Args:
+        norms: names with options, as records have them.
+
+    Returns:
+        The series by the method's name and its options, as `key_of` gives them.
+    """
     sets: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for record in records:
-        norm = record.trial.norm
-        sets[norm.name][json.dumps(norm.options, sort_keys=True)] = norm.options
+    for norm in norms:
+        method, text = key_of(norm)
+        sets[method][text] = {key: value for key, value in norm.items() if key != "name"}
     series = {}
     for method, found in sets.items():
         defaults = {key: option.default for key, option in NORMS[method].options.items()}
@@ -245,10 +252,16 @@ def _series(records: Sequence[Record]) -> dict[tuple[str, str], Series]:
         looks = sorted(texts, key=lambda text: text != default)
         keys = differing(list(found.values()))
         for text in texts:
-            told = ", ".join(_option(key, found[text][key]) for key in keys)
+            told = ", ".join(_option(key, found[text][key]) for key in keys if key in found[text])
             label = f"{method} ({told})" if told else method
             series[method, text] = Series(method, text, label, looks.index(text), texts.index(text))
     return series
+
+
+def key_of(norm: Mapping[str, Any]) -> tuple[str, str]:
+    """A method's name and its options, as text that is equal where they are."""
+    options = {key: value for key, value in norm.items() if key != "name"}
+    return str(norm["name"]), json.dumps(options, sort_keys=True)
 
 
 def _option(key: str, value: Any) -> str:
@@ -272,8 +285,7 @@ def _curves(
 ) -> tuple[Curve, ...]:
     cells: dict[Series, dict[int | None, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        norm = record.trial.norm
-        key = series[norm.name, json.dumps(norm.options, sort_keys=True)]
+        key = series[key_of(record.trial.norm.model_dump())]
         x = record.trial.batch_size if axis == "batch_size" else record.trial.norm_batch_size
         cells[key][x].append(record)
     return tuple(

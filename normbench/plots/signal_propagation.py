@@ -50,7 +50,9 @@ def _line(series: Any, cell: Cell, key: str, which: int) -> Line:
 
 
 def _seed(record: Record, key: str, which: int) -> Seed:
-    layers = record.diagnostics["signal_propagation"][which]["layers"]
+    """A trial that failed before the end of its first epoch has nothing but what was before training."""
+    course = record.diagnostics["signal_propagation"]
+    layers = course[which]["layers"] if which == 0 or len(course) > 1 else ()
     points: Points = tuple((number, layer[key]) for number, layer in enumerate(layers, 1) if layer[key])
     return Seed(record.trial.seed, record.status if which else "done", points)
 

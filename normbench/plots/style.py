@@ -6,12 +6,9 @@ say the same again for print in black and white.
 
 import itertools
 import math
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-from normbench.norms import NORMS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +20,8 @@ MARGIN = 0.1  # of an axis of sizes, on either side, as a share of what the size
 MOST_MARKED = 72  # points over the whole width, beyond which markers would touch
 INK, FAINT = "#222222", "#8a8a8a"
 
-Dashes = tuple[float, Sequence[float]]
+Dashes = tuple[float, tuple[float, ...]]
+Marker = str | tuple[int, int, float]  # as matplotlib has them: by name, or (corners, 1 for a star, degrees)
 SOLID: Dashes = (0, ())
 
 
@@ -32,7 +30,7 @@ class Style:
     """One series' look."""
 
     color: str
-    marker: str
+    marker: Marker
     line: Dashes = SOLID
     size: float = 5.0
     hollow: bool = False
@@ -49,6 +47,7 @@ class Style:
         }
 
 
+# By name, whatever the order of the table of methods: figures that are published keep their looks.
 METHODS: Mapping[str, Style] = {
     "batch": Style("#0072B2", "o"),
     "layer": Style("#E69F00", "s", (0, (5, 1.2)), 4.6),
@@ -56,17 +55,24 @@ METHODS: Mapping[str, Style] = {
     "group": Style("#D55E00", "D", (0, (6, 1.2, 1.2, 1.2)), 4.4),
     "switchable": Style("#CC79A7", "v", (0, (3, 1, 1, 1, 1, 1)), 5.4),
     "none": Style("#666666", "p", (0, (2, 2)), 5.4),
+    "batch_renorm": Style("#56B4E9", "<", (0, (8, 1.5)), 5.4),
+    "moving_average_batch": Style("#8C6D1F", ">", (0, (4, 1, 1, 1)), 5.4),
+    "filter_response": Style("#7B4FA3", "h", (0, (2, 1)), 5.4),
+    "evonorm_s0": Style("#3D3D3D", "P", (0, (1, 2)), 5.4),
+    "evonorm_b0": Style("#A33B54", "*", (0, (6, 2, 2, 2)), 6.4),
+    "weight_norm": Style("#5F8F2F", "d", (0, (3, 2)), 5.4),
+    "weight_standardization": Style("#1F6F78", "8", (0, (7, 1, 1, 1)), 5.4),
+    "centred_weights": Style("#B58A6A", "H", (0, (2, 1, 4, 1)), 5.4),
+    "normalizer_free": Style("#D1495B", "1", (0, (9, 1.5, 2, 1.5)), 6.8),
 }
-FURTHER = (
-    Style("#56B4E9", "<", (0, (8, 1.5)), 5.4),
-    Style("#8C6D1F", ">", (0, (4, 1, 1, 1)), 5.4),
-    Style("#7B4FA3", "h", (0, (2, 1)), 5.4),
-    Style("#3D3D3D", "P", (0, (1, 2)), 5.4),
-    Style("#A33B54", "*", (0, (6, 2, 2, 2)), 6.4),
-    Style("#5F8F2F", "d", (0, (3, 2)), 5.4),
-    Style("#1F6F78", "8", (0, (7, 1, 1, 1)), 5.4),
-    Style("#B58A6A", "H", (0, (2, 1, 4, 1)), 5.4),
-    Style("#D1495B", "1", (0, (9, 1.5, 2, 1.5)), 6.8),
+# of methods that are not in the table above, such as a user's own
+SPARE: Sequence[Style] = (
+    Style("#7FB800", (4, 1, 0), (0, (5, 2, 1, 2)), 6.4),
+    Style("#4B3FD1", (6, 1, 0), (0, (1, 1, 3, 1)), 6.4),
+    Style("#C9A800", (3, 1, 0), (0, (10, 2)), 6.8),
+    Style("#00A6A6", (5, 1, 36), (0, (4, 3)), 6.4),
+    Style("#F28E8E", (3, 0, 30), (0, (2, 3)), 5.4),
+    Style("#8E2DE2", (8, 1, 0), (0, (7, 2, 3, 2)), 6.4),
 )
 VARIANT_LINES: Sequence[Dashes] = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), SOLID)
 VARIANT_SHADES = (-0.45, 0.40, -0.75, 0.55)  # of the way to black, or to white
@@ -104,26 +110,30 @@ RC: Mapping[str, Any] = {
 }
 
 
-def of_method(name: str, variant: int = 0) -> Style:
-    """The look of a method, and of the ``variant``-th further set of options of it that a figure shows.
+def of_methods(names: Iterable[str]) -> dict[str, Style]:
+    """Give every method that a figure shows its look; no two are alike as long as there are looks left.
 
-    A method without a look of its own takes one by its place in the table of methods; a user's own, by its
-    name.
+    A method of the table ``METHODS`` always looks the same. Others take, in the order in which they appear,
+    the spare looks and then those of methods that the figure does not show.
     """
-    if name in METHODS:
-        return varied(METHODS[name], variant)
-    further = [known for known in NORMS if known not in METHODS]
-    place = further.index(name) if name in further else zlib.crc32(name.encode())
-    return varied(FURTHER[place % len(FURTHER)], variant)
+    shown = list(dict.fromkeys(names))
+    absent = [look for name, look in METHODS.items() if name not in shown]
+    others = [name for name in shown if name not in METHODS]
+    left = itertools.cycle([*SPARE, *absent])
+    return {name: METHODS[name] for name in shown if name in METHODS} | dict(zip(others, left, strict=False))
 
 
 def varied(style: Style, variant: int) -> Style:
-    """The look of the ``variant``-th further set of options of what has this look; 0 is the first set."""
+    """Give the look of the ``variant``-th further set of options of a method; 0 is the first set.
+
+    Sixteen further sets have sixteen looks.
+    """
     if variant == 0:
         return style
-    turn = (variant - 1) % len(VARIANT_LINES)
+    further, turn = divmod(variant - 1, len(VARIANT_SHADES))
     shade = _shaded(style.color, VARIANT_SHADES[turn])
-    return replace(style, color=shade, line=VARIANT_LINES[turn], hollow=variant % 2 == 1)
+    line = VARIANT_LINES[(turn + further) % len(VARIANT_LINES)]
+    return replace(style, color=shade, line=line, hollow=variant % 2 == 1)
 
 
 def _shaded(color: str, amount: float) -> str:
@@ -157,9 +167,20 @@ def dodge(of: int, sizes: Sequence[int], across: int = 1) -> float:
     return min(wanted, 0.7 * min(gaps, default=1.0) / of, 1.6 * MARGIN * octaves(sizes) / of)
 
 
-def dodged(x: float, order: float, of: int, step: float) -> float:
-    """``x`` moved to the place of series ``order`` out of ``of`` that stand ``step`` octaves apart."""
-    return float(x * 2 ** ((order - (of - 1) / 2) * step))
+def dodged(x: float, offset: float, step: float) -> float:
+    """Move ``x`` by ``offset`` steps, which are ``step`` octaves each."""
+    return float(x * 2 ** (offset * step))
+
+
+def offsets(crowded: Sequence[bool]) -> list[float]:
+    """Give the places, in steps, of series around a value of the axis that they share.
+
+    Args:
+        crowded: by series, whether it has something at this value that could hide another's (an interval,
+            marks of failed trials). Only these stand side by side; the others stand on the value itself.
+    """
+    places = itertools.count(-(sum(crowded) - 1) / 2)
+    return [next(places) if each else 0.0 for each in crowded]
 
 
 def size_axis(axes: "Axes", sizes: Sequence[int], label: str) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from normbench.plots import caption, style
+from normbench.plots import caption, samples, style
 from normbench.plots.figure import Figure, Options, Row
 from normbench.plots.panels import AXIS_LABELS, Axis, CannotDrawError, Cell, Panel, arrange
+from normbench.plots.samples import Bounds, Sample, beyond, columns, counts
 from normbench.records import Record
-from normbench.stats import Interval, mean_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MEMBERS = ("instance", "layer", "batch")  # in the order in which the weights are recorded
 STATISTICS = ("mean", "variance")
 MOST_BLOCKS = 4
+WEIGHT: Bounds = (0.0, 1.0)
 
 Weights = tuple[float, ...]  # one for each of MEMBERS; they sum to 1
 
@@ -29,14 +30,13 @@ class Size:
     """The weights at one size, by statistic ("mean", "variance").
 
     Attributes:
-        overall: mean over layers, then its mean and interval over seeds, for each of `MEMBERS`.
+        overall: mean over layers, by seed, for each of `MEMBERS`.
         depth: mean over seeds of every layer in ``layers``, which are in order of depth.
     """
 
     x: int
-    seeds: int
     layers: tuple[str, ...]
-    overall: Mapping[str, tuple[Interval, ...]]
+    overall: Mapping[str, tuple[Sample, ...]]
     depth: Mapping[str, tuple[Weights, ...]]
 
 
@@ -56,6 +56,12 @@ class SwitchWeights:
     blocks: tuple[Block, ...]
     caption: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Those of all blocks, sizes, statistics and members."""
+        sizes = [size for block in self.blocks for size in block.sizes]
+        return [sample for size in sizes for members in size.overall.values() for sample in members]
 
 
 def select(records: Sequence[Record], _: Options) -> SwitchWeights | None:
@@ -82,7 +88,8 @@ def select(records: Sequence[Record], _: Options) -> SwitchWeights | None:
         "Weights after the last epoch; all begin at 1/3 (grey line). Above: mean over layers, then mean and "
         "95 % t-interval over seeds. Below: each layer, mean over seeds.",
     )
-    return SwitchWeights(blocks, sentences, caption.warnings(arranged))
+    selection = SwitchWeights(blocks, sentences, caption.warnings(arranged))
+    return replace(selection, caption=(*sentences, *beyond(selection.samples, WEIGHT, "0 or 1")))
 
 
 def _blocks(panel: Panel, several: bool) -> Iterator[Block]:
@@ -98,13 +105,14 @@ def _size(cell: Cell) -> Size | None:
     last = [course[-1]["layers"] for course in courses if course]
     if not last or cell.x is None:
         return None
+    failures = tuple(record.status for record in cell.records if record.status != "done")
     overall, depth = {}, {}
     for statistic in STATISTICS:
         seeds = [[layer[statistic] for layer in layers] for layers in last]
         per_seed = [_average(layers) for layers in seeds]
-        overall[statistic] = tuple(mean_interval(weights) for weights in zip(*per_seed, strict=True))
+        overall[statistic] = tuple(Sample(weights, failures) for weights in zip(*per_seed, strict=True))
         depth[statistic] = tuple(_average(layer) for layer in zip(*seeds, strict=True))
-    return Size(cell.x, len(last), tuple(layer["layer"] for layer in last[0]), overall, depth)
+    return Size(cell.x, tuple(layer["layer"] for layer in last[0]), overall, depth)
 
 
 def _average(weights: Iterable[Sequence[float]]) -> Weights:
@@ -118,30 +126,26 @@ def table(selection: SwitchWeights) -> list[Row]:
             "panel": block.heading,
             "axis": block.axis,
             "size": size.x,
-            "seeds": size.seeds,
             "statistic": statistic,
             "layer": layer,
             "depth": depth,
             "member": member,
-            "weight": weight,
-            "low": low,
-            "high": high,
+            **numbers,
         }
         for block in selection.blocks
         for size in block.sizes
         for statistic in STATISTICS
-        for layer, depth, member, weight, low, high in _weights(size, statistic)
+        for layer, depth, member, numbers in _weights(size, statistic)
     ]
 
 
-def _weights(
-    size: Size, statistic: str
-) -> Iterator[tuple[str, int | None, str, float, float | None, float | None]]:
-    for member, interval in zip(MEMBERS, size.overall[statistic], strict=True):
-        yield "all", None, member, interval.mean, interval.low, interval.high
+def _weights(size: Size, statistic: str) -> Iterator[tuple[str, int | None, str, Row]]:
+    for member, sample in zip(MEMBERS, size.overall[statistic], strict=True):
+        yield "all", None, member, columns(sample, "weight")
     for depth, (layer, weights) in enumerate(zip(size.layers, size.depth[statistic], strict=True), start=1):
-        for member, weight in zip(MEMBERS, weights, strict=True):
-            yield layer, depth, member, weight, None, None
+        for member, weight, sample in zip(MEMBERS, weights, size.overall[statistic], strict=True):
+            empty: Row = dict.fromkeys(columns(sample, "weight"))
+            yield layer, depth, member, empty | counts(sample) | {"weight": weight}
 
 
 def draw(selection: SwitchWeights, canvas: "Canvas") -> None:
@@ -153,22 +157,19 @@ def draw(selection: SwitchWeights, canvas: "Canvas") -> None:
         parts = grid[place, 0].subgridspec(2, 1, height_ratios=(2.2, 3.0))
         _draw_by_size(canvas, parts[0, 0].subgridspec(1, 2), block)
         _draw_by_depth(canvas, parts[1, 0].subgridspec(2, len(block.sizes)), block)
-    style.legend(canvas, [(style.entry(style.of_method(member)), member) for member in MEMBERS])
+    members = [(style.entry(style.METHODS[member]), member) for member in MEMBERS]
+    style.legend(canvas, [*members, *samples.entries(selection.samples)])
 
 
 def _draw_by_size(canvas: "Canvas", grid: "GridSpecBase", block: Block) -> None:
     sizes = [size.x for size in block.sizes]
     for place, statistic in enumerate(STATISTICS):
         axes = canvas.add_subplot(grid[0, place])
-        for order, member in enumerate(MEMBERS):
-            look = style.of_method(member)
-            intervals = [size.overall[statistic][order] for size in block.sizes]
-            step = style.dodge(len(MEMBERS), sizes, across=2)
-            xs = [style.dodged(x, order, len(MEMBERS), step) for x in sizes]
-            means = [interval.mean for interval in intervals]
-            reach = [interval.high - interval.mean for interval in intervals]
-            axes.plot(xs, means, color=look.color, linestyle=look.line, **look.marks, zorder=3)
-            axes.errorbar(xs, means, reach, color=look.color, linestyle="none", elinewidth=1.0, capsize=2.2)
+        lines = [
+            {size.x: size.overall[statistic][order] for size in block.sizes} for order in range(len(MEMBERS))
+        ]
+        for member, spots in zip(MEMBERS, samples.along(lines, sizes, across=2), strict=True):
+            samples.draw(axes, style.METHODS[member], spots, WEIGHT, singles=False)
         style.size_axis(axes, sizes, AXIS_LABELS[block.axis])
         heading = textwrap.fill(block.heading, 100) if place == 0 else ""
         axes.set_title("\n".join(filter(None, (heading, f"weights for the {statistic}"))))
@@ -183,7 +184,7 @@ def _draw_by_depth(canvas: "Canvas", grid: "GridSpecBase", block: Block) -> None
             axes = canvas.add_subplot(grid[row, column])
             depths = range(1, len(size.layers) + 1)
             for order, member in enumerate(MEMBERS):
-                look = style.of_method(member)
+                look = style.METHODS[member]
                 weights = [layer[order] for layer in size.depth[statistic]]
                 marks = replace(look, size=2.2).marks if style.sparse(len(depths), len(block.sizes)) else {}
                 axes.plot(depths, weights, color=look.color, linestyle=look.line, linewidth=1.1, **marks)
