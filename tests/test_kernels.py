@@ -84,10 +84,10 @@ static void drive(I P, int of, int then, int with_floor, int squares) {
     backward(dy, two ? more : NULL, x, y, w, w, floor, saved, dx, ds, work, N, P, C, &method,
              squares ? &past : NULL, &to);
     float *inner = of != IDENTITY ? array(3 * table) : NULL;
-    multiply_add(x, saved, saved, inner, s ? s : x, floor, y, N, P, C, of, then);
-    sums(x, dy, two ? more : NULL, y, saved, inner, floor, ds ? ds : dx, work, work, inner,
+    multiply_add(x, saved, saved, P > 1 ? saved : NULL, inner, s ? s : x, floor, y, N, P, C, of, then);
+    sums(x, dy, two ? more : NULL, y, saved, NULL, inner, floor, ds ? ds : dx, work, work, inner,
          floor ? work : NULL, N, P, C, of, then);
-    input_gradient(dy, y, saved, inner, floor, x, NULL, NULL, dx, N, P, C, of, two ? PLAIN : then);
+    input_gradient(dy, y, saved, NULL, inner, floor, x, NULL, NULL, dx, N, P, C, of, two ? PLAIN : then);
     void *all[] = {x, y, dy, more, dx, s, ds, gamma, beta, dgamma, dbeta, v, dv, floor, dfloor, saved, work,
                    mean, var, bounds, w, dm, dvar, variances, gradients, inner};
     for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) free(all[i]);

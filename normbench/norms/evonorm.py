@@ -5,6 +5,7 @@ post-activation networks, they are not defined, so these take pre-activation net
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,36 @@ from normbench.norms.moments import Block, Statistics, constant_moments, normali
 from normbench.norms.normalization import Normalization, ShapeError
 
 SWISH = MapFunction(lambda x, v: x * torch.sigmoid(v * x), code=1)
-GATED = MapFunction(lambda x, v, a, b: x / larger(v * x + b, a), code=2, divides=True)
+
+
+class _Gated(torch.autograd.Function):
+    """x / max(a, v · x + b), whose derivative is b / gate² where the gate is the larger.
+
+    Automatic differentiation takes (gate - v · x) / gate², which cancels for large x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        """x [N, C, H, W]; v, a and b [N, C, 1, 1]."""
+        ctx.save_for_backward(*arguments)
+        x, v, a, b = arguments
+        return x / larger(v * x + b, a)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Made of what is differentiable once more."""
+        x, v, a, b = ctx.saved_tensors
+        gate = v * x + b
+        divisor = larger(gate, a)
+        raised = (gate <= a) | a.isnan()
+        g = gradients[0] / divisor
+        of_divisor = -g * (x / divisor)
+        of_gate = of_divisor.masked_fill(raised, 0)
+        sums = (part.sum((2, 3), keepdim=True) for part in (of_gate * x, of_divisor - of_gate, of_gate))
+        return torch.where(raised, g, g * (b / divisor)), *sums
+
+
+GATED = MapFunction(_Gated.apply, code=2, divides=True)
 
 
 class EvoNorm(nn.Module):

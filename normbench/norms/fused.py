@@ -147,12 +147,7 @@ class Fused:
         _floor: None = None,
     ) -> Tensor:
         """x · scale + shift, with what follows; scale and shift are [N, C]."""
-        N, C, H, W = x.shape
-        y, tiles = torch.empty_like(x), _each(N, H * W, C)
-        added = x if shortcut is None else shortcut
-        maps = x, scale, shift, added, y
-        _launch(fused_kernels.multiply_add, tiles.grid, x, *maps, H * W, C, form.then, **tiles.options)
-        return y
+        return _multiply_add(x, scale, shift, None, shortcut, form)
 
     def sums(
         self,
@@ -167,7 +162,7 @@ class Fused:
     ) -> tuple[Tensor, Tensor, None, None, Tensor]:
         """Of :meth:`multiply_add`: the gradients of scale, shift, [N, C] each, and of an addend."""
         dscale, dshift = torch.empty_like(scale), torch.empty_like(scale)
-        g = _sums(dy if more is None else dy + more, x, y, dscale, dshift, form)
+        g = _sums(dy if more is None else dy + more, x, y, None, dscale, dshift, form)
         return dscale, dshift, None, None, g
 
     def input_gradient(
@@ -181,7 +176,7 @@ class Fused:
         _floor: None = None,
     ) -> Tensor:
         """Likewise that of x; dy is what :meth:`sums` gives for an addend."""
-        return _input_gradient(dy, x, y, scale, form, None)
+        return _input_gradient(dy, x, y, scale, None, form, None)
 
     def forward(
         self,
@@ -211,7 +206,7 @@ class Fused:
         _middle(
             fused_kernels.forward, method, N, C, saved, gamma, beta, *weights, *to, *numbers, follows=follows
         )
-        return self.multiply_add(x, saved[4], saved[5], shortcut, method.form), saved
+        return _multiply_add(x, saved[4], saved[5], saved[0], shortcut, method.form), saved
 
     def backward(
         self,
@@ -232,14 +227,14 @@ class Fused:
         dy = dy if more is None else dy + more
         work = torch.empty_like(saved[:4])
         dgamma, dbeta = saved.new_empty((2, C))
-        g = _sums(dy, x, y, work[0], work[1], method.form)
+        g = _sums(dy, x, y, saved[0], work[0], work[1], method.form)
         weights = mean_weights, variance_weights
         dweights = [None if one is None else torch.empty_like(one) for one in weights]
         given = (dgamma if one is None else one for one in (*weights, dgamma, dbeta, *dweights))
         numbers = _bessel(method, H * W), H * W
         K = {"BLOCK_K": _above(len(method.blocks))}
         _middle(fused_kernels.backward, method, N, C, saved, work, *given, *numbers, **K)
-        dx = _input_gradient(g, x, y, saved[4], method.form, work[2:])
+        dx = _input_gradient(g, x, y, saved[4], saved[0], method.form, work[2:])
         return dx, dgamma, dbeta, *dweights, None, None, g if method.form.shortcut else None
 
 
@@ -253,24 +248,40 @@ def _moments(x: Tensor, mean: Tensor, variance: Tensor, bessel: float) -> None:
     _launch(fused_kernels.moments, tiles.grid, x, x, mean, variance, H * W, C, bessel, **tiles.options)
 
 
-def _sums(dy: Tensor, x: Tensor, y: Tensor, dscale: Tensor, dshift: Tensor, form: Form) -> Tensor:
+def _multiply_add(
+    x: Tensor, scale: Tensor, shift: Tensor, origin: Tensor | None, shortcut: Tensor | None, form: Form
+) -> Tensor:
+    """(x - origin) · scale + shift, with what follows; the numbers are [N, C]."""
+    N, C, H, W = x.shape
+    y, tiles = torch.empty_like(x), _each(N, H * W, C)
+    added = x if shortcut is None else shortcut
+    maps = x, scale, shift, scale if origin is None else origin, added, y
+    kinds = form.then, origin is not None
+    _launch(fused_kernels.multiply_add, tiles.grid, x, *maps, H * W, C, *kinds, **tiles.options)
+    return y
+
+
+def _sums(
+    dy: Tensor, x: Tensor, y: Tensor, origin: Tensor | None, dscale: Tensor, dshift: Tensor, form: Form
+) -> Tensor:
     """Into dscale and dshift; gives the gradient of an addend."""
     N, C, H, W = x.shape
     tiles = _summed(N, H * W, C)
     g = torch.empty_like(x) if form.shortcut and form.floor else dy
-    maps = x, dy, y, g, dscale, dshift
-    _launch(fused_kernels.sums, tiles.grid, x, *maps, H * W, C, form.then, **tiles.options)
+    maps = x, dy, y, dscale if origin is None else origin, g, dscale, dshift
+    kinds = form.then, origin is not None
+    _launch(fused_kernels.sums, tiles.grid, x, *maps, H * W, C, *kinds, **tiles.options)
     return g
 
 
 def _input_gradient(
-    dy: Tensor, x: Tensor, y: Tensor, scale: Tensor, form: Form, rest: Tensor | None
+    dy: Tensor, x: Tensor, y: Tensor, scale: Tensor, origin: Tensor | None, form: Form, rest: Tensor | None
 ) -> Tensor:
     """With the slope and offset [2, N, C] of ``rest``; dy is masked already where a shortcut was added."""
     N, C, H, W = x.shape
     dx, tiles = torch.empty_like(x), _each(N, H * W, C)
     slope, offset = (scale, scale) if rest is None else rest
-    maps = dy, y, scale, x, slope, offset, dx
+    maps = dy, y, scale, x, scale if origin is None else origin, slope, offset, dx
     kinds = form.floor and not form.shortcut, rest is not None
     _launch(fused_kernels.input_gradient, tiles.grid, x, *maps, H * W, C, *kinds, **tiles.options)
     return dx

@@ -37,31 +37,56 @@ def _row(table, n, c, C):
 
 @triton.jit
 def moments(x, mean, variance, P, C, bessel, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Mean and variance of every map; tile by tile, joined by the law of total variance."""
+    """Mean and variance of every map; tile by tile, joined by the law of total variance.
+
+    Measured from the first value, which makes the mean of a constant exact.
+    """
     n, c = tl.program_id(0), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    first = tl.load(x + n.to(tl.int64) * P * C + c, mask=c < C, other=0.0).to(tl.float32)
     m = tl.zeros([BLOCK_C], tl.float32)
     square = tl.zeros([BLOCK_C], tl.float32)
     for start in range(0, P, BLOCK_P):
         at, inside = _tile(n, start + tl.arange(0, BLOCK_P), c, P, C)
-        v = _load(x, at, inside)
+        v = tl.where(inside, _load(x, at, inside) - first[None, :], 0.0)
         count = tl.minimum(P - start, BLOCK_P).to(tl.float32)
         own = tl.sum(v, 0) / count
         d = tl.where(inside, v - own[None, :], 0.0)
         step, share = own - m, count / (start + count)
         m += step * share
         square += tl.sum(d * d, 0) + step * step * (share * start)
-    tl.store(mean + n * C + c, m, mask=c < C)
+    tl.store(mean + n * C + c, first + m, mask=c < C)
     tl.store(variance + n * C + c, square / P * bessel, mask=c < C)
 
 
 @triton.jit
+def _deviation(x, origin, at, inside, n, c, C, centred: tl.constexpr):
+    """x from its map's origin, or, if not ``centred``, from 0."""
+    v = _load(x, at, inside)
+    if centred:
+        v -= _row(origin, n, c, C)
+    return v
+
+
+@triton.jit
 def multiply_add(
-    x, scale, shift, shortcut, y, P, C, then: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
+    x,
+    scale,
+    shift,
+    origin,
+    shortcut,
+    y,
+    P,
+    C,
+    then: tl.constexpr,
+    centred: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """y = x scale + shift, and what follows."""
+    """y = (x - origin) scale + shift, and what follows; the origin is 0 if not ``centred``."""
     n, c = tl.program_id(0), tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     at, inside = _tile(n, tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P), c, P, C)
-    v = _load(x, at, inside) * _row(scale, n, c, C) + _row(shift, n, c, C)
+    v = _deviation(x, origin, at, inside, n, c, C, centred)
+    v = v * _row(scale, n, c, C) + _row(shift, n, c, C)
     if ADD & then:
         v += _load(shortcut, at, inside)
     if FLOOR & then:
@@ -76,9 +101,23 @@ def _above(g, y, at, inside):
 
 
 @triton.jit
-def sums(x, dy, y, g, dscale, dshift, P, C, then: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The gradients of scale and shift for every map, sum g x and sum g, with g the part of dy that was not
-    raised, which with a shortcut and a floor is left as well."""
+def sums(
+    x,
+    dy,
+    y,
+    origin,
+    g,
+    dscale,
+    dshift,
+    P,
+    C,
+    then: tl.constexpr,
+    centred: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The gradients of scale and shift for every map, sum g (x - origin) and sum g, with g the part of dy
+    that was not raised, which with a shortcut and a floor is left as well."""
     n, c = tl.program_id(0), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     of_scale = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     of_shift = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
@@ -89,7 +128,7 @@ def sums(x, dy, y, g, dscale, dshift, P, C, then: tl.constexpr, BLOCK_P: tl.cons
             v = _above(v, y, at, inside)
             if ADD & then:
                 tl.store(g + at, v.to(g.dtype.element_ty), mask=inside)
-        of_scale += v * _load(x, at, inside)
+        of_scale += v * _deviation(x, origin, at, inside, n, c, C, centred)
         of_shift += v
     tl.store(dscale + n * C + c, tl.sum(of_scale, 0), mask=c < C)
     tl.store(dshift + n * C + c, tl.sum(of_shift, 0), mask=c < C)
@@ -101,6 +140,7 @@ def input_gradient(
     y,
     scale,
     x,
+    origin,
     slope,
     offset,
     dx,
@@ -111,7 +151,7 @@ def input_gradient(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """dx = g scale + x slope + offset, with g as above; if not ``sloped``, without the last two."""
+    """dx = g scale + (x - origin) slope + offset, with g as above; if not ``sloped``, the first term."""
     n, c = tl.program_id(0), tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     at, inside = _tile(n, tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P), c, P, C)
     g = _load(dy, at, inside)
@@ -119,7 +159,7 @@ def input_gradient(
         g = _above(g, y, at, inside)
     v = g * _row(scale, n, c, C)
     if sloped:
-        v += _load(x, at, inside) * _row(slope, n, c, C) + _row(offset, n, c, C)
+        v += _deviation(x, origin, at, inside, n, c, C, True) * _row(slope, n, c, C) + _row(offset, n, c, C)
     tl.store(dx + at, v.to(dx.dtype.element_ty), mask=inside)
 
 
@@ -180,8 +220,10 @@ def _count(over: tl.constexpr, S, H):
 @triton.jit
 def _pool(mean, variance, inside, members, over: tl.constexpr):
     """The moments of every block: its variance is the mean of its members' variances plus the variance of
-    their means."""
+    their means. What rounding leaves of the deviations from the first mean is added to it, which makes
+    that of equal members exact."""
     of_block = _gather(mean, over) / members
+    of_block += _gather(tl.where(inside, mean - of_block, 0.0), over) / members
     d = tl.where(inside, mean - of_block, 0.0)
     return of_block, _gather(variance + d * d, over) / members
 
@@ -224,7 +266,11 @@ def forward(
     BLOCK_G: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """With M and V the mixed moments: scale = gamma / sqrt(V + eps), shift = beta - M scale.
+    """With M and V the mixed moments, M from the mean of the map:
+
+        scale = gamma / sqrt(V + eps)    shift = beta - M scale
+
+    The weights of a mixture add up to 1, so that it does not matter where means are measured from.
 
     ``saved`` are [N][C] tables: mean, variance, M, 1 / sqrt(V + eps), scale, shift; the first two are there.
     ``poolings`` has two bits for each. Running statistics move towards the average over the norm batches.
@@ -243,7 +289,7 @@ def forward(
         for k in tl.static_range(K):
             members = _count(poolings >> (2 * k), S, H)
             of_block, spread = _pool(mean, variance, inside, members, poolings >> (2 * k))
-            mixed_mean += _weight(mean_weights, k, K) * of_block
+            mixed_mean += _weight(mean_weights, k, K) * (of_block - mean)
             mixed_variance += _weight(variance_weights, k, K) * spread
             if follows and k == K - 1:
                 newest_mean += _sum_over_samples(of_block)
@@ -287,12 +333,13 @@ def backward(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """With g = dy behind the floor, A = sum g x and B = sum g over the positions, S = A - M B:
+    """With g = dy behind the floor, u the means of the maps, A = sum g (x - u) and B = sum g over the
+    positions, S = A - M B, with M from u:
 
         dbeta = sum_n B    dgamma = sum_n S / sqrt(V + eps)    dM = -scale B    dV = -S scale / (V + eps) / 2
-        pooling k, block b of m members: dM_b = w_k sum dM, dV_b = w_k sum dV, and for each member with mean u
+        pooling k, block b of m members: dM_b = w_k sum dM, dV_b = w_k sum dV, and for each member
         du += (dM_b + 2 dV_b (u - M_b)) / m    dv += dV_b / m
-        dx = g scale + x slope + offset    slope = 2 bessel dv / P    offset = du / P - slope u
+        dx = g scale + (x - u) slope + offset    slope = 2 bessel dv / P    offset = du / P
 
     ``work`` are [N][C] tables: A, B, slope, offset; the first two are there.
     """
@@ -319,15 +366,14 @@ def backward(
             of_block, spread = _pool(mean, variance, inside, members, poolings >> (2 * k))
             dM_b, dV_b = _gather(dM, poolings >> (2 * k)), _gather(dV, poolings >> (2 * k))
             if K > 1:
-                of_mean_weights += tl.where(ks == k, tl.sum(dM_b * of_block), 0.0)
+                of_mean_weights += tl.where(ks == k, tl.sum(dM * tl.where(inside, of_block - mean, 0.0)), 0.0)
                 of_variance_weights += tl.where(ks == k, tl.sum(dV_b * spread), 0.0)
             dM_b *= _weight(mean_weights, k, K) / members
             dV_b *= _weight(variance_weights, k, K) / members
             du += dM_b + 2.0 * dV_b * (mean - of_block)
             dv += dV_b
-        slope = dv * (2.0 * bessel / P)
-        tl.store(work + 2 * NC + at, slope, mask=inside)
-        tl.store(work + 3 * NC + at, du / P - slope * mean, mask=inside)
+        tl.store(work + 2 * NC + at, dv * (2.0 * bessel / P), mask=inside)
+        tl.store(work + 3 * NC + at, du / P, mask=inside)
     tl.store(dgamma + of_channels, of_gamma, mask=there)
     tl.store(dbeta + of_channels, of_beta, mask=there)
     if K > 1:

@@ -21,11 +21,12 @@ INLINE V total(const V *sums) { return (sums[0] + sums[1]) + (sums[2] + sums[3])
 
 INLINE void moments_block(In x, float *mean, float *variance, I P, I C, const int lanes) {
     V sum[UNROLL] = {{0}}, square[UNROLL] = {{0}};
+    const V first = load(x, lanes); /* measured from here, the mean of a constant is exact */
     I p = 0;
     for (; p + UNROLL <= P; p += UNROLL)
-        for (int u = 0; u < UNROLL; u++) sum[u] += load(x + (p + u) * C, lanes);
-    for (; p < P; p++) sum[0] += load(x + p * C, lanes);
-    const V m = total(sum) / (float)P;
+        for (int u = 0; u < UNROLL; u++) sum[u] += load(x + (p + u) * C, lanes) - first;
+    for (; p < P; p++) sum[0] += load(x + p * C, lanes) - first;
+    const V m = first + total(sum) / (float)P;
     for (p = 0; p + UNROLL <= P; p += UNROLL)
         for (int u = 0; u < UNROLL; u++) {
             const V d = load(x + (p + u) * C, lanes) - m;
@@ -46,7 +47,7 @@ void moments(In x, float *restrict mean, float *restrict variance, I N, I P, I C
 
 /* What is made of every value of a map: f(x) scale + shift, and then, in the same pass, a shortcut may be added to it and
  * what is below a floor (of a ReLU 0) be raised to that.
- *   IDENTITY  f = x
+ *   IDENTITY  f = x - origin, where there is one: what lies far from 0 loses nothing when it is multiplied
  *   SWISH     f = x / (1 + exp(-v x))    inner: v
  *   GATED     f = x / max(a, v x + b)    inner: v, a, b; in forward and backward a is the deviation of the block and b that
  *             of the map, which are thus divided by already */
@@ -55,6 +56,14 @@ enum { PLAIN, ADD, FLOOR, ADD_FLOOR };
 enum { INNER = 3 };
 
 INLINE V all(float number) { return (V){0} + number; }
+/* c + a b, in one instruction where there is one: left to the compiler, it would depend on what stands around it. */
+#if defined(__AVX512F__)
+INLINE V plus_product(V c, V a, V b) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+#elif defined(__AVX2__) && defined(__FMA__)
+INLINE V plus_product(V c, V a, V b) { return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+#else
+INLINE V plus_product(V c, V a, V b) { return c + a * b; }
+#endif
 #if defined(__AVX512F__) /* a NaN among v stays one */
 INLINE V raised(V v, V floor) { return (V)_mm512_max_ps((__m512)floor, (__m512)v); }
 INLINE V lowered(V v, V ceiling) { return (V)_mm512_min_ps((__m512)ceiling, (__m512)v); }
@@ -84,19 +93,19 @@ INLINE V power_of_two(V x) {
     p = p * r + 1.0f;
     return (V)((U)p + ((U)shifted << 23)); /* the last bits of `shifted` are n */
 }
-INLINE V sigmoid(V x) { return reciprocal(1.0f + power_of_two(x * -1.44269504f)); }
+INLINE V exponential_of_minus(V x) { return power_of_two(x * -1.44269504f); }
 
 /* f, its derivative, and those with respect to its inner numbers. */
 typedef struct { V f, df, inner[INNER]; } Value;
-INLINE V value(const int of, V x, const V *inner) {
-    if (of == SWISH) return x * sigmoid(inner[0] * x);
+INLINE V value(const int of, V x, V origin, const V *inner) {
+    if (of == SWISH) return x * reciprocal(1.0f + exponential_of_minus(inner[0] * x));
     if (of == GATED) return x / raised(inner[0] * x + inner[2], inner[1]);
-    return x;
+    return x - origin;
 }
-INLINE Value differentiated(const int of, V x, const V *inner) {
-    Value d = {x, all(1.0f), {x, x, x}};
+INLINE Value differentiated(const int of, V x, V origin, const V *inner) {
+    Value d = {x - origin, all(1.0f), {x, x, x}};
     if (of == SWISH) {
-        const V v = inner[0] * x, s = sigmoid(v), rest = 1.0f - s;
+        const V v = inner[0] * x, e = exponential_of_minus(v), s = reciprocal(1.0f + e), rest = e * s; /* 1 - s */
         d.f = x * s;
         d.df = s + v * (s * rest);
         d.inner[0] = d.f * (x * rest);
@@ -105,7 +114,7 @@ INLINE Value differentiated(const int of, V x, const V *inner) {
         const V v = inner[0] * x, gate = v + inner[2], one = 1.0f / raised(gate, inner[1]);
         d.f = x * one;
         const V slope = -d.f * one, through = above(slope, gate, inner[1]);
-        d.df = one + inner[0] * through;
+        d.df = above(inner[2] * one * one, gate, inner[1]) + below(one, gate, inner[1]); /* of gate - v x only b is left */
         d.inner[0] = x * through;
         d.inner[1] = below(slope, gate, inner[1]);
         d.inner[2] = through;
@@ -113,10 +122,11 @@ INLINE Value differentiated(const int of, V x, const V *inner) {
     return d;
 }
 
-/* The numbers of one block of channels of one sample; `floor` and `inner` may be missing. */
-typedef struct { V scale, shift, floor, inner[INNER]; } Numbers;
-INLINE Numbers numbers(Row scale, Row shift, Row floor, Row inner, I table, const int of, const int lanes) {
-    Numbers k = {row(scale, lanes), row(shift, lanes), {0}, {{0}, {0}, {0}}};
+/* The numbers of one block of channels of one sample; `origin`, `floor` and `inner` may be missing. */
+typedef struct { V scale, shift, origin, floor, inner[INNER]; } Numbers;
+INLINE Numbers numbers(Row scale, Row shift, Row origin, Row floor, Row inner, I table, const int of, const int lanes) {
+    Numbers k = {row(scale, lanes), row(shift, lanes), {0}, {0}, {{0}, {0}, {0}}};
+    if (origin) k.origin = row(origin, lanes);
     if (floor) {
         k.floor = rounded(row(floor, lanes));
         k.shift = poisoned(k.shift, k.floor); /* a maximum with NaN is one */
@@ -126,12 +136,13 @@ INLINE Numbers numbers(Row scale, Row shift, Row floor, Row inner, I table, cons
     return k;
 }
 #define NUMBERS(shift, lanes) \
-    numbers(scale + k, (shift) + k, floor ? floor + c : floor, inner ? inner + k : inner, N * C, of, lanes)
+    numbers(scale + k, (shift) + k, origin ? origin + k : origin, floor ? floor + c : floor, inner ? inner + k : inner, N * C, \
+            of, lanes)
 
 INLINE void multiply_add_block(In x, const Numbers k, In shortcut, T *restrict y, I P, I C, const int of, const int then,
                                const int lanes) {
     for (I p = 0; p < P; p++) {
-        V v = value(of, load(x + p * C, lanes), k.inner) * k.scale + k.shift;
+        V v = value(of, load(x + p * C, lanes), k.origin, k.inner) * k.scale + k.shift;
         if (then & ADD) v += load(shortcut + p * C, lanes);
         store(y + p * C, then & FLOOR ? raised(v, k.floor) : v, lanes);
     }
@@ -145,8 +156,8 @@ INLINE void multiply_add_block(In x, const Numbers k, In shortcut, T *restrict y
     else if (then == PLAIN) EACH(IDENTITY, PLAIN)  \
     else if (then == FLOOR) EACH(IDENTITY, FLOOR)
 
-void multiply_add(In x, Row scale, Row shift, Row inner, In shortcut, Row floor, T *restrict y, I N, I P, I C, int of,
-                  int then) {
+void multiply_add(In x, Row scale, Row shift, Row origin, Row inner, In shortcut, Row floor, T *restrict y, I N, I P, I C,
+                  int of, int then) {
 #define BLOCK(of, then, lanes) \
     multiply_add_block(x + at, NUMBERS(shift, lanes), shortcut + at, y + at, P, C, of, then, lanes)
     EACH_KIND
@@ -172,8 +183,8 @@ INLINE void sums_block(In x, In dy, In more, In y, const Numbers k, T *restrict 
             g = above(g, end, k.floor);                                          \
         }                                                                        \
         if (then == ADD_FLOOR) store(g_out + (p) * C, g, lanes);                 \
-        const Value d = differentiated(of, load(x + (p) * C, lanes), k.inner);   \
-        sums[0][u] += g * d.f;                                                   \
+        const Value d = differentiated(of, load(x + (p) * C, lanes), k.origin, k.inner); \
+        sums[0][u] = plus_product(sums[0][u], g, d.f);                           \
         sums[1][u] += g;                                                         \
         if (of != IDENTITY) sums[3][u] += g * d.inner[0];                        \
         if (of == GATED) sums[4][u] += g * d.inner[1], sums[5][u] += g * d.inner[2]; \
@@ -191,7 +202,7 @@ INLINE void sums_block(In x, In dy, In more, In y, const Numbers k, T *restrict 
         to_row(to.inner + i * table, total(sums[3 + i]) * k.scale, lanes);
 }
 
-void sums(In x, In dy, In more, In y, Row scale, Row inner, Row floor, T *restrict g, float *restrict dscale,
+void sums(In x, In dy, In more, In y, Row scale, Row origin, Row inner, Row floor, T *restrict g, float *restrict dscale,
           float *restrict dshift, float *restrict dinner, float *restrict dfloor, I N, I P, I C, int of, int then) {
     if (then == ADD) then = PLAIN;
     const int with = more != 0;
@@ -216,7 +227,7 @@ void sums(In x, In dy, In more, In y, Row scale, Row inner, Row floor, T *restri
 #undef SUMS
 }
 
-/* dx = g scale f' + x slope + offset, with g as above; slope and offset may be missing, and x is
+/* dx = g scale f' + (x - origin) slope + offset, with g as above; slope and offset may be missing, and x is
  * not read then unless f is another than x. */
 INLINE void input_gradient_block(In dy, In y, const Numbers k, In x, Row slope, Row offset, T *restrict dx, I P, I C,
                                  const int of, const int then, const int lanes) {
@@ -228,15 +239,15 @@ INLINE void input_gradient_block(In dy, In y, const Numbers k, In x, Row slope, 
         V rest = {0};
         if (slope || of != IDENTITY) {
             const V v = load(x + p * C, lanes);
-            if (slope) rest = v * b + c;
-            if (of != IDENTITY) g *= differentiated(of, v, k.inner).df;
+            if (slope) rest = (v - k.origin) * b + c;
+            if (of != IDENTITY) g *= differentiated(of, v, k.origin, k.inner).df;
         }
         store(dx + p * C, g * k.scale + rest, lanes);
     }
 }
 
-void input_gradient(In dy, In y, Row scale, Row inner, Row floor, In x, Row slope, Row offset, T *restrict dx, I N, I P, I C,
-                    int of, int then) {
+void input_gradient(In dy, In y, Row scale, Row origin, Row inner, Row floor, In x, Row slope, Row offset, T *restrict dx, I N,
+                    I P, I C, int of, int then) {
     if (then == ADD) then = PLAIN;
 #define BLOCK(of, then, lanes)                                                                      \
     input_gradient_block(dy + at, y + at, NUMBERS(scale, lanes), x + at, slope ? slope + k : 0,        \
@@ -290,10 +301,16 @@ static void gather(const float *from, float *to, Pooling k, I N, I C) {
         }
 }
 
-/* The moments of every block: its variance is the mean of its members' variances plus the variance of their means. */
+/* The moments of every block: its variance is the mean of its members' variances plus the variance of their means.
+ * What rounding leaves of the deviations from the first mean is added to it, which makes that of equal members exact. */
 static void pool(Saved s, Pooling k, float *mean, float *variance, float *spread, I N, I C) {
+    float *rest = variance; /* free until the end */
     gather(s.mean, mean, k, N, C);
     for (I b = 0; b < k.blocks; b++) mean[b] /= k.members;
+    for (I n = 0; n < N; n++)
+        for (I c = 0; c < C; c++) spread[n * C + c] = s.mean[n * C + c] - mean[block(k, n, c)];
+    gather(spread, rest, k, N, C);
+    for (I b = 0; b < k.blocks; b++) mean[b] += rest[b] / k.members;
     for (I n = 0; n < N; n++)
         for (I c = 0; c < C; c++) {
             float d = s.mean[n * C + c] - mean[block(k, n, c)];
@@ -338,12 +355,19 @@ static void average(float *past, float *newest, I window, I count, int averages)
     for (I i = 0; i < count; i++) newest[i] /= (float)window;
 }
 
-/* With M and V the mixed moments: scale = gamma r / sqrt(V + eps), shift = beta + gamma d - M scale. */
+/* What f measures x from, if it does: the means of the maps. */
+static inline const float *origin_of(const Method *method, Saved s) {
+    return method->centred && method->of == IDENTITY ? s.mean : 0;
+}
+
+/* With M and V the mixed moments, M from the origin: scale = gamma r / sqrt(V + eps), shift = beta + gamma d - M scale. The
+ * weights of a mixture add up to 1, so that it does not matter where means are measured from. */
 void forward(In x, const float *gamma, const float *beta, const float *mean_weights, const float *variance_weights,
              const float *inner, const float *floor, In shortcut, T *restrict y, float *saved, I N, I P, I C,
              const Method *method, const Running *running, const Past *past) {
     const I NC = N * C;
     const Saved s = saved_at(saved, NC);
+    const float *origin = origin_of(method, s);
     if (!shortcut) shortcut = x; /* not read then, but pointed into */
     moments(x, s.mean, s.variance, N, P, C);
     if (method->bessel != 1.0f)
@@ -360,8 +384,9 @@ void forward(In x, const float *gamma, const float *beta, const float *mean_weig
         const float wm = weight(mean_weights, i), wv = weight(variance_weights, i);
         for (I n = 0; n < N; n++)
             for (I c = 0; c < C; c++) {
-                s.mixed_mean[n * C + c] += wm * mean[block(k, n, c)];
-                s.rstd[n * C + c] += wv * variance[block(k, n, c)];
+                const I at = n * C + c, b = block(k, n, c);
+                s.mixed_mean[at] += wm * (origin ? mean[b] - origin[at] : mean[b]);
+                s.rstd[at] += wv * variance[b];
             }
         if (i < method->K - 1 || !running) continue;
         if (method->corrected) correct(s, k, mean, variance, running, method->eps, N, C);
@@ -384,18 +409,18 @@ void forward(In x, const float *gamma, const float *beta, const float *mean_weig
             s.inner[2 * NC + i] = sqrtf(s.variance[i] + method->eps);
         }
     }
-    multiply_add(x, s.scale, s.shift, inner ? s.inner : 0, shortcut, floor, y, N, P, C, method->of, method->then);
+    multiply_add(x, s.scale, s.shift, origin, inner ? s.inner : 0, shortcut, floor, y, N, P, C, method->of, method->then);
 }
 
 /* The gradients of the parameters, [C] each. */
 typedef struct { float *gamma, *beta, *inner, *floor, *mean_weights, *variance_weights; } Parameters;
 
-/* With g = dy behind the floor, A = sum g f(x) and B = sum g over the positions, S = A - M B (of a method that subtracts
- * no mean A, and dM = 0):
+/* With g = dy behind the floor, A = sum g f(x) and B = sum g over the positions, S = A - M B, with f and M from the origin
+ * (of a method that subtracts no mean A, and dM = 0):
  *   dbeta = sum_n B    dgamma = sum_n (S r / sqrt(V + eps) + d B)    dM = -scale B    dV = -S scale / (V + eps) / 2
  *   pooling k, block b of m members: dM_b = w_k sum dM, dV_b = w_k sum dV, and for each member with mean u
- *   du += (dM_b + 2 dV_b (u - M_b)) / m, with squares in place of variances 2 dV_b M_b more    dv += dV_b / m
- *   dx = g scale f'(x) + x slope + offset    slope = 2 bessel dv / P    offset = du / P - slope u
+ *   du += (dM_b + 2 dV_b (u - M_b)) / m, with squares in place of variances (dM_b + 2 dV_b u) / m    dv += dV_b / m
+ *   dx = g scale f'(x) + (x - u) slope + offset    slope = 2 bessel dv / P    offset = du / P
  * of GATED, with a = sqrt(V + eps) and b = sqrt(v + eps): dgamma = sum_n A, dV = da / (2 a) and dv = db / (2 b) more
  * of averages over the past: what a block hands on to the past is z dL/dz = -2 dV_b (V_b + eps) / (m P), with z its values
  * before gamma, and what it passes on is that average, likewise
@@ -406,11 +431,11 @@ void backward(In dy, In more, In x, In y, const float *mean_weights, const float
     const I NC = N * C;
     const Saved s = saved_at(saved, NC);
     const int of = method->of, then = method->then;
-    const float *inner = of == IDENTITY ? 0 : s.inner;
+    const float *inner = of == IDENTITY ? 0 : s.inner, *origin = origin_of(method, s);
     float *dM = work, *dV = dM + NC, *du = dV + NC, *dv = du + NC, *dMb = dv + NC, *dVb = dMb + NC;
     float *dinner = inner ? dVb + NC : 0, *dfloor = floor ? dVb + 4 * NC : 0;
     /* A and B, replaced in place below */
-    sums(x, dy, more, y, s.scale, inner, floor, dshortcut ? dshortcut : dx, dV, dM, dinner, dfloor, N, P, C, of, then);
+    sums(x, dy, more, y, s.scale, origin, inner, floor, dshortcut ? dshortcut : dx, dV, dM, dinner, dfloor, N, P, C, of, then);
     memset(to->gamma, 0, sizeof(float) * C);
     memset(to->beta, 0, sizeof(float) * C);
     if (inner) memset(to->inner, 0, sizeof(float) * C);
@@ -445,27 +470,27 @@ void backward(In dy, In more, In x, In y, const float *mean_weights, const float
         const float wm = weight(mean_weights, i) / k.members, wv = weight(variance_weights, i) / k.members;
         double dwm = 0, dwv = 0;
         for (I b = 0; b < k.blocks; b++) {
-            dwm += (double)dMb[b] * mean[b];
             dwv += (double)dVb[b] * variance[b];
             dMb[b] *= wm;
             dVb[b] *= wv;
-            if (method->squares) dMb[b] += 2.0f * dVb[b] * mean[b];
         }
+        for (I n = 0; n < N; n++)
+            for (I c = 0; c < C; c++) {
+                const I at = n * C + c, b = block(k, n, c);
+                if (mean_weights) dwm += (double)dM[at] * (origin ? mean[b] - origin[at] : mean[b]);
+                du[at] += dMb[b] + 2.0f * dVb[b] * (method->squares ? s.mean[at] : s.mean[at] - mean[b]);
+                dv[at] += dVb[b];
+            }
         if (mean_weights) {
             to->mean_weights[i] = (float)dwm;
             to->variance_weights[i] = (float)dwv;
         }
-        for (I n = 0; n < N; n++)
-            for (I c = 0; c < C; c++) {
-                const I b = block(k, n, c);
-                du[n * C + c] += dMb[b] + 2.0f * dVb[b] * (s.mean[n * C + c] - mean[b]);
-                dv[n * C + c] += dVb[b];
-            }
     }
     for (I i = 0; i < NC; i++) {
         dv[i] *= 2.0f * method->bessel / (float)P;
-        du[i] = du[i] / (float)P - dv[i] * s.mean[i];
+        du[i] /= (float)P;
     }
     const int behind = then == ADD_FLOOR; /* dshortcut holds what the floor let through */
-    input_gradient(behind ? dshortcut : dy, y, s.scale, inner, floor, x, dv, du, dx, N, P, C, of, behind ? PLAIN : then);
+    input_gradient(behind ? dshortcut : dy, y, s.scale, s.mean, inner, floor, x, dv, du, dx, N, P, C, of,
+                   behind ? PLAIN : then);
 }

@@ -151,9 +151,9 @@ class Kernels:
         library.forward.argtypes = [pointer] * 10 + [whole] * 3 + [pointer] * 3
         library.backward.argtypes = [pointer] * 11 + [whole] * 3 + [pointer] * 3
         library.moments.argtypes = [pointer] * 3 + [whole] * 3
-        library.multiply_add.argtypes = [pointer] * 7 + [whole] * 3 + [ctypes.c_int] * 2
-        library.sums.argtypes = [pointer] * 12 + [whole] * 3 + [ctypes.c_int] * 2
-        library.input_gradient.argtypes = [pointer] * 9 + [whole] * 3 + [ctypes.c_int] * 2
+        library.multiply_add.argtypes = [pointer] * 8 + [whole] * 3 + [ctypes.c_int] * 2
+        library.sums.argtypes = [pointer] * 13 + [whole] * 3 + [ctypes.c_int] * 2
+        library.input_gradient.argtypes = [pointer] * 10 + [whole] * 3 + [ctypes.c_int] * 2
         whole_passes = library.moments, library.multiply_add, library.sums, library.input_gradient
         for function in (library.forward, library.backward, *whole_passes):
             function.restype = None
@@ -215,7 +215,7 @@ class Kernels:
         N, C, H, W = x.shape
         y = torch.empty_like(x)
         added = x if shortcut is None else shortcut
-        pointers = (_at(one) for one in (x, scale, shift, inner, added, floor, y))
+        pointers = (_at(one) for one in (x, scale, shift, None, inner, added, floor, y))
         self._library.multiply_add(*pointers, N, H * W, C, form.of, form.then)
         return y
 
@@ -242,7 +242,7 @@ class Kernels:
         dfloor = None if floor is None else torch.empty_like(scale)
         g = torch.empty_like(x) if both else dy
         outputs = g, dscale, dshift, dinner, dfloor
-        pointers = (_at(one) for one in (x, dy, more, y, scale, inner, floor, *outputs))
+        pointers = (_at(one) for one in (x, dy, more, y, scale, None, inner, floor, *outputs))
         self._library.sums(*pointers, N, H * W, C, form.of, form.then)
         return dscale, dshift, dinner, dfloor, g
 
@@ -260,7 +260,7 @@ class Kernels:
         """Likewise that of x; dy is what :meth:`sums` gives for an addend."""
         N, C, H, W = x.shape
         dx = torch.empty_like(x)
-        pointers = (_at(one) for one in (dy, y, scale, inner, floor, x, None, None, dx))
+        pointers = (_at(one) for one in (dy, y, scale, None, inner, floor, x, None, None, dx))
         then = form.then if not form.shortcut else 0
         self._library.input_gradient(*pointers, N, H * W, C, form.of, then)
         return dx

@@ -44,6 +44,7 @@ def multiply_add(
     of: MapFunction = IDENTITY,
     inner: Sequence[Tensor] = (),
     floor: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """f(x) · scale + shift; then add a shortcut and take the ReLU, if so asked.
 
@@ -56,10 +57,12 @@ def multiply_add(
         of: f.
         inner: its own numbers, [N, C] each.
         floor: [C], in place of the ReLU's 0.
+        dtype: of y; None for x's.
 
     Returns:
-        y, [N, C, H, W] in x's dtype.
+        y, [N, C, H, W].
     """
+    dtype = dtype or x.dtype
     floor = floor if relu else None
     form = kernels.Form(of.code or 0, shortcut is not None, relu)
     compiled = None
@@ -68,10 +71,11 @@ def multiply_add(
     if compiled is not None:
         numbers = torch.stack([*inner]) if inner else None
         y: Tensor = _MultiplyAdd.apply(x, scale, shift, numbers, floor, shortcut, form, compiled)
-        return y
+        return y.to(dtype)
     paths.note(paths.TORCH)
+    x = x.to(torch.promote_types(x.dtype, scale.dtype))  # once: its gradient is rounded when it is added up
     f = of.of(x, *(one[..., None, None] for one in inner))
-    y = torch.addcmul(shift[..., None, None], f, scale[..., None, None]).to(x.dtype)
+    y = torch.addcmul(shift[..., None, None], f, scale[..., None, None]).to(dtype)
     return _finished(y, shortcut, relu, floor)
 
 

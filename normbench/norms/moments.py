@@ -4,8 +4,11 @@ Everything starts from the mean and variance of each channel of each sample over
 pools these over blocks of samples and channels (SN mixes three such poolings); gamma, beta and the pooled
 statistics then make one multiply-add per element:
 
-    y[n, c, h, w] = x[n, c, h, w] * scale[n, c] + shift[n, c]
-    scale = gamma / sqrt(variance + eps),   shift = beta - mean * scale
+    y[n, c, h, w] = (x[n, c, h, w] - u[n, c]) * scale[n, c] + shift[n, c]
+    scale = gamma / sqrt(variance + eps),   shift = beta - (mean - u) * scale
+
+Everything is measured from the mean u of its map, forward and backward: maps that lie far from 0 lose nothing
+to sums that cancel, and those of a constant are exact.
 
 This file is the definition, in plain torch for any device and precision. On a CPU with a C compiler the same
 arithmetic runs in :mod:`normbench.norms.kernels`, on a GPU in :mod:`normbench.norms.fused`;
@@ -52,7 +55,7 @@ class Statistics(NamedTuple):
 
     Attributes:
         blocks: K poolings; running statistics follow the last.
-        mean_weights: [K] mixing weights of the K means; None for a single pooling.
+        mean_weights: [K] mixing weights of the K means, which add up to 1; None for a single pooling.
         variance_weights: [K] mixing weights of the K variances; None for a single pooling.
         bessel: start from variances over H·W - 1 instead of H·W.
         squares: means of squares in place of variances.
@@ -89,11 +92,23 @@ class Statistics(NamedTuple):
 
 def moments(x: Tensor, bessel: bool = False) -> Moments:
     """Mean and variance of x, [N, C, H, W], over H·W (``bessel``: H·W - 1), in fp32 or float64."""
+    return _moments(*_centred(x.to(torch.promote_types(x.dtype, torch.float32))), bessel)
+
+
+def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of each map, [N, C], a constant to the gradient, and x less that."""
     paths.note(paths.TORCH)
-    rows = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))
-    mean = rows.mean(-1)
-    variance = (rows - mean[..., None]).square().mean(-1)
-    return _corrected(Moments(mean, variance), rows.shape[-1], bessel)
+    with torch.no_grad():
+        first = x[:, :, :1, :1]  # measured from here, the mean of a constant is exact
+        centre = first + (x - first).mean((2, 3), keepdim=True)
+    return centre.flatten(1), x - centre
+
+
+def _moments(centre: Tensor, deviations: Tensor, bessel: bool) -> Moments:
+    """Of maps; what rounding left in the mean of the deviations is small, but carries its gradient."""
+    rest = deviations.mean((2, 3))
+    variance = deviations.square().mean((2, 3)) - rest.square()
+    return _corrected(Moments(centre + rest, variance), deviations.shape[2] * deviations.shape[3], bessel)
 
 
 def constant_moments(x: Tensor, bessel: bool = False) -> Moments:
@@ -114,12 +129,14 @@ def pool(parts: Moments, block: Block) -> Moments:
     """The moments of blocks, [N / samples, 1, C / channels, 1] each.
 
     By the law of total variance, the variance of a block is the mean of its members' variances plus the
-    variance of their means: nothing is subtracted that could cancel.
+    variance of their means: nothing is subtracted that could cancel. What rounding leaves of the deviations
+    from the first mean is added to it, which makes that of equal members exact.
     """
     N, C = parts.mean.shape
     shape = N // block.samples, block.samples, C // block.channels, block.channels
     means = parts.mean.view(shape)
     mean = means.mean((1, 3), keepdim=True)
+    mean = mean + (means - mean).detach().mean((1, 3), keepdim=True)
     spread = (means - mean).square().mean((1, 3), keepdim=True)
     return Moments(mean, parts.variance.view(shape).mean((1, 3), keepdim=True) + spread)
 
@@ -161,7 +178,7 @@ def affine(
     mixed: Moments, gamma: Tensor, beta: Tensor, eps: float, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Scale and shift, [N, C] each."""
-    scale = gamma * torch.rsqrt(mixed.variance + eps)
+    scale = gamma / (mixed.variance + eps).sqrt()  # the gradient of rsqrt underflows from 1e18 on
     return scale, beta - mixed.mean * scale if centred else beta.expand_as(scale)
 
 
@@ -182,7 +199,8 @@ def normalize(
 ) -> Tensor:
     """Normalize a batch by its own statistics; then add a shortcut and take the ReLU, if so asked.
 
-    y = f(x) · scale + shift, with f(x) = x unless another is given; the statistics are always those of x.
+    y = f(x) · scale + shift, with f(x) = x (less the mean of the map, where one is subtracted anyway) unless
+    another is given; the statistics are always those of x.
 
     Args:
         x: [N, C, H, W].
@@ -262,8 +280,10 @@ def _by_torch(
     floor: Tensor | None,
 ) -> Tensor:
     """The definition of :func:`normalize`; ``spanning``: samples of other processes share the statistics."""
-    own = moments(x, statistics.bessel)
-    positions = x.shape[2] * x.shape[3]
+    dtype, positions = x.dtype, x.shape[2] * x.shape[3]
+    x = x.to(torch.promote_types(dtype, torch.float32))  # once: its gradient is rounded when it is added up
+    centre, deviations = _centred(x)
+    own = _moments(centre, deviations, statistics.bessel)
     if spanning:
         own = whole_batch(own)
     N, C = own.mean.shape
@@ -285,15 +305,17 @@ def _by_torch(
         if running.follows:
             follow(running, *pooled[-1])
     parts = [of_samples(part, block) for part, block in zip(pooled, statistics.blocks, strict=True)]
+    if statistics.centred and of == IDENTITY:
+        x, parts = deviations, [part._replace(mean=part.mean - centre) for part in parts]
     mixed = mix(parts, statistics)
     numbers: tuple[Tensor, ...] = () if inner is None else (inner.expand_as(mixed.variance),)
     if of.divides:
-        deviations = ((one.variance + eps).sqrt() for one in (mixed, own_rows(own) if spanning else own))
+        divisors = ((one.variance + eps).sqrt() for one in (mixed, own_rows(own) if spanning else own))
         scale, shift = gamma.expand_as(mixed.mean), beta.expand_as(mixed.mean)
-        numbers = *numbers, *deviations
+        numbers = *numbers, *divisors
     else:
         scale, shift = affine(mixed, gamma, beta, eps, statistics.centred)
-    return multiply_add(x, scale, shift, shortcut, relu, of=of, inner=numbers, floor=floor)
+    return multiply_add(x, scale, shift, shortcut, relu, of=of, inner=numbers, floor=floor, dtype=dtype)
 
 
 class _Compiled(torch.autograd.Function):

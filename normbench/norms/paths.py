@@ -202,14 +202,19 @@ def agree(fused: "Fused", device: torch.device, dtype: torch.dtype) -> None:
 
 
 def _mixture(leaves: list[Tensor], norm_batch: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Switchable normalization of x + shortcut; moments of channels, averaged over norm batches."""
+    """Switchable normalization of x + shortcut; moments of channels, averaged over norm batches.
+
+    Means are mixed as they are from the mean of a map, which is a constant to the gradient: of weights that
+    add up to 1 the result is the same, and the gradient but for what they have in common.
+    """
     x, gamma, beta, mean_weights, variance_weights, shortcut = leaves
     batches = x.reshape(-1, norm_batch, *x.shape[1:])  # [A, S, C, H, W]
+    origin = batches.detach().mean((3, 4), keepdim=True)
     mean, variance = torch.zeros_like(batches), torch.zeros_like(batches)
     for k, axes in enumerate(((3, 4), (2, 3, 4), (1, 3, 4))):
-        mean = mean + mean_weights[k] * batches.mean(axes, keepdim=True)
+        mean = mean + mean_weights[k] * (batches.mean(axes, keepdim=True) - origin)
         variance = variance + variance_weights[k] * batches.var(axes, correction=0, keepdim=True)
     scale = gamma[:, None, None] / (variance + eps).sqrt()
-    y = ((batches - mean) * scale + beta[:, None, None]).reshape(x.shape) + shortcut
+    y = ((batches - origin - mean) * scale + beta[:, None, None]).reshape(x.shape) + shortcut
     with torch.no_grad():
         return y, batches.mean((1, 3, 4)).mean(0), batches.var((1, 3, 4), correction=0).mean(0)
