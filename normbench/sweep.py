@@ -83,10 +83,10 @@ class Listener:
         """A trial has ended."""
 
 
-def survey(experiment: config.Experiment, results: Path) -> Survey:
-    """Look at what is stored, and change nothing."""
+def survey(experiment: config.Experiment, results: Path, *, strict: bool = False) -> Survey:
+    """Look at what is stored, and change nothing; ``strict`` as in :meth:`normbench.records.Store.load`."""
     store = Store(results / experiment.name)
-    records, damaged = store.load(experiment.trials)
+    records, damaged = store.load(experiment.trials, strict=strict)
     ids = {trial.id for trial in experiment.trials}
     errors = {trial_id: error for trial_id, error in store.errors().items() if trial_id in ids}
     own = {trial_id: record for trial_id, record in records.items() if trial_id in ids}
@@ -134,10 +134,10 @@ def run(
     listener = listener or Listener()
     store = Store(results / experiment.name)
     with store.locked():
-        before = survey(experiment, results)
-        store.set_aside(before.damaged)
+        before = survey(experiment, results, strict=True)
         for path, problem in before.damaged.items():
             listener.say(f"{path}: not a valid record ({problem}); moved to {store.directory / 'corrupt'}")
+        store.set_aside(before.damaged)
         again = {"missing", *retry}
         missing = [trial for trial in experiment.trials if before.state(trial) in again]
         with _begin(experiment.execute, missing) as begun:
@@ -150,7 +150,7 @@ def run(
             listener.begin(before, missing)
             if missing:
                 _execute(place, missing, store, data, fail_fast, listener, stop, begun)
-    return survey(experiment, results)
+    return survey(experiment, results, strict=True)
 
 
 def prepare(
