@@ -353,13 +353,17 @@ class Store:
             return [self.directory / name for name in sorted(names)]
         return []
 
-    def load(self, trials: Iterable[Trial] = ()) -> tuple[dict[str, Record], dict[Path, str]]:
-        """All readable records by trial id, and for each unreadable file what is wrong with it.
+    def load(
+        self, trials: Iterable[Trial] = (), *, strict: bool = False
+    ) -> tuple[dict[str, Record], dict[Path, str]]:
+        """All readable records by trial id, and for each other file what is wrong with it.
 
         Args:
             trials: whose records are probably there; these are read faster than others.
+            strict: take no file that the system does not let us read for a damaged one: it may be whole.
 
         Raises:
+            OSError: ``strict`` and such a file; names it.
             NewerRecordError: names the file. (To take it for damaged would be to train it again.)
         """
         records: dict[str, Record] = {}
@@ -378,19 +382,15 @@ class Store:
             except ValueError as error:
                 damaged[path] = str(error).partition("\n")[0]
             except OSError as error:
+                if strict:
+                    error.filename = str(path)
+                    raise
                 damaged[path] = _unreadable(error)
         return records, damaged
 
     def set_aside(self, records: Iterable[Path], folder: str = "corrupt") -> None:
-        """Move records to a folder beside them, so that their trials run again and nothing is lost.
-
-        Raises:
-            OSError: one cannot be read at all, which is no damage; nothing is moved then.
-        """
-        records = list(records)
+        """Move records to a folder beside them, so that their trials run again and nothing is lost."""
         aside = self.directory / folder
-        for path in records:
-            path.read_bytes()
         for path in records:
             aside.mkdir(exist_ok=True)
             names = itertools.chain([path.name], (f"{path.name}.{number}" for number in itertools.count(2)))

@@ -93,10 +93,10 @@ class Listener:
         """A trial has ended."""
 
 
-def survey(experiment: config.Experiment, results: Path) -> Survey:
-    """Look at what is stored, and change nothing."""
+def survey(experiment: config.Experiment, results: Path, *, strict: bool = False) -> Survey:
+    """Look at what is stored, and change nothing; ``strict`` as in :meth:`normbench.records.Store.load`."""
     store = Store(results / experiment.name)
-    records, damaged = store.load(experiment.trials)
+    records, damaged = store.load(experiment.trials, strict=strict)
     ids = {trial.id for trial in experiment.trials}
     errors = {trial_id: error for trial_id, error in store.errors().items() if trial_id in ids}
     own = {trial_id: record for trial_id, record in records.items() if trial_id in ids}
@@ -166,7 +166,7 @@ def run(
     listener = listener or Listener()
     store = Store(results / experiment.name)
     with store.locked():
-        before = survey(experiment, results)
+        before = survey(experiment, results, strict=True)
         store.set_aside(path for path, why in before.damaged.items() if not isinstance(why, Lacking))
         for line in complaints(before.damaged, f"moved to {store.directory / 'corrupt'}"):
             listener.say(line)
@@ -192,7 +192,7 @@ def run(
             listener.begin(before, missing)
             if missing:
                 _execute(place, missing, store, data, fail_fast, listener, stop, begun, kernels)
-    return compared(survey(experiment, results), data)
+    return compared(survey(experiment, results, strict=True), data)
 
 
 def _outdated(before: Survey, data: Path, say: Callable[[str], None]) -> frozenset[str]:
