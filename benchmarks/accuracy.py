@@ -21,10 +21,10 @@ import torch
 import yaml
 
 from normbench import records
-from normbench.data import decoded
-from normbench.provenance import device_name
-from normbench.recording import WORTH
-from normbench.stats import mean_interval
+from normbench.data import dataset as decoded
+from normbench.report.stats import mean_interval
+from normbench.training.capture.capture import WORTH
+from normbench.training.provenance import device_name
 
 NORMS = ["batch", "layer", "instance", "group", "switchable"]
 PATHS = {"plain": {"NORMBENCH_KERNELS": "off", "NORMBENCH_REPLAY": "off"}, "fast": {}}

@@ -29,15 +29,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from normbench.data import decoded
-from normbench.devices import device
-from normbench.endless import Endless
-from normbench.gains import mps
-from normbench.norms.moments import MomentNorm
-from normbench.process import settled_process
-from normbench.provenance import device_name, git_state
-from normbench.speeds import WAYS, NotMeasured, measured
-from normbench.trial import Trial
+from normbench.config.trial import Trial
+from normbench.data import dataset as decoded
+from normbench.norms.moment_norm import MomentNorm
+from normbench.sweep.gains import mps
+from normbench.sweep.speeds import WAYS, NotMeasured, measured
+from normbench.training.device import device
+from normbench.training.endless import Endless
+from normbench.training.process import settled_process
+from normbench.training.provenance import device_name, git_state
 
 # ---- the plain loop
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from normbench import checkpoints
+from normbench.training import checkpoint
 
 CONFIG = """
 name: kills
@@ -67,7 +67,7 @@ def saved(directory: Path) -> int:
     """Images behind the newest checkpoint."""
     steps = [0]
     for slot in (directory / "results/kills/checkpoints").glob("*.ckpt"):
-        steps.append(json.loads(slot.read_bytes()[checkpoints.DIGEST :].partition(b"\n")[0])["step"])
+        steps.append(json.loads(slot.read_bytes()[checkpoint.DIGEST :].partition(b"\n")[0])["step"])
     return 32 * max(steps)
 
 

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normbench import config, sweep
-from normbench.data.decoded import default_directory
+from normbench.config import experiment as config
+from normbench.config.trial import Trial
+from normbench.data.dataset import default_directory
 from normbench.records import Epoch, Failure, Final, Record
-from normbench.trial import Trial
+from normbench.sweep import run
 
 if TYPE_CHECKING:
-    from normbench.executors import Tell
+    from normbench.config.catalog.executors import Tell
 
 
 def instant(trial: Trial, tell: "Tell", **_: Any) -> Record:
@@ -40,7 +41,7 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-class Thousands(sweep.Listener):
+class Thousands(run.Listener):
     """Seconds and memory at every tenth of the trials."""
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class Thousands(sweep.Listener):
         self.seconds: list[float] = []
         self.megabytes: list[float] = []
 
-    def begin(self, _: sweep.Survey, missing: Sequence[Trial]) -> None:
+    def begin(self, _: run.Survey, missing: Sequence[Trial]) -> None:
         self.each = max(1, len(missing) // 10)
 
     def outcome(self, _: Trial, outcome: Record | Failure) -> None:
@@ -72,9 +73,9 @@ def measure(executor: str, trials: int, directory: Path) -> dict[str, Any]:
     began = time.perf_counter()
     experiment = config.load(path)
     loaded = time.perf_counter() - began
-    sweep.work = instant
+    run.work = instant
     seen = Thousands()
-    survey = sweep.run(experiment, directory / "results", default_directory(), listener=seen)
+    survey = run.run(experiment, directory / "results", default_directory(), listener=seen)
     assert survey.counts()["done"] == trials
     whole = time.perf_counter() - began
     per = [round(b - a, 2) for a, b in zip(seen.seconds, seen.seconds[1:], strict=False)]

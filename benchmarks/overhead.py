@@ -28,9 +28,9 @@ BESIDE = "start", "data", "checkpoints", "log and the rest"
 
 def watch_myself(into: Path) -> None:
     """In a worker: note, trial by trial, the seconds of the updates and of what stands between them."""
-    from normbench import checkpoints, train
-    from normbench.data.augment import Images
-    from normbench.update import Update
+    from normbench.data.batches import Images
+    from normbench.training import checkpoint, train
+    from normbench.training.step import Update
 
     seconds: Counter[str] = Counter()
     trials: list[dict[str, float]] = []
@@ -76,21 +76,21 @@ def watch_myself(into: Path) -> None:
     Images.training_chunks = timed_chunks  # type: ignore[assignment, method-assign]
     timed(Update, "__call__", "updates")
     timed(train, "evaluate", "evaluations")
-    timed(checkpoints, "save", "checkpoints")
+    timed(checkpoint, "save", "checkpoints")
     train.train = watched
 
 
 def note_when_ready(into: Path) -> None:
     """In the runner: note when it begins to hand out trials."""
-    from normbench import sweep
+    from normbench.sweep import run
 
-    execute = sweep._execute
+    execute = run._execute
 
     def noted(*args: Any, **kwargs: Any) -> None:
         (into / READY).write_text(repr(time.monotonic()))
         execute(*args, **kwargs)
 
-    sweep._execute = noted
+    run._execute = noted
 
 
 def ready(into: Path) -> float:
@@ -142,7 +142,7 @@ def measured(config: Path, data: Path) -> tuple[float, list[list[dict[str, float
 def main() -> None:
     import torch
 
-    from normbench.provenance import device_name, git_state
+    from normbench.training.provenance import device_name, git_state
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -185,7 +185,7 @@ def main() -> None:
 if __name__ == "__mp_main__":  # in a worker, before its work
     watch_myself(Path(os.environ[INTO]))
 elif sys.argv[1:2] == ["--run"]:
-    from normbench.cli import main as normbench
+    from normbench.cli.app import main as normbench
 
     note_when_ready(Path(os.environ[INTO]))
     sys.argv = ["normbench", *sys.argv[2:]]

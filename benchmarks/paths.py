@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from normbench.data import decoded
-from normbench.devices import device
-from normbench.endless import Endless
-from normbench.norms import NORMS, paths
-from normbench.process import settled_process
-from normbench.provenance import device_name, git_state
-from normbench.trial import Trial
+from normbench.config.catalog.norms import NORMS
+from normbench.config.trial import Trial
+from normbench.data import dataset
+from normbench.norms.ops import dispatch
+from normbench.training.device import device
+from normbench.training.endless import Endless
+from normbench.training.process import settled_process
+from normbench.training.provenance import device_name, git_state
 
 MODEL = "preact_resnet20"
 WITH, WITHOUT = "with", "without"
@@ -42,7 +43,7 @@ def updates(pipe: "Connection[Any, Any]", data: Path, place: str) -> None:
             if isinstance(asked, Trial):
                 endless = None  # its memory first
                 endless = Endless(asked, data, where)
-                pipe.send(paths.path(where, asked.precision == "bf16"))
+                pipe.send(dispatch.path(where, asked.precision == "bf16"))
                 continue
             assert endless is not None
             began = time.perf_counter()
@@ -85,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         data, pipes, crew = Path(directory), {}, []
         base = {"model": MODEL, "optimizer": {"lr": 1e-3}}
-        decoded.prepare(Trial.model_validate(base).dataset, data)
+        dataset.prepare(Trial.model_validate(base).dataset, data)
         for name, switch in ((WITH, "on"), (WITHOUT, "off")):
             os.environ["NORMBENCH_KERNELS"] = switch
             pipes[name], theirs = context.Pipe()

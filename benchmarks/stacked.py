@@ -20,15 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normbench.devices import device
-from normbench.models.network import network
+from normbench.config.trial import Trial
 from normbench.models.resnet import ResNet
-from normbench.norms.normalization import relu
-from normbench.optim import momenta, optimizer
-from normbench.process import settled_process
-from normbench.provenance import device_name, git_state
-from normbench.recording import Recorded, recorder_of
-from normbench.trial import Trial
+from normbench.norms.api import relu
+from normbench.training.build import network
+from normbench.training.capture.capture import Recorded, recorder_of
+from normbench.training.device import device
+from normbench.training.optim import momenta, optimizer
+from normbench.training.process import settled_process
+from normbench.training.provenance import device_name, git_state
 
 CLASSES = 10
 NORMS = {"batch": 0, "instance": 0, "layer": 1, "group": 8}  # groups of each seed; 0: whatever there are
@@ -66,7 +66,7 @@ class Stacked(nn.Module):
 def one_update(
     model: Stacked, sgd: torch.optim.SGD, precision: str, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As ``normbench.update`` has it, with the sum of the seeds' losses."""
+    """As ``normbench.training.step`` has it, with the sum of the seeds' losses."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits = model(x)
     loss = F.cross_entropy(logits.float().flatten(0, 1), y) * model.seeds

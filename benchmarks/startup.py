@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from normbench import config
+from normbench.config import experiment as config
 from normbench.records import Epoch, Final, Record, Store
 
 CONFIG = """

@@ -25,14 +25,14 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from normbench.data import decoded
-from normbench.data.augment import Images
-from normbench.models.network import network
-from normbench.optim import optimizer
-from normbench.provenance import device_name, git_state
-from normbench.recording import WORTH, recorder_of
-from normbench.trial import Trial
-from normbench.update import Update
+from normbench.config.trial import Trial
+from normbench.data import dataset as decoded
+from normbench.data.batches import Images
+from normbench.training.build import network
+from normbench.training.capture.capture import WORTH, recorder_of
+from normbench.training.optim import optimizer
+from normbench.training.provenance import device_name, git_state
+from normbench.training.step import Update
 
 CORES = len(os.sched_getaffinity(0))
 WARM_UP = 3

@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import typer
-
-import normbench
-from normbench import config, results
-from normbench.cli import app
 from normbench.listing import TABLES
 from normbench.lookup import Option
 from normbench.plots.panels import differing, flat
 from normbench.plots.published import PUBLISHED
-from normbench.records import Record
 from normbench.stats import mean_interval
 from normbench.trial import Trial
+
+import normbench
+from normbench import config, results
+from normbench.cli import app
+from normbench.records import Record
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent

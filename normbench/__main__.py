@@ -1,6 +1,6 @@
 """``python -m normbench``."""
 
-from normbench.cli import main
+from normbench.cli.app import main
 
 if __name__ == "__main__":
     main()

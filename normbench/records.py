@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import ConfigDict, Field, ValidationError, WrapValidator, model_serializer, model_validator
 from pydantic_core import from_json, to_json
 
-from normbench.filesystems import locked, remove_if_unused, sync, sync_directory
-from normbench.trial import CHANGED, Frozen, Trial, as_before
+from normbench.config.trial import CHANGED, Frozen, Trial, as_before
+from normbench.files import locked, remove_if_unused, sync, sync_directory
 
 SCHEMA: Literal[5] = 5  # earlier ones knew fewer of the settings in trial.ADDED and trial.CHANGED
 SEALED = 4  # the first with a checksum

@@ -17,11 +17,12 @@ from clusters import RayCluster, Slurm
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from normbench import config, sweep
-from normbench.cli import main
-from normbench.data import decoded
-from normbench.norms import NORMS
-from normbench.trial import Trial
+from normbench.cli.app import main
+from normbench.config import experiment
+from normbench.config.catalog.norms import NORMS
+from normbench.config.trial import Trial
+from normbench.data import dataset
+from normbench.sweep import run
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: more threads only wait for each other
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -90,7 +91,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 pixels = np.clip(random.normal(colour, 50, (8, 8, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(directory / "tiny" / split / str(label) / f"{number}.png")
-    decoded.prepare(tiny_trial().dataset, directory)
+    dataset.prepare(tiny_trial().dataset, directory)
     return directory
 
 
@@ -136,7 +137,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """A directory with ``tiny.yaml`` and ``results/tiny``: two methods at two batch sizes, all done."""
     directory = tmp_path_factory.mktemp("finished")
     (directory / "tiny.yaml").write_text(TINY)
-    sweep.run(config.load(directory / "tiny.yaml"), directory / "results", tiny_data)
+    run.run(experiment.load(directory / "tiny.yaml"), directory / "results", tiny_data)
     return directory
 
 
@@ -153,8 +154,8 @@ def forkserver() -> "multiprocessing.context.ForkServerContext":
     """Starts processes that have loaded already what takes seconds to load."""
     context = multiprocessing.get_context("forkserver")
     modules = [
-        "normbench.train",
-        "normbench.cli",
+        "normbench.training.train",
+        "normbench.cli.app",
         "torch._dynamo",
         "PIL.Image",
         "pytest",
@@ -204,7 +205,7 @@ def slurm() -> Iterator[Slurm]:
     cluster = Slurm()
     patient.setenv("SLURM_CONF", str(cluster.directory / "slurm.conf"))
     patient.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # jobs import the work of the tests
-    from normbench.executors import slurm
+    from normbench.sweep.executors import slurm
 
     for name, seconds in ("POLL_SECONDS", 0.1), ("QUEUE_SECONDS", 0.5), ("GRACE_SECONDS", 1.0):
         patient.setattr(slurm, name, seconds)

@@ -16,10 +16,11 @@ from typing import Any
 
 from test_train import numbers
 
-from normbench import config, sweep
-from normbench import train as training
+from normbench.config import experiment as config
+from normbench.config.trial import Trial
 from normbench.records import Store
-from normbench.trial import Trial
+from normbench.sweep import run as sweep
+from normbench.training import train as training
 
 NONE, FAIL, SHORT = range(3)
 

@@ -33,15 +33,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from triton.runtime import interpreter
 
-from normbench.models.network import network
-from normbench.norms import fused, kernels, paths
-from normbench.norms.fused import Fused
-from normbench.norms.kernels import Form
-from normbench.norms.maps import multiply_add
-from normbench.norms.moments import Block, Moments, Statistics, constant_moments, moments, normalize
-from normbench.trial import Choice, Trial
+from normbench.config.trial import Choice, Trial
+from normbench.norms.moment_norm import Block, Moments, Statistics, constant_moments, moments, normalize
+from normbench.norms.ops import cpu, dispatch, gpu
+from normbench.norms.ops.cpu import Form
+from normbench.norms.ops.gpu import Fused
+from normbench.norms.ops.pointwise import multiply_add
+from normbench.training.build import network
 
-assert os.environ.get("TRITON_INTERPRET") == "1", "python -m pytest tests/test_fused.py runs this"
+assert os.environ.get("TRITON_INTERPRET") == "1", "python -m pytest tests/norms/test_triton_kernels.py runs this"
 FP32, BF16 = (Arithmetic(dtype, "triton") for dtype in (torch.float32, torch.bfloat16))
 PRECISIONS = pytest.mark.parametrize("arithmetic", [FP32, BF16], ids=str)
 
@@ -72,23 +72,23 @@ def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def launched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts kernels."""
     counts: Counter[str] = Counter()
-    launch = fused._launch
+    launch = gpu._launch
 
     def counted(kernel: Any, *arguments: Any, **options: Any) -> None:
         counts[kernel.fn.__name__] += 1
         launch(kernel, *arguments, **options)
 
-    monkeypatch.setattr(fused, "_launch", counted)
+    monkeypatch.setattr(gpu, "_launch", counted)
     return counts
 
 
 @pytest.fixture
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Of the numbers of a table, so that every middle goes through its norm batches in several turns."""
-    fused.layout.cache_clear()
-    monkeypatch.setattr(fused, "FEW", 8)
+    gpu.layout.cache_clear()
+    monkeypatch.setattr(gpu, "FEW", 8)
     yield
-    fused.layout.cache_clear()
+    gpu.layout.cache_clear()
 
 
 @FIVE
@@ -224,7 +224,7 @@ def test_the_moments_of_maps_are_those_of_float64(
 def test_a_gradient_in_two_parts_is_their_sum_to_the_last_bit(arithmetic: Arithmetic) -> None:
     x, dy, more, added = (maps(Shape(2, 2, 16, 3, 3), seed).to(arithmetic.dtype) for seed in range(4))
     form = Form(0, True, True)
-    method = kernels.Method(((2, 1),), 1e-5, form)
+    method = cpu.Method(((2, 1),), 1e-5, form)
     gamma, beta = torch.rand(2, 16)
     compiled = Fused()
     y, saved = compiled.forward(x, gamma, beta, None, None, None, None, added, method, None, None)
@@ -239,7 +239,7 @@ def test_a_gradient_in_two_parts_is_their_sum_to_the_last_bit(arithmetic: Arithm
 def test_statistics_that_only_stand_by_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those are that follow the norm batches of all processes and not of this one."""
     take(FP32, monkeypatch)
-    running = kernels.Running(torch.full((8,), 0.3), torch.full((8,), 2.0), 0.1, 1.5, follows=False)
+    running = cpu.Running(torch.full((8,), 0.3), torch.full((8,), 2.0), 0.1, 1.5, follows=False)
     x = maps(Shape(2, 2, 8, 3, 3)).float()
     normalize(x, torch.ones(8), torch.zeros(8), Statistics((Block(2),)), 1e-5, running=running)
     assert running.mean is not None
@@ -250,7 +250,7 @@ def test_statistics_that_only_stand_by_are_left_alone(monkeypatch: pytest.Monkey
 def test_a_running_variance_is_kept_without_a_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     take(FP32, monkeypatch)
     variance, gamma = torch.full((8,), 2.0), torch.ones(8)
-    running = kernels.Running(None, variance, 0.1, 1.5)
+    running = cpu.Running(None, variance, 0.1, 1.5)
     x = maps(Shape(2, 2, 8, 3, 3)).float()
     normalize(x, gamma, torch.zeros(8), Statistics((Block(2),)), 1e-5, running=running)
     assert_within(variance, 1.8 + 0.15 * x.double().var((0, 2, 3), correction=0), 1e-6)
@@ -305,7 +305,7 @@ def test_updates_of_a_network_have_the_losses_of_torch(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernels_that_are_right_are_found_so(dtype: torch.dtype) -> None:
-    paths.agree(Fused(), CPU, dtype)
+    dispatch.agree(Fused(), CPU, dtype)
 
 
 class Wrong(Fused):
@@ -343,7 +343,7 @@ RESULTS = {
 @pytest.mark.parametrize("name", RESULTS)
 def test_a_wrong_number_is_found(name: str, by: float) -> None:
     with pytest.raises(RuntimeError, match=f"^{name} of an example is off by"):
-        paths.agree(Wrong(*RESULTS[name], by), CPU, torch.float32)
+        dispatch.agree(Wrong(*RESULTS[name], by), CPU, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["mean", "variance"])
@@ -356,4 +356,4 @@ def test_a_wrong_running_statistic_is_found(name: str, monkeypatch: pytest.Monke
             return results
 
     with pytest.raises(RuntimeError, match=f"^{name} of an example is off by"):
-        paths.agree(Slow(), CPU, torch.float32)
+        dispatch.agree(Slow(), CPU, torch.float32)

@@ -17,10 +17,11 @@ import torch
 from numpy_norms import REFERENCES
 from torch import Tensor, nn
 
-from normbench.norms import NORMS, kernels, paths
-from normbench.norms.moments import MomentNorm
-from normbench.norms.normalization import Normalization, build, relu
-from normbench.trial import Choice, Trial
+from normbench.config.catalog.norms import NORMS
+from normbench.config.trial import Choice, Trial
+from normbench.norms.api import Normalization, build, relu
+from normbench.norms.moment_norm import MomentNorm
+from normbench.norms.ops import cpu, dispatch
 
 CPU = torch.device("cpu")
 SMALLEST_DEVIATION = 0.45  # of any set of at least two values that a method normalizes in ``maps``
@@ -155,22 +156,22 @@ def take(arithmetic: Arithmetic, monkeypatch: pytest.MonkeyPatch) -> None:
     Where Triton interprets them, the GPU's kernels take tensors of a CPU.
     """
     if arithmetic.path == "torch":
-        monkeypatch.setattr(kernels, "suited", lambda *_: None)
-        monkeypatch.setattr(kernels, "compiled", lambda dtype, parameter: None)
+        monkeypatch.setattr(cpu, "suited", lambda *_: None)
+        monkeypatch.setattr(cpu, "compiled", lambda dtype, parameter: None)
     elif arithmetic.path == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
-        if paths.path(torch.device("cuda", 0)) != "triton":
+        if dispatch.path(torch.device("cuda", 0)) != "triton":
             pytest.skip("no GPU that Triton compiles for here")
     elif arithmetic.path == "triton":
-        from normbench.norms.fused import Fused
+        from normbench.norms.ops.gpu import Fused
 
         def interpreted(
-            x: Tensor, *_: Tensor | None, form: Any = paths.PLAIN, floor: Any = None, **more: Any
+            x: Tensor, *_: Tensor | None, form: Any = dispatch.PLAIN, floor: Any = None, **more: Any
         ) -> Fused | None:
             fused = Fused()
             return fused if fused.covers(x, form, floor, more.get("method"), more.get("past")) else None
 
-        monkeypatch.setattr(paths, "suited", interpreted)
-    elif kernels.path(torch.device("cpu")) != "compiled":
+        monkeypatch.setattr(dispatch, "suited", interpreted)
+    elif cpu.path(torch.device("cpu")) != "compiled":
         pytest.skip("no C compiler here")
 
 

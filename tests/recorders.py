@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.recording import Act, Tensors, being_recorded
+from normbench.training.capture.capture import Act, Tensors, being_recorded
 
 
 class Baked:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from normbench import cgroups, room
-from normbench.config import Execute
+from normbench.config.experiment import Execute
+from normbench.sweep import cgroups, placement
 
 V1 = "30 24 0:26 {top} {point} rw,nosuid - cgroup cgroup rw,cpu,cpuacct"
 MEMORY = "31 24 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
@@ -143,4 +143,4 @@ def test_workers_are_as_many_as_the_quota_carries(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     for quota, workers in ((2.5, 3), (math.inf, 8), (99.0, 8), (0.2, 1), (1.0, 1)):
         monkeypatch.setattr(cgroups, "quota", lambda quota=quota: quota)
-        assert room.workers(Execute(device="cpu")) == workers
+        assert placement.workers(Execute(device="cpu")) == workers

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import Cli, ImageTree
 
-from normbench import changes
 from normbench.records import Record, Store
+from normbench.sweep import changes
 
 CONFIG = """
 name: {name}
@@ -224,7 +224,7 @@ def test_a_trial_that_fails_when_it_is_trained_anew_is_no_done_one(place: Path, 
 
 def test_a_finished_sweep_loads_no_torch(place: Path) -> None:
     script = (
-        "import sys\nfrom normbench.cli import main\n"
+        "import sys\nfrom normbench.cli.app import main\n"
         "try: main(['run', 'of_data.yaml', '--quiet'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert 'torch' not in sys.modules\n"

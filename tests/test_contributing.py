@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TABLE = "normbench/norms/__init__.py"
+TABLE = "normbench/config/catalog/norms.py"
 CHECK = """
 import torch
-from normbench.norms.normalization import build
-from normbench.trial import Trial
+from normbench.norms.api import build
+from normbench.config.trial import Trial
 
 def layer(norm):
     return build(Trial.model_validate({"norm": norm}).norm, None).layer(8)

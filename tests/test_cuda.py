@@ -27,23 +27,24 @@ from test_together import all_at_once
 from test_train import METHODS, numbers
 from torch import Tensor
 
-from normbench import config, sweep
-from normbench.data import decoded
-from normbench.data.augment import images_of
-from normbench.devices import settle_on
-from normbench.executors import EXECUTORS
-from normbench.graphs import CudaGraphs
-from normbench.inference.evaluation import Inference, infer
-from normbench.models.network import network
-from normbench.norms import paths
-from normbench.optim import optimizer
-from normbench.process import settled_process
-from normbench.recording import Act, Tensors, recorder_of
+from normbench.config import experiment
+from normbench.config.catalog.executors import EXECUTORS
+from normbench.config.trial import Choice, Trial
+from normbench.data import dataset as decoded
+from normbench.data.batches import images_of
+from normbench.norms.ops import dispatch
 from normbench.records import Failure, Interrupted, Record
-from normbench.speeds import WAYS, Way, measured
-from normbench.train import train
-from normbench.trial import Choice, Trial
-from normbench.update import Update
+from normbench.sweep import run
+from normbench.sweep.speeds import WAYS, Way, measured
+from normbench.training.build import network
+from normbench.training.capture.capture import Act, Tensors, recorder_of
+from normbench.training.capture.cuda_graph import CudaGraphs
+from normbench.training.device import settle_on
+from normbench.training.evaluation import Inference, infer
+from normbench.training.optim import optimizer
+from normbench.training.process import settled_process
+from normbench.training.step import Update
+from normbench.training.train import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 Tiny = Callable[..., Trial]
@@ -81,7 +82,7 @@ def test_it_does_not_matter_where_a_replayed_trial_is_stopped(
     tiny: Tiny, tiny_data: Path, tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights and momenta too: a trial stopped four times, within epochs, ends as one that was not."""
-    monkeypatch.setattr("normbench.train.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("normbench.training.train.REPORT_SECONDS", 0.0)
     benches = [Bench(tiny(**settings), tiny_data, tmp_path / name / "trial") for name in ("once", "stopped")]
     for at in (1, 3, 2, 4):
         with pytest.raises(Interrupted):
@@ -249,7 +250,7 @@ LAYERS = [
 
 def test_the_kernels_work_here() -> None:
     """Or nothing below says anything."""
-    assert [paths.path(WHERE, bf16) for bf16 in (False, True)] == ["triton"] * 2
+    assert [dispatch.path(WHERE, bf16) for bf16 in (False, True)] == ["triton"] * 2
 
 
 @FIVE
@@ -279,16 +280,16 @@ def test_a_step_of_every_method_is_recorded_with_its_kernels(
     tiny: Tiny, tiny_data: Path, tmp_path: Path, norm: Choice, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six for every layer; the record says so."""
-    from normbench.norms import fused
+    from normbench.norms.ops import gpu
 
     launched: Counter[str] = Counter()
-    launch = fused._launch
+    launch = gpu._launch
 
     def counted(kernel: Any, *arguments: Any, **options: Any) -> None:
         launched[kernel.fn.__name__] += 1
         launch(kernel, *arguments, **options)
 
-    monkeypatch.setattr(fused, "_launch", counted)
+    monkeypatch.setattr(gpu, "_launch", counted)
     trial = tiny(norm={"name": norm.name, **norm.options}, precision=precision)
     five(trial, tiny_data, graphs=True)
     assert launched["forward"] == launched["backward"] == launched["input_gradient"] > 0
@@ -298,14 +299,14 @@ def test_a_step_of_every_method_is_recorded_with_its_kernels(
 
 def test_the_kernels_may_be_tried_where_nothing_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """What tries them waits for the GPU, once."""
-    paths._fused.cache_clear()
+    dispatch._fused.cache_clear()
     x = maps(LAYERS[0]).float().to(WHERE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the mode does not find every wait
         torch.cuda.set_sync_debug_mode("error")
     try:
         with torch.inference_mode():
-            assert paths.suited(x) is not None
+            assert dispatch.suited(x) is not None
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -348,7 +349,7 @@ def test_slots_are_filled_evenly(tiny_data: Path, tmp_path: Path) -> None:
         "execute: {slots_per_device: 2, device: cuda}\n"
     )
 
-    found = sweep.run(config.load(path), tmp_path / "results", tiny_data).records.values()
+    found = run.run(experiment.load(path), tmp_path / "results", tiny_data).records.values()
 
     assert Counter(record.provenance.get("slots_per_device", 1) for record in found) == {
         min(2, -(-4 // torch.cuda.device_count())): 4

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from normbench.config import dump, load
-from normbench.defaults import BEFORE, NOW
-from normbench.sweep import PLAN, stored
-from normbench.trial import CHANGED
+from normbench.config.defaults import BEFORE, NOW
+from normbench.config.experiment import dump, load
+from normbench.config.trial import CHANGED
+from normbench.sweep.run import PLAN, stored
 
 DOCUMENTS = {
     "by default": "trial: {precision: bf16, evaluate: [precise]}",

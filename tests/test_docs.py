@@ -13,14 +13,15 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from normbench import config, exits
-from normbench.cli import app
-from normbench.listing import TABLES
-from normbench.lookup import Table
-from normbench.norms import NORMS
+from normbench.cli import errors
+from normbench.cli.app import app
+from normbench.cli.catalog import TABLES
+from normbench.config import experiment
+from normbench.config.catalog.norms import NORMS
+from normbench.config.registry import Table
+from normbench.config.trial import Optimizer, Schedule, Trial
 from normbench.records import Record
 from normbench.signals import ENDING
-from normbench.trial import Optimizer, Schedule, Trial
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -164,7 +165,7 @@ def test_a_quoted_command_can_be_given(words: tuple[str, ...]) -> None:
     context = command.make_context(words[0], list(words[1:]))
     path = Path(context.params.get("config") or "")
     if path.parts[:1] == ("configs",):
-        config.load(ROOT / path, context.params["overrides"])
+        experiment.load(ROOT / path, context.params["overrides"])
 
 
 def test_a_command_that_cannot_be_given_is_found() -> None:
@@ -172,24 +173,24 @@ def test_a_command_that_cannot_be_given_is_found() -> None:
         test_a_quoted_command_can_be_given(("rum", "configs/quickstart.yaml"))
     with pytest.raises(Exception, match="--worker"):
         test_a_quoted_command_can_be_given(("run", "configs/quickstart.yaml", "--worker", "2"))
-    with pytest.raises(config.ConfigError):
+    with pytest.raises(experiment.ConfigError):
         test_a_quoted_command_can_be_given(("run", "configs/quickstart.yml"))
 
 
 def test_every_exit_code_is_described() -> None:
-    codes = {exits.OK, exits.INTERNAL, exits.DISK, *(code for _, code in exits.CODES)}
-    codes |= {exits.INTERRUPTED + number for number in ENDING}
+    codes = {errors.OK, errors.INTERNAL, errors.DISK, *(code for _, code in errors.CODES)}
+    codes |= {errors.INTERRUPTED + number for number in ENDING}
     assert [int(row[0]) for row in rows(section("cli.md", "## Exit codes"))] == sorted(codes)
 
 
 # ---- configuration, methods, records
 
 SETTINGS: Mapping[str, type[BaseModel]] = {
-    "## Sections": config._Document,
+    "## Sections": experiment._Document,
     "## trial": Trial,
     "### trial.optimizer": Optimizer,
     "### trial.schedule": Schedule,
-    "## execute": config.Execute,
+    "## execute": experiment.Execute,
 }
 
 
@@ -227,7 +228,7 @@ def test_every_example_of_a_config_is_valid(tmp_path: Path) -> None:
     for text in examples:
         path = tmp_path / "example.yaml"
         path.write_text(text if text.startswith("name:") else f"name: example\n{text}", "utf-8")
-        config.load(path, [])
+        experiment.load(path, [])
 
 
 def test_every_field_of_a_record_is_described() -> None:

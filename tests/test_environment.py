@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from normbench.streams import open_closed_descriptors
+from normbench.cli.streams import open_closed_descriptors
 
 RUN = [
     "run",
@@ -45,7 +45,7 @@ def test_closed_streams_are_no_error_in_the_runner_or_a_worker(lab: Path, closed
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     script = (
         "import os, sys; sys.path[:0] = sys.argv[2:]\n"
-        "from normbench.streams import open_closed_descriptors\n"
+        "from normbench.cli.streams import open_closed_descriptors\n"
         "open_closed_descriptors()\n"
         "with open(sys.argv[1], 'w') as file:\n"
         "    os.write(2, b'a crash'); os.write(1, b'a library')\n"
@@ -100,7 +100,7 @@ def test_figures_are_the_same_whatever_backend_the_environment_names(lab: Path, 
 
 def test_the_environment_keeps_the_backend_that_it_names(lab: Path) -> None:
     script = (
-        "import os; from normbench.cli import main\n"
+        "import os; from normbench.cli.app import main\n"
         "try: main(['plot', '--format', 'png'])\n"
         "except SystemExit as end: assert not end.code\n"
         "assert os.environ['MPLBACKEND'] == 'garbage'\n"

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from conftest import Cli
 
-from normbench import filesystems
-from normbench.data import NoDataDirectoryError
+from normbench import files
+from normbench.config.catalog.datasets import NoDataDirectoryError
 from normbench.data.cache import Cache
-from normbench.data.decoded import default_directory
-from normbench.filesystems import LOCK, NoHomeError, free_bytes, user_cache
-from normbench.norms import kernels
+from normbench.data.dataset import default_directory
+from normbench.files import LOCK, NoHomeError, free_bytes, user_cache
+from normbench.norms.ops import cpu
 from normbench.records import RecordsInUse, Store, Unwritable, write_atomically
 
 REFUSALS = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -236,20 +236,20 @@ def test_without_a_home_nothing_is_compiled_and_everything_runs(
 ) -> None:
     with pytest.raises(NoHomeError):
         user_cache()
-    kernels._build.cache_clear()
+    cpu._build.cache_clear()
     monkeypatch.setenv("NORMBENCH_KERNELS", "on")
     try:
-        assert kernels._build(False) is None
+        assert cpu._build(False) is None
         for name in ("XDG_CACHE_HOME", "HOME"):
             monkeypatch.delenv(name, raising=False)
         assert cli(*FRESH, "--data", str(tiny_data)).code == 0
         assert cli("plan", *FRESH[1:-1], "name=other", "--data", str(tiny_data)).code == 0
     finally:
-        kernels._build.cache_clear()
+        cpu._build.cache_clear()
 
 
 def test_the_cache_of_a_user_is_where_its_specification_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     for given, cache in (("/c", "/c"), ("relative", "/home/somebody/.cache"), ("", "/home/somebody/.cache")):
         monkeypatch.setenv("XDG_CACHE_HOME", given)
-        assert filesystems.user_cache() == Path(cache)
+        assert files.user_cache() == Path(cache)

@@ -16,20 +16,20 @@ from typing import Any, NamedTuple
 import pytest
 
 import normbench
-from normbench.data import DATASETS, WHITENINGS
-from normbench.executors import EXECUTORS
-from normbench.inference import EVALUATIONS
-from normbench.lookup import Table
-from normbench.models import MODELS
-from normbench.norms import CLIPS, NORMS
-from normbench.plots import FIGURES
-from normbench.provenance import ONLOOKERS
+from normbench.config.catalog.datasets import DATASETS, WHITENINGS
+from normbench.config.catalog.executors import EXECUTORS
+from normbench.config.catalog.figures import FIGURES
+from normbench.config.catalog.models import MODELS
+from normbench.config.catalog.norms import CLIPS, NORMS
+from normbench.config.catalog.statistics import EVALUATIONS
+from normbench.config.registry import Table
+from normbench.training.provenance import ONLOOKERS
 
 
 def behind(*tables: Table[Any]) -> tuple[str, ...]:
     """The modules that tables' entries live in, so that a new entry has its floor already."""
     targets = {entry.target.partition(":")[0] for table in tables for entry in table.values()}
-    targets -= {"normbench.norms.normalization"}  # which has the clip that does nothing
+    targets -= {"normbench.norms.api"}  # which has the clip that does nothing
     return tuple(sorted(target.removeprefix("normbench.") for target in targets))
 
 
@@ -275,11 +275,11 @@ def test_there_is_code_behind_every_entry(package: str) -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        "from normbench.cli import main; main(['--help'])",
+        "from normbench.cli.app import main; main(['--help'])",
         "from normbench import config; [config.load(path) for path in Path('configs').glob('*.yaml')]",
         "from normbench.records import Store; Store(Path('nothing')).load()",
-        "from normbench.plots import FIGURES; [entry.load() for entry in FIGURES.values()]",
-        "import normbench.sweep, normbench.executors.pool",
+        "from normbench.report.figures import FIGURES; [entry.load() for entry in FIGURES.values()]",
+        "import normbench.sweep.run, normbench.sweep.executors.pool",
     ],
     ids=["--help", "config", "records", "plots", "sweep"],
 )
@@ -304,8 +304,8 @@ def test_what_does_not_compute_does_not_load_torch(script: str) -> None:
     [
         ("import torch.nn as nn", [(None, "torch"), (None, "torch.nn")]),
         ("def f():\n    def g():\n        import torch", [("f", "torch")]),
-        ("from normbench import sweep, x", [(None, "normbench"), (None, "normbench.sweep")]),
-        ("from normbench.plots import X", [(None, "normbench"), (None, "normbench.plots")]),
+        ("from normbench import sweep, x", [(None, "normbench"), (None, "normbench.sweep.run")]),
+        ("from normbench.report.figures import X", [(None, "normbench"), (None, "normbench.report.figures")]),
         ("if TYPE_CHECKING:\n    import torch\nelse:\n    import json", [(None, "json")]),
         ("class A:\n    async def f(self):\n        import torch", [("f", "torch")]),
     ],
@@ -324,7 +324,7 @@ def test_the_walk_finds_every_kind_of_import(
     [
         ("records", "from normbench import sweep"),
         ("cells", "import normbench.records"),
-        ("trial", "def f():\n    from normbench.plots import style"),
+        ("trial", "def f():\n    from normbench.report.figures import style"),
     ],
     ids=["upwards", "sideways", "in a function"],
 )

@@ -16,7 +16,7 @@ from conftest import Cli
 MEASURED = """
 import sys, time
 from pathlib import Path
-from normbench.config import ConfigError, load
+from normbench.config.experiment import ConfigError, load
 begun = time.process_time()
 try:
     load(Path(sys.argv[1]))

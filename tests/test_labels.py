@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from normbench import config
-from normbench.labels import labels, varied
+from normbench.config import experiment as config
+from normbench.config.labels import labels, varied
 
 
 def experiment(sweep: Any, **trial: Any) -> config.Experiment:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from normbench import config
-from normbench.located import Spot
-from normbench.plans import united
-from normbench.yaml_strict import read
+from normbench.config import experiment as config
+from normbench.config.source import Spot
+from normbench.config.yaml import read
+from normbench.sweep.plan import united
 
 
 def experiment(text: str) -> config.Experiment:

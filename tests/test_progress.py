@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from normbench.progress import Progress
+from normbench.training.progress import Progress
 
 
 def update(progress: Progress, loss: float, size: int) -> None:

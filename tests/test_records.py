@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from normbench import config
 from normbench import records as module
+from normbench.config import experiment
+from normbench.config.trial import ADDED, Trial
 from normbench.records import (
     SCHEMA,
     Epoch,
@@ -27,7 +28,6 @@ from normbench.records import (
     Unwritable,
     write_atomically,
 )
-from normbench.trial import ADDED, Trial
 
 Tiny = Callable[..., Trial]
 NUMBER = (int, float)
@@ -38,7 +38,7 @@ def real(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Record:
     """What training gave, with a method that has something to say of itself."""
     from conftest import tiny_trial
 
-    from normbench.train import train
+    from normbench.training.train import train
 
     trial = tiny_trial(norm="switchable", epochs=3, evaluate_every=2)
     return train(trial, tiny_data, tmp_path_factory.mktemp("real") / "checkpoint")
@@ -323,9 +323,9 @@ def test_every_committed_record_is_one_that_its_stored_plan_and_its_config_ask_f
     """Whatever has become of the defaults since."""
     records, damaged = Store(RESULTS / name).load()
     assert not damaged
-    plan = config.load(RESULTS / name / "experiment.yaml", stored=True)
+    plan = experiment.load(RESULTS / name / "experiment.yaml", stored=True)
     assert {trial.id for trial in plan.trials} == records.keys()
-    written = config.load(RESULTS.parent / "configs" / f"{name}.yaml")
+    written = experiment.load(RESULTS.parent / "configs" / f"{name}.yaml")
     assert {trial.id for trial in written.trials} == records.keys()
     assert {record.trial.logits_precision for record in records.values()} == {"bf16"}
 

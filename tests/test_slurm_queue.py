@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from normbench.executors import slurm
-from normbench.trial import Trial
+from normbench.config.trial import Trial
+from normbench.sweep.executors import slurm
 
 
 @pytest.mark.parametrize("state", slurm.RUNNING)

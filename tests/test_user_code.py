@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from conftest import tiny_trial
 
-from normbench import sweep, user_code
-from normbench.config import Execute
+from normbench.config import user_code
+from normbench.config.experiment import Execute
+from normbench.sweep import run
 
 Cli = Callable[..., Any]
 NORM = "from normbench.norms.group import group\n\ndef f():\n    return group(groups=2, eps=1e-5)\n"
 LAYER = """
 from torch import nn
-from normbench.norms.normalization import Normalization
+from normbench.norms.api import Normalization
 
 class Layer(nn.Module):
     def __init__(self, channels):
@@ -78,7 +79,7 @@ ENDINGS = {
     "raise BaseException('none of ours')": "BaseException: none of ours",
     "raise GeneratorExit": "GeneratorExit",
     "import argparse; p = argparse.ArgumentParser(); p.add_argument('x'); p.parse_args()": "SystemExit: 2",
-    "from normbench.cli import main; main(['--version'])": "SystemExit: 0",
+    "from normbench.cli.app import main; main(['--version'])": "SystemExit: 0",
     "input()": "EOFError: EOF when reading a line",
 }
 
@@ -121,7 +122,7 @@ def test_what_it_prints_goes_to_stderr_and_it_has_no_arguments(
     write(PRINTS + ARGUMENTS + LAYER.format(first="pass", always=indented, function="print('called')"))
     before = sys.argv
 
-    from normbench.cli import main
+    from normbench.cli.app import main
 
     with pytest.raises(SystemExit) as end:
         main(["run", "mine.yaml", "--quiet", "--json", "--executor", executor, "--workers", "1"])
@@ -141,7 +142,7 @@ def test_directory_and_signal_handlers_are_as_they_were(write: Callable[..., Pat
     )
     before = Path.cwd(), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    sweep.prepare([tiny_trial(norm="my_norms:f")], Path(os.environ["NORMBENCH_DATA"]), print, Execute())
+    run.prepare([tiny_trial(norm="my_norms:f")], Path(os.environ["NORMBENCH_DATA"]), print, Execute())
 
     assert (Path.cwd(), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -186,16 +187,16 @@ def test_what_is_no_normalization_is_told_with_the_line_that_makes_it_one(
     write: Callable[..., Path], tiny_data: Path, code: str, what: str
 ) -> None:
     write(code)
-    with pytest.raises(sweep.Unusable, match=f"norm my_norms:f {what}: ") as refused:
-        sweep.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
+    with pytest.raises(run.Unusable, match=f"norm my_norms:f {what}: ") as refused:
+        run.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
     assert "return Normalization(layer=make)" in str(refused.value)
-    assert "from normbench.norms.normalization import Normalization" in str(refused.value)
+    assert "from normbench.norms.api import Normalization" in str(refused.value)
 
     write(
-        "from torch import nn\nfrom normbench.norms.normalization import Normalization\n"
+        "from torch import nn\nfrom normbench.norms.api import Normalization\n"
         "def f():\n    make = nn.BatchNorm2d\n    return Normalization(layer=make)\n"
     )
-    sweep.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
+    run.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
 
 
 IMPORTS = (
@@ -250,14 +251,14 @@ def test_the_source_is_that_of_the_code_that_runs_and_not_of_what_was_written_si
     """A worker lives for many trials, and imports a module once."""
     write(f"from beside import scale\n{NORM}")
     write("scale = 1", "beside.py")
-    sweep.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
+    run.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
     imported = user_code.imported("my_norms:f").sha256
     assert imported == user_code.now("my_norms:f").sha256
 
     Path("beside.py").write_text("scale = 2")  # and everything stays imported
-    sweep.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
+    run.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
     assert user_code.imported("my_norms:f").sha256 == imported != user_code.now("my_norms:f").sha256
 
     write("scale = 2", "beside.py")  # nothing is
-    sweep.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
+    run.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
     assert user_code.imported("my_norms:f").sha256 == user_code.now("my_norms:f").sha256

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from normbench.data import Arrays, DataError, Say
-from normbench.filesystems import locked
+from normbench.config.catalog.datasets import Arrays, DataError, Say
+from normbench.config.trial import Frozen
+from normbench.files import locked
 from normbench.records import write_atomically
-from normbench.trial import Frozen
 
 DTYPES = {"train_images": "|u1", "train_labels": "<i8", "test_images": "|u1", "test_labels": "<i8"}
 FIX = "'normbench data' decodes it anew"

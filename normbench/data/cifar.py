@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normbench.data import Arrays, DataError, Say, Source
+from normbench.config.catalog.datasets import Arrays, DataError, Say, Source
 
 SHAPE = 3, 32, 32
 MOST_BYTES = 200_000_000  # that are read to be hashed; the largest official file has 170 million

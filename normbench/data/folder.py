@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from normbench import memory
-from normbench.data import Arrays, DataError, Say, Source, TooLarge
-from normbench.lookup import closest, nearest
+from normbench.config.catalog.datasets import Arrays, DataError, Say, Source, TooLarge
+from normbench.config.registry import closest, nearest
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 CHUNK = 250

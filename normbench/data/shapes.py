@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from normbench.data import Arrays, Say, Source
+from normbench.config.catalog.datasets import Arrays, Say, Source
 
 SIDE = 32
 TRAIN_SIZE, TEST_SIZE = 6_000, 2_000

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normbench.data import Say
+from normbench.config.catalog.datasets import Say
+from normbench.config.trial import Choice
 from normbench.data.cache import Cache
-from normbench.data.decoded import Decoded, Split, map_file
+from normbench.data.dataset import Decoded, Split, map_file
 from normbench.records import write_atomically
-from normbench.trial import Choice
 
 PART = 2048  # images taken up at once
 NEWS_SECONDS = 10.0  # between two words of how long it has taken

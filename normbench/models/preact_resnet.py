@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from normbench.models.blocks import FinalLinear, Position, conv1x1, conv3x3, dropout, positions, stem_channels
-from normbench.norms.normalization import Normalization, relu
+from normbench.models.layers import FinalLinear, Position, conv1x1, conv3x3, dropout, positions, stem_channels
+from normbench.norms.api import Normalization, relu
 
 
 class PreactBlock(nn.Module):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from normbench.models.blocks import (
+from normbench.models.layers import (
     FinalLinear,
     Position,
     Shortcut,
@@ -15,7 +15,7 @@ from normbench.models.blocks import (
     positions,
     stem_channels,
 )
-from normbench.norms.normalization import Normalization, relu
+from normbench.norms.api import Normalization, relu
 
 
 class Block(nn.Module):

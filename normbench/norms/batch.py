@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from normbench.norms.moments import Block, RunningMomentNorm, Statistics
-from normbench.norms.normalization import Clock, Normalization
+from normbench.norms.api import Clock, Normalization
+from normbench.norms.moment_norm import Block, RunningMomentNorm, Statistics
 
 
 class BatchNorm(RunningMomentNorm):

@@ -5,9 +5,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from normbench.norms.kernels import Running
-from normbench.norms.moments import Block, RunningMomentNorm, Statistics, normalize
-from normbench.norms.normalization import Clock, Normalization
+from normbench.norms.api import Clock, Normalization
+from normbench.norms.moment_norm import Block, RunningMomentNorm, Statistics, normalize
+from normbench.norms.ops.cpu import Running
 
 
 class BatchRenorm(RunningMomentNorm):

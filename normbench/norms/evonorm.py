@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.norms import shares
-from normbench.norms.kernels import Running
-from normbench.norms.maps import MapFunction, larger, multiply_add
-from normbench.norms.moments import Block, Statistics, constant_moments, normalize
-from normbench.norms.normalization import Normalization, ShapeError
+from normbench.norms.api import Normalization, ShapeError
+from normbench.norms.moment_norm import Block, Statistics, constant_moments, normalize
+from normbench.norms.ops import sync
+from normbench.norms.ops.cpu import Running
+from normbench.norms.ops.pointwise import MapFunction, larger, multiply_add
 
 SWISH = MapFunction(lambda x, v: x * torch.sigmoid(v * x), code=1)
 
@@ -121,7 +121,7 @@ class EvoNormB0(EvoNorm):
         N, C, H, W = x.shape
         if H * W == 1:
             raise ShapeError("the variance of each map would be that of a single value")
-        samples = shares.current().whole(N)
+        samples = sync.current().whole(N)
         if self.training and samples % self.norm_batch_size:
             words = f"a norm batch of {self.norm_batch_size} samples does not divide a batch of {samples}"
             raise ShapeError(words)

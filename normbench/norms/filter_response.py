@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.moments import Block, Statistics, normalize
-from normbench.norms.normalization import Normalization, ShapeError
+from normbench.norms.api import Normalization, ShapeError
+from normbench.norms.moment_norm import Block, Statistics, normalize
 
 
 class FilterResponseNorm(nn.Module):

@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from normbench.norms.moments import Block, MomentNorm, Statistics
-from normbench.norms.normalization import Normalization
+from normbench.norms.api import Normalization
+from normbench.norms.moment_norm import Block, MomentNorm, Statistics
 
 
 class InstanceNorm(MomentNorm):

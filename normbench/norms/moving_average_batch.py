@@ -5,11 +5,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.kernels import Past, Running
-from normbench.norms.maps import multiply_add
-from normbench.norms.moments import Block, Statistics, normalize
-from normbench.norms.normalization import Clock, Normalization, ShapeError
-from normbench.norms.weights import CentredConv
+from normbench.norms.api import Clock, Normalization, ShapeError
+from normbench.norms.moment_norm import Block, Statistics, normalize
+from normbench.norms.ops.cpu import Past, Running
+from normbench.norms.ops.pointwise import multiply_add
+from normbench.norms.reparam import CentredConv
 
 BOUND = 5.0  # of the correction by the running statistics, and 1 / 5 its lower one
 

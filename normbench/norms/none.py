@@ -1,6 +1,6 @@
 """No normalization: the network as it is, the control that every method is held against."""
 
-from normbench.norms.normalization import Normalization
+from normbench.norms.api import Normalization
 
 
 def none() -> Normalization:

@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.maps import multiply_add
-from normbench.norms.normalization import Normalization, Sum
-from normbench.norms.weights import FunctionOfWeights, Scale, by_rows
+from normbench.norms.api import Normalization, Sum
+from normbench.norms.ops.pointwise import multiply_add
+from normbench.norms.reparam import FunctionOfWeights, Scale, by_rows
 
 GAMMA = 1.7139588594436646  # as their code has it, an estimate of sqrt(2 / (1 - 1 / pi)) = 1.71286
 SMALLEST = 1e-4  # of fan-in · variance

@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.moments import Block, RunningMomentNorm, Statistics
-from normbench.norms.normalization import Normalization
+from normbench.norms.api import Normalization
+from normbench.norms.moment_norm import Block, RunningMomentNorm, Statistics
 
 
 class SwitchNorm(RunningMomentNorm):

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normbench.norms.normalization import Clock, Normalization
-from normbench.norms.shares import gathered
-from normbench.norms.weights import FAN_IN, FunctionOfWeights, Scale, by_rows
+from normbench.norms.api import Clock, Normalization
+from normbench.norms.ops.sync import gathered
+from normbench.norms.reparam import FAN_IN, FunctionOfWeights, Scale, by_rows
 
 
 class WeightNormConv(FunctionOfWeights):

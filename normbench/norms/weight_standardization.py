@@ -4,8 +4,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from normbench.norms.normalization import Normalization
-from normbench.norms.weights import FunctionOfWeights, Scale, by_rows, with_layer
+from normbench.norms.api import Normalization
+from normbench.norms.reparam import FunctionOfWeights, Scale, by_rows, with_layer
 
 
 class StandardizedConv(FunctionOfWeights):

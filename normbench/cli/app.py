@@ -1,0 +1,327 @@
+"""The command line: parse, call, print. Data go to stdout, messages and progress to stderr."""
+
+import gc
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from normbench import __version__
+from normbench.cli.streams import flush, open_closed_descriptors, patient
+
+app = typer.Typer(
+    name="normbench",
+    help="Trains small ResNets with every normalization method, and shows what the batch size does to them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file; one file is one experiment")]
+Overrides = Annotated[
+    list[str], typer.Argument(metavar="KEY=VALUE", help="settings to change, such as trial.epochs=3")
+]
+Results = Annotated[Path, typer.Option("--results", metavar="DIR", help="where records are kept")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="where data sets are kept [default: $NORMBENCH_DATA, else the user's cache]",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Debug = Annotated[bool, typer.Option("--debug", help="show a traceback where something goes wrong")]
+NOTHING: list[str] = []
+RESULTS = Path("results")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"normbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Options of no command."""
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    config: Config,
+    overrides: Overrides = NOTHING,
+    results: Results = RESULTS,
+    data: Data = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="where to run, instead of the file's; normbench list executors"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="worker processes, instead of the file's")
+    ] = None,
+    retry: Annotated[
+        str,
+        typer.Option(
+            metavar="STATES",
+            help="run these again: failed, timeout, diverged, out_of_memory, changed, or none",
+        ),
+    ] = "failed,timeout",
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="stop at the first trial that fails")
+    ] = False,
+    replace_plan: Annotated[
+        bool, typer.Option("--replace-plan", help="forget trials of earlier runs that are not in CONFIG now")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    as_json: AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """Train every trial of an experiment that is not done yet.
+
+    Running it again does only what is missing.
+    """
+    from normbench.cli import errors
+    from normbench.cli import status as report
+    from normbench.cli.progress import listener
+    from normbench.config import experiment as configs
+    from normbench.data.dataset import default_directory
+    from normbench.sweep import run as sweep
+
+    retried = report.states_to_retry(retry)
+    place = report.place(executor, workers)
+    experiment = sweep.on(configs.load(config, overrides), **place)
+    with listener(quiet) as watching, errors.Stop(context.obj, watching.say) as stop:
+        survey = sweep.run(
+            experiment,
+            results,
+            data or default_directory(),
+            retry=retried,
+            fail_fast=fail_fast,
+            replace_plan=replace_plan,
+            listener=watching,
+            stop=stop,
+        )
+    _print(report.run_as_json(survey, results) if as_json else report.run_as_text(survey, results))
+    if stop.signal:
+        raise errors.Stopped(stop.signal)
+    if survey.counts()["done"] < len(survey.experiment.trials):
+        raise errors.Unfinished(report.more_to_retry(survey, retried))
+
+
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = NOTHING,
+    results: Results = RESULTS,
+    data: Data = None,
+    as_json: AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """List the trials of an experiment and what is left to do.
+
+    Says how long it will take: by records of the same kind on this machine, else by a short probe. Writes
+    nothing.
+    """
+    from normbench.cli import errors
+    from normbench.cli import status as report
+    from normbench.config import experiment as configs
+    from normbench.data.dataset import default_directory
+    from normbench.records import complaints
+    from normbench.sweep import run as sweep
+
+    where = data or default_directory()
+    survey = sweep.compared(sweep.survey(configs.load(config, overrides), results), where)
+    errors.complain(sweep.further(survey.experiment, results))
+    for line in complaints(survey.damaged, "left out"):
+        errors.complain(line)
+    expected = report.expect(survey, results, where)
+    _print(report.plan_as_json(survey, expected) if as_json else report.plan_as_text(survey, expected))
+
+
+@app.command()
+def plot(
+    experiments: Annotated[
+        list[str] | None, typer.Argument(metavar="EXPERIMENT", help="all, if none is named")
+    ] = None,
+    results: Results = RESULTS,
+    figure: Annotated[
+        str | None, typer.Option(metavar="NAME", help="only this one; normbench list figures")
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="FORMATS", help="of png, svg and pdf")
+    ] = "png,svg,pdf",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="instead of <results>/<experiment>/figures")
+    ] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(metavar="SERIES", help="lay a published series over batch_size; normbench list figures"),
+    ] = None,
+    _debug: Debug = False,
+) -> None:
+    """Draw figures, with their numbers as CSV beside them."""
+    from normbench.cli import errors
+    from normbench.cli import plot as drawing
+    from normbench.config.source import printable
+
+    for path in drawing.draw(experiments, results, figure, formats, out, published, errors.complain):
+        _print(printable(str(path), 4096))
+
+
+@app.command()
+def status(
+    experiment: Annotated[
+        str | None, typer.Argument(metavar="EXPERIMENT", help="all, if none is named")
+    ] = None,
+    results: Results = RESULTS,
+    data: Data = None,
+    as_json: AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """Show how far the experiments are."""
+    from normbench.cli import status as report
+    from normbench.data.dataset import default_directory
+
+    shown = report.status_as_json if as_json else report.status_as_text
+    _print(shown(results, experiment, data or default_directory()))
+
+
+@app.command()
+def show(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="a trial's id, or a part of it")],
+    results: Results = RESULTS,
+    _debug: Debug = False,
+) -> None:
+    """Show one trial: settings, end, epochs, where it ran."""
+    from normbench.cli import export
+
+    _print(export.trial_as_text(results, trial))
+
+
+@app.command(name="export")
+def export_(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="as normbench status names it")],
+    format_: Annotated[
+        str, typer.Option("--format", metavar="csv|json", help="one row a trial, or whole records")
+    ] = "csv",
+    results: Results = RESULTS,
+    _debug: Debug = False,
+) -> None:
+    """Print the records of an experiment as CSV or JSON."""
+    from normbench.cli import errors, export
+
+    _print(export.exported(results, experiment, format_, errors.complain))
+
+
+@app.command()
+def profile(
+    settings: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE", help="further settings, such as trial.norm_every=2")
+    ] = NOTHING,
+    norm: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="methods, comma-separated; by default all that fit"),
+    ] = None,
+    batch_size: Annotated[str, typer.Option(metavar="SIZES", help="comma-separated")] = "2,8,32,128",
+    model: Annotated[str, typer.Option(metavar="NAME", help="normbench list models")] = "resnet20",
+    precision: Annotated[str, typer.Option(metavar="fp32|bf16")] = "fp32",
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N")] = "auto",
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="in each of which all take turns")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="write every measurement and the figure there")
+    ] = None,
+    as_json: AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """Measure what every method costs: time of an update and an inference, and memory."""
+    from normbench.cli import errors
+    from normbench.cli import profile as costs
+    from normbench.config.source import printable
+
+    given = [f"trial.model={model}", f"trial.precision={precision}", f"execute.device={device}", *settings]
+    if out:
+        costs.check_place(out)
+    found = costs.measure(norm, batch_size, given, device, rounds, errors.complain)
+    _print(costs.in_json(found) if as_json else costs.as_text(found))
+    for path in costs.write(found, out) if out else ():
+        errors.complain(f"wrote {printable(str(path), 4096)}")
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="WHAT",
+            help="norms, clips, models, datasets, whitenings, evaluations, executors, figures; or all",
+        ),
+    ] = None,
+    _debug: Debug = False,
+) -> None:
+    """List what a config may name, with options and defaults."""
+    from normbench.cli import catalog
+
+    _print(catalog.tables(what))
+
+
+@app.command(name="data")
+def data_(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a data set; normbench list datasets")],
+    options: Annotated[
+        list[str], typer.Argument(metavar="OPTION=VALUE", help="such as folder=my_images")
+    ] = NOTHING,
+    data: Data = None,
+    _debug: Debug = False,
+) -> None:
+    """Fetch, verify and decode a data set, and describe it."""
+    from normbench.cli import catalog, errors
+    from normbench.data.dataset import default_directory
+
+    _print(catalog.data_as_text(name, options, data or default_directory(), errors.complain))
+
+
+def _print(words: str) -> None:
+    """Not Typer's echo, which has its own idea of what a locale can show."""
+    if words := words.rstrip("\n"):
+        sys.stdout.write(f"{words}\n")
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The entry point: runs a command, and ends the process with its exit code, never with a traceback."""
+    gc.set_threshold(50_000)  # a fifth of reading 10,000 records went into looking for cycles among them
+    open_closed_descriptors()
+    with patient():
+        code = _run(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and "torch" in sys.modules:
+        flush()
+        os._exit(code)  # to take torch apart takes a second, and five on a machine that has much to do
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        code = int(app(args=arguments, prog_name="normbench", standalone_mode=False, obj=arguments) or 0)
+        sys.stdout.flush()
+        if code:  # Typer has turned an interrupt into a number
+            raise KeyboardInterrupt
+    except BaseException as error:
+        if isinstance(error, SystemExit) and _completes(arguments):
+            raise
+        from normbench.cli import errors
+
+        return errors.explain(KeyboardInterrupt() if isinstance(error, typer.Abort) else error, arguments)
+    return code
+
+
+def _completes(arguments: list[str]) -> bool:
+    """Whether Typer serves a shell's completion, and ends the process when that is done."""
+    asked = any(one.startswith(("--install-completion", "--show-completion")) for one in arguments)
+    return asked or "_NORMBENCH_COMPLETE" in os.environ

@@ -1,0 +1,89 @@
+"""What ``list`` and ``data`` print: the names that a config may use, and what is in a data set."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from normbench.config.catalog.datasets import DATASETS, WHITENINGS
+from normbench.config.catalog.executors import EXECUTORS
+from normbench.config.catalog.figures import FIGURES
+from normbench.config.catalog.models import MODELS
+from normbench.config.catalog.norms import CLIPS, NORMS
+from normbench.config.catalog.statistics import EVALUATIONS
+from normbench.config.experiment import checked_dataset
+from normbench.config.registry import Entry, OpenTable, Table, UnknownName, nearest, shortened
+from normbench.config.source import printable
+from normbench.data import dataset as decoded
+
+TABLES: dict[str, Table[Any]] = {
+    "norms": NORMS,
+    "clips": CLIPS,
+    "models": MODELS,
+    "datasets": DATASETS,
+    "whitenings": WHITENINGS,
+    "evaluations": EVALUATIONS,
+    "executors": EXECUTORS,
+    "figures": FIGURES,
+}
+
+
+def tables(what: str | None) -> str:
+    """The names of one kind or of all, what they mean, and their options with defaults.
+
+    Args:
+        what: a kind, in the plural or the singular.
+
+    Raises:
+        UnknownName: there is no such list.
+    """
+    if what is not None:
+        what = f"{what}s" if f"{what}s" in TABLES else what
+        if what not in TABLES:
+            known = f"{nearest(what, TABLES)}; known: {', '.join(TABLES)}"
+            raise UnknownName(f"unknown list {shortened(what)}{known}")
+        return "\n".join(_entries(TABLES[what]))
+    return "\n\n".join(
+        "\n".join([f"{name}:", *(f"  {line}" for line in _entries(table))]) for name, table in TABLES.items()
+    )
+
+
+def _entries(table: Table[Any]) -> list[str]:
+    lines = []
+    for entry in table.values():
+        lines += _entry(entry)
+    if isinstance(table, OpenTable):
+        lines += [f"{name}: {target} (installed)" for name, target in table.installed.items()]
+        lines.append(f"module:function: a {table.kind} of your own (README says how)")
+    return lines
+
+
+def _entry(entry: Entry) -> list[str]:
+    lines = [f"{entry.name}: {entry.summary}"]
+    for key, option in entry.options.items():
+        choices = get_args(option.annotation) if get_origin(option.annotation) is Literal else ()
+        listed = f" ({', '.join(choices)})" if choices else ""
+        lines.append(f"    {key} = {json.dumps(option.default)}: {option.meaning}{listed}")
+    return lines
+
+
+def data_as_text(name: str, options: Sequence[str], directory: Path, say: Callable[[str], None]) -> str:
+    """Prepare a data set, and describe it.
+
+    Raises:
+        ConfigError: it or an option does not exist.
+        DataError: it cannot be had.
+    """
+    dataset = checked_dataset(name, options)
+    decoded.prepare(dataset, directory, say)
+    found = decoded.load(dataset, directory)
+    size = found.train.images.shape[1]
+    classes = printable(", ".join(found.classes), 200)
+    return "\n".join(
+        [
+            f"{name} in {printable(str(directory), 4096)}",
+            f"train: {len(found.train.indices)} images, test: {len(found.test.indices)}, {size}×{size} RGB",
+            f"classes: {len(found.classes)} ({classes})",
+            f"content: {found.content}",
+        ]
+    )

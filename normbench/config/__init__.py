@@ -1,0 +1,1 @@
+"""What can be asked for: trials, experiments and the names they use. Nothing here loads torch."""

@@ -1,0 +1,1 @@
+"""Every name that an experiment may use, its options, and where its code lives."""

@@ -1,0 +1,50 @@
+"""The networks. ONE FILE = ONE NETWORK FAMILY; this table lists them all."""
+
+from dataclasses import dataclass
+
+from normbench.config.registry import Entry, Table, positive
+
+SHARED = ("blocks", "network")  # files that are not a network family
+
+WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages; at most 64", most=64.0)
+
+
+@dataclass(frozen=True)
+class Network(Entry):
+    """A network.
+
+    Attributes:
+        layers: how many normalization layers it asks for: one for every convolution of the main path.
+        preactivation: its blocks begin with norm and ReLU, and nothing acts upon their sum.
+    """
+
+    layers: int = 0
+    preactivation: bool = False
+
+
+MODELS: Table[Network] = Table(
+    "model",
+    *(
+        Network(
+            f"{family}{depth}",
+            f"{depth}-layer CIFAR {words}",
+            f"normbench.models.{family}:{family}{depth}",
+            {"width": WIDTH},
+            layers=depth - 1,
+            preactivation=family == "preact_resnet",
+            also=(f"pre_resnet{depth}",) if family == "preact_resnet" else (),
+        )
+        for family, words in {
+            "resnet": "ResNet (He et al. 2016)",
+            "preact_resnet": "pre-activation ResNet (He et al. 2016b); with normalizer_free: NF-ResNet",
+        }.items()
+        for depth in (8, 14, 20, 32, 44, 56, 110)
+    ),
+    advice={
+        **dict.fromkeys(
+            ("ResNeXt", "ResNeSt", "SE_ResNet", "Wide_ResNet", "WRN"),
+            "there are resnetN and preact_resnetN, He et al.'s for CIFAR, N is 8, 14, 20, 32, 44, 56 or 110",
+        ),
+        **dict.fromkeys(("NFNet", "NF_ResNet"), "that is model: preact_resnetN with norm: normalizer_free"),
+    },
+)

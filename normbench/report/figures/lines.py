@@ -1,0 +1,268 @@
+"""Lines over an axis, every seed thin and their mean thick: what several figures draw in panels."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from normbench.report.figures import style
+from normbench.report.figures.base import Row
+from normbench.report.figures.samples import Sample, columns, counts, draw_ring, entries
+from normbench.report.panels import Series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.lines import Line2D
+
+Points = tuple[tuple[float, float], ...]
+Looks = Mapping[Series, style.Style]
+TOP = 0.17  # of a panel's height, for the marks of values that are not reached
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One trial, or those of one seed; a value of nan says that there is none where there should be one."""
+
+    seed: int
+    status: str
+    points: Points
+
+    @property
+    def ys(self) -> list[float]:
+        """Its values."""
+        return [y for _, y in self.points]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series: its seeds, of which only those that are done enter the mean."""
+
+    series: Series
+    seeds: tuple[Seed, ...]
+
+    @property
+    def mean(self) -> Points:
+        """Over the seeds that are done; none where the value of any seed is nan."""
+        return tuple(
+            (x, math.fsum(sample.values) / len(sample.values))
+            for x, sample in self.samples.items()
+            if sample.values
+        )
+
+    @property
+    def samples(self) -> dict[float, Sample]:
+        """By x, the values of the seeds that are done, or none where that of any seed is nan.
+
+        A trial that failed is among the failures of every x, or of those alone where its value is nan.
+        """
+        found: dict[float, list[float]] = defaultdict(list)
+        missing: dict[float, list[str]] = defaultdict(list)
+        for seed in self.seeds:
+            for x, y in seed.points:
+                if math.isnan(y):
+                    missing[x].append(seed.status)
+                elif seed.status == "done":
+                    found[x].append(y)
+        lost = [s.status for s in self.seeds if s.status != "done" and not any(map(math.isnan, s.ys))]
+        return {
+            x: Sample(
+                () if x in missing else tuple(sorted(found[x])),
+                (*lost, *(status for status in missing.get(x, ()) if status != "done")),
+            )
+            for x in sorted(found.keys() | missing.keys())
+        }
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        quantity: the label of y, and the value of a column of the table.
+        unreached: what a value of nan means; such values have marks at the top edge, under these words.
+            Empty where values of nan are left out.
+    """
+
+    heading: str
+    quantity: str
+    lines: tuple[Line, ...]
+    unreached: str = ""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """All that is drawn: rows of panels, each row on one scale.
+
+    Attributes:
+        x: label of the axis that all share.
+        logarithmic: the y-axes.
+        sizes: those of batches that x is, on a logarithmic axis.
+    """
+
+    x: str
+    rows: tuple[tuple[Panel, ...], ...]
+    caption: tuple[str, ...]
+    warnings: tuple[str, ...]
+    logarithmic: bool = False
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """Every series once, in the order in which they come."""
+        return tuple(dict.fromkeys(line.series for row in self.rows for panel in row for line in panel.lines))
+
+    @property
+    def stopped(self) -> Counter[str]:
+        """How many trials did not finish, by status; each is in every row, once."""
+        return Counter(
+            seed.status
+            for panel in self.rows[0]
+            for line in panel.lines
+            for seed in line.seeds
+            if seed.status != "done"
+        )
+
+
+def table(selection: Lines) -> list[Row]:
+    """One row a point of every seed, and of their mean with its 95 % t-interval."""
+    rows: list[Row] = []
+    for panel in (panel for row in selection.rows for panel in row):
+        for line in panel.lines:
+            head: Row = {"panel": panel.heading, "quantity": panel.quantity}
+            head |= {"norm": line.series.method, "options": line.series.options}
+            empty: Row = dict.fromkeys((*counts(Sample(())), "low", "high", "sd"))
+            for x, sample in line.samples.items():
+                summary = columns(sample, "value")
+                done = [seed for seed in line.seeds if seed.status == "done" and x in dict(seed.points)]
+                told = {key: summary[key] for key in ("value", *empty)} | {"finished": len(done)}
+                rows.append(head | {"seed": "mean", "status": "done", selection.x: x} | told)
+            for seed in line.seeds:
+                name: Row = {"seed": seed.seed, "status": seed.status}
+                points = seed.points or ((math.nan, math.nan),) * (seed.status != "done")
+                rows += [head | name | {selection.x: x, "value": y} | empty for x, y in points]
+    return rows
+
+
+def draw(selection: Lines, canvas: "Canvas") -> None:
+    """Draw rows of panels; y is labelled at the left, x at the bottom."""
+    from matplotlib.ticker import FuncFormatter
+
+    down, across = len(selection.rows), max(map(len, selection.rows))
+    canvas.set_size_inches(style.WIDTH, 0.7 + 1.9 * down)
+    looks = _looks(selection)
+    for row, panels in enumerate(selection.rows):
+        limits = _limits(panels, selection.logarithmic)
+        for place, panel in enumerate(panels):
+            axes = canvas.add_subplot(down, across, row * across + place + 1)
+            if selection.logarithmic:
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            for line in panel.lines:
+                _draw_line(axes, line, looks[line.series], limits, across)
+            _draw_pointless(axes, panel, looks)
+            if selection.sizes:
+                style.size_axis(axes, selection.sizes, selection.x)
+                _draw_unreached(axes, panel, looks, selection.sizes, across)
+            axes.set_ylim(*limits)
+            if _unreached(panel):  # what stands there is no value of the axis
+                border = limits[1] - TOP * (limits[1] - limits[0])
+                axes.set_yticks([tick for tick in axes.get_yticks() if limits[0] <= tick < border])
+            axes.set_ylabel(panel.quantity if place == 0 else "")
+            axes.set_xlabel(selection.x if row == down - 1 else "")
+            axes.tick_params(labelleft=place == 0, labelbottom=row == down - 1)
+            axes.set_title(panel.heading if row == 0 else "")
+    canvas.align_ylabels()
+    style.legend(canvas, _entries(selection, looks, across))
+
+
+def _looks(selection: Lines) -> Looks:
+    looks = style.of_methods(series.method for series in selection.series)
+    return {series: style.varied(looks[series.method], series.variant) for series in selection.series}
+
+
+def _limits(panels: Sequence[Panel], logarithmic: bool) -> tuple[float, float]:
+    """The range of the trials that finished: one that diverged must not flatten all others."""
+    seeds = [seed for panel in panels for line in panel.lines for seed in line.seeds]
+    finished = [seed for seed in seeds if seed.status == "done"] or seeds
+    values = [y for seed in finished for _, y in seed.points if y > 0 or not (logarithmic or math.isnan(y))]
+    if not values:
+        return (0.1, 1.0)
+    low, high = min(values), max(values)
+    if logarithmic:
+        return low / 1.5, high * 1.5
+    margin = 0.04 * (high - low) or 0.1
+    top = TOP * (high - low + 2 * margin) / (1 - TOP) if any(map(_unreached, panels)) else 0.0
+    return low - margin, high + margin + top
+
+
+def _draw_line(axes: "Axes", line: Line, look: style.Style, limits: tuple[float, float], across: int) -> None:
+    for seed in line.seeds:
+        axes.plot(*_xy(seed.points), **style.of_seed(look.color, len(seed.points), across))
+        if seed.status != "done" and seed.points and not math.isnan(seed.points[-1][1]):
+            x, y = seed.points[-1]
+            inside = min(max(y, limits[0]), limits[1])
+            axes.plot([x], [inside], clip_on=False, **style.failure(seed.status, look.color))
+    axes.plot(*_xy(line.mean), **style.of_mean(look, len(line.mean), across))
+    samples = line.samples
+    for x, y in line.mean[-1:]:
+        if samples[x].partial:
+            draw_ring(axes, (x, y), look, samples[x].share)
+
+
+def _draw_pointless(axes: "Axes", panel: Panel, looks: Looks) -> None:
+    """Draw, beside each other from the lower left corner, marks of failed trials that have no point."""
+    failed = [(line, seed) for line in panel.lines for seed in line.seeds if not seed.points]
+    failed = [(line, seed) for line, seed in failed if seed.status != "done"]
+    for number, (line, seed) in enumerate(failed):
+        mark = style.failure(seed.status, looks[line.series].color)
+        axes.plot([0.03 + 0.05 * number], [0.05], transform=axes.transAxes, clip_on=False, **mark)
+
+
+def _unreached(panel: Panel) -> dict[float, list[Line]]:
+    """By x, the lines of which a seed has a value of nan that is to be shown."""
+    found: dict[float, list[Line]] = defaultdict(list)
+    for line in panel.lines if panel.unreached else ():
+        for x in dict.fromkeys(x for seed in line.seeds for x, y in seed.points if math.isnan(y)):
+            found[x].append(line)
+    return found
+
+
+def _draw_unreached(axes: "Axes", panel: Panel, looks: Looks, sizes: Sequence[int], across: int) -> None:
+    """Draw at the top edge what has no value, side by side: a mark, or that of a trial that failed."""
+    found = _unreached(panel)
+    if not found:
+        return
+    place = axes.get_xaxis_transform()
+    step = style.dodge(max(map(len, found.values())), sizes, across)
+    for x, lines in found.items():
+        for line, offset in zip(lines, style.offsets([len(lines) > 1] * len(lines)), strict=True):
+            look = looks[line.series]
+            at = style.dodged(x, offset, step)
+            seeds = [seed for seed in line.seeds if math.isnan(dict(seed.points).get(x, 0))]
+            failed = sorted(seed.status for seed in seeds if seed.status != "done")
+            if len(failed) < len(seeds):
+                marks = replace(look, hollow=True).marks
+                axes.plot([at], [1 - TOP / 4], linestyle="none", transform=place, clip_on=False, **marks)
+            for number, status in enumerate(failed):
+                mark = style.failure(status, look.color)
+                axes.plot([at], [1 - TOP / 4 + 0.05 * number], transform=place, clip_on=False, **mark)
+    dashes: dict[str, Any] = {"color": style.FAINT, "linewidth": 0.6, "linestyle": (0, (2, 2))}
+    axes.plot([0, 1], [1 - TOP, 1 - TOP], transform=axes.transAxes, **dashes)
+    words: dict[str, Any] = {"fontsize": 6, "color": style.FAINT, "ha": "right", "va": "bottom"}
+    axes.text(0.995, 1 - TOP + 0.005, panel.unreached, transform=axes.transAxes, **words)
+
+
+def _xy(points: Points) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _entries(selection: Lines, looks: Looks, across: int) -> Iterator[tuple["Line2D", str]]:
+    drawn = [line for row in selection.rows for panel in row for line in panel.lines]
+    marked = {line.series for line in drawn if style.sparse(len(line.mean), across)}
+    for series in selection.series:
+        look = looks[series]
+        yield style.entry(look if series in marked else replace(look, marker="")), series.label
+    yield from entries(sample for line in drawn for sample in line.samples.values())
+    yield from style.failure_entries(selection.stopped)

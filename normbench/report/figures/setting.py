@@ -1,0 +1,199 @@
+"""Test accuracy against any one setting of a trial: means over seeds with 95 % intervals, and every seed."""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from normbench.config.catalog.norms import NORMS
+from normbench.records import Record
+from normbench.report.figures import caption, samples, style
+from normbench.report.figures.base import Figure, Options, Row
+from normbench.report.figures.samples import ACCURACY, Sample, Spot, beyond, columns
+from normbench.report.panels import CannotDrawError, counted, differing, said
+from normbench.report.values import in_words, numeric, order, places, settings_of, shown, written
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.lines import Line2D
+
+MOST_SERIES = 12
+STEP = 0.018  # of the axis, between neighbours of the series at one value
+SPREAD = 0.36  # of the least distance between two values, over which the series of one value stand at most
+
+
+@dataclass(frozen=True)
+class Cell(Sample):
+    """Test accuracies, as fractions, of one series at one value.
+
+    Attributes:
+        place: of the value among all values, from 0.
+    """
+
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Line:
+    """Trials that differ in the setting and the seed alone; ``variant`` picks the look among its method's."""
+
+    method: str
+    variant: int
+    label: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """All that is drawn.
+
+    Attributes:
+        values: those of the setting, as they are labelled, in order.
+        places: where they stand on the axis, ascending.
+        joined: they are numbers, and what lies between two of them means something.
+    """
+
+    key: str
+    values: tuple[str, ...]
+    places: tuple[float, ...]
+    joined: bool
+    lines: tuple[Line, ...]
+    stopped: Mapping[str, int]
+    caption: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def diverged(self, place: int) -> float:
+        """The share of the trials at a value that diverged."""
+        at = [cell for cell in self.cells if cell.place == place]
+        trials = sum(len(cell.values) + len(cell.failures) for cell in at)
+        return sum(cell.failures.count("diverged") for cell in at) / trials if trials else 0.0
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Those of all lines."""
+        return [cell for line in self.lines for cell in line.cells]
+
+
+def select(records: Sequence[Record], options: Options) -> Accuracies | None:
+    """Last-epoch test accuracies of the trials that have the setting, by what else they differ in.
+
+    Raises:
+        CannotDrawError: they differ in so much else that the lines could not be told apart.
+    """
+    key = str(options.get("key", "batch_size"))
+    once = {record.trial.id: record for record in records}
+    chosen = sorted(once.values(), key=lambda record: (record.trial.seed, record.trial.id))
+    settings = {record.trial.id: settings_of(record) for record in chosen}
+    chosen = [record for record in chosen if key in settings[record.trial.id]]
+    if not chosen:
+        return None
+    others = {one.trial.id: {k: v for k, v in settings[one.trial.id].items() if k != key} for one in chosen}
+    told = [name for name in differing(list(others.values())) if name != "norm.name"]
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in chosen:
+        other = others[record.trial.id]
+        words = ", ".join(said(name, other[name]) for name in told if name in other)
+        groups[record.trial.norm.name, words].append(record)
+    if len(groups) > MOST_SERIES:
+        raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {', '.join(told)}")
+    values = sorted({written(settings[one.trial.id][key]) for one in chosen}, key=order)
+    lines, variants = [], defaultdict[str, int](int)
+    for method, words in sorted(groups, key=lambda group: (NORMS.position(group[0]), order(group[1]))):
+        cells: dict[int, list[Record]] = defaultdict(list)
+        for record in groups[method, words]:
+            cells[values.index(written(settings[record.trial.id][key]))].append(record)
+        along = tuple(_cell(place, cells[place]) for place in sorted(cells))
+        lines.append(Line(method, variants[method], f"{method} ({words})" if words else method, along))
+        variants[method] += 1
+    diverged = any(record.status == "diverged" for record in chosen)
+    return Accuracies(
+        key,
+        tuple(shown(value) for value in values),
+        places(values),
+        numeric(values),
+        tuple(lines),
+        Counter[str](record.status for record in chosen if record.status != "done"),
+        (
+            caption.trials(chosen),
+            *_unfinished(lines, values),
+            *(["Grey: where trials diverged, the darker the more of them."] if diverged else []),
+            "Test accuracy after the last epoch: mean and 95 % t-interval over seeds (a single seed has "
+            "none); small dots: single seeds.",
+            *beyond((cell for line in lines for cell in line.cells), ACCURACY, "0 or 100 %"),
+        ),
+        (),
+    )
+
+
+def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
+    """Which means leave trials out."""
+    cells = [
+        f"{line.label} at {shown(values[cell.place])} ({len(cell.values)} of "
+        f"{counted(len(cell.values) + len(cell.failures), 'seed')} left)"
+        for line in lines
+        for cell in line.cells
+        if cell.failures
+    ]
+    if cells:
+        yield f"Not finished, so in no mean: {', '.join(cells)}."
+
+
+def _cell(place: int, records: Sequence[Record]) -> Cell:
+    values = tuple(record.final.test_accuracy for record in records if record.final)
+    return Cell(values, tuple(record.status for record in records if record.status != "done"), place)
+
+
+def table(selection: Accuracies) -> list[Row]:
+    """One row a cell. Accuracies are fractions."""
+    return [
+        {
+            "setting": selection.key,
+            "value": selection.values[cell.place].replace("\n", " "),
+            "norm": line.method,
+            "line": line.label,
+            **columns(cell, "test_accuracy"),
+        }
+        for line in selection.lines
+        for cell in line.cells
+    ]
+
+
+def draw(selection: Accuracies, canvas: "Canvas") -> None:
+    """One panel."""
+    canvas.set_size_inches(style.WIDTH, 3.7)
+    axes = canvas.add_subplot()
+    places, gaps = selection.places, [b - a for a, b in itertools.pairwise(selection.places)] or [1.0]
+    middles = [a + gap / 2 for a, gap in zip(places, gaps, strict=False)][: len(places) - 1]
+    edges = [places[0] - gaps[0] / 2, *middles, places[-1] + gaps[-1] / 2]
+    for place, ends in enumerate(itertools.pairwise(edges)):
+        if share := selection.diverged(place):
+            axes.axvspan(*ends, color=style.FAINT, alpha=0.4 * share, linewidth=0)
+    cells = [{cell.place: cell for cell in line.cells} for line in selection.lines]
+    crowd = [[at in of and of[at].crowded for of in cells] for at in range(len(places))]
+    step = min(STEP * (edges[-1] - edges[0]), SPREAD * min(gaps) / max(1, *map(sum, crowd)))
+    offsets = list(map(style.offsets, crowd))
+    looks = style.of_methods(line.method for line in selection.lines)
+    for number, line in enumerate(selection.lines):
+        look = style.varied(looks[line.method], line.variant)
+        xs = {cell.place: places[cell.place] + step * offsets[cell.place][number] for cell in line.cells}
+        spots = [Spot(xs[cell.place], xs[cell.place] - 0.4 * step, cell) for cell in line.cells]
+        samples.draw(axes, look, spots, ACCURACY, scale=100, joined=selection.joined)
+        samples.draw_failures(axes, look, spots)
+    axes.set_xticks(places, style.with_room(places, selection.values))
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xlabel(in_words(selection.key))
+    axes.set_ylabel("test accuracy (%)")
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low - (0.08 * (high - low) if selection.stopped else 0), 0), min(high, 100))
+    style.legend(canvas, _entries(selection, looks))
+
+
+def _entries(selection: Accuracies, looks: Mapping[str, style.Style]) -> Iterator[tuple["Line2D", str]]:
+    for line in selection.lines:
+        yield style.entry(style.varied(looks[line.method], line.variant), selection.joined), line.label
+    yield from samples.entries(selection.cells)
+    yield from style.failure_entries(selection.stopped)
+
+
+FIGURE = Figure(select, draw, table)

@@ -1,0 +1,1 @@
+"""Sweeps: from missing trials to stored records."""

@@ -1,0 +1,1 @@
+"""Executors: one file for each place to run trials."""

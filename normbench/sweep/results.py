@@ -1,0 +1,120 @@
+"""What lies below a results directory: which experiments, and their records."""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from normbench.config.experiment import ConfigError, Experiment
+from normbench.config.registry import UnknownName, nearest, shortened
+from normbench.records import Record, Store, complaints
+from normbench.sweep import run
+
+Tell = Callable[[str], object]
+RECORD = re.compile(r".+-[0-9a-f]{12}\.json")  # as `Trial.id` is written
+
+
+class Missing(UnknownName):
+    """There is no such experiment, or nothing in it."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there of an experiment.
+
+    Attributes:
+        name: of its directory.
+        records: of the experiment as it was run; all that are there if its plan cannot be read.
+        survey: None if its plan cannot be read.
+    """
+
+    name: str
+    records: Sequence[Record]
+    survey: run.Survey | None
+
+    @property
+    def experiment(self) -> Experiment | None:
+        """As it was run, with all trials of all its runs; None if its plan cannot be read."""
+        return self.survey.experiment if self.survey else None
+
+    @property
+    def title(self) -> str:
+        """What stands above its figures: the name, and the description where its plan has one."""
+        description = self.experiment.document.get("description") if self.experiment else None
+        return f"{self.name}: {description}" if description else self.name
+
+
+def experiments(results: Path) -> list[str]:
+    """The experiments that have records or a plan below ``results``, by name; what cannot be read may be one.
+
+    A directory with other JSON files alone, such as that of a profile, is none.
+
+    Raises:
+        OSError: ``results`` is a file, or cannot be read.
+    """
+    with contextlib.suppress(FileNotFoundError), os.scandir(results) as entries:
+        names = [each.name for each in entries if each.is_dir() and not each.name.startswith(".")]
+        return sorted(name for name in names if _is_experiment(results / name))
+    return []
+
+
+def _is_experiment(directory: Path) -> bool:
+    try:
+        return any(name == run.PLAN or RECORD.fullmatch(name) for name in os.listdir(directory))  # noqa: PTH208
+    except PermissionError:
+        return True
+
+
+def named(results: Path, name: str | None) -> list[str]:
+    """One experiment, or all.
+
+    Raises:
+        Missing: there is none of this name, or none at all.
+        OSError: the one cannot be read.
+    """
+    known = experiments(results)
+    if not known:
+        raise Missing(
+            f"no records in {results}; 'normbench run CONFIG' makes some, --results DIR looks elsewhere"
+        )
+    if name is not None and name not in known:
+        hint = nearest(name, known)
+        raise Missing(f"no experiment {shortened(name)} in {results}{hint}; there: {', '.join(known)}")
+    if name is None:
+        return known
+    os.scandir(results / name).close()
+    return [name]
+
+
+def find(results: Path, name: str, tell: Tell) -> Found:
+    """The records of an experiment as it was run; ``tell`` is told of all that cannot be read."""
+    directory = results / name
+    try:
+        return _find(results, name, tell)
+    except PermissionError as error:
+        tell(f"{error.filename or directory}: cannot be read, left out ({error.strerror})")
+        return Found(name, [], None)
+
+
+def _find(results: Path, name: str, tell: Tell) -> Found:
+    directory = results / name
+    try:
+        experiment = replace(run.stored(results, name), name=name)  # its directory may have been renamed
+    except ConfigError as error:
+        records, damaged = Store(directory).load()
+        missing = not (directory / run.PLAN).exists()
+        why = f"there is no {run.PLAN}" if missing else f"damaged: {error.problems[0]}"
+        tell(f"{name}: what was asked for is not known, so all its records are taken ({why})")
+        found = Found(name, list(records.values()), None)
+    else:
+        survey = run.survey(experiment, results)
+        damaged = survey.damaged
+        found = Found(name, list(survey.records.values()), survey)
+    if found.survey and (stray := found.survey.stray):
+        some = f"such as {stray[0]}" if len(stray) > 1 else stray[0]
+        tell(f"{name}: {len(stray)} of its records are of no trial of its plan and left out, {some}")
+    for line in complaints(damaged, "left out"):
+        tell(line)
+    return found

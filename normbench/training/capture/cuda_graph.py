@@ -1,0 +1,199 @@
+"""CUDA graphs: everything that a step launches on a GPU, launched again at once."""
+
+import contextlib
+import gc
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from normbench.training.capture.dispatch import lean, refuse_unknowable
+from normbench.training.capture.op_trace import Tensors, leaves
+
+aten = torch.ops.aten
+COPIES = aten._to_copy.default, aten.copy_.default
+CHECKS = {"_linalg_check_errors", "masked_scatter", "masked_scatter_", "histc"}
+REHEARSALS = 2  # the first sets things up: libraries, kernels, memory
+_launching = threading.RLock()  # a graph may be collected while another is replayed
+
+
+class Spoilt(Exception):
+    """What was begun to be recorded could not be, and others of this process may suffer from it."""
+
+
+class CudaGraphs:
+    """Records on one GPU: see :class:`normbench.training.capture.capture.Recorder`.
+
+    All recordings share their memory: none may rely on what is left by another. A trial that has a stream of
+    its own, as several in one process do, records on that; the default stream cannot be recorded.
+    """
+
+    name = "graph"
+    evaluations = True
+
+    def __init__(self, device: torch.device) -> None:
+        current = torch.cuda.current_stream(device)
+        self._alone = current == torch.cuda.default_stream(device)
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if self._alone else current  # type: ignore[no-untyped-call]
+        self._pool: Any = torch.cuda.graph_pool_handle()
+
+    def rehearse(self, act: Callable[[], Tensors]) -> None:
+        """On the stream that records. Where no other trial is in this process, which that would stop, torch
+        too looks for whether it waits for the device.
+
+        Raises:
+            RuntimeError: it waits for the device.
+        """
+        with torch.cuda.device(self._device):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                for _ in range(REHEARSALS):
+                    act()
+                with WithoutWaiting(), _no_waiting() if self._alone else nullcontext():  # type: ignore[no-untyped-call]
+                    act()
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+    def record(
+        self, act: Callable[..., Tensors], batch: Tensors, generators: Sequence[torch.Generator]
+    ) -> Callable[[], Tensors]:
+        """A graph of everything that is launched; nothing is done yet.
+
+        Raises:
+            RuntimeError: it cannot be recorded.
+            Spoilt: likewise, where other trials are in this process.
+        """
+        try:
+            with _launching, _kept_garbage(), torch.cuda.device(self._device):
+                graph = torch.cuda.CUDAGraph()
+                for generator in generators:
+                    graph.register_generator_state(generator)
+                capture = torch.cuda.graph(
+                    graph,
+                    pool=self._pool,
+                    stream=self._stream,
+                    capture_error_mode="thread_local",  # other threads may go on meanwhile
+                )
+                with capture:
+                    outputs = act(*batch)
+        except RuntimeError as error:
+            if self._alone:
+                raise
+            raise Spoilt(f"an update could not be recorded: {error}") from error
+
+        return Replay(graph, outputs)
+
+
+class Replay:
+    """What a graph does, again.
+
+    Graphs begin, run and end one at a time: random generators keep a list of the graphs that draw from them,
+    and torch 2.11 leaves that to whatever thread comes.
+    """
+
+    _launching = _launching  # as modules may end before it does
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, outputs: Tensors) -> None:
+        self._graph, self._outputs = graph, outputs
+
+    def __call__(self) -> Tensors:
+        """What comes out, to be copied before the next time."""
+        with self._launching:  # generators must not move while another graph is recorded
+            self._graph.replay()
+        return self._outputs
+
+    def __del__(self) -> None:
+        with self._launching:
+            del self._graph
+
+
+@contextlib.contextmanager
+def _kept_garbage() -> Iterator[None]:
+    """What is collected could be another's graph, whose end would be recorded."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def _no_waiting() -> Iterator[None]:
+    """torch raises a RuntimeError where the device is waited for, in whatever thread."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it does not find every wait: what is left, recording finds
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@lean
+class WithoutWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is entered, in this thread, what is known to wait for a device raises a RuntimeError.
+
+    That is what hands numbers to Python or brings them from there, copies between devices, selects by a
+    mask, or checks for errors. Not every torch dispatches an operator for numbers that come from Python (2.14
+    does not), so the functions that bring them are watched as well.
+    """
+
+    def __enter__(self) -> Any:
+        self._functions = _NoPythonNumbers()
+        self._functions.__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._functions.__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        refuse_unknowable(func)
+        if func._schema.name.removeprefix("aten::") in CHECKS or _selects(func, args):
+            raise RuntimeError(f"it waits for the device ({func})")
+        results = func(*args, **(kwargs or {}))
+        devices = {one.device.type for one in leaves((args, results)) if isinstance(one, Tensor)}
+        if (func in COPIES and len(devices) > 1) or (func is aten.lift_fresh.default and devices != {"cpu"}):
+            raise RuntimeError(f"it waits for a copy between {' and '.join(sorted({'cpu', *devices}))}")
+        return results
+
+
+class _NoPythonNumbers(TorchFunctionMode):
+    """Raises a RuntimeError where numbers of Python become a tensor on a device, or an index into one."""
+
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if _takes_python_numbers(func, (*args, *(kwargs or {}).values())):
+            device = (result if isinstance(result, Tensor) else args[0]).device
+            if device.type != "cpu":
+                raise RuntimeError(f"it waits for a copy between cpu and {device.type}")
+        return result
+
+
+def _takes_python_numbers(func: Any, values: tuple[Any, ...]) -> bool:
+    """Return whether the call makes a tensor of Python's numbers, or indexes by them."""
+    match func.__name__:
+        case "tensor" | "as_tensor" | "asarray":
+            return not isinstance(values[0], Tensor)
+        case "new_tensor":
+            return not isinstance(values[1], Tensor)
+        case "__getitem__" | "__setitem__":
+            index = values[1] if isinstance(values[1], tuple) else (values[1],)
+            return any(isinstance(places, list | np.ndarray) for places in index)
+    return False
+
+
+def _selects(func: Any, args: Any) -> bool:
+    """By a mask, for which its number of places has to be known."""
+    indexes = func in (aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+    return indexes and any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])

@@ -1,0 +1,160 @@
+"""What every method costs: time of an update and of an inference, and memory, beside BN and no norm."""
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from normbench.config.catalog.norms import NORMS
+from normbench.config.trial import Trial
+from normbench.norms.ops import dispatch
+from normbench.report.panels import Series, key_of, series_of
+from normbench.training.build import check
+from normbench.training.device import device
+from normbench.training.probe import Probe, settled
+from normbench.training.provenance import peak_memory_bytes, provenance, reset_peak_memory
+
+CLASSES, SIZE = 10, 32  # of CIFAR-10
+SECONDS = 0.2  # of one measurement
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one trial costs. Measurements are in the order of the rounds, in which all trials took turns.
+
+    Attributes:
+        update: seconds of a forward pass, backward pass and SGD step.
+        inference: seconds of a batch at inference.
+        kept_bytes: kept by a forward pass for the backward pass, weights aside.
+        peak_bytes: the most that tensors took on a GPU during an update; None elsewhere.
+    """
+
+    trial: Trial
+    update: tuple[float, ...]
+    inference: tuple[float, ...]
+    kept_bytes: int
+    peak_bytes: int | None
+
+    def times(self, what: str) -> tuple[float, ...]:
+        """Of ``update`` or ``inference``."""
+        return {"update": self.update, "inference": self.inference}[what]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All costs, and the machine they were measured on."""
+
+    costs: tuple[Cost, ...]
+    threads: int
+    machine: dict[str, Any]
+
+    @property
+    def series(self) -> dict[tuple[str, str], Series]:
+        """Every method with one set of options, by `key_of`."""
+        return series_of(cost.trial.norm.model_dump(mode="json") for cost in self.costs)
+
+    def of(self, cost: Cost) -> Series:
+        """The method of a cost, with its set of options."""
+        return self.series[key_of(cost.trial.norm.model_dump(mode="json"))]
+
+    def against(self, cost: Cost, method: str, what: str) -> float | None:
+        """Give the median over rounds of ``what`` over that of ``method`` in the same round.
+
+        Of several sets of options of the method that with its defaults counts, or else the first.
+
+        Args:
+            what: ``update`` or ``inference``.
+
+        Returns:
+            None where the method was not measured at this batch size.
+        """
+        for other in self.costs:
+            base = self.of(other)
+            at = other.trial.batch_size
+            if (base.method, base.variant, at) == (method, 0, cost.trial.batch_size):
+                pairs = zip(cost.times(what), other.times(what), strict=True)
+                return median(time / reference for time, reference in pairs)
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Every measurement, in seconds and bytes."""
+        costs = [
+            {
+                "norm": cost.trial.norm.model_dump(mode="json"),
+                "batch_size": cost.trial.batch_size,
+                "update_seconds": cost.update,
+                "inference_seconds": cost.inference,
+                "kept_bytes": cost.kept_bytes,
+                "peak_bytes": cost.peak_bytes,
+                "update_against_batch": self.against(cost, "batch", "update"),
+                "update_against_none": self.against(cost, "none", "update"),
+                "inference_against_batch": self.against(cost, "batch", "inference"),
+                "inference_against_none": self.against(cost, "none", "inference"),
+            }
+            for cost in self.costs
+        ]
+        first = self.costs[0].trial
+        settings = {"model": first.model.model_dump(mode="json"), "precision": first.precision}
+        return settings | {"threads": self.threads, "machine": self.machine, "costs": costs}
+
+
+def methods(trial: Trial) -> list[str]:
+    """Those of the table that the trial's network can have."""
+    fitting = []
+    for name in NORMS:
+        try:
+            Trial.model_validate(trial.model_dump() | {"norm": name, "norm_batch_size": None})
+        except ValueError:
+            continue
+        fitting.append(name)
+    return fitting
+
+
+def profile(
+    trials: Sequence[Trial], place: str, threads: int, rounds: int, say: Say = lambda _: None
+) -> Profile:
+    """Measure trials in turns, on random images of CIFAR-10's shape; ``say`` is told of every round.
+
+    Raises:
+        ValueError: a trial cannot run, or the device is not there.
+    """
+    where = device(place)
+    for trial in trials:
+        check(trial, CLASSES, SIZE)
+    with settled(threads):
+        probes = [Probe(trial, CLASSES, SIZE, where) for trial in trials]
+        kept = [probe.kept_bytes() for probe in probes]
+        computing: dict[str, bool] = {}
+        with dispatch.noted(computing):
+            peaks = [_peak(probe) for probe in probes]
+        updates: list[list[float]] = [[] for _ in probes]
+        inferences: list[list[float]] = [[] for _ in probes]
+        for number in range(rounds):
+            for probe, update, inference in zip(probes, updates, inferences, strict=True):
+                probe.model.train()
+                update.append(probe.seconds(probe.update, SECONDS))
+                probe.model.eval()
+                inference.append(probe.seconds(probe.infer, SECONDS / 2))
+            say(f"round {number + 1} of {rounds}")
+        costs = zip(trials, map(tuple, updates), map(tuple, inferences), kept, peaks, strict=True)
+        measured = tuple(Cost(*cost) for cost in costs)
+    modules = (module for probe in probes for module in probe.model.modules())
+    norm = dispatch.arithmetic(modules, computing)
+    machine = provenance(where, trials[0].precision, norm=norm, step=probes[0].step.path)
+    return Profile(measured, threads, machine | {"system": platform.platform()})
+
+
+def _peak(probe: Probe) -> int | None:
+    """Also sets up what the first update of all sets up."""
+    probe.update()
+    if probe.where.type != "cuda":
+        return None
+    torch.cuda.synchronize(probe.where)
+    reset_peak_memory(probe.where)
+    probe.update_by_calls()
+    torch.cuda.synchronize(probe.where)
+    return peak_memory_bytes(probe.where)

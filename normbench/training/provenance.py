@@ -1,0 +1,124 @@
+"""Where and with what a trial ran: for readers of its record, never part of its identity."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import normbench
+
+# packages and modules that no training loads, and so change no number; all others are the code that computes
+ONLOOKERS = frozenset(
+    {"plots", "executors", "cli", "console", "drawing", "export", "exits", "listing", "report", "results"}
+)
+SUFFIXES = frozenset({".py", ".c", ".h"})
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def provenance(
+    device: torch.device, precision: str, processes: int = 1, norm: str = "none", step: str = "plain"
+) -> dict[str, Any]:
+    """Versions, machine, threads, flags, and which of several equivalent paths the arithmetic took.
+
+    Args:
+        device: where.
+        precision: fp32 or bf16.
+        processes: that shared every batch.
+        norm: what normalized, as :func:`normbench.norms.ops.dispatch.arithmetic` says.
+        step: updates were replayed as a ``graph`` or a ``tape``, or ``plain`` calls.
+    """
+    return {
+        "normbench": normbench.__version__,
+        "git": git_state(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "host": platform.node(),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "flags": {
+            "precision": precision,
+            "deterministic_convolutions": torch.backends.cudnn.deterministic,
+            "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+            "flush_denormal": True,
+        },
+        "path": {"norm": norm, "memory_format": "channels_last", "step": step},
+    }
+
+
+@functools.cache
+def device_name(device: torch.device) -> str:
+    """What the maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def git_state() -> str | None:
+    """The commit of the code, with ``-dirty`` if files differ from it; None for an installed package."""
+    root = Path(normbench.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+@functools.cache
+def code_hash() -> str:
+    """sha256 of the code that computes, as it was when this process first asked; not figures, commands."""
+    package, digest = Path(normbench.__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        place = path.relative_to(package)
+        if path.suffix in SUFFIXES and place.parts[0].removesuffix(".py") not in ONLOOKERS:
+            digest.update(f"{place.as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let ``peak_memory_bytes`` count from here on, where the system can (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.current_device()  # which starts CUDA; the reset does not
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR_REFS.exists():
+        with contextlib.suppress(OSError):
+            CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident size
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most held since ``reset_peak_memory``: tensors on a GPU; on a CPU all of the process.
+
+    Where it cannot be reset, the most held in the life of this process.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if STATUS.exists():
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,1 @@
+"""Statistics at inference: one file for each way to take them."""

@@ -1,0 +1,26 @@
+"""Batch statistics at inference."""
+
+from collections.abc import Iterator
+
+from normbench.records import Measured
+from normbench.training.evaluation import Evaluation, Trained
+from normbench.training.statistics import running
+
+
+class Batch(Evaluation):
+    """Every test image is normalized together with others, drawn at random, as it would be in training.
+
+    Args:
+        sizes: samples that share statistics, none more than the test images.
+    """
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
+
+    def measure(self, trained: Trained) -> Iterator[Measured]:
+        """One result a size."""
+        for size in self.sizes:
+            model = trained.copy()
+            running.normalize_by_batch(model, size)
+            numbers = trained.test(model, (chunk for _, chunk in trained.mixed(size)))
+            yield Measured(name="batch", options={"size": size}, numbers=numbers)

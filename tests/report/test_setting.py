@@ -1,0 +1,159 @@
+"""The figure of accuracy against one setting: what is one line, what is one place, and what is left out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+from test_plots import record
+
+from normbench.config.catalog.figures import FIGURES
+from normbench.report import values as values_of
+from normbench.report.figures.base import render
+from normbench.report.panels import CannotDrawError
+
+
+def select(records: list[Any], key: str) -> Any:
+    return FIGURES["setting"].load().select(records, {"key": key})
+
+
+def agc(threshold: float, **settings: Any) -> Any:
+    return record(clip={"name": "agc", "threshold": threshold}, **settings)
+
+
+def test_a_line_is_what_differs_in_the_setting_and_the_seed_alone() -> None:
+    records = [
+        record(norm, seed=seed, norm_every=k)
+        for norm in ("batch", "group")
+        for k in (1, 2)
+        for seed in (0, 1)
+    ]
+    found = select(records, "norm_every")
+    assert found.values == ("1", "2")
+    assert [line.label for line in found.lines] == ["batch", "group"]
+    assert [len(spot.values) for line in found.lines for spot in line.cells] == [2, 2, 2, 2]
+
+
+def test_the_share_that_diverged_at_a_value_is_shaded_and_said() -> None:
+    records = [
+        agc(t, seed=s, status="diverged" if (t, s) in ((1.0, 0), (0.1, 0), (0.1, 1)) else "done")
+        for t in (0.01, 0.1, 1.0)
+        for s in (0, 1)
+    ]
+    found = select(records, "clip.threshold")
+    assert [found.diverged(place) for place in range(3)] == [0, 1, 0.5]
+    assert any("Grey: where trials diverged" in words for words in found.caption)
+    assert not any("Grey" in words for words in select(records[:2], "clip.threshold").caption)
+
+
+def test_what_else_differs_is_told_and_makes_a_line_of_its_own() -> None:
+    found = select(
+        [agc(t, batch_size=b, norm="group") for b in (8, 128) for t in (0.01, 0.1)], "clip.threshold"
+    )
+    assert [line.label for line in found.lines] == ["group (batch_size 8)", "group (batch_size 128)"]
+    assert [line.variant for line in found.lines] == [0, 1]
+
+
+def test_numbers_stand_in_their_order_and_lists_by_their_length() -> None:
+    assert select([agc(t) for t in (0.16, 0.0025, 0.04)], "clip.threshold").values == (
+        "0.0025",
+        "0.04",
+        "0.16",
+    )
+    excluded = [["stem", "final_linear"], [], ["stage1"]]
+    records = [record(clip={"name": "agc", "exclude": places}) for places in excluded]
+    assert select(records, "clip.exclude").values == ("none", "stage1", "stem,\nfinal_linear")
+
+
+def test_trials_without_the_setting_are_not_in_it() -> None:
+    found = select([agc(0.1), record()], "clip.threshold")
+    assert sum(len(spot.values) for line in found.lines for spot in line.cells) == 1
+    assert select([record()], "clip.threshold") is None
+
+
+def test_the_batch_size_may_be_the_setting_though_the_norm_batch_moves_along() -> None:
+    found = select([record("batch", size) for size in (128, 8)], "batch_size")
+    assert found.values == ("8", "128")
+    assert [line.label for line in found.lines] == ["batch"]
+
+
+def test_what_did_not_finish_is_marked_and_in_no_mean() -> None:
+    found = select([agc(0.1, seed=0), agc(0.1, seed=1, status="diverged")], "clip.threshold")
+    ((spot,),) = (line.cells for line in found.lines)
+    assert len(spot.values) == 1
+    assert spot.failures == ("diverged",)
+    assert any("batch at 0.1 (1 of 2 seeds left)" in sentence for sentence in found.caption)
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        (("128", "1024", "4096"), (7, 10, 12)),
+        (("0.25", "1.0"), (-2, 0)),
+        (("2", "7"), (2, 7)),
+        (("0.0", "0.1", "0.5"), (0, 0.1, 0.5)),
+        (("false", "true"), (0, 1)),
+        (("8", "null"), (0, 1)),
+        (("[]", '["stem"]'), (0, 1)),
+    ],
+)
+def test_numbers_stand_by_size_and_those_far_apart_by_their_logarithm(
+    values: tuple[str, ...], places: tuple[float, ...]
+) -> None:
+    assert values_of.places(values) == places
+
+
+def drawn(records: list[Any], key: str) -> Any:
+    canvas = Figure()
+    FIGURES["setting"].load().draw(select(records, key), canvas)
+    (axes,) = canvas.axes
+    return axes
+
+
+def test_the_axis_of_accuracies_ends_at_what_an_accuracy_can_be_and_says_so() -> None:
+    """Two seeds so far apart have an interval of more than 100 points."""
+    wide = [agc(0.1, seed=0, accuracy=0.3), agc(0.1, seed=1, accuracy=0.6)]
+    wide += [agc(0.1, seed=2, status="diverged")]
+    found = select(wide, "clip.threshold")
+    assert any("beyond 0 or 100 %" in words for words in found.caption)
+    axes = drawn(wide, "clip.threshold")
+    assert axes.get_ylim() == (0, 100)
+    (interval,) = (bar.get_segments()[0] for bar in axes.collections)
+    assert [y for _, y in interval] == pytest.approx([0, 100])
+    assert not any("beyond" in words for words in select([agc(0.1)], "clip.threshold").caption)
+
+
+def test_the_axis_is_named_in_words() -> None:
+    assert drawn([agc(0.1), agc(0.2)], "clip.threshold").get_xlabel() == "clip threshold"
+    assert drawn([record(batch_size=size) for size in (8, 128)], "batch_size").get_xlabel() == "batch size"
+
+
+def test_series_at_one_value_stay_near_it() -> None:
+    norms = ("batch", "layer", "instance", "group")
+    records = [record(norm, size, seed) for norm in norms for size in (128, 1024, 4096) for seed in range(2)]
+    axes = drawn(records, "batch_size")
+    xs = [line.get_xdata()[0] for line in axes.get_lines() if line.get_linestyle() != "None"]
+    assert 0 < max(xs) - min(xs) < 0.1 * (12 - 7)
+
+
+def test_too_many_lines_are_refused_with_the_reason() -> None:
+    with pytest.raises(CannotDrawError, match="13 lines, because the trials also differ in label_smoothing"):
+        select([record(label_smoothing=n / 100) for n in range(13)], "norm_every")
+
+
+def test_the_files_are_named_after_the_setting_so_that_an_experiment_may_have_several(tmp_path: Path) -> None:
+    records = [agc(t, batch_size=b) for t in (0.01, 0.1) for b in (8, 16)]
+    for key in ("clip.threshold", "batch_size"):
+        paths = render("setting", records, tmp_path, ["png"], {"key": key})
+        assert [path.name for path in paths] == [f"setting-{key}.png", f"setting-{key}.csv"]
+        assert all(path.stat().st_size for path in paths)
+
+
+def test_values_that_are_no_numbers_are_not_joined() -> None:
+    """Nothing lies between two models, or two lists of places."""
+
+    def lines(axes: Any) -> set[str]:
+        return {line.get_linestyle() for line in axes.get_lines()} - {"None"}
+
+    assert len(lines(drawn([agc(0.1), agc(0.2)], "clip.threshold"))) == 1
+    assert not lines(drawn([record(model=model) for model in ("resnet8", "resnet14")], "model.name"))

@@ -1,0 +1,177 @@
+"""Learning rates worked out by hand, and SGD against torch's own."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from norm_cases import EVERY_METHOD
+from torch import nn
+
+from normbench.config.experiment import load
+from normbench.config.trial import Choice, Trial
+from normbench.training.build import network
+from normbench.training.optim import base_learning_rate, learning_rate, optimizer
+
+
+def rates(steps_per_epoch: int, **settings: Any) -> list[float]:
+    trial = Trial(**{"lr_reference_batch": None} | settings)
+    return [learning_rate(trial, step, steps_per_epoch) for step in range(trial.epochs * steps_per_epoch)]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "reference", "expected"),
+    [(128, 128, 0.1), (2, 128, 0.1 / 64), (256, 128, 0.2), (2, None, 0.1)],
+)
+def test_the_learning_rate_follows_the_batch_size(
+    batch_size: int, reference: int | None, expected: float
+) -> None:
+    """lr · batch_size / lr_reference_batch; null leaves it as it is."""
+    trial = Trial(batch_size=batch_size, lr_reference_batch=reference)
+    assert base_learning_rate(trial) == pytest.approx(expected)
+    assert learning_rate(trial, 0, 10) == pytest.approx(expected)
+
+
+def test_cosine_goes_from_the_base_through_half_of_it_towards_nothing() -> None:
+    values = rates(2, epochs=4, schedule="cosine")
+    eighth = math.pi / 8
+    assert values == pytest.approx([0.05 * (1 + math.cos(step * eighth)) for step in range(8)])
+    assert values[0] == 0.1
+    assert values[4] == pytest.approx(0.05)
+    assert 0 < values[-1] < 0.004
+
+
+def test_step_divides_by_ten_at_half_and_at_three_quarters() -> None:
+    assert rates(2, epochs=4, schedule="step") == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+    assert rates(3, epochs=1, schedule="step") == pytest.approx([0.1, 0.1, 0.01])
+
+
+def test_constant_is() -> None:
+    assert rates(2, epochs=3, schedule="constant") == [0.1] * 6
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_a_warm_up_climbs_linearly_and_then_the_schedule_begins(schedule: str) -> None:
+    """One and a half epochs of four steps: 1/6 … 6/6 of the base; cosine spreads over what is left."""
+    values = rates(4, epochs=4, schedule={"name": schedule, "warmup_epochs": 1.5})
+    assert values[:6] == pytest.approx([0.1 * k / 6 for k in range(1, 7)])
+    if schedule == "cosine":
+        assert values[6:] == pytest.approx([0.05 * (1 + math.cos(math.pi * k / 10)) for k in range(10)])
+    if schedule == "step":
+        assert values[6:] == pytest.approx([0.1] * 2 + [0.01] * 4 + [0.001] * 4)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_a_training_that_is_all_warm_up_ends_at_the_base(schedule: str) -> None:
+    values = rates(4, epochs=1, schedule={"name": schedule, "warmup_epochs": 1.0})
+    assert values == pytest.approx([0.025, 0.05, 0.075, 0.1])
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("decay_on_norm", [False, True])
+def test_updates_are_those_of_torchs_sgd(nesterov: bool, decay_on_norm: bool) -> None:
+    """Five updates of a network; the fused kernel differs from the plain loop by fp32 rounding, 1e-6."""
+    settings = {
+        "lr": 0.1, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.01,
+        "weight_decay_on_norm": decay_on_norm,
+    }  # fmt: skip
+    trial = Trial(model="resnet8", optimizer=settings)
+    ours, theirs = (network(trial, 10) for _ in range(2))
+    decayed = {
+        name: 0.0 if "norm" in name and not decay_on_norm else 0.01 for name, _ in theirs.named_parameters()
+    }
+    groups = [
+        {"params": [parameter], "weight_decay": decayed[name]}
+        for name, parameter in theirs.named_parameters()
+    ]
+    sgds = optimizer(trial, ours), torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=nesterov)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.grad = torch.randn(mine.shape, generator=random)
+            other.grad = mine.grad.clone()
+        for sgd in sgds:
+            sgd.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
+
+
+@EVERY_METHOD
+def test_all_parameters_are_trained_and_those_of_the_norms_may_be_spared_the_decay(norm: Choice) -> None:
+    """A norm's are all parameters of its layers, switchable's logits too; the linear layer's bias is none."""
+    settings = {"model": "resnet8", "norm": norm.model_dump()}
+    for spared in (False, True):
+        trial = Trial(**settings, optimizer={"weight_decay": 0.5, "weight_decay_on_norm": not spared})
+        model = network(trial, 10)
+        decay = {
+            id(parameter): group["weight_decay"]
+            for group in optimizer(trial, model).param_groups
+            for parameter in group["params"]
+        }
+        assert set(decay) == {id(parameter) for parameter in model.parameters()}
+        weights = {
+            id(parameter)
+            for module in model.modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
+            for parameter in module.parameters(recurse=False)
+        }
+        for parameter in model.parameters():
+            free = spared and id(parameter) not in weights
+            assert decay[id(parameter)] == (0.0 if free else 0.5)
+
+
+@pytest.mark.parametrize("spared", [False, True])
+def test_gains_biases_and_skip_gains_of_normalizer_free_networks_are_norm_parameters(spared: bool) -> None:
+    """What their authors spare the decay; the linear layer's bias is no part of the method."""
+    settings = {"weight_decay": 0.5, "weight_decay_on_norm": not spared}
+    trial = Trial(model="preact_resnet8", norm="normalizer_free", optimizer=settings)
+    model = network(trial, 10)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decay = {
+        names[id(parameter)]: group["weight_decay"]
+        for group in optimizer(trial, model).param_groups
+        for parameter in group["params"]
+    }
+    method = {name for name in decay if name.rpartition(".")[2] in ("gain", "skip_gain", "bias")}
+    method -= {"linear.bias"}
+    assert {name.rpartition(".")[2] for name in method} == {"gain", "skip_gain", "bias"}
+    assert {decay[name] for name in method} == {0.0 if spared else 0.5}
+    assert {decay[name] for name in decay.keys() - method} == {0.5}
+
+
+@pytest.mark.parametrize("name", ["large_batch", "agc_layers", "agc_threshold"])
+def test_new_runs_of_normalizer_free_experiments_spare_them(name: str) -> None:
+    """And the committed records, which did not, are those of the CPU's config still."""
+    configs = Path(__file__).parents[2] / "configs"
+    assert not any(trial.optimizer.weight_decay_on_norm for trial in load(configs / f"{name}.yaml").trials)
+    assert all(trial.optimizer.weight_decay_on_norm for trial in load(configs / f"{name}_cpu.yaml").trials)
+
+
+def test_an_update_does_not_load_torchs_compiler(tmp_path: Path) -> None:
+    """Which would take 2 s and 150 MiB of every worker: called or by tape, or with a state that is loaded."""
+    script = """
+import sys
+import torch
+from normbench.training.build import network
+from normbench.training.optim import optimizer
+from normbench.training.capture.capture import WORTH, recorder_of
+from normbench.config.trial import Trial
+from normbench.training.step import Update
+
+settings = {"norm": "weight_norm", "model": "resnet8", "batch_size": 2, "clip": "agc", "precision": "bf16"}
+trial = Trial.model_validate(settings)
+for updates in (1, WORTH):
+    model = network(trial, 10)
+    sgd = optimizer(trial, model)
+    update = Update(trial, model, sgd, 10, recorder=recorder_of(torch.device("cpu"), 1, updates))
+    for step in range(3):
+        update(step, torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))
+    sgd.load_state_dict(sgd.state_dict())
+    print(update.step.path)
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["plain", "tape", "[]"], done.stderr
