@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -144,3 +145,31 @@ def expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError as error:
         raise NoHomeError(errno.ENOENT, str(error).rstrip("."), str(path)) from None
+
+
+class Unwritable(OSError):
+    """A file that could not be written, which is no trial's own fault; ``filename`` says which."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path``: whole or not at all, whatever happens meanwhile.
+
+    Raises:
+        Unwritable: it could not be written; what is at ``path`` is whole, be it the old or the new.
+    """
+    temporary = path.with_name(f".{path.name[:40]}-{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:  # unlike those of tempfile, with the permissions the user wants
+            file.write(content)
+            file.flush()
+            sync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):  # which does not say where, if a write failed
+            number = error.errno or errno.EIO
+            raise Unwritable(number, error.strerror or str(error), str(path)) from error
+        raise

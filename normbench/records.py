@@ -1,13 +1,11 @@
 """Records: one finished trial is one JSON file, and the file's existence is what "done" means."""
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
 import os
 import platform
-import secrets
 import traceback as tracebacks
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError, WrapValidator, model_se
 from pydantic_core import from_json, to_json
 
 from normbench.config.trial import CHANGED, Frozen, Trial, as_before
-from normbench.files import locked, remove_if_unused, sync, sync_directory
+from normbench.files import Unwritable, locked, remove_if_unused, write_atomically
 
 SCHEMA: Literal[5] = 5  # earlier ones knew fewer of the settings in trial.ADDED and trial.CHANGED
 SEALED = 4  # the first with a checksum
@@ -209,10 +207,6 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number that a record may hold")
 
 
-class Unwritable(OSError):
-    """A file that could not be written, which is no trial's own fault; ``filename`` says which."""
-
-
 @dataclass(frozen=True)
 class Failure:
     """An attempt at a trial that gave no record: an exception, or a worker that died or made no progress.
@@ -269,30 +263,6 @@ class Interrupted(Exception):  # not an error: the trial was asked to stop
 
 class RecordsInUse(RuntimeError):
     """Another runner holds this results directory."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path``: whole or not at all, whatever happens meanwhile.
-
-    Raises:
-        Unwritable: it could not be written; what is at ``path`` is whole, be it the old or the new.
-    """
-    temporary = path.with_name(f".{path.name[:40]}-{secrets.token_hex(8)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:  # unlike those of tempfile, with the permissions the user wants
-            file.write(content)
-            file.flush()
-            sync(file.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):  # which does not say where, if a write failed
-            number = error.errno or errno.EIO
-            raise Unwritable(number, error.strerror or str(error), str(path)) from error
-        raise
 
 
 @dataclass(frozen=True)

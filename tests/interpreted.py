@@ -41,7 +41,9 @@ from normbench.norms.ops.gpu import Fused
 from normbench.norms.ops.pointwise import multiply_add
 from normbench.training.build import network
 
-assert os.environ.get("TRITON_INTERPRET") == "1", "python -m pytest tests/norms/test_triton_kernels.py runs this"
+assert os.environ.get("TRITON_INTERPRET") == "1", (
+    "python -m pytest tests/norms/test_triton_kernels.py runs this"
+)
 FP32, BF16 = (Arithmetic(dtype, "triton") for dtype in (torch.float32, torch.bfloat16))
 PRECISIONS = pytest.mark.parametrize("arithmetic", [FP32, BF16], ids=str)
 

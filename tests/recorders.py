@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normbench.training.capture.capture import Act, Tensors, being_recorded
+from normbench.norms.ops.tracing import capturing
+from normbench.training.capture.capture import Act, Tensors
 
 
 class Baked:
@@ -40,7 +41,7 @@ class Baked:
             live = [dict(vars(module)) for module in modules]
             _put(modules, baked)
             try:
-                with being_recorded():
+                with capturing():
                     new = act(*batch)
             finally:
                 _put(modules, live)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from normbench.cli.streams import open_closed_descriptors
+from normbench.streams import open_closed_descriptors
 
 RUN = [
     "run",
@@ -45,7 +45,7 @@ def test_closed_streams_are_no_error_in_the_runner_or_a_worker(lab: Path, closed
 def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     script = (
         "import os, sys; sys.path[:0] = sys.argv[2:]\n"
-        "from normbench.cli.streams import open_closed_descriptors\n"
+        "from normbench.streams import open_closed_descriptors\n"
         "open_closed_descriptors()\n"
         "with open(sys.argv[1], 'w') as file:\n"
         "    os.write(2, b'a crash'); os.write(1, b'a library')\n"

@@ -16,18 +16,8 @@ import pytest
 from normbench import records as module
 from normbench.config import experiment
 from normbench.config.trial import ADDED, Trial
-from normbench.records import (
-    SCHEMA,
-    Epoch,
-    Failure,
-    Measured,
-    NewerRecordError,
-    Record,
-    RecordsInUse,
-    Store,
-    Unwritable,
-    write_atomically,
-)
+from normbench.files import Unwritable, write_atomically
+from normbench.records import SCHEMA, Epoch, Failure, Measured, NewerRecordError, Record, RecordsInUse, Store
 
 Tiny = Callable[..., Trial]
 NUMBER = (int, float)

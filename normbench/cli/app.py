@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from normbench import __version__
-from normbench.cli.streams import flush, open_closed_descriptors, patient
+from normbench.streams import flush, open_closed_descriptors, patient
 
 app = typer.Typer(
     name="normbench",

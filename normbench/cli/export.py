@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from normbench.cli.progress import duration, percent, result_of
-from normbench.cli.tabular import as_json, as_table
+from normbench.cli.terminal import as_json, as_table
 from normbench.config.experiment import ConfigError
 from normbench.config.labels import labels
 from normbench.config.registry import UnknownName, nearest, shortened

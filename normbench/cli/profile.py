@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normbench.cli.tabular import as_json, as_table
+from normbench.cli.terminal import as_json, as_table
 from normbench.config import experiment as config
 from normbench.config.catalog.norms import NORMS
 from normbench.config.user_code import Contained, EndedProcess
-from normbench.records import write_atomically
+from normbench.files import write_atomically
 from normbench.report.figures import profile as figure
 from normbench.report.figures.base import FORMATS, as_csv, draw
 from normbench.sweep.results import experiments

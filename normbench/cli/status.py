@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from normbench.cli.progress import counted, duration, going_on, result_of
-from normbench.cli.tabular import as_json, as_table
+from normbench.cli.terminal import as_json, as_table
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.labels import labels, settings, varied

@@ -21,8 +21,7 @@ from pydantic import Field
 
 from normbench.config.catalog.datasets import Arrays, DataError, Say
 from normbench.config.trial import Frozen
-from normbench.files import locked
-from normbench.records import write_atomically
+from normbench.files import locked, write_atomically
 
 DTYPES = {"train_images": "|u1", "train_labels": "<i8", "test_images": "|u1", "test_labels": "<i8"}
 FIX = "'normbench data' decodes it anew"

@@ -30,7 +30,7 @@ from normbench.config.catalog.datasets import Say
 from normbench.config.trial import Choice
 from normbench.data.cache import Cache
 from normbench.data.dataset import Decoded, Split, map_file
-from normbench.records import write_atomically
+from normbench.files import write_atomically
 
 PART = 2048  # images taken up at once
 NEWS_SECONDS = 10.0  # between two words of how long it has taken

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from normbench.norms.api import Clock
 from normbench.norms.ops import sync
-from normbench.training.capture import capture
+from normbench.norms.ops.tracing import is_capturing
 
 CHANNELS_LAST = torch.channels_last
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: its multiples are far apart
@@ -115,7 +115,7 @@ class Dropout(nn.Module):
             return x
         if self.random is None or self.random.device != x.device:
             self.random = torch.Generator(x.device)
-        if not capture.underway():
+        if not is_capturing():
             self.reseed()
         share, (N, C, H, W) = sync.current(), x.shape
         whole = torch.rand(share.whole(N), H, W, C, generator=self.random, device=x.device)

@@ -1,13 +1,12 @@
 """What may share axes: trials that differ only in method, batch sizes and seed. Every figure groups by it."""
 
-import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from normbench.config.catalog.norms import NORMS
+from normbench.config.series import Series, counted, differing, key_of, numerically, series_of
 from normbench.records import Record
 
 Axis = Literal["batch_size", "norm_batch_size"]
@@ -17,23 +16,6 @@ MOST_PANELS = 12
 
 class CannotDrawError(ValueError):
     """These records cannot be one figure; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Series:
-    """A method with one set of options.
-
-    Attributes:
-        label: the method's name, with the options by which it differs from other sets that are present.
-        variant: 0 for the default options (or the first set), further sets count up; it picks the look.
-        order: place among the sets of the method, by their values.
-    """
-
-    method: str
-    options: str
-    label: str
-    variant: int
-    order: int
 
 
 @dataclass(frozen=True)
@@ -152,15 +134,6 @@ def _setting(record: Record) -> dict[str, Any]:
     return setting
 
 
-def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that do not have one value throughout, in the order in which they are written."""
-    values: dict[str, set[str]] = defaultdict(set)
-    for setting in settings:
-        for key, value in setting.items():
-            values[key].add(json.dumps(value))
-    return [key for key, found in values.items() if len(found) > 1]
-
-
 def _by_setting(records: Sequence[Record]) -> list[tuple[list[Record], str]]:
     """The records of every setting, with a heading that says in what it differs from the others."""
     settings = [(_setting(record), record) for record in records]
@@ -187,11 +160,6 @@ def said(key: str, value: Any) -> str:
     if key == "data":
         return f"data {value[:8]}"
     return counted(value, "epoch") if key == "epochs" else f"{key} {value}"
-
-
-def counted(n: int, noun: str) -> str:
-    """``3 seeds`` or ``1 seed``."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def mixed_data(records: Iterable[Record]) -> list[str]:
@@ -229,51 +197,6 @@ def _by_axis(records: Sequence[Record]) -> Iterator[tuple[Axis, str, list[Record
         yield "batch_size", "both batch sizes together" if apart else "", together
     for fixed, members in parts:
         yield axis, fixed, members
-
-
-def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Series]:
-    """Every method and set of options that occurs; the default options keep the method's own look.
-
-    Args:
-        norms: names with options, as records have them.
-
-    Returns:
-        The series by the method's name and its options, as `key_of` gives them.
-    """
-    sets: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for norm in norms:
-        method, text = key_of(norm)
-        sets[method][text] = {key: value for key, value in norm.items() if key != "name"}
-    series = {}
-    for method, found in sets.items():
-        defaults = {key: option.default for key, option in NORMS[method].options.items()}
-        default = json.dumps(defaults, sort_keys=True)
-        texts = sorted(found, key=numerically)
-        looks = sorted(texts, key=lambda text: text != default)
-        keys = differing(list(found.values()))
-        for text in texts:
-            told = ", ".join(_option(key, found[text][key]) for key in keys if key in found[text])
-            label = f"{method} ({told})" if told else method
-            series[method, text] = Series(method, text, label, looks.index(text), texts.index(text))
-    return series
-
-
-def key_of(norm: Mapping[str, Any]) -> tuple[str, str]:
-    """A method's name and its options, as text that is equal where they are."""
-    options = {key: value for key, value in norm.items() if key != "name"}
-    return str(norm["name"]), json.dumps(options, sort_keys=True)
-
-
-def _option(key: str, value: Any) -> str:
-    if isinstance(value, int) and key.endswith("s"):
-        return counted(value, key.removesuffix("s"))
-    return f"{key} {value}"
-
-
-def numerically(text: str) -> list[tuple[float, str]]:
-    """A sort key under which 16 comes after 8."""
-    parts = re.findall(r"(\d+(?:\.\d+)?(?:e-?\d+)?)|(\D+)", text)
-    return [(float(number) if number else -1.0, other) for number, other in parts]
 
 
 def _series_order(series: Series) -> tuple[tuple[int, str], int]:

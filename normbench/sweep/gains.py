@@ -16,7 +16,8 @@ from pathlib import Path
 import normbench
 from normbench.config.experiment import Execute
 from normbench.config.trial import Trial
-from normbench.records import Interrupted, write_atomically
+from normbench.files import write_atomically
+from normbench.records import Interrupted
 from normbench.sweep.estimate import kind
 from normbench.sweep.placement import cores, most, slots
 from normbench.sweep.speeds import WAYS, NotMeasured, Speeds, Way, measured

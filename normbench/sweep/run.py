@@ -18,8 +18,8 @@ from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Choice, Trial
 from normbench.config.user_code import Contained
 from normbench.data import dataset as decoded
-from normbench.files import free_bytes
-from normbench.records import Failure, Lacking, Record, Store, complaints, write_atomically
+from normbench.files import free_bytes, write_atomically
+from normbench.records import Failure, Lacking, Record, Store, complaints
 from normbench.sweep import changes, gains, plan
 from normbench.sweep.changes import Change
 from normbench.sweep.estimate import checkpoint_bytes, record_bytes, size

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from normbench.records import write_atomically
+from normbench.files import write_atomically
 
 State = dict[str, Any]
 Say = Callable[[str], None]

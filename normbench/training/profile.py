@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from normbench.config.catalog.norms import NORMS
+from normbench.config.series import Series, key_of, series_of
 from normbench.config.trial import Trial
 from normbench.norms.ops import dispatch
-from normbench.report.panels import Series, key_of, series_of
 from normbench.training.build import check
 from normbench.training.device import device
 from normbench.training.probe import Probe, settled

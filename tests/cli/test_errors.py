@@ -16,7 +16,8 @@ from normbench.cli import errors
 from normbench.config.catalog.datasets import DataError
 from normbench.config.experiment import ConfigError
 from normbench.config.registry import UnknownName
-from normbench.records import RecordsInUse, Unwritable
+from normbench.files import Unwritable
+from normbench.records import RecordsInUse
 from normbench.sweep.run import Unusable
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_plots import record
+from test_figures import record
 
 from normbench.config.catalog.figures import FIGURES
 from normbench.report.figures.base import render

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from test_plots import evaluated, record, rows, select
+from test_figures import evaluated, record, rows, select
 
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.records import Record

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from test_plots import record
+from test_figures import record
 
 from normbench.config.catalog.figures import FIGURES
 from normbench.report import values as values_of

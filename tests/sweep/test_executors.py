@@ -26,7 +26,8 @@ from conftest import place_of
 from normbench.config import experiment
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.trial import Trial
-from normbench.records import Failure, Interrupted, Record, Unwritable
+from normbench.files import Unwritable
+from normbench.records import Failure, Interrupted, Record
 from normbench.sweep.executors import pool as pool_module
 from normbench.sweep.executors import retry as attempts_module
 from normbench.sweep.executors import worker as workers_module

@@ -16,7 +16,8 @@ from test_sweep import Lab, Seen, all_numbers, undisturbed_numbers
 from torch import Tensor, nn
 
 from normbench.config.trial import Trial
-from normbench.records import Record, Unwritable
+from normbench.files import Unwritable
+from normbench.records import Record
 from normbench.sweep import run
 from normbench.sweep.run import work as ordinary
 from normbench.training import train as training

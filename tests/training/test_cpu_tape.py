@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from normbench.norms.ops import tracing
+from normbench.norms.ops.tracing import in_two_parts, one_call
 from normbench.training.capture import cpu_tape, op_trace
-from normbench.training.capture.cpu_tape import Tape, in_two_parts, one_call
+from normbench.training.capture.cpu_tape import Tape
 from normbench.training.capture.op_trace import Tensors
 
 Step = Callable[..., Tensors]
@@ -149,7 +151,7 @@ def test_conversions_are_made_together() -> None:
             x = x.bfloat16() * weight.bfloat16()
         return x
 
-    with cpu_tape._noted(notes):
+    with tracing.traced(notes), notes:
         outputs = notes.of((step(x),))
 
     names = [str(call.function) for call in op_trace.fewer(notes.calls, outputs)]
@@ -258,7 +260,7 @@ def test_nothing_is_noted_once_a_step_has_failed() -> None:
 
     with pytest.raises(ValueError, match="no"):
         Tape().record(step, (torch.zeros(3),), [])
-    assert cpu_tape._thread.notes is None
+    assert tracing._thread.tracer is None
     assert one_call(lambda: 5)() == 5
 
 

@@ -14,9 +14,9 @@ from torch import nn
 from normbench.cli.profile import as_text
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
+from normbench.config.series import series_of
 from normbench.config.trial import Trial
 from normbench.report.figures import profile as figure
-from normbench.report.panels import series_of
 from normbench.sweep.results import experiments
 from normbench.training.probe import Probe
 from normbench.training.profile import Cost, Profile, methods

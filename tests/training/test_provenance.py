@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_trial
-from test_kernels import needs_compiler
+from test_cpu_kernels import needs_compiler
 from test_train import METHODS
 
 import normbench

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_trial
-from test_norms_shares import in_each
+from test_sync import in_each
 from torch import Tensor
 
 from normbench.config.trial import Trial

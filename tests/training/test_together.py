@@ -16,6 +16,7 @@ from torch import Tensor
 
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.trial import Trial
+from normbench.norms.ops import tracing
 from normbench.records import Record, Store
 from normbench.sweep import run
 from normbench.training.build import network
@@ -151,7 +152,7 @@ def test_settings_of_the_process_stay_until_the_last_trial_is_over(
 
 def test_what_one_thread_calls_is_not_noted_by_another(other: Other, meanwhile: Meanwhile) -> None:
     """Of torch's operators, of compiled kernels, and of what must not be seeded while it is recorded."""
-    doubled = cpu_tape.one_call(lambda x: x * 2)
+    doubled = tracing.one_call(lambda x: x * 2)
 
     def step(x: Tensor) -> tuple[Tensor]:
         other.hold()
@@ -159,7 +160,7 @@ def test_what_one_thread_calls_is_not_noted_by_another(other: Other, meanwhile: 
 
     x = torch.ones(3)
     replays: list[Any] = []
-    with capture.being_recorded():
+    with tracing.capturing():
         thread = meanwhile(lambda: replays.append(cpu_tape.Tape().record(step, (x,), ())))
         doubled(x).sum().item()  # which a tape refuses
     other.free.set()
@@ -169,8 +170,8 @@ def test_what_one_thread_calls_is_not_noted_by_another(other: Other, meanwhile: 
     (y,) = replays[0]()
     assert y.tolist() == [9.0] * 3
     seen: list[bool] = []
-    with capture.being_recorded():
-        looking = threading.Thread(target=lambda: seen.append(capture.underway()))
+    with tracing.capturing():
+        looking = threading.Thread(target=lambda: seen.append(tracing.is_capturing()))
         looking.start()
         looking.join()
     assert seen == [False]

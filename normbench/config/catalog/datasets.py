@@ -14,8 +14,6 @@ if TYPE_CHECKING:  # the table is read without loading numpy
     import numpy as np
     from numpy.typing import NDArray
 
-SHARED = ("augment", "cache", "decoded")  # files that are no data set and no transform but serve them all
-
 Say = Callable[[str], None]
 
 

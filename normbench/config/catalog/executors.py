@@ -38,8 +38,6 @@ if TYPE_CHECKING:  # the table itself stands on a lower floor than what its entr
     Load = Callable[[], None]
     Means = Mapping[str, Any]
 
-SHARED = ("attempts", "workers")  # files that are not a place to run
-
 
 class CannotExecute(RuntimeError):
     """An executor cannot run anything here; the message says what is missing, and the fix."""

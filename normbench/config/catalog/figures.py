@@ -13,7 +13,6 @@ from pydantic import Field
 from normbench.config.registry import Entry, Option, Table, one_of, text
 
 # files that are no figure of records
-SHARED = ("caption", "costs", "figure", "lines", "panels", "published", "samples", "style", "values")
 
 
 @dataclass(frozen=True)

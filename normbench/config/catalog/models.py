@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from normbench.config.registry import Entry, Table, positive
 
-SHARED = ("blocks", "network")  # files that are not a network family
-
 WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages; at most 64", most=64.0)
 
 

@@ -16,19 +16,6 @@ from normbench.config.registry import (
     whole,
 )
 
-SHARED = (
-    "fused",
-    "fused_kernels",
-    "kernels",
-    "maps",
-    "moments",
-    "normalization",
-    "paths",
-    "running",
-    "shares",
-    "weights",
-)  # files that are not a method but what the methods stand on
-
 
 @dataclass(frozen=True)
 class Method(Entry):

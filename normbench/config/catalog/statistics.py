@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from normbench.config.registry import Entry, Table, count, one_of, sizes, whole
 
-SHARED = ("evaluation", "running")  # files that are not an evaluation but what they stand on
-
 
 @dataclass(frozen=True)
 class Measure(Entry):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from normbench.files import user_cache
-from normbench.training.capture.cpu_tape import in_two_parts, one_call
+from normbench.norms.ops.tracing import in_two_parts, one_call
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "weights.c"))
 HEADERS = (Path(__file__).with_name("lanes.h"),)

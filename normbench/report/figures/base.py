@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from normbench.config.catalog.figures import FIGURES
 from normbench.config.registry import nearest
-from normbench.records import Record, write_atomically
+from normbench.files import write_atomically
+from normbench.records import Record
 from normbench.report.figures.style import RC, WIDTH, legend_rows
 from normbench.report.panels import CannotDrawError
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from normbench.config.series import Series
 from normbench.records import Record
 from normbench.report.figures import caption, samples, style
 from normbench.report.figures.base import Figure, Options, Row
 from normbench.report.figures.published import PUBLISHED, Point
 from normbench.report.figures.samples import ACCURACY, Sample, Spot, beyond
-from normbench.report.panels import AXIS_LABELS, Curve, Panel, Series, arrange
+from normbench.report.panels import AXIS_LABELS, Curve, Panel, arrange
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

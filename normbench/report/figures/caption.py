@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from normbench.config.series import counted, numerically
 from normbench.records import Record
-from normbench.report.panels import AXIS_LABELS, Panels, counted, mixed_data, numerically
+from normbench.report.panels import AXIS_LABELS, Panels, mixed_data
 
 MOST_LISTED = 6  # cells named; the CSV has them all
 

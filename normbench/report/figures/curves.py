@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from normbench.config.series import Series
 from normbench.records import Epoch, Record
 from normbench.report.figures import caption, style
 from normbench.report.figures.base import Figure, Options, Row
 from normbench.report.figures.samples import Sample, counts, draw_ring, entries
-from normbench.report.panels import Axis, Cell, Panel, Series, arrange
+from normbench.report.panels import Axis, Cell, Panel, arrange
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,12 +4,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
+from normbench.config.series import counted
 from normbench.records import Record
 from normbench.report.figures import caption
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.lines import Line, Lines, Seed, draw, table
 from normbench.report.figures.lines import Panel as Drawn
-from normbench.report.panels import AXIS_LABELS, CannotDrawError, Curve, Panel, arrange, counted
+from normbench.report.panels import AXIS_LABELS, CannotDrawError, Curve, Panel, arrange
 
 POST_HOC = (
     "That loss is chosen after the fact: it is what the slowest trial ends with, so another trial may move "

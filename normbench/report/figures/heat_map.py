@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from normbench.config.series import differing
 from normbench.records import Record
 from normbench.report.figures import caption, style
 from normbench.report.figures.base import Figure, Options, Row
 from normbench.report.figures.samples import Sample, columns
-from normbench.report.panels import CannotDrawError, differing, said
+from normbench.report.panels import CannotDrawError, said
 from normbench.report.values import in_words, order, settings_of, shown, written
 
 if TYPE_CHECKING:

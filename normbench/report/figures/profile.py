@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from normbench.config.series import Series, key_of, series_of
 from normbench.report.figures import style
 from normbench.report.figures.base import Figure, Row
-from normbench.report.panels import Series, key_of, series_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from normbench.config.catalog.norms import NORMS
+from normbench.config.series import counted, differing
 from normbench.records import Record
 from normbench.report.figures import caption, samples, style
 from normbench.report.figures.base import Figure, Options, Row
 from normbench.report.figures.samples import ACCURACY, Sample, Spot, beyond, columns
-from normbench.report.panels import CannotDrawError, counted, differing, said
+from normbench.report.panels import CannotDrawError, said
 from normbench.report.values import in_words, numeric, order, places, settings_of, shown, written
 
 if TYPE_CHECKING:

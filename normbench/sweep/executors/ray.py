@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.executors import CannotExecute
 from normbench.config.trial import Trial
-from normbench.files import locked
-from normbench.records import Failure, Unwritable, write_atomically
+from normbench.files import Unwritable, locked, write_atomically
+from normbench.records import Failure
 from normbench.signals import held_back
 from normbench.sweep.executors.retry import CUT_OFF, Attempts, packed
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.executors import CannotExecute
 from normbench.config.trial import Trial
-from normbench.records import Failure, Unwritable
+from normbench.files import Unwritable
+from normbench.records import Failure
 from normbench.sweep.executors.retry import Attempts, packed
 
 if TYPE_CHECKING:

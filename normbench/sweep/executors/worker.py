@@ -18,9 +18,9 @@ from multiprocessing.connection import Connection
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
-from normbench.cli.streams import flush
 from normbench.config.trial import Trial
 from normbench.signals import ENDING, held_back
+from normbench.streams import flush
 from normbench.sweep.executors.retry import packed
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 """Recording what is done to a batch, and replaying it for all others: CUDA graphs, tapes, and their seam.
 
 A step of a small network is a thousand small kernels, and to launch each from Python takes longer than to
-run it. On a GPU a graph launches them all at once; on a CPU a :class:`normbench.training.capture.cpu_tape.Tape` calls operators
-and nothing else. Both do again what was done when it was recorded: with the same tensors, whatever they hold
-now, and with the same Python values, whatever they are now. So
+run it. On a GPU a graph launches them all at once; on a CPU a :mod:`~normbench.training.capture.cpu_tape`
+calls operators and nothing else. Both do again what was done when it was recorded: with the same tensors,
+whatever they hold now, and with the same Python values, whatever they are now. So
 
 - batches are copied into tensors of the recording, and what comes out is copied out of them;
 - a recording serves only while all Python values of the network are what they were; others get another one.
@@ -17,7 +17,6 @@ trial was stopped, all its updates take the same path.
 import contextlib
 import functools
 import os
-import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from copy import copy
 from functools import partial
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.api import Timed
+from normbench.norms.ops.tracing import capturing
 from normbench.training.capture.cpu_tape import Tape
 from normbench.training.capture.cuda_graph import CudaGraphs
 from normbench.training.capture.op_trace import Tensors
@@ -38,15 +38,6 @@ MOST = 8  # recordings of one step; values that have changed more often must set
 WORTH = 200  # replays that save what a tape costs to begin with: some tens of updates of a small batch
 PLAIN = frozenset({type(None), bool, int, float, str})
 OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training", "_buffers", "_parameters"}
-
-
-class _Thread(threading.local):
-    """Attributes: records: something is being recorded in this thread."""
-
-    records = False
-
-
-_thread = _Thread()
 
 
 class Recorder(Protocol):
@@ -95,22 +86,7 @@ class Drawing(Protocol):
     random: torch.Generator | None
 
     def reseed(self) -> None:
-        """Begin the random numbers of this update anew. In a pass, only where none is :func:`underway`."""
-
-
-def underway() -> bool:
-    """Something is being recorded, and a seed is not for the module to set."""
-    return _thread.records
-
-
-@contextlib.contextmanager
-def being_recorded() -> Iterator[None]:
-    """Let :func:`underway` say so."""
-    _thread.records = True
-    try:
-        yield
-    finally:
-        _thread.records = False
+        """Begin the random numbers of this update anew. In a pass, only where no step is captured."""
 
 
 class Recorded:
@@ -194,7 +170,7 @@ class Recorded:
                     self._why = "a step changes Python values of its layers"
                     return None
                 generators = [one.random for one in self._drawing if one.random is not None]
-                with being_recorded():
+                with capturing():
                     return own, self._recorder.record(self._act, own, generators)
             except RuntimeError as error:  # memory too: it can be that the step alone would fit
                 self._why = str(error).partition("\n")[0]

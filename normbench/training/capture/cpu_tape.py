@@ -7,18 +7,16 @@ every replay, all others are constants. What comes of that is a straight Python 
 calls in the same order, so a replay agrees with the step to the last bit; which is tried before the first.
 """
 
-import contextlib
 import itertools
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from normbench.norms.ops.tracing import traced
 from normbench.training.capture.dispatch import lean, refuse_unknowable
 from normbench.training.capture.op_trace import (
     Call,
@@ -32,41 +30,7 @@ from normbench.training.capture.op_trace import (
     values,
 )
 
-P = ParamSpec("P")
-R = TypeVar("R")
 aten = torch.ops.aten
-
-
-class _Thread(threading.local):
-    """Attributes: notes: of what this thread calls; None unless it is noted."""
-
-    notes: "_Notes | None" = None
-
-
-_thread = _Thread()
-
-
-def one_call(function: Callable[P, R]) -> Callable[P, R]:
-    """A function of tensors whose work torch does not see: noted as a whole."""
-
-    @wraps(function)
-    def noted(*args: P.args, **kwargs: P.kwargs) -> R:
-        notes = _thread.notes
-        if notes is None or notes.asleep:
-            return function(*args, **kwargs)
-        return notes.call(function, args, kwargs)  # type: ignore[no-any-return]
-
-    return noted
-
-
-def in_two_parts(position: int, more: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Of a function that takes a tensor in two parts, to be added up: there, and as the keyword ``more``."""
-
-    def marked(function: Callable[P, R]) -> Callable[P, R]:
-        function.two_parts = position, more  # type: ignore[attr-defined]
-        return function
-
-    return marked
 
 
 class Tape:
@@ -88,7 +52,7 @@ class Tape:
             RuntimeError: the step reads numbers of a tensor in Python, or does what torch does not see.
         """
         notes = _Notes()
-        with _noted(notes):
+        with traced(notes), notes:
             results = notes.of(act(*batch))
         replay = torch.inference_mode()(function_of(fewer(notes.calls, results), results))
         _compare(act, batch, generators, replay, notes.changed())
@@ -176,17 +140,6 @@ class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls.append(Call(function, args, kwargs, named, writes, kept, view))
 
 
-@contextlib.contextmanager
-def _noted(notes: _Notes) -> Iterator[None]:
-    """Every call of this thread is."""
-    _thread.notes = notes
-    try:
-        with notes:
-            yield
-    finally:
-        _thread.notes = None
-
-
 # ---- that it is the step
 
 
@@ -216,7 +169,8 @@ def _compare(
             generator.set_state(state)
         return [one.detach().clone() for one in (*step(), *changed)]
 
-    with _noted(_Notes()):
+    notes = _Notes()
+    with traced(notes), notes:
         expected = made(lambda: act(*batch))
     found = made(replay)
     pairs = zip(expected, found, strict=True)

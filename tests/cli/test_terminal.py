@@ -1,6 +1,6 @@
 import json
 
-from normbench.cli.tabular import as_json, as_table
+from normbench.cli.terminal import as_json, as_table
 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from normbench.cli.streams import Patient, patient
+from normbench.streams import Patient, patient
 
 
 def broken_pipe() -> io.TextIOWrapper:

@@ -17,9 +17,9 @@ from normbench import files
 from normbench.config.catalog.datasets import NoDataDirectoryError
 from normbench.data.cache import Cache
 from normbench.data.dataset import default_directory
-from normbench.files import LOCK, NoHomeError, free_bytes, user_cache
+from normbench.files import LOCK, NoHomeError, Unwritable, free_bytes, user_cache, write_atomically
 from normbench.norms.ops import cpu
-from normbench.records import RecordsInUse, Store, Unwritable, write_atomically
+from normbench.records import RecordsInUse, Store
 
 REFUSALS = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 OF_DIRECTORIES = (errno.EBADF, errno.EACCES, errno.EPERM)

@@ -1,0 +1,58 @@
+"""What holds for all packages; which may import which is a contract in pyproject.toml (``lint-imports``)."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normbench.config.catalog.datasets import DATASETS, WHITENINGS
+from normbench.config.catalog.executors import EXECUTORS
+from normbench.config.catalog.figures import FIGURES
+from normbench.config.catalog.models import MODELS
+from normbench.config.catalog.norms import CLIPS, NORMS
+from normbench.config.catalog.statistics import EVALUATIONS
+from normbench.config.registry import Table
+
+ROOT = Path(__file__).parents[1]
+TABLES: dict[str, Table[Any]] = {
+    "norms": NORMS,
+    "clips": CLIPS,
+    "models": MODELS,
+    "datasets": DATASETS,
+    "whitenings": WHITENINGS,
+    "statistics": EVALUATIONS,
+    "executors": EXECUTORS,
+    "figures": FIGURES,
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_there_is_code_behind_every_entry(table: str) -> None:
+    assert all(entry.load() is not None for entry in TABLES[table].values())
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "from normbench.cli.app import main; main(['--help'])",
+        "from normbench.cli.app import main; main(['status', '--results', 'results'])",
+        "from normbench.config.experiment import load; [*map(load, Path('configs').glob('*.yaml'))]",
+        "from normbench.records import Store; Store(Path('nothing')).load()",
+        "from normbench.config.catalog.figures import FIGURES; [entry.load() for entry in FIGURES.values()]",
+        "import normbench.sweep.run, normbench.sweep.executors.pool",
+    ],
+    ids=["--help", "status", "config", "records", "figures", "sweep"],
+)
+def test_what_does_not_compute_does_not_load_torch(script: str) -> None:
+    """Loading it takes more than a second."""
+    check = (
+        "import atexit, sys; from pathlib import Path\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check + script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "False"
