@@ -59,7 +59,8 @@ def tiny(**settings: Any) -> Trial:
 
 CASES: dict[str, dict[str, Any]] = {
     "BN": {"norm": "batch"},
-    "SN": {"norm": "switchable", "clip": {"name": "agc", "threshold": 0.05}},
+    # (of seed 0 a value lies so near to the kink of a ReLU that rounding takes it across)
+    "SN": {"norm": "switchable", "clip": {"name": "agc", "threshold": 0.05}, "seed": 1},
     "SN as released": {"norm": {"name": "switchable", "variance": "official"}},
     "Ghost BN": {"norm": "batch", "norm_batch_size": 4, "label_smoothing": 0.1},
     "Ghost BN of two": {"norm": "batch", "norm_batch_size": 2},
