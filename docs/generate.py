@@ -20,17 +20,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import typer
-from normbench.listing import TABLES
-from normbench.lookup import Option
-from normbench.plots.panels import differing, flat
-from normbench.plots.published import PUBLISHED
-from normbench.stats import mean_interval
-from normbench.trial import Trial
 
 import normbench
-from normbench import config, results
-from normbench.cli import app
+from normbench.cli.app import app
+from normbench.cli.catalog import TABLES
+from normbench.config import experiment as config
+from normbench.config.registry import Option
+from normbench.config.series import differing
+from normbench.config.trial import Trial
 from normbench.records import Record
+from normbench.report.figures.published import PUBLISHED
+from normbench.report.panels import flat
+from normbench.report.stats import mean_interval
+from normbench.sweep import results
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent

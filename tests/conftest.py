@@ -181,13 +181,20 @@ class Ended(NamedTuple):
 Cli = Callable[..., Ended]
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup``, one process and not every one starts a cluster."""
-    for name in ("ray", "slurm") if config.pluginmanager.hasplugin("xdist") else ():
-        for item in items:
+FAST_CASES = ({"norm": "batch"}, {"norm": "switchable"}, {"norm": "moving_average_batch"}, {"dropout": 0.3})
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist and the choice by markers read the marks in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a cluster, and what is slow because every method does it."""
+    for item in items:
+        for name in ("ray", "slurm"):
             if item.path.stem.endswith(f"_{name}") or re.search(rf"[\[-]{name}[\]-]", item.name):
                 item.add_marker(pytest.mark.xdist_group(name))
+                item.add_marker(pytest.mark.cluster)
+        settings = getattr(item, "callspec", None) and item.callspec.params.get("settings")  # type: ignore[attr-defined]
+        if item.path.stem in ("test_resume", "test_capture") and settings and settings not in FAST_CASES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ import pytest
 
 from normbench.streams import open_closed_descriptors
 
+pytestmark = pytest.mark.slow
+
 RUN = [
     "run",
     "tiny.yaml",

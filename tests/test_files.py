@@ -79,6 +79,7 @@ def test_a_fault_of_the_disk_stays_one(
     assert caught.value.filename == str(tmp_path / "a.json")
 
 
+@pytest.mark.slow
 def test_everything_works_where_no_directory_can_be_synced(
     lab: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 
+pytestmark = pytest.mark.slow
+
 MEASURED = """
 import sys, time
 from pathlib import Path

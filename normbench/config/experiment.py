@@ -16,7 +16,7 @@ from normbench.config.catalog.datasets import DATASETS, LARGEST_WHITENED
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.catalog.figures import FIGURES
 from normbench.config.catalog.norms import NORMS
-from normbench.config.defaults import BEFORE, NOW, named
+from normbench.config.defaults import BEFORE, NOW, Defaults, named
 from normbench.config.grid import TRIAL_KEYS, merged, trials_of
 from normbench.config.inherit import Files, Unreadable
 from normbench.config.messages import beside, check, meant, paths, title, unknown
@@ -149,8 +149,14 @@ def dump(experiment: Experiment) -> str:
     """
     root, _ = read(write(experiment.document), Spot("", 1, 1, ""))
     assert root is not None
-    halved = any(trial.precision == "bf16" for trial in experiment.trials)
-    return write(named(root, NOW if halved else {**NOW, "logits_precision": None}).plain())
+    return write(named(root, _that_matter(NOW, experiment.trials)).plain())
+
+
+def _that_matter(defaults: Defaults, trials: Iterable[Trial]) -> Defaults:
+    """The defaults without the precision of logits where no trial is of another than fp32."""
+    if any(trial.precision == "bf16" for trial in trials):
+        return defaults
+    return {**defaults, "logits_precision": None}
 
 
 def load(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> Experiment:
@@ -166,9 +172,11 @@ def load(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> 
         ConfigError: with everything that is wrong in the file and the overrides.
     """
     root, problems = _read_file(path)
-    if stored and root is not None and isinstance(root.value, dict):
-        root = named(root, BEFORE)
-    return _experiment(root, problems, overrides, stored)
+    if not (stored and root is not None and isinstance(root.value, dict)):
+        return _experiment(root, problems, overrides, stored)
+    experiment = _experiment(named(root, BEFORE), problems, overrides, stored)
+    document = named(root, _that_matter(BEFORE, experiment.trials)).plain()
+    return replace(experiment, document=document)
 
 
 def parsed(document: Mapping[str, Any]) -> Experiment:

@@ -238,7 +238,10 @@ def test_6_an_output_that_is_full(lab: Path) -> None:
         process = normbench_process("status", stdout=full, stderr=subprocess.PIPE)
         _, err = process.communicate()
     assert process.returncode == 6
-    assert err.splitlines() == ["No space left on device (free some space)", "go on with: normbench status"]
+    assert err.splitlines() == [
+        "standard output: No space left on device (free some space)",
+        "go on with: normbench status",
+    ]
 
 
 @pytest.mark.parametrize("where", ["Abort", "KeyboardInterrupt"])
@@ -323,6 +326,7 @@ def test_plot_draws_every_experiment(lab: Path, cli: Cli) -> None:
     assert all(Path(line).stat().st_size > 100 for line in ended.out.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "first"),
     [
@@ -343,6 +347,7 @@ def test_a_reader_that_leaves_is_no_error(lab: Path, arguments: tuple[str, ...],
     assert normbench_process(*arguments, stdout=subprocess.PIPE).communicate()[0].startswith(first)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_nobody_reads_its_progress(lab: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

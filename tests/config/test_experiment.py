@@ -571,6 +571,7 @@ FUZZ = settings(
 )
 
 
+@pytest.mark.slow
 @FUZZ
 @given(text=damaged(), overrides=OVERRIDES)
 def test_a_damaged_file_is_read_or_refused_with_a_reason(config, text, overrides):
@@ -585,6 +586,7 @@ def test_a_damaged_file_is_read_or_refused_with_a_reason(config, text, overrides
         assert config(dump(experiment)) == experiment
 
 
+@pytest.mark.slow
 @FUZZ
 @given(document=VALUES | st.dictionaries(KEYS, VALUES, max_size=6))
 def test_a_random_document_is_read_or_refused_with_a_reason(config, document):

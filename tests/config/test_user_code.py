@@ -114,6 +114,7 @@ PRINTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", "pool"])
 def test_what_it_prints_goes_to_stderr_and_it_has_no_arguments(
     write: Callable[..., Path], capfd: pytest.CaptureFixture[str], executor: str
@@ -147,6 +148,7 @@ def test_directory_and_signal_handlers_are_as_they_were(write: Callable[..., Pat
     assert (Path.cwd(), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", "pool"])
 def test_a_layer_that_wants_to_end_the_process_while_it_trains_fails_its_own_trial(
     write: Callable[..., Path], cli: Cli, executor: str

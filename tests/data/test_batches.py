@@ -95,6 +95,7 @@ def test_the_order_is_a_permutation_of_its_own_for_every_seed_and_epoch(images: 
     assert orders[0] != tuple(range(COUNT))
 
 
+@pytest.mark.slow
 def test_every_image_is_padded_cropped_and_flipped_as_pillow_does_it(split: Split, images: Images) -> None:
     """The offsets and flips are found by trying all 162; each must occur, or a window would never be seen."""
     seen = set()

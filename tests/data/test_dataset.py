@@ -47,7 +47,7 @@ def python(code, *arguments, **options):
     start = """
         import json, os, signal, sys
         from pathlib import Path
-        from normbench.data import decoded
+        from normbench.data import dataset as decoded
         from normbench.data.dataset import DataError, load, prepare
         from normbench.config.trial import Trial
         dataset = Trial.model_validate({"dataset": "folder"}).dataset

@@ -125,6 +125,7 @@ def layer(norm: object) -> nn.Module:
     return normalization(norm, SHAPE.C, SHAPE.norm_batch).layer(SHAPE.C)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_trial_of_images_of_one_pixel_ends_alike_by_both_paths(
     tmp_path: Path, image_tree: Callable[..., Path]
 ) -> None:

@@ -595,6 +595,7 @@ def test_with_a_compiler_that_fails_torch_takes_over(
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("words", ["{wrapper} {cc}", "{cc} -DNOTHING", "'{cc}'"])
 def test_a_compiler_may_be_several_words(
@@ -643,6 +644,7 @@ def test_why_there_are_no_kernels_is_known(
     assert cpu.refusal() == "", "who turned them off knows why"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", "pool"])
 def test_a_run_says_once_that_there_is_no_compiler(
     executor: str,
@@ -684,6 +686,7 @@ def test_an_unwritable_cache_is_no_error(
     assert cpu.path(CPU) == "torch"
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_they_are_built_once_for_a_source_compiler_and_processor(
     fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -709,6 +712,7 @@ def test_they_are_built_once_for_a_source_compiler_and_processor(
         assert len(list((tmp_path / "normbench").iterdir())) == count
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_damaged_library_in_the_cache_is_built_anew(
     fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -752,6 +756,7 @@ def test_the_source_compiles_without_a_warning(source: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @needs_compiler
 @EVERY_SOURCE
 def test_no_read_or_write_leaves_its_array(source: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from normbench.config import experiment as config
 from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.records import Record, Store
-from normbench.report.figures import style
 from normbench.sweep import run as sweep
 from normbench.training.capture import capture
 
@@ -121,6 +120,7 @@ def run(directory: Path, data: Path, norms: str, executor: str = "serial") -> di
     return Store(directory / "results" / "mine").load()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", "pool"])
 def test_a_method_of_the_current_directory_trains_like_any_other(
     here: Path, tiny_data: Path, executor: str
@@ -302,7 +302,7 @@ def installed(tmp_path: Path) -> Path:
 def test_an_installed_package_brings_a_method_by_name(installed: Path) -> None:
     """In a process of its own, which finds the package as an installed one is found."""
     script = (
-        "from normbench.norms import NORMS\n"
+        "from normbench.config.catalog.norms import NORMS\n"
         "from normbench.config.trial import Trial\n"
         "from normbench.cli.catalog import tables\n"
         "by_name = Trial.model_validate({'norm': {'name': 'acme', 'channels_of': 4}})\n"
@@ -317,14 +317,11 @@ def test_an_installed_package_brings_a_method_by_name(installed: Path) -> None:
         "else: raise AssertionError\n"
         "assert NORMS['acme_norms:groups_of_two'].load()().layer(8)\n"
     )
-    environment = {"PYTHONPATH": f"{Path(config.__file__).parents[1]}:{installed}", "PATH": ""}
+    environment = {"PYTHONPATH": f"{Path(config.__file__).parents[2]}:{installed}", "PATH": ""}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
 
 
-def test_figures_have_a_look_for_it_and_put_it_behind_the_others() -> None:
-    looks = {style.of_method(f"my_norms:{name}").color for name in ("a", "b", "c", "d", "e", "f", "g", "h")}
-
-    assert len(looks) > 3, "by its name"
+def test_figures_put_it_behind_the_others() -> None:
     assert sorted(["m:b", "group", "m:a", "batch"], key=NORMS.position) == ["batch", "group", "m:a", "m:b"]
 
 

@@ -59,7 +59,7 @@ def test_every_method_of_the_table_has_its_formulas_in_numpy_and_no_other_does()
 def test_every_method_that_is_not_made_of_moments_has_a_test_file_of_its_own() -> None:
     others = [method for name, method in NORMS.items() if name not in REFERENCES]
     modules = {method.target.partition(":")[0].rpartition(".")[2] for method in others}
-    assert all((Path(__file__).parents[1] / f"test_norms_{module}.py").exists() for module in modules)
+    assert all((Path(__file__).parent / f"test_{module}.py").exists() for module in modules)
 
 
 @EVERY_METHOD

@@ -29,6 +29,8 @@ from triton.runtime import driver
 from normbench.norms.ops import gpu
 from normbench.norms.ops.gpu import Fused, layout
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parents[1]
 GPU = torch.device("cuda", 0)
 FP32, BF16 = torch.float32, torch.bfloat16

@@ -167,18 +167,7 @@ def spots(selection, method, panel=0):
 
 
 def test_the_table_lists_every_figure_file():
-    shared = {
-        "__init__",
-        "figure",
-        "panels",
-        "caption",
-        "style",
-        "published",
-        "samples",
-        "values",
-        "lines",
-        "costs",
-    }
+    shared = {"__init__", "base", "caption", "style", "published", "samples", "lines", "profile"}
     files = {path.stem for path in Path(figures.__file__).parent.glob("*.py")} - shared
     assert files == {
         entry.target.removeprefix("normbench.report.figures.").split(":")[0] for entry in FIGURES.values()
@@ -199,6 +188,7 @@ def test_every_published_series_can_be_chosen_and_tells_its_source():
 # Every figure: files, bytes, hostile text, nothing to draw
 
 
+@pytest.mark.slow
 def test_a_figure_is_written_in_every_format_with_its_numbers_beside_it(rendered):
     name, written = rendered
     assert [path.name for path in written] == [f"{name}.{end}" for end in (*FORMATS, "csv")]
@@ -209,6 +199,7 @@ def test_a_figure_is_written_in_every_format_with_its_numbers_beside_it(rendered
     assert len(rows(written[-1])) > 5
 
 
+@pytest.mark.slow
 def test_neither_order_nor_user_settings_nor_other_formats_change_a_byte(rendered, sweep, tmp_path):
     name, first = rendered
     foreign = {"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "other", "savefig.dpi": 10}
@@ -219,6 +210,7 @@ def test_neither_order_nor_user_settings_nor_other_formats_change_a_byte(rendere
     assert first[-1].read_bytes() == (tmp_path / f"{name}.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_neither_the_day_nor_the_library_is_in_the_bytes(rendered):
     for path in rendered[1]:
         for word in (b"Date", b"matplotlib.org", b"Matplotlib v"):
@@ -284,7 +276,7 @@ def test_csv_cells_cannot_start_a_formula_and_numbers_stay_numbers():
 WITHOUT = """
 import sys
 from pathlib import Path
-from normbench.report.figures import FIGURES
+from normbench.config.catalog.figures import FIGURES
 from normbench.records import Record
 record = Record.from_json(Path(sys.argv[1]).read_bytes())
 chosen = [(entry.load(), entry.load().select([record], {})) for entry in FIGURES.values()]

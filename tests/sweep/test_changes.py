@@ -229,5 +229,5 @@ def test_a_finished_sweep_loads_no_torch(place: Path) -> None:
         "except SystemExit as end: assert end.code == 0\n"
         "assert 'torch' not in sys.modules\n"
     )
-    package = str(Path(changes.__file__).parents[1])
+    package = str(Path(changes.__file__).parents[2])
     subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"PYTHONPATH": package})

@@ -22,6 +22,8 @@ from normbench.config.trial import Trial
 from normbench.records import Record, Store
 from normbench.sweep import run as sweep
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parents[1]
 NONE, FAIL, SHORT = range(3)
 EXPERIMENT: dict[str, Any] = {

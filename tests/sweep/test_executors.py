@@ -32,6 +32,8 @@ from normbench.sweep.executors import pool as pool_module
 from normbench.sweep.executors import retry as attempts_module
 from normbench.sweep.executors import worker as workers_module
 
+pytestmark = pytest.mark.slow
+
 Outcome = Record | Failure
 Tell = Callable[[dict[str, Any]], bool]
 Execute = Callable[..., Generator[tuple[Trial, Outcome]]]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_sweep import Lab, Seen, all_numbers, undisturbed_numbers
+from test_run import Lab, Seen, all_numbers, undisturbed_numbers
 from torch import Tensor, nn
 
 from normbench.config.trial import Trial
@@ -22,6 +22,8 @@ from normbench.sweep import run
 from normbench.sweep.run import work as ordinary
 from normbench.training import train as training
 from normbench.training.build import network
+
+pytestmark = pytest.mark.slow
 
 MISBEHAVING = 1  # the seed of the trial that does
 GIB = 2**30

@@ -19,6 +19,8 @@ from normbench.sweep.speeds import WAYS, NotMeasured, SlotsAs, Way, measured, up
 from normbench.training import device as devices
 from normbench.training import endless, provenance
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 
 

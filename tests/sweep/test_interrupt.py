@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_SECONDS = 120  # for a machine that has much else to do
 LONG = ["run", "tiny.yaml", "name=long", "trial.epochs=120", "sweep.norm=[batch]", "sweep.batch_size=[8]"]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")

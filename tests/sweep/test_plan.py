@@ -58,6 +58,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [*product(CHANGES, CHANGES)])
 def test_every_trial_stays_known_whatever_changes(first: str, second: str) -> None:
     before, now = experiment(first), experiment(second)

@@ -122,7 +122,7 @@ def test_a_record_of_somebody_else_is_named_and_all_others_are_counted(
 
     plan = cli("plan", "tiny.yaml", "name=second")
     assert plan.code == 0
-    assert f"results/second/{hidden.name}: not a valid record ({why})" in plan.err
+    assert f"results/second/{hidden.name}: not a valid record, left out ({why})" in plan.err
     run = cli("run", "tiny.yaml", "name=second", "--quiet")
     assert run.code == 6
     assert run.err.splitlines()[0] == f"results/second/{hidden.name}: Permission denied"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import forkserver, tiny_trial
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from normbench.records import SCHEMA, Failure, Record, Store
 from normbench.training.checkpoint import load, save, slots
+
+pytestmark = pytest.mark.slow
 
 HISTORIES = int(os.environ.get("NORMBENCH_FUZZ", "100")) // 5
 TRIALS = [tiny_trial(seed=seed) for seed in range(3)]

@@ -231,6 +231,7 @@ def test_a_sum_is_left_to_a_function_that_can_add_up() -> None:
 # ---- what is left behind
 
 
+@pytest.mark.slow
 def test_a_value_is_forgotten_behind_its_last_use() -> None:
     alive: list[int] = []
 

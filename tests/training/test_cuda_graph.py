@@ -91,6 +91,7 @@ def test_only_this_thread_is_watched() -> None:
     assert found == [1.0]
 
 
+@pytest.mark.slow
 def test_to_watch_does_not_load_the_compiler() -> None:
     code = (
         "import sys, torch\n"

@@ -111,6 +111,7 @@ def test_what_is_not_finite_is_none(tiny_data: Path) -> None:
     assert blocks[-1]["variance"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_it_is_in_the_record_of_every_method_from_initialisation_on(run: Run, norm: str) -> None:
     record = run(norm=norm, diagnose=["signal_propagation"])

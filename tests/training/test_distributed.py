@@ -28,6 +28,8 @@ from normbench.training.optim import optimizer
 from normbench.training.progress import Progress
 from normbench.training.train import train
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., Trial]
 CLOSE = 1e-5
 PATIENCE = 30.0  # seconds until a wait that should end at once is given up

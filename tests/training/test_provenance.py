@@ -103,6 +103,7 @@ def normalized_by(norm: Any, data: Path, directory: Path, **settings: Any) -> st
     return str(train(trial, data, directory / "checkpoint").provenance["path"]["norm"])
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("norm", METHODS, ids=str)

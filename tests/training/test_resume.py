@@ -98,6 +98,7 @@ def bench(tiny: Tiny, tiny_data: Path, tmp_path: Path) -> Callable[..., Bench]:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("norm", METHODS, ids=str)
 def test_a_trial_stopped_four_times_ends_as_one_that_was_not(
@@ -287,6 +288,7 @@ UNFIT: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", UNFIT.values(), ids=UNFIT.keys())
 def test_a_state_that_does_not_fit_the_network_is_not_used(
     stopped: Bench, expected: tuple[Any, Any], change: Callable[[dict[str, Any]], Any]
@@ -346,6 +348,7 @@ training.train(Trial.model_validate_json(trial), Path(data), Path(prefix),
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "count"), [("report", 13), ("fsync", 17)])
 def test_a_killed_trial_goes_on_from_its_last_state(
     bench: Callable[..., Bench], expected: tuple[Any, Any], where: str, count: int

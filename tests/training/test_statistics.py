@@ -226,6 +226,7 @@ def test_the_updates_of_the_last_epochs_are_counted(run: Callable[..., Record]) 
     assert len({one["test_loss"] for one in found.values()}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "switchable"])
 def test_a_trial_stopped_again_and_again_measures_the_same_to_the_last_bit(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: str

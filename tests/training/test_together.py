@@ -24,6 +24,8 @@ from normbench.training.capture import capture, cpu_tape
 from normbench.training.process import settled_process
 from normbench.training.train import train
 
+pytestmark = pytest.mark.slow
+
 Tiny = Callable[..., Trial]
 FURTHER: list[dict[str, Any]] = [
     *TIMED,

@@ -50,6 +50,7 @@ def numbers(record: Record) -> dict[str, Any]:
 # ---- the same seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("norm", METHODS, ids=str)
 def test_the_same_seed_gives_the_same_record_to_the_last_bit(run: Run, norm: object, precision: str) -> None:
