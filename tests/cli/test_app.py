@@ -415,6 +415,7 @@ def test_help_loads_next_to_nothing(lab: Path) -> None:
     assert loaded([["--help"], ["--version"]], modules) == ["0 --help", "0 --version"]
 
 
+@pytest.mark.slow
 def test_what_does_not_train_does_not_load_torch(lab: Path) -> None:
     commands = [list(arguments) for arguments in READING] + [
         ["plot", "--format", "png"],

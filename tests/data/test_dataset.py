@@ -286,6 +286,7 @@ def test_no_flipped_bit_of_the_index_gives_other_data(tmp_path, image_tree):
     assert index.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_instant_leaves_no_set_that_is_not_whole(tmp_path, image_tree):
     """SIGKILL just before the n-th rename or flush to disk, for every n of a decoding."""
     image_tree(tmp_path)

@@ -13,6 +13,7 @@ def drawn(tmp_path_factory):
     return load(dataset, directory)
 
 
+@pytest.mark.slow
 def test_shapes_are_rgb_images_of_ten_classes_in_equal_numbers(drawn: Decoded):
     assert drawn.train.images.shape == (6000, 32, 32, 3)
     assert drawn.test.images.shape == (2000, 32, 32, 3)

@@ -320,6 +320,7 @@ def test_what_can_be_normalized_passes(norm: Choice, batch_size: int) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_the_check_needs_neither_memory_nor_time_for_the_maps() -> None:
     """Some 10^16 multiplications on petabytes of maps, if it did."""
     check(Trial(model={"name": "resnet110", "width": 64.0}, norm="switchable", batch_size=2**20), 1000, 512)

@@ -133,8 +133,8 @@ SHAPES = [
     Shape(2, 2, 8, 1, 3),
     Shape(8, 4, 100, 2, 2),
     Shape(6, 3, 24, 5, 7),
-    Shape(4, 4, 64, 8, 8),
-    Shape(2, 2, 16, 32, 32),
+    pytest.param(Shape(4, 4, 64, 8, 8), marks=pytest.mark.slow),
+    pytest.param(Shape(2, 2, 16, 32, 32), marks=pytest.mark.slow),
 ]
 
 

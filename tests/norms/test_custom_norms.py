@@ -299,6 +299,7 @@ def installed(tmp_path: Path) -> Path:
     return tmp_path / "site"
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_a_method_by_name(installed: Path) -> None:
     """In a process of its own, which finds the package as an installed one is found."""
     script = (

@@ -121,6 +121,7 @@ SPREADS = pytest.mark.parametrize(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @ACROSS
 @SPREADS
 def test_several_processes_compute_what_one_does(

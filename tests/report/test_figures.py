@@ -257,6 +257,7 @@ def test_wrong_names_are_answered_with_the_nearest(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_an_unwritable_place_is_an_error_that_names_it(name, sweep, tmp_path):
     (tmp_path / "file").write_text("")
@@ -288,6 +289,7 @@ assert not {"torch", "matplotlib.pyplot"} & sys.modules.keys(), "drawing"
 """
 
 
+@pytest.mark.slow
 def test_selecting_loads_neither_torch_nor_matplotlib_and_drawing_no_pyplot(tmp_path):
     path = tmp_path / "record.json"
     inference = evaluated(0.7, precise=0.01)
@@ -801,6 +803,7 @@ def test_a_trial_that_diverged_at_once_is_in_the_curves_their_table_and_their_ca
         assert f"none at batch size 8, optimizer.lr {lr} (no seed finished)" in text
 
 
+@pytest.mark.slow
 def test_the_tables_of_all_figures_name_what_they_hold_alike(rendered):
     """``docs/figures.md`` says what each column is."""
     found = rows(rendered[1][-1])

@@ -145,6 +145,7 @@ def test_a_trial_without_an_end_has_no_gap() -> None:
     assert select("inference_statistics", [one(status="diverged", inference=[])]) is None
 
 
+@pytest.mark.slow
 def test_the_csv_has_every_number(selection: InferenceStatistics, tmp_path: Any) -> None:
     *_, path = render(
         "inference_statistics", [one(size, seed) for size in (2, 8) for seed in range(3)], tmp_path

@@ -85,6 +85,7 @@ def test_data_that_are_not_there_leave_the_time_open(records: list[Record], tmp_
     assert "not decoded yet" in expected.unknown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shapes", "cifar10", "cifar100"])
 def test_sets_of_known_extent_need_not_be_there(name: str, tmp_path: Path) -> None:
     trial = Trial(dataset={"name": name, "train_size": 100}, model="resnet8", norm="none", batch_size=50)
@@ -93,6 +94,7 @@ def test_sets_of_known_extent_need_not_be_there(name: str, tmp_path: Path) -> No
     assert set(expected.seconds) == {trial.id}
 
 
+@pytest.mark.slow
 def test_the_known_extent_of_the_shapes_is_theirs(tmp_path: Path) -> None:
     dataset = Trial(dataset={"name": "shapes", "test_size": 50}).dataset
     expected = decoded.extent(dataset, tmp_path)

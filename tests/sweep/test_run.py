@@ -133,6 +133,7 @@ def contents(directory: Path) -> dict[str, tuple[int, bytes]]:
 # ---- what is missing, and nothing else
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3, 9])
 def test_workers_begin_before_data_are_looked_at_and_as_many_as_there_is_work_for(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, workers: int
@@ -335,6 +336,7 @@ def test_fail_fast_stops_at_the_first_failure(lab: Lab, monkeypatch: pytest.Monk
     assert seen.counts == {"done": 1, "failed": 1, "missing": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", ["diverged", "out_of_memory"])
 def test_results_that_are_not_done_are_run_again_only_if_asked(lab: Lab, status: str) -> None:
     lab.run()

@@ -119,6 +119,7 @@ def test_a_tape_is_of_updates_alone(
     assert len(recordings) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", EVERY_METHOD, ids=str)
 def test_a_trial_by_tape_is_the_same_without_compiled_kernels(
     bench: Make, replay: Callable[[Tape], Tape], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch

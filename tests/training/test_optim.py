@@ -150,6 +150,7 @@ def test_new_runs_of_normalizer_free_experiments_spare_them(name: str) -> None:
     assert all(trial.optimizer.weight_decay_on_norm for trial in load(configs / f"{name}_cpu.yaml").trials)
 
 
+@pytest.mark.slow
 def test_an_update_does_not_load_torchs_compiler(tmp_path: Path) -> None:
     """Which would take 2 s and 150 MiB of every worker: called or by tape, or with a state that is loaded."""
     script = """

@@ -185,6 +185,7 @@ def test_every_panel_of_costs_has_ticks_and_a_few_per_cent_look_like_few(low: fl
         assert len([tick for tick in axes.get_xticks() if left < tick < right]) >= 2
 
 
+@pytest.mark.slow
 def test_json_has_every_measurement_and_the_figure_is_drawn_of_it(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "it"
     done = cli(

@@ -172,6 +172,7 @@ def test_what_depends_on_the_time_or_counts_goes_on_where_it_was(
     assert stopped.end(stopped.run()[0]) == undisturbed.end(undisturbed.run()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", range(1, REPORTS + 1))
 def test_it_does_not_matter_where_a_trial_is_stopped(
     bench: Callable[..., Bench], at: int, expected: tuple[Any, Any]

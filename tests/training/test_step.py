@@ -74,6 +74,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
 def test_several_processes_update_as_one(settings: dict[str, Any], processes: int, tiny_data: Path) -> None:
@@ -86,6 +87,7 @@ def test_several_processes_update_as_one(settings: dict[str, Any], processes: in
         torch.testing.assert_close(their_state, state, rtol=CLOSE, atol=CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("norm_batch_size", [12, 4])
 def test_all_processes_have_the_same_network_and_have_it_every_time(
