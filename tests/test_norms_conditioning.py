@@ -1,6 +1,11 @@
 """Maps that are hard to normalize: constants, means far above the deviation, tiny and huge variances."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -118,3 +123,32 @@ def test_no_error_is_more_than_twice_that_of_the_layer_of_torch(
 
 def layer(norm: object) -> nn.Module:
     return normalization(norm, SHAPE.C, SHAPE.norm_batch).layer(SHAPE.C)  # type: ignore[arg-type]
+
+
+def test_a_trial_of_images_of_one_pixel_ends_alike_by_both_paths(
+    tmp_path: Path, image_tree: Callable[..., Path]
+) -> None:
+    """Most of its batches are equal black pixels, of which no channel has a variance."""
+    image_tree(tmp_path, train=12, test=2, side=1)
+    config = {
+        "name": "pixels",
+        "trial": {
+            "dataset": {"name": "folder", "folder": "images", "image_size": 1},
+            "model": {"name": "resnet8", "width": 0.25},
+            "batch_size": 4,
+            "epochs": 1,
+        },
+        "sweep": {"norm": ["batch"], "seed": [0, 1, 2]},
+        "execute": {"workers": 1},
+    }
+    (tmp_path / "pixels.yaml").write_text(json.dumps(config))
+    statuses = []
+    for kernels in ("on", "off"):
+        results = tmp_path / kernels
+        command = [sys.executable, "-m", "normbench", "run", "pixels.yaml"]
+        command += ["--results", str(results), "--data", str(tmp_path)]
+        subprocess.run(command, cwd=tmp_path, env=os.environ | {"NORMBENCH_KERNELS": kernels}, check=False)
+        records = [json.loads(file.read_text()) for file in sorted(results.rglob("batch-*.json"))]
+        assert len(records) == 3
+        statuses.append([record["status"] for record in records])
+    assert statuses[0] == statuses[1]

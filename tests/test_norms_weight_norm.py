@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from norm_cases import Arithmetic, take
 from torch import nn
 from weight_cases import check_convolution, check_gradients, conv, exact, images
 
@@ -36,6 +37,30 @@ def test_torchs_own_weight_norm_agrees_in_output_and_gradients() -> None:
     expected.square().sum().backward()
     exact(ours.g.grad, theirs.parametrizations.weight.original0.grad.flatten())
     exact(ours.weight.grad, theirs.parametrizations.weight.original1.grad)
+
+
+@pytest.mark.parametrize("path", ["torch", "compiled"])
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+def test_rows_whose_squares_no_number_holds_have_the_weights_and_gradients_of_float64(
+    size: float, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight roundings in fp32 are allowed. (A row of zeros has no direction: NaN, as torch's own.)"""
+    v = size * conv().float().weight.detach()
+    dw = torch.linspace(-1, 1, v.numel()).view_as(v)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        plain = conv().to(dtype)
+        plain.weight.data = v.to(dtype)
+        module = WeightNormConv(plain, data_init=False)
+        with monkeypatch.context() as only_here:
+            take(Arithmetic(dtype, path if dtype == torch.float32 else "torch"), only_here)  # type: ignore[arg-type]
+            w = module.effective()
+            w.backward(dw.to(dtype) / size)
+        results.append([module.g.detach(), w.detach(), module.g.grad, module.weight.grad])
+    for wanted, found in zip(*results, strict=True):
+        assert wanted is not None
+        assert found is not None
+        assert float((found.double() - wanted).norm() / wanted.norm()) < 8 * torch.finfo(torch.float32).eps
 
 
 def test_the_gradients_are_those_of_finite_differences() -> None:

@@ -175,7 +175,7 @@ class Kernels:
             length: divisor, addend and smallest of what stands under the root; None for no scale.
             dtype: to write, that of these kernels.
         """
-        w, saved = torch.empty_like(v, dtype=dtype), torch.empty((3, len(v)), dtype=torch.float32)
+        w, saved = torch.empty_like(v, dtype=dtype), torch.empty((4, len(v)), dtype=torch.float32)
         shape = len(v), v.numel() // len(v)
         flags = centre, length is not None
         pointers = v.data_ptr(), _at(gain), w.data_ptr(), saved.data_ptr()

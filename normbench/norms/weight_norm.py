@@ -24,7 +24,8 @@ class WeightNormConv(FunctionOfWeights):
 
     def __init__(self, conv: nn.Conv2d, data_init: bool) -> None:
         super().__init__(conv, bias=True)
-        self.g = nn.Parameter(torch.linalg.vector_norm(self.weight.detach(), dim=FAN_IN))
+        length = torch.linalg.vector_norm(self.weight.detach(), dim=FAN_IN, dtype=torch.float64)
+        self.g = nn.Parameter(length.to(self.weight.dtype))
         self.data_init, self.due = data_init, False
 
     def effective(self) -> Tensor:

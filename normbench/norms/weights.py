@@ -39,12 +39,17 @@ class Scale(NamedTuple):
 
     def of(self, rows: Tensor) -> Tensor:
         """Of rows, [out, in, kh, kw], the scale of each, [out, 1, 1, 1]."""
+        unit = None
+        if not (self.eps or self.smallest):  # squares alone would leave the range of numbers
+            most = rows.detach().abs().amax(FAN_IN, keepdim=True)
+            unit = most.masked_fill(~most.isfinite(), 1)
+            rows = rows / unit
         squares = rows.square().sum(FAN_IN, keepdim=True)
         if self.over != 1 or self.eps:
             squares = squares / self.over + self.eps
         if self.smallest:
             squares = squares.clamp_min(self.smallest)
-        scale = squares.rsqrt()
+        scale = squares.rsqrt() if unit is None else squares.rsqrt() / unit
         return scale if self.gain is None else scale * self.gain[:, None, None, None]
 
 
@@ -82,7 +87,7 @@ def _in_rows(weight: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor | None
 
 
 class _Compiled(torch.autograd.Function):
-    """The same in one call forward and one backward; keeps the weights and three numbers a row."""
+    """The same in one call forward and one backward; keeps the weights and four numbers a row."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
