@@ -1,5 +1,6 @@
 """What holds for all packages; which may import which is a contract in pyproject.toml (``lint-imports``)."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,17 @@ def test_what_does_not_compute_does_not_load_torch(script: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("normbench.norms.normalization", "normbench.norms.api", "Normalization"),
+        ("normbench.norms.moments", "normbench.norms.moment_norm", "MomentNorm"),
+    ],
+)
+def test_old_names_that_methods_of_users_import_still_work(old: str, new: str, name: str) -> None:
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=new):
+        module = importlib.import_module(old)
+    assert getattr(module, name) is getattr(importlib.import_module(new), name)
