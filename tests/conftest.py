@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 import tarfile
 from collections import Counter
@@ -25,6 +26,10 @@ from normbench.data import dataset
 from normbench.sweep import run
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: more threads only wait for each other
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script; runs would keep that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as with nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")  # a machine under load is no fault of the code
 ARCHIVE = Path(__file__).parents[1] / "../shared/data/cifar10-jpeg.tar.xz"
