@@ -32,7 +32,8 @@ execute: {executor: serial}
 RUNNER = """
 import json, sys, time
 from pathlib import Path
-from normbench import config, sweep
+from normbench.config import experiment as config
+from normbench.sweep import run as sweep
 
 class Watch(sweep.Listener):
     def event(self, trial, event):

@@ -188,7 +188,7 @@ def test_a_follower_that_cannot_begin_says_why(
     place: Any = torch.device("cpu"), 2, model, optimizer(trial, model), Progress()
 
     with (
-        pytest.raises(Lost, match=r"^process 1 of 2 ended: normbench.data.DataError: .*nowhere"),
+        pytest.raises(Lost, match=r"^process 1 of 2 ended: .*DataError: .*nowhere"),
         followed(trial, tmp_path / "nowhere", *place),
     ):
         pytest.fail("it had no data")
@@ -242,7 +242,7 @@ def test_the_leaders_own_errors_are_its_own(
 LEADER = """
 import os, signal, subprocess, sys, tempfile
 from pathlib import Path
-from normbench import train as training
+from normbench.training import train as training
 from normbench.config.trial import Trial
 
 trial, data, prefix, tempfile.tempdir = sys.argv[1:]

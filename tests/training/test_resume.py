@@ -325,9 +325,9 @@ def test_the_state_of_another_trial_is_not_used(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from normbench import train as training
-from normbench.data import augment
-from normbench.norms import CLIPS
+from normbench.training import train as training
+from normbench.data import batches as augment
+from normbench.config.catalog.norms import CLIPS
 from normbench.config.trial import Trial
 
 trial, data, prefix, where, count = sys.argv[1:]
