@@ -39,7 +39,7 @@ def test_closed_streams_are_no_error_in_the_runner_or_a_worker(lab: Path, closed
     assert ended.returncode == 0
     assert "Traceback" not in ended.stderr + ended.stdout
     if "2>&-" not in closed:
-        assert len(ended.stderr.splitlines()) == 3, ended.stderr
+        assert len(ended.stderr.splitlines()) == 4, ended.stderr
     records = list((lab / "results/odd").glob("batch-*.json"))
     assert [json.loads(record.read_text())["status"] for record in records] == ["done", "done"]
 
