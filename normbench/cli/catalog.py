@@ -54,7 +54,7 @@ def _entries(table: Table[Any]) -> list[str]:
         lines += _entry(entry)
     if isinstance(table, OpenTable):
         lines += [f"{name}: {target} (installed)" for name, target in table.installed.items()]
-        lines.append(f"module:function: a {table.kind} of your own (README says how)")
+        lines.append(f"module:function: a {table.kind} of your own (docs/extending.md says how)")
     return lines
 
 
