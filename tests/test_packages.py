@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from normbench.config.catalog.clips import CLIPS
 from normbench.config.catalog.datasets import DATASETS, WHITENINGS
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.catalog.figures import FIGURES
 from normbench.config.catalog.models import MODELS
-from normbench.config.catalog.norms import CLIPS, NORMS
+from normbench.config.catalog.norms import NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.config.registry import Table
 

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from normbench.config.catalog.clips import CLIPS
 from normbench.config.catalog.datasets import DATASETS, WHITENINGS
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.catalog.figures import FIGURES
 from normbench.config.catalog.models import MODELS
-from normbench.config.catalog.norms import CLIPS, NORMS
+from normbench.config.catalog.norms import NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.config.experiment import checked_dataset
 from normbench.config.registry import Entry, OpenTable, Table, UnknownName, nearest, shortened

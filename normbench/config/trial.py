@@ -24,9 +24,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from normbench.config.catalog.clips import CLIPS
 from normbench.config.catalog.datasets import DATASETS, WHITENINGS
 from normbench.config.catalog.models import MODELS
-from normbench.config.catalog.norms import CLIPS, NORMS
+from normbench.config.catalog.norms import NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.config.registry import Entry, OpenTable, Table, shortened
 

@@ -3,15 +3,14 @@
 import inspect
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normbench.config import user_code
-from normbench.config.catalog.norms import CLIPS, NORMS, Method
+from normbench.config.catalog.norms import NORMS, Method
 from normbench.config.trial import Choice
 from normbench.config.user_code import Contained, EndedProcess
 
@@ -73,73 +72,26 @@ def _sum(_additions: int) -> Sum:
     return Sum()
 
 
-class Clip(nn.Module):
-    """What is done to the gradients, in place, after every backward pass; nothing, unless a subclass does it.
-
-    It is a module of the network, so that its state is kept and its diagnostics are asked for.
-    """
-
-    def forward(self) -> None:
-        """Act on the gradients of the network's parameters."""
-
-
-class GradientNorms(Clip):
-    """Before ``clip`` acts: the norm of every parameter's gradient, averaged over an epoch's updates."""
-
-    def __init__(self, model: nn.Module, clip: Clip) -> None:
-        super().__init__()
-        self.watched = dict(model.named_parameters())
-        self.clip = clip
-        self.sums: Tensor
-        self.updates: Tensor
-        self.register_buffer("sums", torch.zeros(len(self.watched), dtype=torch.float64))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.float64))
-
-    def at(self, clock: Clock) -> None:
-        """Average anew in every epoch."""
-        if clock.step % clock.steps_per_epoch == 0:
-            self.sums.zero_()
-            self.updates.zero_()
-
-    def forward(self) -> None:
-        """Note the norms; then clip."""
-        zero = self.sums.new_zeros(())
-        norms = [zero if one.grad is None else one.grad.norm().double() for one in self.watched.values()]
-        self.sums += torch.stack(norms)
-        self.updates += 1
-        self.clip()
-
-    def diagnostics(self) -> dict[str, dict[str, float]]:
-        """The mean norm, by parameter."""
-        means = (self.sums / self.updates.clamp_min(1)).tolist()
-        return {"gradient_norm": dict(zip(self.watched, means, strict=True))}
-
-
-def no_clip() -> Callable[[nn.Module], Clip]:
-    """Gradients as they are."""
-    return _as_they_are
-
-
-def _as_they_are(_model: nn.Module) -> Clip:
-    return Clip()
-
-
 @dataclass(frozen=True)
 class Normalization:
-    """What a method does to a network: four places to act in, each doing nothing unless the method sets it.
+    """What a method does to a network: three places to act in, each doing nothing unless the method sets it.
 
     Attributes:
         layer: channels -> the module that follows a convolution, [N, C, H, W] -> [N, C, H, W].
         conv: a convolution -> the module that takes its place (weight norm, weight standardization).
         residual: how many branches were added into a block's input since its variance was last 1 -> the
             :class:`Sum` that ends the block.
-        clip: the network -> what acts on its gradients after every backward pass, before the optimizer.
     """
 
     layer: Callable[[int], nn.Module] = _no_layer
     conv: Callable[[nn.Conv2d], nn.Module] = _same_conv
     residual: Callable[[int], Sum] = _sum
-    clip: Callable[[nn.Module], Clip] = _as_they_are
+    clip: InitVar[None] = None
+
+    def __post_init__(self, clip: object) -> None:
+        """Refuse what earlier versions took and ``trial.clip`` replaced."""
+        if clip is not None:
+            raise TypeError("a Normalization takes no clip any more: gradients are clipped by trial.clip")
 
 
 _PLAIN = Sum()
@@ -162,7 +114,6 @@ def build(
     norm: Choice,
     norm_batch_size: int | None,
     norm_every: int = 1,
-    clip: Choice | None = None,
     norm_batches: int = 1,
 ) -> Normalization:
     """The normalization that a trial names.
@@ -171,7 +122,6 @@ def build(
         norm: the method and its options.
         norm_batch_size: samples that share statistics, for methods that look across samples.
         norm_every: a layer after every so many convolutions, none after the others.
-        clip: what is done to the gradients.
         norm_batches: of an update.
 
     Raises:
@@ -188,8 +138,6 @@ def build(
         normalization = method.load()(**norm.options, **across)
     if norm_every > 1:
         normalization = replace(normalization, layer=_every(norm_every, normalization.layer))
-    if clip is not None:
-        normalization = replace(normalization, clip=CLIPS[clip.name].load()(**clip.options))
     return normalization
 
 

@@ -2,7 +2,6 @@
 
 import warnings
 
-from normbench.norms.api import Clip as Clip
 from normbench.norms.api import Clock as Clock
 from normbench.norms.api import Normalization as Normalization
 from normbench.norms.api import ShapeError as ShapeError

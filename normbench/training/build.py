@@ -11,7 +11,8 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.config.user_code import Contained, EndedProcess
-from normbench.norms.api import GradientNorms, Normalization, OwnError, ShapeError, build, place
+from normbench.norms.api import Normalization, OwnError, ShapeError, build, place
+from normbench.training.clipping import clip_of
 from normbench.training.process import exclusive
 
 
@@ -20,7 +21,7 @@ def network(trial: Trial, classes: int) -> nn.Module:
     with exclusive, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(trial.seed)  # torch.manual_seed would reseed the GPUs for good
         batches = trial.batch_size // (trial.norm_batch_size or trial.batch_size)
-        norm = build(trial.norm, trial.norm_batch_size, trial.norm_every, trial.clip, batches)
+        norm = build(trial.norm, trial.norm_batch_size, trial.norm_every, batches)
         builder = MODELS[trial.model.name].load()
         model: nn.Module = builder(
             classes=classes,
@@ -33,8 +34,7 @@ def network(trial: Trial, classes: int) -> nn.Module:
         if trial.zero_init_residual:
             model.zero_init_residual()  # type: ignore[operator]  # every network of the table has it
         model.linear.full = trial.logits_precision == "fp32"  # type: ignore[union-attr]
-        clip = norm.clip(model)
-        model.clip = GradientNorms(model, clip) if "gradient_norm" in trial.diagnose else clip
+        model.clip = clip_of(trial, model)
     return model
 
 

@@ -1,8 +1,9 @@
 import pytest
 
+from normbench.config.catalog.clips import CLIPS
 from normbench.config.catalog.datasets import DATASETS
 from normbench.config.catalog.models import MODELS
-from normbench.config.catalog.norms import CLIPS, NORMS
+from normbench.config.catalog.norms import NORMS
 from normbench.config.registry import Entry, Table, UnknownName, closest, nearest, shortened
 
 KNOWN = f"; known: {', '.join(NORMS)}"

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from normbench.config.catalog.norms import NORMS, PLACES
+from normbench.config.catalog.clips import PLACES
+from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import ADDED, Trial, as_before
 
 # One other valid value for every setting, so that every one can be shown to change the id.

@@ -70,6 +70,9 @@ class Picky(nn.Module):
             raise RuntimeError("too many channels for me")
         return x
 
+def clipping():
+    return Normalization(clip=lambda model: nn.Module())
+
 def picky():
     return Normalization(layer=lambda channels: Picky())
 
@@ -182,6 +185,7 @@ def test_it_is_given_the_norm_batch_if_it_takes_one(here: Path, tiny_data: Path)
             {"name": "my_norms:scaled", "size": 3},
             "norm my_norms:scaled takes no option 'size'; it takes scale$",
         ),
+        ("my_norms:clipping", "norm my_norms:clipping: TypeError: .* gradients are clipped by trial.clip$"),
         (
             "my_norms:wanting",
             "norm my_norms:wanting has no default for its option 'eps' and is not given it$",

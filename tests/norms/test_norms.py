@@ -262,13 +262,8 @@ def test_the_gradients_are_those_of_finite_differences(
 def test_what_a_method_does_not_set_does_nothing(norm: Choice) -> None:
     seam = normalization(norm, 16, 2)
     conv, shortcut, branch = nn.Conv2d(3, 16, 3), torch.ones(1), torch.tensor([2.0])
-    gradient = torch.tensor([[1e9]])
-    model = nn.Linear(1, 1)
-    model.weight.grad = gradient.clone()
     assert seam.conv(conv) is conv
     assert seam.residual(0)(shortcut, branch) == 3
-    seam.clip(model)()
-    assert torch.equal(model.weight.grad, gradient)
 
 
 @EVERY_METHOD

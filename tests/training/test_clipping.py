@@ -9,13 +9,12 @@ import timm.utils.agc
 import torch
 from torch import Tensor, nn
 
-from normbench.config.catalog.norms import CLIPS, PLACES
+from normbench.config.catalog.clips import CLIPS, PLACES
 from normbench.config.trial import Trial
 from normbench.norms.api import Clock, place
 from normbench.records import Record
-from normbench.training.agc import AdaptiveClip, agc
 from normbench.training.build import network
-from normbench.training.gradient_norm import gradient_norm
+from normbench.training.clipping import AdaptiveClip, GlobalNormClip
 from normbench.training.train import train
 
 Tiny = Callable[..., Trial]
@@ -48,7 +47,7 @@ def test_agc_scales_every_unit_down_to_its_share_of_its_weights(threshold: float
     """To single precision: a norm of at most 576 squares."""
     net = model()
     before = gradients(net)
-    agc(threshold, 1e-3, ("final_linear",))(net)()
+    AdaptiveClip(net, threshold, 1e-3, ("final_linear",))()
     clipped = untouched = 0
     for name, parameter in net.named_parameters():
         expected = by_the_paper(parameter.detach().numpy(), before[name].numpy(), threshold)
@@ -64,7 +63,7 @@ def test_agc_scales_every_unit_down_to_its_share_of_its_weights(threshold: float
 def test_timms_agc_agrees_on_what_is_no_vector() -> None:
     """Theirs takes the norm of each element of a vector for its own, where the authors take the vector's."""
     ours, theirs = model(), model()
-    agc(0.05, 1e-3, ())(ours)()
+    AdaptiveClip(ours, 0.05, 1e-3, ())()
     timm.utils.agc.adaptive_clip_grad(theirs.parameters(), clip_factor=0.05, eps=1e-3)
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         if one.ndim > 1:
@@ -75,7 +74,7 @@ def test_timms_agc_agrees_on_what_is_no_vector() -> None:
 def test_agc_leaves_the_excluded_places_alone(excluded: str) -> None:
     net = model()
     before = gradients(net)
-    agc(1e-9, 1e-3, (excluded,))(net)()
+    AdaptiveClip(net, 1e-9, 1e-3, (excluded,))()
     left = {name for name, parameter in net.named_parameters() if torch.equal(parameter.grad, before[name])}
     expected = {name for name, _ in net.named_parameters() if place(name) == excluded} - {"linear.bias"}
     assert left == expected
@@ -89,8 +88,7 @@ def test_every_parameter_of_every_network_has_a_place() -> None:
 
 def test_agc_reports_the_share_of_clipped_units_of_an_epoch() -> None:
     net = model()
-    clip = agc(0.01, 1e-3, ("final_linear",))(net)
-    assert isinstance(clip, AdaptiveClip)
+    clip = AdaptiveClip(net, 0.01, 1e-3, ("final_linear",))
     for step in range(
         4
     ):  # two epochs of two updates; in the second, one of 8 units is too long, in one update
@@ -109,7 +107,7 @@ def test_agc_reports_the_share_of_clipped_units_of_an_epoch() -> None:
 @pytest.mark.parametrize("max_norm", [0.1, 1e9])
 def test_the_norm_of_the_gradient_is_clipped_as_torch_does_it(max_norm: float) -> None:
     ours, theirs = model(), model()
-    gradient_norm(max_norm)(ours)()
+    GlobalNormClip(ours, max_norm)()
     torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_norm)
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-12)
@@ -120,7 +118,7 @@ def test_parameters_without_a_gradient_are_passed_over(name: str) -> None:
     net = model()
     net.conv.weight.grad = None
     clip = Trial(clip=name).clip
-    CLIPS[name].load()(**clip.options)(net)()
+    CLIPS[name].load()(net, **clip.options)()
     assert net.conv.weight.grad is None
 
 
@@ -155,7 +153,7 @@ def test_the_gradient_is_clipped_before_weight_decay_and_momentum(
     net = model()
     before = net.stage1[0].conv1.weight.detach().clone()
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    agc(1e-12, 1e-3, ())(net)()
+    AdaptiveClip(net, 1e-12, 1e-3, ())()
     sgd.step()
     torch.testing.assert_close(net.stage1[0].conv1.weight, before * (1 - 0.1 * 0.01), rtol=1e-6, atol=1e-9)
     assert run(clip={"name": "agc", "threshold": 1e-9, "exclude": []}).status == "done"

@@ -17,7 +17,7 @@ import torch
 from test_train import METHODS, numbers
 from torch import Tensor
 
-from normbench.config.catalog.norms import CLIPS
+from normbench.config.catalog.clips import CLIPS
 from normbench.config.trial import Trial
 from normbench.data import batches
 from normbench.records import Interrupted, Record
@@ -327,7 +327,7 @@ import os, signal, sys
 from pathlib import Path
 from normbench.training import train as training
 from normbench.data import batches as augment
-from normbench.config.catalog.norms import CLIPS
+from normbench.config.catalog.clips import CLIPS
 from normbench.config.trial import Trial
 
 trial, data, prefix, where, count = sys.argv[1:]

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from normbench.config.registry import (
     Entry,
     OpenTable,
-    Table,
     at_least,
     count,
     flag,
     fraction,
     one_of,
     positive,
-    some_of,
     whole,
 )
 
@@ -223,29 +221,4 @@ NORMS: OpenTable[Method] = OpenTable(
             "that is a clip and goes beside any norm: clip: agc or clip: gradient_norm",
         ),
     },
-)
-
-PLACES = ("stem", "stage1", "stage2", "stage3", "final_linear")
-
-CLIPS: Table[Entry] = Table(
-    "clip",
-    Entry("none", "gradients as they are", "normbench.norms.api:no_clip", also=("no_clip",)),
-    Entry(
-        "agc",
-        "adaptive gradient clipping, by the norm of each unit's weights (Brock et al. 2021)",
-        "normbench.training.agc:agc",
-        {
-            "threshold": positive(0.01, "lambda: how long a unit's gradient may be against its weights"),
-            "eps": positive(1e-3, "the least norm of a unit's weights"),
-            "exclude": some_of(PLACES, ("final_linear",), "places whose weights are not clipped"),
-        },
-        also=("adaptive_gradient_clipping", "adaptive_clipping", "unitwise"),
-    ),
-    Entry(
-        "gradient_norm",
-        "clipping of the norm of the whole gradient (Pascanu et al. 2013)",
-        "normbench.training.gradient_norm:gradient_norm",
-        {"max_norm": positive(1.0, "how long the whole gradient may be")},
-        also=("grad_norm", "norm", "global_norm", "clip_grad_norm", "gradient_clipping", "grad_clip"),
-    ),
 )
