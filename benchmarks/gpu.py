@@ -34,9 +34,8 @@ from normbench.data import dataset as decoded
 from normbench.norms.moment_norm import MomentNorm
 from normbench.sweep.gains import mps
 from normbench.sweep.speeds import WAYS, NotMeasured, measured
-from normbench.training.device import device
-from normbench.training.endless import Endless
-from normbench.training.process import settled_process
+from normbench.training.benchmark import Endless
+from normbench.training.device import device, settled_process
 from normbench.training.provenance import device_name, git_state
 
 # ---- the plain loop

@@ -24,9 +24,8 @@ from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.data import dataset
 from normbench.norms.ops import dispatch
-from normbench.training.device import device
-from normbench.training.endless import Endless
-from normbench.training.process import settled_process
+from normbench.training.benchmark import Endless
+from normbench.training.device import device, settled_process
 from normbench.training.provenance import device_name, git_state
 
 MODEL = "preact_resnet20"

@@ -25,9 +25,8 @@ from normbench.models.resnet import ResNet
 from normbench.norms.api import relu
 from normbench.training.build import network
 from normbench.training.capture.capture import Recorded, recorder_of
-from normbench.training.device import device
+from normbench.training.device import device, settled_process
 from normbench.training.optim import momenta, optimizer
-from normbench.training.process import settled_process
 from normbench.training.provenance import device_name, git_state
 
 CLASSES = 10

@@ -39,10 +39,9 @@ from normbench.sweep.speeds import WAYS, Way, measured
 from normbench.training.build import network
 from normbench.training.capture.capture import Act, Tensors, recorder_of
 from normbench.training.capture.cuda_graph import CudaGraphs
-from normbench.training.device import settle_on
+from normbench.training.device import settle_on, settled_process
 from normbench.training.evaluation import Inference, infer
 from normbench.training.optim import optimizer
-from normbench.training.process import settled_process
 from normbench.training.step import Update
 from normbench.training.train import train
 

@@ -70,7 +70,7 @@ def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, pla
                 unknown = "methods of your own are not tried before they run"
                 continue
             if own not in speeds:
-                from normbench.training.probe import images_per_second
+                from normbench.training.benchmark import images_per_second
 
                 speeds[own] = images_per_second(trial, extent, place.device, place.threads)
         except DataError as error:

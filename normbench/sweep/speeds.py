@@ -112,8 +112,8 @@ def update_in_turn(
     import torch
 
     from normbench.training import device as devices
-    from normbench.training.endless import Endless
-    from normbench.training.process import settled_process
+    from normbench.training.benchmark import Endless
+    from normbench.training.device import settled_process
 
     if streams and together == 1:
         return "a process of streams ended"

@@ -13,7 +13,7 @@ from normbench.config.trial import Trial
 from normbench.config.user_code import Contained, EndedProcess
 from normbench.norms.api import Normalization, OwnError, ShapeError, build, place
 from normbench.training.clipping import clip_of
-from normbench.training.process import exclusive
+from normbench.training.device import exclusive
 
 
 def network(trial: Trial, classes: int) -> nn.Module:

@@ -32,9 +32,8 @@ from normbench.data.batches import images_of
 from normbench.norms.ops.sync import ALONE, Disconnected, Share
 from normbench.signals import held_back
 from normbench.training.build import network
-from normbench.training.device import of_processes
+from normbench.training.device import of_processes, settled_process
 from normbench.training.optim import optimizer
-from normbench.training.process import settled_process
 from normbench.training.progress import Progress
 from normbench.training.step import Update, is_out_of_memory
 

@@ -12,9 +12,9 @@ from normbench.config.catalog.norms import NORMS
 from normbench.config.series import Series, key_of, series_of
 from normbench.config.trial import Trial
 from normbench.norms.ops import dispatch
+from normbench.training.benchmark import Probe, settled
 from normbench.training.build import check
 from normbench.training.device import device
-from normbench.training.probe import Probe, settled
 from normbench.training.provenance import peak_memory_bytes, provenance, reset_peak_memory
 
 CLASSES, SIZE = 10, 32  # of CIFAR-10

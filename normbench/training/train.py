@@ -22,11 +22,11 @@ from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Recor
 from normbench.training import checkpoint as checkpoints
 from normbench.training.build import network
 from normbench.training.capture.capture import recorder_of
+from normbench.training.device import alone, settled_process
 from normbench.training.diagnostics import signal_propagation
 from normbench.training.distributed import followed
 from normbench.training.evaluation import EVALUATION_BATCH, Evaluations, Inference, Trained, infer, score
 from normbench.training.optim import learning_rate, optimizer
-from normbench.training.process import alone, settled_process
 from normbench.training.progress import Diverged, Progress
 from normbench.training.provenance import (
     code_hash,

@@ -14,7 +14,7 @@ from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.records import Record, Store
 from normbench.sweep.estimate import Estimate, device_bytes, estimate, kind, record_bytes, relative_cost
-from normbench.training import probe
+from normbench.training import benchmark
 
 HERE = Execute(executor="serial")
 
@@ -36,7 +36,7 @@ def test_what_was_seen_is_expected_again(
     records: list[Record], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """64 training images an epoch, and 20 to test on at a third of the cost."""
-    monkeypatch.setattr(probe, "images_per_second", no_probe)
+    monkeypatch.setattr(benchmark, "images_per_second", no_probe)
     record = records[0].model_copy(update={"images_per_second": 100.0})
     trial = like(record, seed=9, epochs=10, evaluate_every=4)
     expected = estimate([trial], [record, *records[1:]], tiny_data, HERE)
@@ -55,7 +55,7 @@ def test_the_median_of_what_was_seen_counts(records: list[Record], tiny_data: Pa
 def test_other_machines_and_threads_do_not_count(
     records: list[Record], tiny_data: Path, elsewhere: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "images_per_second", lambda *_: 50.0)
+    monkeypatch.setattr(benchmark, "images_per_second", lambda *_: 50.0)
     seen = [one.model_copy(update={"provenance": one.provenance | elsewhere}) for one in records]
     expected = estimate([one.trial for one in records], seen, tiny_data, HERE)
     assert expected.from_records == 0
@@ -66,7 +66,7 @@ def test_each_kind_is_probed_once(
     records: list[Record], tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probed: list[Trial] = []
-    monkeypatch.setattr(probe, "images_per_second", lambda trial, *_: probed.append(trial) or 50.0)
+    monkeypatch.setattr(benchmark, "images_per_second", lambda trial, *_: probed.append(trial) or 50.0)
     estimate([like(records[0], seed=seed) for seed in range(5)], [], tiny_data, HERE)
     assert len(probed) == 1
 
@@ -125,7 +125,7 @@ def test_a_probe_that_fails_leaves_the_time_open(
     def out_of_memory(*_: object) -> float:
         raise RuntimeError("CUDA out of memory\nmany lines")
 
-    monkeypatch.setattr(probe, "images_per_second", out_of_memory)
+    monkeypatch.setattr(benchmark, "images_per_second", out_of_memory)
     expected = estimate([records[0].trial], [], tiny_data, HERE)
     assert expected.unknown == f"the probe of {records[0].trial.id} failed: CUDA out of memory"
 
@@ -144,15 +144,15 @@ def test_a_probe_measures_and_leaves_all_as_it_was(
     records: list[Record], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch = sys.modules["torch"]
-    monkeypatch.setattr(probe, "SECONDS", 0.0)
+    monkeypatch.setattr(benchmark, "SECONDS", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = torch.get_num_threads(), dict(os.environ)
     trial = records[0].trial
-    assert probe.images_per_second(trial, decoded.extent(trial.dataset, tiny_data), "cpu", 2) > 0
+    assert benchmark.images_per_second(trial, decoded.extent(trial.dataset, tiny_data), "cpu", 2) > 0
     assert (torch.get_num_threads(), dict(os.environ)) == before
     assert not list(tmp_path.iterdir())
     monkeypatch.delenv("XDG_CACHE_HOME")
-    probe.images_per_second(trial, decoded.extent(trial.dataset, tiny_data), "cpu")
+    benchmark.images_per_second(trial, decoded.extent(trial.dataset, tiny_data), "cpu")
     assert "XDG_CACHE_HOME" not in os.environ
 
 

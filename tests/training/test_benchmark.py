@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from normbench.config.trial import Trial
-from normbench.training.endless import WARM_UP, Endless
+from normbench.training.benchmark import WARM_UP, Endless
 
 CPU = torch.device("cpu")
 Tiny = Callable[..., Trial]
@@ -21,7 +21,7 @@ def test_it_updates_until_it_is_over_and_counts_images(
     """Longer than an epoch, of which there are six updates, and than the schedule, which has two."""
     looks = iter([10.0, 12.0])
     monkeypatch.setattr(
-        "normbench.training.endless.time",
+        "normbench.training.benchmark.time",
         SimpleNamespace(perf_counter=lambda: next(looks), monotonic=time.monotonic),
     )
     endless = Endless(tiny(batch_size=10), tiny_data, CPU)

@@ -18,7 +18,7 @@ from normbench.config.series import series_of
 from normbench.config.trial import Trial
 from normbench.report.figures import profile as figure
 from normbench.sweep.results import experiments
-from normbench.training.probe import Probe
+from normbench.training.benchmark import Probe
 from normbench.training.profile import Cost, Profile, methods
 
 Cli = Callable[..., Any]

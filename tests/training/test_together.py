@@ -21,7 +21,7 @@ from normbench.records import Record, Store
 from normbench.sweep import run
 from normbench.training.build import network
 from normbench.training.capture import capture, cpu_tape
-from normbench.training.process import settled_process
+from normbench.training.device import settled_process
 from normbench.training.train import train
 
 pytestmark = pytest.mark.slow

@@ -31,7 +31,7 @@ from normbench.norms.ops.tracing import capturing
 from normbench.training.capture.cpu_tape import Tape
 from normbench.training.capture.cuda_graph import CudaGraphs
 from normbench.training.capture.op_trace import Tensors
-from normbench.training.process import exclusive
+from normbench.training.device import exclusive
 
 Act = Callable[..., Tensors]
 MOST = 8  # recordings of one step; values that have changed more often must settle first

@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from normbench.norms.ops.tracing import traced
-from normbench.training.capture.dispatch import lean, refuse_unknowable
 from normbench.training.capture.op_trace import (
     Call,
     Tensors,
@@ -25,8 +24,10 @@ from normbench.training.capture.op_trace import (
     address,
     fewer,
     function_of,
+    lean,
     leaves,
     mapped,
+    refuse_unknowable,
     values,
 )
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normbench.training.capture.dispatch import lean, refuse_unknowable
-from normbench.training.capture.op_trace import Tensors, leaves
+from normbench.training.capture.op_trace import Tensors, lean, leaves, refuse_unknowable
 
 aten = torch.ops.aten
 COPIES = aten._to_copy.default, aten.copy_.default

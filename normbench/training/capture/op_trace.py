@@ -1,15 +1,35 @@
 """Calls of operators as data: what makes fewer of them, and the function that makes them."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Tensors = tuple[Tensor, ...]
+Mode = TypeVar("Mode", bound=type[TorchDispatchMode])
+UNKNOWABLE = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
 aten = torch.ops.aten
 VALUE_BY_VALUE = aten._foreach_copy_.default, aten._fused_sgd_.default, aten._fused_sgd_.tensor_lr
+
+
+def lean(mode: Mode) -> Mode:
+    """The mode without the decorator that torch adds, which loads its compiler: 2 s and 150 MiB."""
+    setattr(mode, "__torch_dispatch__", inspect.unwrap(mode.__torch_dispatch__))  # noqa: B010
+    return mode
+
+
+def refuse_unknowable(operator: Any) -> None:
+    """Refuse what hands numbers of a tensor to Python, and so cannot be replayed and waits for a device.
+
+    Raises:
+        RuntimeError: says which operator it is.
+    """
+    if set(UNKNOWABLE) & set(operator.tags):
+        raise RuntimeError(f"it reads numbers of a tensor in Python ({operator}); slower, but they are right")
 
 
 class Value:
