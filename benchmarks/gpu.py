@@ -34,7 +34,7 @@ from normbench.data import dataset as decoded
 from normbench.norms.moment_norm import MomentNorm
 from normbench.sweep.gains import mps
 from normbench.sweep.speeds import WAYS, NotMeasured, measured
-from normbench.training.benchmark import Endless
+from normbench.training.benchmark import UpdateLoop
 from normbench.training.device import device, settled_process
 from normbench.training.provenance import device_name, git_state
 
@@ -81,7 +81,7 @@ def needs(trial: Trial, data: Path, where: torch.device) -> dict[str, float]:
     reads W, dW and momentum and writes two of them, in fp32. Operations: multiplications and additions of the
     convolutions and the linear layer, there and back.
     """
-    running = Endless(trial, data, where, replayed=False)
+    running = UpdateLoop(trial, data, where, is_replayed=False)
     size, moved = (2 if trial.precision == "bf16" else 4), 0
 
     def convolution(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -100,7 +100,7 @@ def needs(trial: Trial, data: Path, where: torch.device) -> dict[str, float]:
         elif isinstance(module, MomentNorm):
             hooks.append(module.register_forward_hook(layer))
     with FlopCounterMode(display=False) as flops:
-        running.one()
+        running.step()
     for hook in hooks:
         hook.remove()
     x, y = next(running.batches())
@@ -147,11 +147,11 @@ def row(trial: Trial, depth: int, there: dict[str, float], options: Any) -> dict
     if trial.norm.name in PLAIN_NORMS:
         speed = plain_loop(trial, options.data, depth, options.seconds, options.device)
         found["plain_loop"] = speed
-    called = Endless(trial, options.data, where, replayed=False)
+    called = UpdateLoop(trial, options.data, where, is_replayed=False)
     end = time.perf_counter() + options.seconds
     found["plain"] = called.images_per_second(lambda: time.perf_counter() > end)
     del called
-    found["path"] = Endless(trial, options.data, where).update.step.path
+    found["path"] = UpdateLoop(trial, options.data, where).update.step.path
     for slots_as in WAYS:
         try:
             speeds = measured(

@@ -24,7 +24,7 @@ from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.data import dataset
 from normbench.norms.ops import dispatch
-from normbench.training.benchmark import Endless
+from normbench.training.benchmark import UpdateLoop
 from normbench.training.device import device, settled_process
 from normbench.training.provenance import device_name, git_state
 
@@ -36,18 +36,18 @@ def updates(pipe: "Connection[Any, Any]", data: Path, place: str) -> None:
     """Sets up each trial that comes, says by which path, and then answers numbers of updates by seconds."""
     torch.set_num_threads(1)
     where = device(place)
-    endless: Endless | None = None
+    loop: UpdateLoop | None = None
     with settled_process():
         while asked := pipe.recv():
             if isinstance(asked, Trial):
-                endless = None  # its memory first
-                endless = Endless(asked, data, where)
+                loop = None  # its memory first
+                loop = UpdateLoop(asked, data, where)
                 pipe.send(dispatch.path(where, asked.precision == "bf16"))
                 continue
-            assert endless is not None
+            assert loop is not None
             began = time.perf_counter()
             for _ in range(asked):
-                endless.one()
+                loop.step()
             if where.type == "cuda":
                 torch.cuda.synchronize(where)
             pipe.send(time.perf_counter() - began)

@@ -112,7 +112,7 @@ def update_in_turn(
     import torch
 
     from normbench.training import device as devices
-    from normbench.training.benchmark import Endless
+    from normbench.training.benchmark import UpdateLoop as Endless
     from normbench.training.device import settled_process
 
     if streams and together == 1:

@@ -1,4 +1,4 @@
-"""How fast a trial would run here: a few updates on random images, timed."""
+"""The speed and memory of a trial's updates, measured on random images or on those of its data set."""
 
 import contextlib
 import os
@@ -10,25 +10,25 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
-from normbench.data.batches import images_of
+from normbench.data.batches import Chunk, images_of
 from normbench.data.dataset import Extent
 from normbench.files import NoHomeError, user_cache
 from normbench.norms.api import recordable
 from normbench.norms.ops.sync import ALONE
-from normbench.training.build import check, network
+from normbench.training.build import check, network, to_device
 from normbench.training.capture.capture import WORTH, Recorded, recorder_of
 from normbench.training.device import device, settled_process
 from normbench.training.optim import momenta, optimizer
-from normbench.training.progress import Progress
-from normbench.training.step import Update, one_update
+from normbench.training.state import TrainState
+from normbench.training.step import Update, sgd_update, training_batches
 from normbench.training.train import REPORT_SECONDS
 
 SECONDS = 0.3
-WARM_UP = 5
+WARM_UP = 5  # updates
 CACHE = "XDG_CACHE_HOME"
 
 
@@ -36,7 +36,7 @@ class Probe:
     """A trial's network on random images, for single updates and inferences.
 
     Args:
-        trial: what it is of.
+        trial: its settings.
         classes: outputs.
         size: side of the images in pixels.
         where: the device.
@@ -44,72 +44,67 @@ class Probe:
 
     def __init__(self, trial: Trial, classes: int, size: int, where: torch.device) -> None:
         self.where, self.precision = where, trial.precision
-        model = network(trial, classes)
-        self.model: nn.Module = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = to_device(network(trial, classes), where)
         self.sgd = optimizer(trial, self.model)
         x = torch.randn(trial.batch_size, 3, size, size, device=where)
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.y = torch.zeros(trial.batch_size, dtype=torch.long, device=where)
         recorder = recorder_of(where, 1, WORTH, recordable(trial.norm))
         others = tuple if recorder is None else partial(momenta, self.sgd)
-        self._act = partial(one_update, trial, self.model, self.sgd, ALONE)
-        self.step = Recorded(self._act, self.model, recorder, others)
+        self._sgd_update = partial(sgd_update, trial, self.model, self.sgd, ALONE)
+        self.step = Recorded(self._sgd_update, self.model, recorder, others)
 
     def update(self) -> None:
-        """One, with everything that belongs to it, in training mode; on the path that a trial takes."""
+        """Make an update in training mode, on the path that a trial takes."""
         self.step(self.x, self.y)
 
-    def update_by_calls(self) -> None:
-        """The same, never replayed: what it takes of memory can be seen."""
-        self._act(self.x, self.y)
+    def update_eagerly(self) -> None:
+        """Make an update that is not replayed, so that its memory can be measured."""
+        self._sgd_update(self.x, self.y)
 
     @torch.inference_mode()
     def infer(self) -> None:
-        """The same images through the network, in the mode it is in."""
+        """Run the images through the network, in the mode it is in."""
         with torch.autocast(self.where.type, torch.bfloat16, enabled=self.precision == "bf16"):
             self.model(self.x)
 
     def kept_bytes(self) -> int:
-        """What a forward pass keeps for the backward pass: weights aside, each piece of memory once."""
+        """Return the bytes that a forward pass keeps for the backward pass, without the weights."""
         weights = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
         kept: dict[int, int] = {}
 
-        def note(tensor: Tensor) -> Tensor:
+        def count(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = _loss(self.model, self.precision, self.x, self.y)  # holds what is kept until it is counted
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            with torch.autocast(self.where.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                logits = self.model(self.x)
+            loss = F.cross_entropy(logits.float(), self.y)  # keeps the storages until they are counted
         del loss
         return sum(kept.values())
 
     def seconds(self, act: Callable[[], None], at_least: float = SECONDS) -> float:
-        """Of one ``act``, averaged over as many as that time takes; what was begun before is waited for."""
+        """Return the mean duration of ``act``, called for ``at_least`` so many seconds."""
         self._wait()
-        count, began = 0, time.perf_counter()
-        while not count or time.perf_counter() - began < at_least:
+        count, start = 0, time.perf_counter()
+        while not count or time.perf_counter() - start < at_least:
             act()
             count += 1
             if count % 8 == 0 or self.where.type == "cpu":
                 self._wait()
         self._wait()
-        return (time.perf_counter() - began) / count
+        return (time.perf_counter() - start) / count
 
     def _wait(self) -> None:
         if self.where.type == "cuda":
             torch.cuda.synchronize(self.where)
 
 
-def _loss(model: nn.Module, precision: str, x: Tensor, y: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(x)
-    return F.cross_entropy(logits.float(), y)
-
-
 def images_per_second(trial: Trial, data: Extent, place: str, threads: int = 1) -> float:
-    """Training throughput of one worker of so many threads, the others idle. Leaves no file behind.
+    """Return the training throughput of one idle worker of so many threads. Leaves no file behind.
 
     Raises:
         ValueError: the trial cannot run; the message says why.
@@ -121,38 +116,33 @@ def images_per_second(trial: Trial, data: Extent, place: str, threads: int = 1) 
     check(trial, classes, size)
     with settled(threads):
         probe = Probe(trial, classes, size, where)
-        for _ in range(2):  # they set things up
+        for _ in range(2):  # the first updates set things up
             probe.update()
         return trial.batch_size / probe.seconds(probe.update)
 
 
 @contextlib.contextmanager
 def settled(threads: int) -> Iterator[None]:
-    """So many threads, as in training otherwise; and no file is left behind."""
-    with _threads(threads), _cache_that_goes(), settled_process():
-        yield
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+    """Set so many threads, and the process as in training, and leave no file behind."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(threads)
     try:
-        yield
+        with _temporary_cache(), settled_process():
+            yield
     finally:
         torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
-def _cache_that_goes() -> Iterator[None]:
-    """What is compiled on first use is found if it is there; if not, it is built where it does not stay."""
+def _temporary_cache() -> Iterator[None]:
+    """Use compiled kernels that are in the cache directory, and build others in a temporary one."""
     before = os.environ.get(CACHE)
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / "normbench"
         copy.mkdir()
         with contextlib.suppress(NoHomeError):  # nothing has ever been built then
-            for built in (user_cache() / copy.name).glob("kernels-*.so"):
-                (copy / built.name).symlink_to(built)
+            for library in (user_cache() / copy.name).glob("kernels-*.so"):
+                (copy / library.name).symlink_to(library)
         os.environ[CACHE] = directory
         try:
             yield
@@ -162,59 +152,55 @@ def _cache_that_goes() -> Iterator[None]:
                 os.environ[CACHE] = before
 
 
-class Endless:
-    """Updates of a trial, the first of which have set everything up.
+class UpdateLoop:
+    """An endless loop of a trial's updates, with the images and the path of training, after a warm-up.
 
     Args:
-        trial: whose; its data set has been prepared.
+        trial: its settings; its data set has been prepared.
         data: the data directory.
         where: the device.
-        replayed: by graph or tape, where there is one; False to call every update.
+        is_replayed: by graph or tape, where there is one; False to call every update.
 
     Attributes:
-        model: its network.
+        model: the network.
         update: an update of it.
     """
 
-    def __init__(self, trial: Trial, data: Path, where: torch.device, replayed: bool = True) -> None:
+    def __init__(self, trial: Trial, data: Path, where: torch.device, is_replayed: bool = True) -> None:
         dataset = decoded.load(trial.dataset, data)
-        self._trial = trial
         self._images, _ = images_of(trial, dataset, where)
-        model = network(trial, len(dataset.classes))
-        self.model: nn.Module = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        recorder = recorder_of(where, 1, WORTH, recordable(trial.norm)) if replayed else None
         steps_per_epoch = max(1, len(self._images) // trial.batch_size)
-        self._steps = steps_per_epoch * trial.epochs
-        sgd = optimizer(trial, self.model)
-        self.update = Update(trial, self.model, sgd, steps_per_epoch, recorder=recorder)
+        self._state = TrainState.initial(trial, len(dataset.classes), steps_per_epoch, where)
+        self.model = self._state.model
+        recorder = recorder_of(where, 1, WORTH, recordable(trial.norm)) if is_replayed else None
+        self.update = Update(trial, self.model, self._state.optimizer, steps_per_epoch, recorder=recorder)
         self._batches = self.batches()
-        self._progress, self._step = Progress(), 0
         for _ in range(WARM_UP):
-            self.one()
-        self._progress.settle()
+            self.step()
+        self._state.progress.synchronize()
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels, epoch after epoch."""
-        trial, epoch = self._trial, 0
+    def batches(self) -> Iterator[Chunk]:
+        """Yield images and labels, epoch after epoch."""
+        epoch = 0
         while True:
-            for chunk in self._images.training_chunks(trial.seed, epoch, trial.batch_size, trial.augment):
-                yield from zip(*(torch.split(part, trial.batch_size) for part in chunk), strict=True)
+            yield from training_batches(self._images, self._state.trial, epoch)
             epoch += 1
 
-    def one(self) -> None:
+    def step(self) -> None:
         """Make an update."""
-        x, y = next(self._batches)
-        loss, logits = self.update(self._step % self._steps, x, y)  # the schedule would end
-        self._progress.updated(loss, logits, y, path=self.update.step.path)
-        self._step += 1
+        trial, progress = self._state.trial, self._state.progress
+        batch = next(self._batches)
+        step = progress.step % (trial.epochs * self._state.steps_per_epoch)  # as far as the schedule goes
+        loss, logits = self.update(step, *batch)
+        progress.count_update(loss, logits, batch.labels, path=self.update.step.path)
 
-    def images_per_second(self, over: Callable[[], bool]) -> float:
-        """Of this trial, whatever else runs, until it is ``over``; what was begun is waited for."""
-        images, began = 0, time.perf_counter()
-        while not over():
-            self.one()
-            images += self._trial.batch_size
-            if time.monotonic() - self._progress.settled_at > REPORT_SECONDS:
-                self._progress.settle()
-        self._progress.settle()
-        return images / (time.perf_counter() - began)
+    def images_per_second(self, is_over: Callable[[], bool]) -> float:
+        """Return the throughput until ``is_over`` returns True, and until the last update has ended."""
+        images, start, progress = 0, time.perf_counter(), self._state.progress
+        while not is_over():
+            self.step()
+            images += self._state.trial.batch_size
+            if time.monotonic() - progress.synchronized_at > REPORT_SECONDS:
+                progress.synchronize()
+        progress.synchronize()
+        return images / (time.perf_counter() - start)

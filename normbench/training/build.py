@@ -1,4 +1,4 @@
-"""From a trial to its network, and the check that its method can normalize every map in it."""
+"""The network of a trial, and the check that its method can normalize every map in it."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,7 +17,7 @@ from normbench.training.device import exclusive
 
 
 def network(trial: Trial, classes: int) -> nn.Module:
-    """The trial's network, initialised by the seed alone; ``network.clip()`` acts on its gradients."""
+    """Return the trial's network, initialised by the seed alone; its ``clip()`` clips its gradients."""
     with exclusive, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(trial.seed)  # torch.manual_seed would reseed the GPUs for good
         batches = trial.batch_size // (trial.norm_batch_size or trial.batch_size)
@@ -38,51 +38,57 @@ def network(trial: Trial, classes: int) -> nn.Module:
     return model
 
 
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to a device, with its weights in channels-last order."""
+    moved: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
 def _scaled(norm: Normalization, scale: float) -> Normalization:
-    """The same method, upon convolutions that start from ``scale`` times their weights."""
+    """Return the same method, applied to convolutions that start from ``scale`` times their weights."""
 
     @torch.no_grad()
-    def conv(replaced: nn.Conv2d) -> nn.Module:
-        replaced.weight.mul_(scale)
-        return norm.conv(replaced)
+    def scaled_conv(conv: nn.Conv2d) -> nn.Module:
+        conv.weight.mul_(scale)
+        return norm.conv(conv)
 
-    return replace(norm, conv=conv)
+    return replace(norm, conv=scaled_conv)
 
 
 def check(trial: Trial, classes: int, image_size: int) -> int:
     """Push the shapes of a training batch through the trial's network, without computing anything.
 
-    A user's own method gets random images, since nothing says that it can do without numbers.
+    A user's own method gets random images, since it may need numbers.
 
     Returns:
-        How many parameters the network has.
+        The number of parameters of the network.
 
     Raises:
         ShapeError: names method, layer and shape.
         OwnError: the method is a user's own and raises.
     """
     reached = ""
-    own = NORMS[trial.norm.name].own
+    is_own = NORMS[trial.norm.name].own
 
-    def note(layer: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def remember(layer: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal reached
         where = f"{trial.model.name}'s {place(layer)} (module {layer!r})"
         reached = f"{where}, which gets maps of shape {list(inputs[0].shape)}"
 
-    drawn = torch.randn if own else torch.empty
-    with torch.device("cpu" if own else "meta"), torch.random.fork_rng(devices=[], enabled=own):
+    make_images = torch.randn if is_own else torch.empty
+    with torch.device("cpu" if is_own else "meta"), torch.random.fork_rng(devices=[], enabled=is_own):
         try:
-            with Contained() if own else nullcontext():
+            with Contained() if is_own else nullcontext():
                 model = network(trial, classes)
                 for name, module in model.named_modules():
-                    module.register_forward_pre_hook(partial(note, name))
-                model(drawn(trial.batch_size, 3, image_size, image_size))
+                    module.register_forward_pre_hook(partial(remember, name))
+                model(make_images(trial.batch_size, 3, image_size, image_size))
         except ShapeError as error:
             raise ShapeError(f"{trial.norm.name} norm cannot be used in {reached}: {error}") from None
         except OwnError:
             raise
         except Exception as error:
-            if not own:
+            if not is_own:
                 raise
             where = f"raises in {reached}" if reached else "cannot be built into a network"
             what = "" if isinstance(error, EndedProcess) else f"{type(error).__name__}: "

@@ -161,3 +161,11 @@ def _keep_freed_memory() -> None:
 def _give_freed_memory_back() -> None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether torch ran out of memory: a class on GPUs; on CPUs, in cuBLAS and cuDNN these words."""
+    words = "DefaultCPUAllocator: can't allocate memory", "_STATUS_ALLOC_FAILED"
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        text in str(error) for text in words
+    )

@@ -155,6 +155,6 @@ def _peak(probe: Probe) -> int | None:
         return None
     torch.cuda.synchronize(probe.where)
     reset_peak_memory(probe.where)
-    probe.update_by_calls()
+    probe.update_eagerly()
     torch.cuda.synchronize(probe.where)
     return peak_memory_bytes(probe.where)

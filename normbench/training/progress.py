@@ -1,4 +1,4 @@
-"""How far a running trial is: the books that it keeps, and takes along through a checkpoint."""
+"""Running totals of a trial (step, loss, accuracy, time), saved in checkpoints."""
 
 import math
 import time
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normbench.config.trial import Trial
 
-STREAM_PART = 500  # images
+ONLINE_PART = 500  # images
 
 
 class Diverged(Exception):
@@ -19,22 +19,23 @@ class Diverged(Exception):
 
 @dataclass
 class Progress:
-    """How far a trial is: with the weights and momenta, all that it needs to go on.
+    """Running totals of a trial.
 
     Attributes:
         step: updates so far, over all epochs.
         position: images of this epoch so far; the next update begins there.
         loss_sum: of this epoch's updates.
-        correct: images of this epoch that were classified rightly before the update.
+        correct: images of this epoch that were classified correctly before the update.
         last_loss: of the latest update.
         epochs: those that are over, as in ``Epoch``.
-        stream: of every ``STREAM_PART`` images of the first epoch, how many there were and were predicted
-            rightly.
-        diagnostics: what was found out about the layers at their ends, as in ``Record``.
+        online: of every ``ONLINE_PART`` images of the first epoch, the number of images and of correct
+            predictions.
+        diagnostics: measurements of the layers and the network, as in ``Record``.
         train_seconds: spent on updates, over all epochs and attempts.
         test_seconds: spent on evaluations.
-        paths: how many updates went which way.
+        paths: the number of updates by path.
         computing: what normalized in them, as :func:`normbench.norms.ops.dispatch.noted` has it.
+        synchronized_at: when :meth:`synchronize` last ended.
     """
 
     step: int = 0
@@ -43,60 +44,59 @@ class Progress:
     correct: int = 0
     last_loss: float | None = None
     epochs: list[dict[str, Any]] = field(default_factory=list)
-    stream: list[list[int]] = field(default_factory=list)
+    online: list[list[int]] = field(default_factory=list)
     diagnostics: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     train_seconds: float = 0.0
     test_seconds: float = 0.0
     paths: dict[str, int] = field(default_factory=dict)
     computing: dict[str, bool] = field(default_factory=dict)
-    _unsettled: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = field(default_factory=list, init=False)
-    settled_at: float = field(default_factory=time.monotonic, init=False)
-    saved_at: float = field(default_factory=time.monotonic, init=False)
+    _pending: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = field(default_factory=list, init=False)
+    synchronized_at: float = field(default_factory=time.monotonic, init=False)
 
-    def to_state(self) -> dict[str, Any]:
-        """For a checkpoint; ``Progress(**state)`` is where it was. Everything must be settled."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``Progress(**state)`` goes on from; all updates must be synchronized."""
+        return {attribute.name: getattr(self, attribute.name) for attribute in fields(self) if attribute.init}
 
-    def updated(
+    def count_update(
         self,
         loss: Tensor,
         logits: Tensor,
         labels: Tensor,
-        predicted: Tensor | None = None,
+        prediction: Tensor | None = None,
         path: str = "plain",
     ) -> None:
-        """One update was made; its loss is looked at later, since that waits for the device.
+        """Count an update without waiting for the device: :meth:`synchronize` reads its loss later.
 
         Args:
             loss: of the update.
-            logits: that it came from.
-            labels: of the images.
-            predicted: logits at inference before the update, if the network was asked.
-            path: that it took.
+            logits: [N, classes], from before the update.
+            labels: [N].
+            prediction: logits at inference before the update, if the trial is online.
+            path: of the update.
         """
         self.step += 1
         self.paths[path] = self.paths.get(path, 0) + 1
         self.position += len(labels)
-        self._unsettled.append((loss.detach(), logits.detach(), labels, predicted))
+        self._pending.append((loss.detach(), logits.detach(), labels, prediction))
 
-    def settle(self) -> None:
-        """Bring sums and times up to date.
+    def synchronize(self) -> None:
+        """Wait for the device and bring sums and times up to date.
 
-        Losses are added one by one, so that it does not matter to the last bit when this is called.
+        Losses are added one by one, so that the last bit does not depend on when this is called.
 
         Raises:
             Diverged: a loss is not finite; ``step`` is that of the first such update.
         """
-        since, self.settled_at = self.settled_at, time.monotonic()
-        if not self._unsettled:
-            self.test_seconds += self.settled_at - since
+        since, self.synchronized_at = self.synchronized_at, time.monotonic()
+        if not self._pending:
+            self.test_seconds += self.synchronized_at - since
             return
-        losses, logits, labels, predicted = zip(*self._unsettled, strict=True)
-        self._unsettled = []
+        pending, self._pending = self._pending, []
+        losses, logits, labels, predictions = zip(*pending, strict=True)
         truth = torch.cat(labels)
-        if predicted[0] is not None:
-            answers = torch.cat(predicted)
-            self._add_to_stream((answers.argmax(1) == truth) & answers.isfinite().all(1))
+        if predictions[0] is not None:
+            answers = torch.cat(predictions)
+            self._count_online((answers.argmax(1) == truth) & answers.isfinite().all(1))
         for later, loss in zip(range(len(losses) - 1, -1, -1), torch.stack(losses).tolist(), strict=True):
             if not math.isfinite(loss):
                 self.step -= later
@@ -104,30 +104,32 @@ class Progress:
             self.loss_sum += loss
             self.last_loss = loss
         self.correct += int((torch.cat(logits).argmax(1) == truth).sum())
-        self.settled_at = time.monotonic()  # only now has the device done it all
-        self.train_seconds += self.settled_at - since
+        self.synchronized_at = time.monotonic()  # only now has the device finished
+        self.train_seconds += self.synchronized_at - since
 
-    def _add_to_stream(self, right: Tensor) -> None:
-        """Count in the latest images of the first epoch."""
-        for place, one in enumerate(right.tolist(), self.position - len(right)):
-            if place == len(self.stream) * STREAM_PART:
-                self.stream.append([0, 0])
-            self.stream[-1][0] += 1
-            self.stream[-1][1] += one
+    def _count_online(self, is_correct: Tensor) -> None:
+        """Count the latest images of the first epoch."""
+        for position, correct in enumerate(is_correct.tolist(), self.position - len(is_correct)):
+            if position == len(self.online) * ONLINE_PART:
+                self.online.append([0, 0])
+            self.online[-1][0] += 1
+            self.online[-1][1] += correct
 
-    def online(self) -> dict[str, list[dict[str, Any]]]:
-        """Accuracy on images that the network had not learned from, so far and over the latest part."""
+    def online_accuracy(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the accuracy on images before they were learned from, so far and over the latest part."""
         course, images, correct = [], 0, 0
-        for size, right in self.stream:
-            images, correct = images + size, correct + right
-            part = {"images": images, "accuracy": correct / images, "recent_accuracy": right / size}
-            course.append(part)
+        for part_images, part_correct in self.online:
+            images, correct = images + part_images, correct + part_correct
+            recent_accuracy = part_correct / part_images
+            course.append(
+                {"images": images, "accuracy": correct / images, "recent_accuracy": recent_accuracy}
+            )
         return {"online": course} if course else {}
 
-    def diagnosed(self, found: dict[str, list[dict[str, Any]]]) -> None:
-        """Keep what was found out about the layers after so many epochs (none: at initialisation)."""
-        for key, layers in found.items():
-            self.diagnostics.setdefault(key, []).append({"epoch": len(self.epochs), "layers": layers})
+    def add_diagnostics(self, diagnostics: dict[str, list[dict[str, Any]]]) -> None:
+        """Keep measurements of the layers after so many epochs (none: at initialisation)."""
+        for kind, layers in diagnostics.items():
+            self.diagnostics.setdefault(kind, []).append({"epoch": len(self.epochs), "layers": layers})
 
     def end_epoch(
         self,
@@ -135,10 +137,10 @@ class Progress:
         test_loss: float | None,
         test_accuracy: float | None,
         lr: float,
-        diagnoses: dict[str, list[dict[str, Any]]],
+        diagnostics: dict[str, list[dict[str, Any]]],
     ) -> None:
-        """Close the books of an epoch of so many ``steps``."""
-        self.settle()
+        """Append an epoch of so many ``steps`` to ``epochs`` and begin the next."""
+        self.synchronize()
         seconds = self.train_seconds + self.test_seconds - sum(epoch["seconds"] for epoch in self.epochs)
         self.epochs.append(
             {
@@ -151,32 +153,32 @@ class Progress:
                 "seconds": seconds,
             }
         )
-        self.diagnosed(diagnoses)
+        self.add_diagnostics(diagnostics)
         self.position, self.loss_sum, self.correct = 0, 0.0, 0
 
     def path(self) -> str:
-        """Which way the updates went: ``graph``; or, if not all went the same, ``graph 5999, plain 1``."""
+        """Return the path of the updates: ``graph``; or, if they differ, ``graph 5999, plain 1``."""
         return ", ".join(
             path if len(self.paths) == 1 else f"{path} {count}" for path, count in sorted(self.paths.items())
         )
 
     def images_per_second(self, trial: Trial) -> float | None:
-        """Training throughput so far, evaluations aside; None before the first update."""
+        """Return the training throughput so far, without evaluations; None before the first update."""
         return self.step * trial.batch_size / self.train_seconds if self.train_seconds else None
 
-    def _mean_loss(self, trial: Trial) -> float | None:
-        """Of this epoch's updates, or of the last epoch before there are any; of one batch it says little."""
-        if steps := self.position // trial.batch_size:
-            return self.loss_sum / steps
-        return self.epochs[-1]["train_loss"] if self.epochs else None
-
-    def news(self, trial: Trial) -> dict[str, Any]:
-        """For whoever watches."""
+    def report(self, trial: Trial) -> dict[str, Any]:
+        """Return what ``report`` of :func:`normbench.training.train.train` is called with."""
         return {
-            "epoch": min(len(self.epochs) + 1, trial.epochs),  # behind the last there is still ``evaluate``
+            "epoch": min(len(self.epochs) + 1, trial.epochs),  # after the last epoch there is ``evaluate``
             "epochs": trial.epochs,
             "images": self.step * trial.batch_size,
             "images_per_second": self.images_per_second(trial),
             "train_loss": self._mean_loss(trial),
             "test_accuracy": self.epochs[-1]["test_accuracy"] if self.epochs else None,
         }
+
+    def _mean_loss(self, trial: Trial) -> float | None:
+        """Return the mean of this epoch's updates, or of the last epoch before there are any."""
+        if steps := self.position // trial.batch_size:
+            return self.loss_sum / steps
+        return self.epochs[-1]["train_loss"] if self.epochs else None

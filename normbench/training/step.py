@@ -1,5 +1,6 @@
-"""One update: a batch in, the network's weights moved, alone or together with other processes."""
+"""One update: forward and backward pass, clipping and SGD, in one process or several that share a batch."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -7,37 +8,53 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normbench.config.trial import Trial
+from normbench.data.batches import Chunk, Images
 from normbench.norms.api import Clock, Timed
-from normbench.norms.ops import sync
+from normbench.norms.ops import dispatch, sync
 from normbench.norms.ops.sync import ALONE, Share
 from normbench.training.capture.capture import Recorded, Recorder
+from normbench.training.evaluation import infer
 from normbench.training.optim import learning_rate, momenta
+from normbench.training.state import TrainState
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """torch has a class for it on GPUs; on CPUs, in cuBLAS and cuDNN it is a RuntimeError of these words."""
-    words = "DefaultCPUAllocator: can't allocate memory", "_STATUS_ALLOC_FAILED"
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        text in str(error) for text in words
-    )
+def training_batches(images: Images, trial: Trial, epoch: int, start: int = 0) -> Iterator[Chunk]:
+    """Yield the batches of an epoch from the image at position ``start`` on."""
+    for chunk in images.training_chunks(trial.seed, epoch, trial.batch_size, trial.augment, start=start):
+        yield from map(Chunk, *(torch.split(part, trial.batch_size) for part in chunk))
+
+
+def step(state: TrainState, update: "Update", batch: Chunk) -> None:
+    """Update the network by a batch and count that; nothing is read, written or waited for.
+
+    Raises:
+        Disconnected: another process is gone.
+    """
+    trial, progress = state.trial, state.progress
+    state.evaluations.at(state.clock)
+    is_online = trial.online and not state.epoch
+    prediction = predict(state.model, batch.images, trial.precision) if is_online else None
+    with dispatch.noted(progress.computing):
+        loss, logits = update(progress.step, *batch)
+    progress.count_update(loss, logits, batch.labels, prediction, update.step.path)
 
 
 class Update:
     """Updates of a trial's network.
 
-    Where processes share its batches, each goes through its own rows of every batch, and their gradients are
-    averaged before anything acts on them: all make the same update, to the last bit.
+    Processes that share batches each go through their rows of every batch, and average the gradients before
+    anything acts on them: all make the same update, to the last bit.
 
     Args:
         trial: its settings.
         model: its network.
         sgd: its optimizer.
         steps_per_epoch: updates of an epoch.
-        share: this process's.
-        recorder: records an update, to be replayed for all others; None to call each.
+        share: which rows this process has.
+        recorder: captures an update, to replay it for all others; None to call each.
 
     Attributes:
-        step: the update itself, and which path the last one took.
+        step: the captured update, with the path that the last one took.
     """
 
     def __init__(
@@ -51,18 +68,23 @@ class Update:
     ) -> None:
         self._trial, self._sgd, self._steps_per_epoch = trial, sgd, steps_per_epoch
         self._timed: list[Timed] = [module for module in model.modules() if isinstance(module, Timed)]
-        where = next(model.parameters()).device
+        device = next(model.parameters()).device
         self._lr: Tensor | None = None
-        if recorder is not None or where.type == "cuda":  # plain or recorded, a GPU rounds it alike
-            dtype = torch.float32 if where.type == "cuda" else torch.float64  # as the fused kernels want it
-            self._lr = torch.zeros((), device=where, dtype=dtype)
+        if recorder is not None or device.type == "cuda":  # a GPU rounds a tensor alike, called or replayed
+            dtype = torch.float32 if device.type == "cuda" else torch.float64  # what the fused kernels take
+            self._lr = torch.zeros((), device=device, dtype=dtype)
             for group in sgd.param_groups:
                 group["lr"] = self._lr
         others = tuple if recorder is None else partial(momenta, sgd)
-        self.step = Recorded(partial(one_update, trial, model, sgd, share), model, recorder, others)
+        self.step = Recorded(partial(sgd_update, trial, model, sgd, share), model, recorder, others)
 
     def __call__(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Update ``step`` by images x, [N, 3, H, W], and labels y, [N]: the whole batch in every process.
+        """Make update number ``step``.
+
+        Args:
+            step: counted from 0 over the whole training.
+            x: images [N, 3, H, W], the whole batch in every process.
+            y: labels [N].
 
         Returns:
             The loss and the logits [N, classes] of the whole batch, as they were before the update.
@@ -70,11 +92,10 @@ class Update:
         Raises:
             Disconnected: another process is gone.
         """
-        trial = self._trial
-        clock = Clock(step, self._steps_per_epoch, trial.epochs)
-        for one in self._timed:
-            one.at(clock)
-        lr = learning_rate(trial, step, self._steps_per_epoch)
+        clock = Clock(step, self._steps_per_epoch, self._trial.epochs)
+        for module in self._timed:
+            module.at(clock)
+        lr = learning_rate(self._trial, step, self._steps_per_epoch)
         if self._lr is not None:
             self._lr.fill_(lr)
         else:
@@ -84,10 +105,13 @@ class Update:
         return loss, logits
 
 
-def one_update(
+def sgd_update(
     trial: Trial, model: nn.Module, sgd: torch.optim.SGD, share: Share, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Forward, backward, clip, SGD, and nothing that waits for the device or depends on more than tensors."""
+    """Run forward pass, backward pass, clipping and SGD.
+
+    Nothing in it waits for the device or depends on more than tensors, so that it can be captured.
+    """
     with (
         sync.using(share),
         torch.autocast(x.device.type, torch.bfloat16, enabled=trial.precision == "bf16"),
@@ -98,8 +122,17 @@ def one_update(
     loss.backward()  # type: ignore[no-untyped-call]
     loss, logits = loss.detach(), logits.detach()
     if share.processes > 1:
-        share.average([loss, *(one.grad for one in model.parameters() if one.grad is not None)])
+        gradients = (parameter.grad for parameter in model.parameters())
+        share.average([loss, *(gradient for gradient in gradients if gradient is not None)])
         logits = share.collect(logits.float())
     model.clip()  # type: ignore[operator]
     sgd.step()
     return loss, logits
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, x: Tensor, precision: str) -> Tensor:
+    """Return the logits at inference of a model that is in training mode, and leave it there."""
+    logits = infer(model.eval(), x, precision)
+    model.train()
+    return logits

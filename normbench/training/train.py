@@ -4,6 +4,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,17 +18,16 @@ from normbench.config.catalog.datasets import DataError
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.data.batches import Images, images_of
-from normbench.norms.api import Clock, recordable, sources
+from normbench.norms.api import recordable, sources
 from normbench.norms.ops import dispatch
 from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Record, Status
 from normbench.training import checkpoint as checkpoints
-from normbench.training.build import network
 from normbench.training.capture.capture import recorder_of
-from normbench.training.device import alone, settled_process
+from normbench.training.device import alone, is_out_of_memory, settled_process
 from normbench.training.diagnostics import signal_propagation
 from normbench.training.distributed import followed
-from normbench.training.evaluation import EVALUATION_BATCH, Evaluations, Inference, Trained, infer, score
-from normbench.training.optim import learning_rate, optimizer
+from normbench.training.evaluation import EVALUATION_BATCH, Inference, Trained, score
+from normbench.training.optim import learning_rate
 from normbench.training.progress import Diverged, Progress
 from normbench.training.provenance import (
     code_hash,
@@ -35,7 +36,8 @@ from normbench.training.provenance import (
     provenance,
     reset_peak_memory,
 )
-from normbench.training.step import Update, is_out_of_memory
+from normbench.training.state import TrainState, resume
+from normbench.training.step import Update, step, training_batches
 
 Report = Callable[[dict[str, Any]], bool]
 REPORT_SECONDS = 0.5
@@ -57,27 +59,27 @@ def train(
     times and memory.
 
     Args:
-        trial: what to run.
-        data: the data directory; the trial's data set has been prepared there.
+        trial: its settings.
+        data: the data directory, in which the trial's data set has been prepared.
         checkpoint: path and prefix of the checkpoint files.
         device: a torch device.
         report: called with ``epoch``, ``epochs``, ``images``, ``images_per_second``, ``train_loss`` and
             ``test_accuracy`` after the first update, or batch of an evaluation, that ends ``REPORT_SECONDS``
             after the last call, and once an epoch; returns True to stop the trial. Also called with a
             ``warning`` alone.
-        processes: share every batch among so many. The numbers are the same but for rounding; the last bit
+        processes: how many share every batch. The numbers are the same but for rounding; the last bit
             depends on how many.
 
     Raises:
-        Interrupted: ``report`` asked for it; the state is saved.
+        Interrupted: ``report`` stopped the trial; the state is saved.
         DataError: the data set is missing, damaged or smaller than a batch.
         OSError: a checkpoint could not be written.
         Lost: one of the other processes ended.
     """
     where = torch.device(device)
-    git_state(), code_hash()  # of the code that is loaded now; by the end somebody may have changed it
+    git_state(), code_hash()  # of the code that is loaded now; by the end it may have been changed
     own_code = sources(trial.norm)  # likewise
-    if alone():  # or it would take the others' peak from them
+    if alone():  # or it would reset the peak of the other trials
         reset_peak_memory(where)
     dataset = decoded.load(trial.dataset, data)
     steps_per_epoch = len(dataset.train.indices) // trial.batch_size
@@ -86,85 +88,65 @@ def train(
             f"batch_size {trial.batch_size} is more than the {len(dataset.train.indices)} training images"
         )
     owner = owner_of(trial, dataset.content, own_code)
-    progress = Progress()
+    state: TrainState | None = None
     status: Status = "done"
-    failure: dict[str, Any] | None = None
-    measured: tuple[Measured, ...] = ()
-    modules: list[nn.Module] = []
+    why, measured = "", tuple[Measured, ...]()
 
-    def save() -> None:
-        state = {"model": model.state_dict(), "optimizer": sgd.state_dict(), "progress": progress.to_state()}
-        state |= {"evaluations": evaluations.state_dict()}
-        checkpoints.save(checkpoint, owner, progress.step, state)
-        progress.saved_at = time.monotonic()
-
-    def pause(due: bool = False) -> None:
-        """Between two updates, or two batches of an evaluation: tell how far it is; save; stop."""
-        if not due and time.monotonic() - progress.settled_at < REPORT_SECONDS:
-            return
-        progress.settle()
-        stop = report(progress.news(trial))
-        if stop or time.monotonic() - progress.saved_at > CHECKPOINT_SECONDS:
-            save()
-        if stop:
-            raise Interrupted(trial.id)
+    def warn(sentence: str) -> None:
+        report({"warning": sentence})
 
     try:
         training, testing = images_of(trial, dataset, where)
-        model, sgd, evaluations, progress = _resumed(
-            trial, len(dataset.classes), where, checkpoint, owner, report
-        )
-        modules.extend(model.modules())
-        if not progress.step:
-            progress.diagnosed(_probed(trial, model, training, Clock(0, steps_per_epoch, trial.epochs)))
-        with followed(trial, data, where, processes, model, sgd, progress) as share:
-            progress.settled_at = time.monotonic()  # the others had to start first
-            updates = trial.epochs * steps_per_epoch
-            recorder = recorder_of(where, processes, updates, recordable(trial.norm))
-            update = Update(trial, model, sgd, steps_per_epoch, share, recorder)
-            evaluating = recorder if recorder is not None and recorder.evaluations else None
-            inference = Inference(model, trial.precision, evaluating)
-            while (epoch := len(progress.epochs)) < trial.epochs:
-                online = trial.online and not epoch
-                model.train()
-                for chunk in training.training_chunks(
-                    trial.seed, epoch, trial.batch_size, trial.augment, start=progress.position
-                ):
-                    for x, y in zip(*(torch.split(all_, trial.batch_size) for all_ in chunk), strict=True):
-                        evaluations.at(Clock(progress.step, steps_per_epoch, trial.epochs))
-                        predicted = _prediction(model, x, trial.precision) if online else None
-                        with dispatch.noted(progress.computing):
-                            loss, logits = update(progress.step, x, y)
-                        progress.updated(loss, logits, y, predicted, update.step.path)
-                        pause()
-                pause(due=True)
-                if not epoch and update.step.refusal:
-                    report({"warning": f"updates are called and not replayed: {update.step.refusal}"})
-                tested = (epoch + 1) % trial.evaluate_every == 0 or epoch + 1 == trial.epochs
+        initial = partial(TrainState.initial, trial, len(dataset.classes), steps_per_epoch, where)
+        state = resume(initial, checkpoint, owner, warn)
+        journal = Journal(state, checkpoint, owner, report)
+        if not state.progress.step:
+            state.progress.add_diagnostics(network_diagnostics(state, training))
+        with followed(state, data, where, processes) as share:
+            state.progress.synchronized_at = time.monotonic()  # the followers had to start first
+            recorder = recorder_of(where, processes, trial.epochs * steps_per_epoch, recordable(trial.norm))
+            update = Update(trial, state.model, state.optimizer, steps_per_epoch, share, recorder)
+            replays_evaluations = recorder is not None and recorder.evaluations
+            inference = Inference(state.model, trial.precision, recorder if replays_evaluations else None)
+            while state.epoch < trial.epochs:
+                state.model.train()
+                for batch in training_batches(training, trial, state.epoch, state.progress.position):
+                    step(state, update, batch)
+                    journal.pause()
+                journal.pause(is_due=True)
+                if not state.epoch and update.step.refusal:
+                    warn(f"updates are called and not replayed: {update.step.refusal}")
+                is_tested = (state.epoch + 1) % trial.evaluate_every == 0 or state.epoch + 1 == trial.epochs
                 test_loss, test_accuracy = (
-                    evaluate(model, testing, trial.precision, pause, inference) if tested else (None, None)
+                    evaluate(state.model, testing, trial.precision, journal.pause, inference)
+                    if is_tested
+                    else (None, None)
                 )
-                lr = learning_rate(trial, progress.step - 1, steps_per_epoch)
-                now = Clock(progress.step, steps_per_epoch, trial.epochs)
-                found = _diagnoses(model) | _probed(trial, model, training, now)
-                progress.end_epoch(steps_per_epoch, test_loss, test_accuracy, lr, found)
+                lr = learning_rate(trial, state.progress.step - 1, steps_per_epoch)
+                diagnostics = layer_diagnostics(state.model) | network_diagnostics(state, training)
+                state.progress.end_epoch(steps_per_epoch, test_loss, test_accuracy, lr, diagnostics)
         if trial.evaluate:
-            measured = evaluations.results(Trained(model, trial, training, testing, pause))
-            progress.settle()
+            trained = Trained(state.model, trial, training, testing, journal.pause)
+            measured = state.evaluations.results(trained)
+            state.progress.synchronize()
         try:
-            save()  # so that whoever is killed before the record is stored has lost nothing
+            journal.save()  # so that a trial that is killed before its record is stored has lost nothing
         except OSError as error:
-            report({"warning": f"the state of {trial.id} could not be saved ({error})"})
+            warn(f"the state of {trial.id} could not be saved ({error})")
     except Diverged as error:
-        status = "diverged"
-        failure = {"step": progress.step, "last_finite_loss": progress.last_loss, "why": str(error)}
+        status, why = "diverged", str(error)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        status, failure = "out_of_memory", {"step": progress.step, "why": str(error).partition("\n")[0]}
+        status, why = "out_of_memory", str(error).partition("\n")[0]
 
+    progress = Progress() if state is None else state.progress
+    failure: dict[str, Any] | None = None
+    if status != "done":
+        last_loss = {"last_finite_loss": progress.last_loss} if status == "diverged" else {}
+        failure = {"step": progress.step, **last_loss, "why": why}
     epochs = tuple(Epoch(**epoch) for epoch in progress.epochs)
-    norm = dispatch.arithmetic(modules, progress.computing)
+    norm = dispatch.arithmetic(() if state is None else state.model.modules(), progress.computing)
     return Record(
         schema=SCHEMA,
         trial=trial,
@@ -176,14 +158,58 @@ def train(
         images_per_second=progress.images_per_second(trial),
         seconds=progress.train_seconds + progress.test_seconds,
         peak_memory_bytes=peak_memory_bytes(where),
-        diagnostics=progress.diagnostics | progress.online(),
+        diagnostics=progress.diagnostics | progress.online_accuracy(),
         data=dataset.content,
         provenance=provenance(where, trial.precision, processes, norm, progress.path()) | own_code,
     )
 
 
+@dataclass
+class Journal:
+    """The reports and checkpoints of a running trial.
+
+    Attributes:
+        state: of the trial.
+        prefix: path and prefix of the checkpoint files.
+        owner: of the checkpoints.
+        report: as in :func:`train`.
+        saved_at: when the last checkpoint was written.
+    """
+
+    state: TrainState
+    prefix: Path
+    owner: str
+    report: Report
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def pause(self, is_due: bool = False) -> None:
+        """Report, save and stop, between two updates or two batches of an evaluation, where it is time to.
+
+        Raises:
+            Interrupted: ``report`` stopped the trial; the state is saved.
+        """
+        progress = self.state.progress
+        if not is_due and time.monotonic() - progress.synchronized_at < REPORT_SECONDS:
+            return
+        progress.synchronize()
+        is_stopped = self.report(progress.report(self.state.trial))
+        if is_stopped or time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+            self.save()
+        if is_stopped:
+            raise Interrupted(self.state.trial.id)
+
+    def save(self) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        checkpoints.save(self.prefix, self.owner, self.state.progress.step, self.state.state_dict())
+        self.saved_at = time.monotonic()
+
+
 def owner_of(trial: Trial, content: str, own_code: Mapping[str, str]) -> str:
-    """Whose a checkpoint is: of a trial on these data, by this code. Other code begins the trial anew.
+    """Return whose a checkpoint is: of a trial on these data, by this code. Other code begins the trial anew.
 
     Args:
         trial: its settings.
@@ -203,9 +229,14 @@ def evaluate(
     pause: Callable[[], None] = lambda: None,
     logits_of: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (a fraction) of the model in inference mode.
+    """Return the mean cross-entropy and the accuracy (a fraction) of the model in inference mode.
 
-    ``pause`` is called after every batch; ``logits_of`` is as in :func:`score`.
+    Args:
+        model: is left in inference mode.
+        images: to classify.
+        precision: fp32 or bf16.
+        pause: called after every batch.
+        logits_of: as in :func:`score`.
 
     Raises:
         Diverged: the cross-entropy is not finite.
@@ -217,67 +248,31 @@ def evaluate(
     return loss, accuracy
 
 
-@torch.inference_mode()
-def _prediction(model: nn.Module, x: Tensor, precision: str) -> Tensor:
-    """Logits at inference, of a model that is in training mode and stays in it."""
-    logits = infer(model.eval(), x, precision)
-    model.train()
-    return logits
-
-
 def final(epochs: tuple[Epoch, ...]) -> Final:
-    """The last accuracy and the median of the last five."""
+    """Return the last accuracy and the median of the last five."""
     accuracies = [epoch.test_accuracy for epoch in epochs if epoch.test_accuracy is not None]
     return Final(test_accuracy=accuracies[-1], test_accuracy_median5=median(accuracies[-5:]))
 
 
-def _resumed(
-    trial: Trial, classes: int, where: torch.device, checkpoint: Path, owner: str, report: Report
-) -> tuple[nn.Module, torch.optim.SGD, Evaluations, Progress]:
-    """Network, optimizer, evaluations and progress, as the newest usable checkpoint has them, or new."""
-
-    def say(words: str) -> None:
-        report({"warning": words})
-
-    def begun() -> tuple[nn.Module, torch.optim.SGD, Evaluations]:
-        model = network(trial, classes)
-        model = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return model, optimizer(trial, model), Evaluations(trial, model)
-
-    for path, state in checkpoints.load(checkpoint, owner, say):
-        model, sgd, evaluations = begun()
-        try:
-            model.load_state_dict(state["model"])
-            sgd.load_state_dict(state["optimizer"])
-            for parameter, kept in sgd.state.items():
-                if kept["momentum_buffer"].shape != parameter.shape:
-                    raise ValueError("a momentum is not of its parameter's shape")
-            evaluations.load_state_dict(state["evaluations"])
-            return model, sgd, evaluations, Progress(**state["progress"])
-        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-            say(f"{path} does not fit this network ({str(error).partition(chr(10))[0]}) and is not used")
-    return *begun(), Progress()
-
-
-def _diagnoses(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
-    """What the layers say of themselves, layer by layer in the order of the network.
+def layer_diagnostics(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
+    """Return what the layers report of themselves, by kind, in the order of the network.
 
     Raises:
         Diverged: a number is not finite; the next loss would not be either.
     """
-    of_all: dict[str, list[dict[str, Any]]] = {}
+    by_kind: dict[str, list[dict[str, Any]]] = {}
     for name, module in model.named_modules():
-        for key, values in getattr(module, "diagnostics", dict)().items():
+        for kind, values in getattr(module, "diagnostics", dict)().items():
             try:
                 json.dumps(values, allow_nan=False)
             except ValueError:
-                raise Diverged(f"the {key} of {name} are not finite") from None
-            of_all.setdefault(key, []).append({"layer": name} | values)
-    return of_all
+                raise Diverged(f"the {kind} of {name} are not finite") from None
+            by_kind.setdefault(kind, []).append({"layer": name} | values)
+    return by_kind
 
 
-def _probed(trial: Trial, model: nn.Module, images: Images, clock: Clock) -> dict[str, list[dict[str, Any]]]:
-    """What the trial wants to know of the network as it is now."""
-    if "signal_propagation" not in trial.diagnose:
+def network_diagnostics(state: TrainState, images: Images) -> dict[str, list[dict[str, Any]]]:
+    """Return the trial's measurements of the network as it is now, by kind."""
+    if "signal_propagation" not in state.trial.diagnose:
         return {}
-    return {"signal_propagation": signal_propagation(model, images, trial, clock)}
+    return {"signal_propagation": signal_propagation(state.model, images, state.trial, state.clock)}

@@ -20,6 +20,7 @@ from normbench.files import Unwritable
 from normbench.records import Record
 from normbench.sweep import run
 from normbench.sweep.run import work as ordinary
+from normbench.training import state
 from normbench.training import train as training
 from normbench.training.build import network
 
@@ -86,7 +87,7 @@ def work(trial: Trial, tell: Any, *, what: Callable[[], None], **place: Any) -> 
         return model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "network", with_that_layer)
+        patch.setattr(state, "network", with_that_layer)
         return ordinary(trial, tell, **place)
 
 

@@ -60,7 +60,7 @@ def test_a_trial_updates_while_it_is_among_the_first_and_waits_meanwhile(
         next_phase()
         return False
 
-    monkeypatch.setattr("normbench.training.benchmark.Endless", Updating)
+    monkeypatch.setattr("normbench.training.benchmark.UpdateLoop", Updating)
     phases = speeds._Phases(tmp_path, [1, 2, 4], 1.0)
     found = update_in_turn(
         tiny_trial(seed=1), tell, data=tmp_path, device="cpu", threads=1, phases=phases, streams=False
@@ -127,13 +127,13 @@ def crowded(trial: Trial, tell: Any, *, phases: Any, **means: Any) -> object:
         return update_in_turn(trial, tell, phases=phases, **means)
     if os.environ["FULL"] == "dies":
         os._exit(7)
-    real = benchmark.Endless
+    real = benchmark.UpdateLoop
 
     def full(measured: Trial, *means: Any) -> object:  # the others may be threads of this process
         return 1 / 0 if measured == trial else real(measured, *means)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "Endless", full)
+        patch.setattr(benchmark, "UpdateLoop", full)
         found = update_in_turn(trial, tell, phases=phases, **means)
     assert found == "ZeroDivisionError: division by zero"
     return "no room for 4"

@@ -21,7 +21,7 @@ from normbench.records import Record
 from normbench.training.build import network
 from normbench.training.diagnostics import signal_propagation
 from normbench.training.optim import learning_rate, optimizer
-from normbench.training.progress import STREAM_PART
+from normbench.training.progress import ONLINE_PART
 from normbench.training.train import train
 
 START = Clock(0, 10, 10)
@@ -196,13 +196,13 @@ def test_online_accuracy_is_of_predictions_at_inference_before_each_update(
     seen = steps * batch_size
     expected = {"images": seen, "accuracy": right / seen, "recent_accuracy": right / seen}
     assert record.diagnostics["online"] == [expected]
-    assert seen < STREAM_PART, "one part"
+    assert seen < ONLINE_PART, "one part"
 
 
 def test_the_online_course_is_by_parts_and_does_not_depend_on_when_books_are_settled(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("normbench.training.progress.STREAM_PART", 25)
+    monkeypatch.setattr("normbench.training.progress.ONLINE_PART", 25)
     seldom = run(online=True)
     monkeypatch.setattr("normbench.training.train.REPORT_SECONDS", 0.0)
 

@@ -16,21 +16,19 @@ from typing import Any
 import pytest
 import torch
 from test_resume import Bench
-from torch import nn
 
 from normbench.config import experiment as config
 from normbench.config.trial import Trial
 from normbench.sweep import run as sweep
 from normbench.training import train as training
-from normbench.training.build import network
 from normbench.training.distributed import Lost, followed
-from normbench.training.optim import optimizer
-from normbench.training.progress import Progress
+from normbench.training.state import TrainState
 from normbench.training.train import train
 
 pytestmark = pytest.mark.slow
 
 Tiny = Callable[..., Trial]
+CPU = torch.device("cpu")
 CLOSE = 1e-5
 PATIENCE = 30.0  # seconds until a wait that should end at once is given up
 
@@ -184,12 +182,11 @@ def test_a_follower_that_cannot_begin_says_why(
     tiny: Tiny, tmp_path: Path, nothing_left: Callable[[], bool]
 ) -> None:
     trial = tiny(batch_size=16)
-    model = network(trial, 4)
-    place: Any = torch.device("cpu"), 2, model, optimizer(trial, model), Progress()
+    state = TrainState.initial(trial, 4, 4, CPU)
 
     with (
         pytest.raises(Lost, match=r"^process 1 of 2 ended: .*DataError: .*nowhere"),
-        followed(trial, tmp_path / "nowhere", *place),
+        followed(state, tmp_path / "nowhere", CPU, 2),
     ):
         pytest.fail("it had no data")
 
@@ -228,11 +225,11 @@ def test_the_leaders_own_errors_are_its_own(
     tiny: Tiny, tiny_data: Path, tmp_path: Path, nothing_left: Callable[[], bool]
 ) -> None:
     trial = tiny(batch_size=16)
-    model: nn.Module = network(trial, 4)
+    state = TrainState.initial(trial, 4, 4, CPU)
 
     with (
         pytest.raises(RuntimeError, match=r"^a bug$"),
-        followed(trial, tiny_data, torch.device("cpu"), 2, model, optimizer(trial, model), Progress()),
+        followed(state, tiny_data, CPU, 2),
     ):
         raise RuntimeError("a bug")
 

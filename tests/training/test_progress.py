@@ -7,18 +7,18 @@ from normbench.training.progress import Progress
 
 
 def update(progress: Progress, loss: float, size: int) -> None:
-    progress.updated(torch.tensor(loss), torch.zeros(size, 4), torch.zeros(size, dtype=torch.long))
+    progress.count_update(torch.tensor(loss), torch.zeros(size, 4), torch.zeros(size, dtype=torch.long))
 
 
 def test_the_loss_that_is_told_is_the_mean_of_the_epoch_so_far(tiny) -> None:
     trial, progress = tiny(), Progress()
-    assert progress.news(trial)["train_loss"] is None
+    assert progress.report(trial)["train_loss"] is None
     for loss in (1.0, 3.0, 5.0):
         update(progress, loss, trial.batch_size)
-    progress.settle()
-    assert progress.news(trial)["train_loss"] == pytest.approx(3.0)
+    progress.synchronize()
+    assert progress.report(trial)["train_loss"] == pytest.approx(3.0)
     progress.end_epoch(3, None, None, 0.1, {})
-    assert progress.news(trial)["train_loss"] == pytest.approx(3.0)
+    assert progress.report(trial)["train_loss"] == pytest.approx(3.0)
     update(progress, 2.0, trial.batch_size)
-    progress.settle()
-    assert progress.news(trial)["train_loss"] == pytest.approx(2.0)
+    progress.synchronize()
+    assert progress.report(trial)["train_loss"] == pytest.approx(2.0)

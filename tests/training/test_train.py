@@ -17,6 +17,7 @@ from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.data.batches import Images
 from normbench.records import Epoch, Record
+from normbench.training import state
 from normbench.training import train as training
 from normbench.training.build import network
 from normbench.training.optim import learning_rate
@@ -270,7 +271,7 @@ def poison_forward(
     monkeypatch: pytest.MonkeyPatch, at: int, with_: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     """Let the network's ``at``-th forward pass in training mode end otherwise."""
-    real, calls = training.network, 0
+    real, calls = state.network, 0
 
     def network_with_fault(trial: Trial, classes: int) -> Any:
         model = real(trial, classes)
@@ -283,21 +284,21 @@ def poison_forward(
         model.register_forward_hook(hook)
         return model
 
-    monkeypatch.setattr(training, "network", network_with_fault)
+    monkeypatch.setattr(state, "network", network_with_fault)
 
 
 def test_a_test_loss_that_is_no_number_is_divergence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def ruin(logits: torch.Tensor) -> torch.Tensor:
         return logits if logits.requires_grad else logits + math.inf
 
-    real = training.network
+    real = state.network
 
     def ruined(trial: Trial, classes: int) -> Any:
         model = real(trial, classes)
         model.register_forward_hook(lambda _module, _inputs, logits: ruin(logits))
         return model
 
-    monkeypatch.setattr(training, "network", ruined)
+    monkeypatch.setattr(state, "network", ruined)
     record = run()
 
     assert record.status == "diverged"
@@ -350,7 +351,7 @@ def test_no_memory_for_the_network_is_that_result_too(run: Run, monkeypatch: pyt
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(training, "network", fail)
+    monkeypatch.setattr(state, "network", fail)
     record = run()
 
     assert record.status == "out_of_memory"
