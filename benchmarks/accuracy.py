@@ -23,7 +23,7 @@ import yaml
 from normbench import records
 from normbench.data import dataset as decoded
 from normbench.report.stats import mean_interval
-from normbench.training.capture.capture import WORTH
+from normbench.training.capture.capture import MIN_CALLS
 from normbench.training.provenance import device_name
 
 NORMS = ["batch", "layer", "instance", "group", "switchable"]
@@ -73,8 +73,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="where trials are kept, and found by a later run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "accuracy.json")
     chosen = parser.parse_args()
-    if chosen.epochs * (chosen.train_size // chosen.batch_size) < WORTH:
-        parser.error(f"trials of fewer than {WORTH} updates are not replayed")
+    if chosen.epochs * (chosen.train_size // chosen.batch_size) < MIN_CALLS:
+        parser.error(f"trials of fewer than {MIN_CALLS} updates are not replayed")
     dataset = yaml.safe_load(chosen.dataset)
     dataset = dataset if isinstance(dataset, dict) else {"name": dataset}
     trial = {

@@ -29,7 +29,7 @@ from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.data.batches import Images
 from normbench.training.build import network
-from normbench.training.capture.capture import WORTH, recorder_of
+from normbench.training.capture.capture import MIN_CALLS, recorder_of
 from normbench.training.optim import optimizer
 from normbench.training.provenance import device_name, git_state
 from normbench.training.step import Update
@@ -159,7 +159,7 @@ def ours(trial: Trial, data: Path, seconds: float, barrier: Any, answers: Any) -
     dataset = decoded.load(trial.dataset, data)
     model = network(trial, len(dataset.classes))
     model = model.to(memory_format=torch.channels_last)
-    recorder = recorder_of(torch.device("cpu"), 1, WORTH)
+    recorder = recorder_of(torch.device("cpu"), 1, MIN_CALLS)
     update = Update(trial, model, optimizer(trial, model), len(dataset.train.indices), recorder=recorder)
     training = Images(dataset.train, dataset.mean, dataset.std, torch.device("cpu"))
     batches = (

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.ops.tracing import capturing
-from normbench.training.capture.capture import Act, Tensors
+from normbench.training.capture.capture import Step, Tensors
 
 
 class Baked:
@@ -29,7 +29,7 @@ class Baked:
         self.rehearsals += 1
 
     def record(
-        self, act: Act, batch: Tensors, generators: Sequence[torch.Generator]
+        self, act: Step, batch: Tensors, generators: Sequence[torch.Generator]
     ) -> Callable[[], Tensors]:
         modules = list(_network_of(act).modules())
         baked = [dict(vars(module)) for module in modules]

@@ -37,7 +37,7 @@ from normbench.records import Failure, Interrupted, Record
 from normbench.sweep import run
 from normbench.sweep.speeds import WAYS, Way, measured
 from normbench.training.build import network
-from normbench.training.capture.capture import Act, Tensors, recorder_of
+from normbench.training.capture.capture import Step, Tensors, recorder_of
 from normbench.training.capture.cuda_graph import CudaGraphs
 from normbench.training.device import settle_on, settled_process
 from normbench.training.evaluation import Inference, infer
@@ -137,7 +137,7 @@ class Loud(CudaGraphs):
             raise AssertionError("it waits for the GPU") from error
 
     def record(
-        self, act: Act, batch: Tensors, generators: Sequence[torch.Generator]
+        self, act: Step, batch: Tensors, generators: Sequence[torch.Generator]
     ) -> Callable[[], Tensors]:
         try:
             return super().record(act, batch, generators)

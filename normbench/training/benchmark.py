@@ -20,7 +20,7 @@ from normbench.files import NoHomeError, user_cache
 from normbench.norms.api import recordable
 from normbench.norms.ops.sync import ALONE
 from normbench.training.build import check, network, to_device
-from normbench.training.capture.capture import WORTH, Recorded, recorder_of
+from normbench.training.capture.capture import MIN_CALLS, RecordedStep, recorder_of
 from normbench.training.device import device, settled_process
 from normbench.training.optim import momenta, optimizer
 from normbench.training.state import TrainState
@@ -49,10 +49,10 @@ class Probe:
         x = torch.randn(trial.batch_size, 3, size, size, device=where)
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.y = torch.zeros(trial.batch_size, dtype=torch.long, device=where)
-        recorder = recorder_of(where, 1, WORTH, recordable(trial.norm))
+        recorder = recorder_of(where, 1, MIN_CALLS, recordable(trial.norm))
         others = tuple if recorder is None else partial(momenta, self.sgd)
         self._sgd_update = partial(sgd_update, trial, self.model, self.sgd, ALONE)
-        self.step = Recorded(self._sgd_update, self.model, recorder, others)
+        self.step = RecordedStep(self._sgd_update, self.model, recorder, others)
 
     def update(self) -> None:
         """Make an update in training mode, on the path that a trial takes."""
@@ -172,7 +172,7 @@ class UpdateLoop:
         steps_per_epoch = max(1, len(self._images) // trial.batch_size)
         self._state = TrainState.initial(trial, len(dataset.classes), steps_per_epoch, where)
         self.model = self._state.model
-        recorder = recorder_of(where, 1, WORTH, recordable(trial.norm)) if is_replayed else None
+        recorder = recorder_of(where, 1, MIN_CALLS, recordable(trial.norm)) if is_replayed else None
         self.update = Update(trial, self.model, self._state.optimizer, steps_per_epoch, recorder=recorder)
         self._batches = self.batches()
         for _ in range(WARM_UP):

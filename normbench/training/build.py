@@ -13,12 +13,12 @@ from normbench.config.trial import Trial
 from normbench.config.user_code import Contained, EndedProcess
 from normbench.norms.api import Normalization, OwnError, ShapeError, build, place
 from normbench.training.clipping import clip_of
-from normbench.training.device import exclusive
+from normbench.training.device import process_lock
 
 
 def network(trial: Trial, classes: int) -> nn.Module:
     """Return the trial's network, initialised by the seed alone; its ``clip()`` clips its gradients."""
-    with exclusive, torch.random.fork_rng(devices=[]):
+    with process_lock, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(trial.seed)  # torch.manual_seed would reseed the GPUs for good
         batches = trial.batch_size // (trial.norm_batch_size or trial.batch_size)
         norm = build(trial.norm, trial.norm_batch_size, trial.norm_every, batches)

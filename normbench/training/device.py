@@ -9,16 +9,16 @@ from collections.abc import Iterator
 
 import torch
 
-INTERFACES = "GLOO_SOCKET_IFNAME"  # by which processes of a trial connect on CPUs
+INTERFACES = "GLOO_SOCKET_IFNAME"  # network interfaces for the processes of a trial on CPUs
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # in bytes, of malloc.h
 CONTEXT_BYTES = 3 * 2**28  # of a process on a GPU, beside its tensors: CUDA and its libraries
 
 
 def device(name: str) -> torch.device:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` stands for here; a GPU always with its index.
+    """Return the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` stands for; a GPU has its index.
 
     Raises:
-        ValueError: it is not there; the message says what is.
+        ValueError: there is no such device; the message says which there are.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and not count):
@@ -33,29 +33,29 @@ def device(name: str) -> torch.device:
 
 
 def of_processes(first: torch.device, processes: int) -> tuple[torch.device, ...]:
-    """A device for each of the processes of a trial: the CPU for all, or GPUs from ``first`` on.
+    """Return a device for each process of a trial: the CPU for all, or GPUs from ``first`` on.
 
     Raises:
-        ValueError: there are too few GPUs, or the environment has CPUs connect by what is not there.
+        ValueError: there are too few GPUs, or the environment names a network interface that does not exist.
     """
     if first.type == "cpu":
         if processes > 1:
             _check_interface()
         return (first,) * processes
-    begin, count = first.index or 0, torch.cuda.device_count()
-    if begin + processes > count:
+    start, count = first.index or 0, torch.cuda.device_count()
+    if start + processes > count:
         raise ValueError(
-            f"execute.processes {processes}: one GPU each from {first} on, and there are {count - begin}; "
-            f"take at most {count - begin}, or device cpu"
+            f"execute.processes {processes}: one GPU each from {first} on, and there are {count - start}; "
+            f"take at most {count - start}, or device cpu"
         )
-    return tuple(torch.device("cuda", index) for index in range(begin, begin + processes))
+    return tuple(torch.device("cuda", index) for index in range(start, start + processes))
 
 
 def _check_interface() -> None:
-    """Refuse a network interface for gloo that this machine lacks: it would fail every trial.
+    """Refuse a network interface for gloo that this machine lacks, since every trial would fail.
 
     Raises:
-        ValueError: says which, and which there are.
+        ValueError: the message says which there are.
     """
     names = [name for _, name in socket.if_nameindex()]
     for name in filter(None, os.environ.get(INTERFACES, "").split(",")):
@@ -64,18 +64,15 @@ def _check_interface() -> None:
 
 
 def memories(name: str) -> dict[int, int]:
-    """Bytes of the GPUs that ``auto``, ``cuda`` (both: all) or ``cuda:N`` stands for here, by index."""
+    """Return the bytes of the GPUs that ``auto``, ``cuda`` (both: all) or ``cuda:N`` stands for, by index."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = None if name == "auto" else torch.device(name).index
-    chosen = range(count) if index is None else range(index, min(index + 1, count))
-    return {number: torch.cuda.get_device_properties(number).total_memory for number in chosen}
+    indices = range(count) if index is None else range(index, min(index + 1, count))
+    return {index: torch.cuda.get_device_properties(index).total_memory for index in indices}
 
 
 def settle_on(where: torch.device, part: float = 1.0) -> None:
-    """Let this process use one GPU and that part of its memory: others lose nothing by it.
-
-    Does nothing on a CPU.
-    """
+    """Make a GPU the current device of this process and limit it to a part of the memory; no-op on a CPU."""
     if where.type != "cuda":
         return
     torch.cuda.set_device(where)
@@ -84,73 +81,74 @@ def settle_on(where: torch.device, part: float = 1.0) -> None:
     torch.cuda.set_per_process_memory_fraction(share, where)
 
 
-_own = threading.local()
+_thread = threading.local()
 
 
 @contextlib.contextmanager
 def own_stream(where: torch.device) -> Iterator[None]:
-    """Whatever this thread launches on a GPU meanwhile goes to a stream of its own, always the same.
+    """Launch what this thread launches on a GPU on a stream of its own, always the same; no-op on a CPU.
 
-    A stream waits only for itself, so several threads have the GPU work side by side. No change on a CPU.
+    A stream waits only for itself, so the GPU works for several threads side by side.
     """
     if where.type != "cuda":
         yield
         return
-    streams: dict[torch.device, torch.cuda.Stream] = vars(_own).setdefault("streams", {})
+    streams: dict[torch.device, torch.cuda.Stream] = vars(_thread).setdefault("streams", {})
     if where not in streams:
         streams[where] = torch.cuda.Stream(where)  # type: ignore[no-untyped-call]
     with torch.cuda.device(where), torch.cuda.stream(streams[where]):
         yield
 
 
-exclusive = threading.RLock()
-"""Held by whoever draws global random numbers or records: two at once would be in each other's result.
+process_lock = threading.RLock()
+"""The lock of a thread that draws global random numbers or records a step, which would affect each other.
 
-Only who holds it, or is alone, may wait for a whole GPU: that would spoil what another thread records.
+Only the thread that holds it, or the only one that trains, may wait for a whole GPU: that would spoil what
+another records.
 """
 
-_settings = threading.Lock()
-_inside = 0
-_before = False, False
+_lock = threading.Lock()
+_users = 0
+_settings_before = False, False
 
 
 @contextlib.contextmanager
 def settled_process() -> Iterator[None]:
-    """Settings of the whole process that training wants, and that others in it must find as they were.
+    """Set the process as training needs it, and restore it.
 
-    Of several threads the first sets and the last restores them. Only the allocator's thresholds stay; what
-    it kept for the next update is given back.
+    Of several threads the first sets and the last restores. Only the allocator's thresholds stay; the memory
+    that it kept for the next update is given back.
     """
-    global _inside, _before
+    global _users, _settings_before
     cudnn = torch.backends.cudnn
     torch.set_flush_denormal(True)  # of this thread; dying activations would slow a CPU down a hundredfold
-    with _settings:
-        _inside += 1
-        if _inside == 1:
+    with _lock:
+        _users += 1
+        if _users == 1:
             _keep_freed_memory()
-            _before = cudnn.deterministic, cudnn.allow_tf32
+            _settings_before = cudnn.deterministic, cudnn.allow_tf32
             cudnn.deterministic, cudnn.allow_tf32 = True, False  # fp32 is fp32
     try:
         yield
     finally:
         torch.set_flush_denormal(False)
-        with _settings:
-            _inside -= 1
-            if not _inside:
-                cudnn.deterministic, cudnn.allow_tf32 = _before
+        with _lock:
+            _users -= 1
+            if not _users:
+                cudnn.deterministic, cudnn.allow_tf32 = _settings_before
                 torch.cuda.empty_cache()  # for whoever shares the GPU; nothing where there is none
                 _give_freed_memory_back()
 
 
-def alone() -> bool:
-    """No other thread of this process trains."""
-    return _inside <= 1
+def is_only_trial() -> bool:
+    """Return whether no other thread of this process trains."""
+    return _users <= 1
 
 
 def _keep_freed_memory() -> None:
     """Have glibc's allocator keep what a step frees for the next.
 
-    The system clears pages that were given back when they are asked for anew: up to a twelfth of an update.
+    The system clears pages that were given back and are allocated anew: up to a twelfth of an update.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)

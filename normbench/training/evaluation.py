@@ -1,4 +1,4 @@
-"""What an evaluation is, what it is taken of, and all those of a trial together."""
+"""Evaluations of a trained network: their interface, their inputs, and all those of a trial."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from normbench.config.trial import Trial
 from normbench.data.batches import Chunk, Images, generator
 from normbench.norms.api import Clock
 from normbench.records import Measured
-from normbench.training.capture.capture import Recorded, Recorder
+from normbench.training.capture.capture import RecordedStep, Recorder
 
 EVALUATION_BATCH = 500
 
@@ -29,16 +29,16 @@ def score(
     pause: Callable[[], None],
     logits_of: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[float, float]:
-    """Mean cross-entropy, finite or not, and accuracy (a fraction; a logit that is not finite is wrong).
+    """Return the mean cross-entropy, finite or not, and the accuracy (a fraction).
 
-    A GPU is waited for at the end only.
+    A logit that is not finite makes a prediction wrong. A GPU is waited for at the end only.
 
     Args:
-        model: in whichever mode.
-        batches: of images and labels; of the images that have no label, the last ones, nothing is counted.
+        model: in training or inference mode.
+        batches: images and labels; images without a label, the last ones, do not count.
         precision: fp32, or bf16 where autocast allows it.
         pause: called after every batch.
-        logits_of: images -> logits in fp32, where there is another way to them than to call the model.
+        logits_of: images -> logits in fp32; calls the model by default.
     """
     logits_of = logits_of or partial(infer, model, precision=precision)
     loss, correct, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64), 0
@@ -54,20 +54,20 @@ def score(
 
 
 def infer(model: nn.Module, x: Tensor, precision: str) -> Tensor:
-    """Logits in fp32."""
+    """Return logits in fp32."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits: Tensor = model(x)
     return logits.float()
 
 
 class Inference:
-    """Logits of a model that is at inference; replayed for batches like the first, if there is a recorder."""
+    """The inference of a model, replayed for batches like the first if there is a recorder."""
 
     def __init__(self, model: nn.Module, precision: str, recorder: Recorder | None) -> None:
-        self.step = Recorded(partial(_logits, model, precision), model, recorder)
+        self.step = RecordedStep(partial(_logits, model, precision), model, recorder)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Images -> logits in fp32."""
+        """Return the logits of images in fp32."""
         return self.step(x)[0]
 
 
@@ -77,11 +77,11 @@ def _logits(model: nn.Module, precision: str, x: Tensor) -> tuple[Tensor]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network at the end of its training, and the images to measure it by.
+    """A trained network with its images.
 
     Attributes:
         model: to be copied, not changed.
-        trial: what it was trained by.
+        trial: its settings.
         training: images.
         testing: images.
         pause: to be called after every batch.
@@ -94,55 +94,54 @@ class Trained:
     pause: Callable[[], None] = lambda: None
 
     def copy(self) -> nn.Module:
-        """A network of its own to change, at inference."""
+        """Return a copy of the network in inference mode."""
         return copy.deepcopy(self.model).eval()
 
     def test(self, model: nn.Module, batches: Iterable[Chunk] | None = None) -> dict[str, float | None]:
-        """Loss (None if it is not finite) and accuracy of ``model`` on the test images, or on ``batches``."""
+        """Return loss (None if not finite) and accuracy of ``model`` on the test images or ``batches``."""
         batches = self.testing.in_order(EVALUATION_BATCH) if batches is None else batches
         loss, accuracy = score(model, batches, self.trial.precision, self.pause)
         return {"test_loss": loss if math.isfinite(loss) else None, "test_accuracy": accuracy}
 
     def mixed(self, size: int, count: int | None = None, draw: int = 0) -> Iterator[tuple[Tensor, Chunk]]:
-        """Test images in batches of exactly ``size``, in an order that is the seed's, and another each draw.
+        """Yield test images in batches of exactly ``size``, in an order by seed and draw.
 
         Args:
             size: at most ``count``.
-            count: only so many images, the same at every draw; all by default.
-            draw: which order.
+            count: number of images, the same at every draw; all by default.
+            draw: number of the order.
 
-        Returns:
-            Which images, and these with their labels; the last batch is filled up by the first images again,
+        Yields:
+            Indices of images, and these with their labels; the last batch is filled up by the first images,
             without labels.
         """
-        everything = torch.randperm(len(self.testing), generator=self._stream("test images"))[:count]
-        order = everything[
-            torch.randperm(len(everything), generator=self._stream(f"test batches, draw {draw}"))
-        ]
+        sample = torch.randperm(len(self.testing), generator=self._generator("test images"))[:count]
+        purpose = f"test batches, draw {draw}"
+        order = sample[torch.randperm(len(sample), generator=self._generator(purpose))]
         for first in range(0, len(order), size):
-            counted = order[first : first + size]
-            images, labels = self.testing.at(torch.cat([counted, order[: size - len(counted)]]))
-            yield counted, Chunk(images, labels[: len(counted)])
+            indices = order[first : first + size]
+            images, labels = self.testing.at(torch.cat([indices, order[: size - len(indices)]]))
+            yield indices, Chunk(images, labels[: len(indices)])
 
-    def _stream(self, purpose: str) -> torch.Generator:
+    def _generator(self, purpose: str) -> torch.Generator:
         return generator(self.trial.seed, self.trial.epochs, purpose)
 
 
 class Evaluation:
-    """A measurement of a trained network. One that watches the training keeps a state for checkpoints.
+    """A measurement of a trained network, with a state for checkpoints if it observes the training.
 
     A subclass takes the options of its entry in the table.
     """
 
     def at(self, model: nn.Module, clock: Clock) -> None:
-        """See the network in front of an update."""
+        """Observe the network before an update."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen."""
+        """Return what was observed."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:  # noqa: ARG002
-        """Go on from what was seen.
+        """Go on from what was observed.
 
         Raises:
             ValueError, LookupError, TypeError, AttributeError: the state is not of this network.
@@ -151,12 +150,12 @@ class Evaluation:
             raise ValueError("there is a state of what keeps none")
 
     def measure(self, trained: Trained) -> Iterator[Measured]:
-        """One result, or more of different settings. The network and its statistics stay as they are."""
+        """Yield a result for every setting. The network and its statistics stay as they are."""
         raise NotImplementedError
 
 
 class Evaluations:
-    """All evaluations of a trial: told of every update, kept in checkpoints, taken at the end."""
+    """All evaluations of a trial, which observe every update and measure at the end."""
 
     def __init__(self, trial: Trial, model: nn.Module) -> None:
         self._model = model
@@ -166,17 +165,17 @@ class Evaluations:
         self._done: list[list[Measured]] = []
 
     def at(self, clock: Clock) -> None:
-        """Called before every update."""
+        """Observe the network before an update."""
         for evaluation in self._all:
             evaluation.at(self._model, clock)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen so far, and the results that there are."""
+        """Return what was observed and the results so far."""
         done = [[result.model_dump() for result in results] for results in self._done]
         return {"seen": [evaluation.state_dict() for evaluation in self._all], "done": done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there.
+        """Go on from ``state``.
 
         Raises:
             ValueError, LookupError, TypeError, AttributeError: the state is not of these evaluations.
@@ -186,7 +185,7 @@ class Evaluations:
         self._done = [[Measured(**result) for result in results] for results in state["done"]]
 
     def results(self, trained: Trained) -> tuple[Measured, ...]:
-        """Take those that are not done yet, and give all."""
+        """Measure what is not done yet and return all results."""
         for evaluation in self._all[len(self._done) :]:
             self._done.append(list(evaluation.measure(trained)))
         return tuple(result for results in self._done for result in results)

@@ -1,4 +1,4 @@
-"""SGD, its schedule, and how the learning rate follows the batch size."""
+"""SGD, its schedule, and the learning rate as a function of the batch size."""
 
 import inspect
 import math
@@ -11,13 +11,13 @@ from normbench.norms.api import is_norm_parameter
 
 
 def base_learning_rate(trial: Trial) -> float:
-    """The linear scaling rule (Goyal et al. 2017, arXiv 1706.02677): lr · batch_size / lr_reference_batch."""
+    """Return lr · batch_size / lr_reference_batch (linear scaling, Goyal et al. 2017, arXiv 1706.02677)."""
     scale = trial.batch_size / trial.lr_reference_batch if trial.lr_reference_batch else 1.0
     return trial.optimizer.lr * scale
 
 
 def learning_rate(trial: Trial, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of update ``step``, counted from 0 over the whole training.
+    """Return the learning rate of update ``step``, counted from 0 over the whole training.
 
     Linear warm-up from 0 over the first epochs, then by schedule: cosine to 0 over what is left (Loshchilov &
     Hutter 2017, arXiv 1608.03983, without restarts); divided by 10 at 50 % and 75 % of the epochs (He et al.
@@ -37,7 +37,7 @@ def learning_rate(trial: Trial, step: int, steps_per_epoch: int) -> float:
 
 
 class SGD(torch.optim.SGD):
-    """torch's, without the decorators that load its compiler: 2 s and 150 MiB of every process."""
+    """SGD of torch without the decorators that load its compiler, which takes 2 s and 150 MiB."""
 
     add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
     load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
@@ -47,7 +47,7 @@ class SGD(torch.optim.SGD):
 
 
 def optimizer(trial: Trial, model: nn.Module) -> torch.optim.SGD:
-    """SGD over all parameters; those of the norms are spared the weight decay where the trial says so."""
+    """Return SGD over all parameters; by the trial, those of the norms have no weight decay."""
     settings = trial.optimizer
     norm: list[nn.Parameter] = []
     other: list[nn.Parameter] = []
@@ -67,7 +67,7 @@ def optimizer(trial: Trial, model: nn.Module) -> torch.optim.SGD:
 
 
 def momenta(sgd: torch.optim.SGD) -> list[Tensor]:
-    """The momenta of all parameters; those that there are not yet begin at 0, which comes to the same."""
+    """Return the momenta of all parameters; those that do not exist yet begin at 0, which is equivalent."""
     buffers = []
     for group in sgd.param_groups:
         for parameter in group["params"] if group["momentum"] else ():

@@ -1,4 +1,4 @@
-"""What every method costs: time of an update and of an inference, and memory, beside BN and no norm."""
+"""The cost of every method beside BN and no norm: time of an update and an inference, and memory."""
 
 import platform
 from collections.abc import Callable, Sequence
@@ -24,13 +24,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Cost:
-    """What one trial costs. Measurements are in the order of the rounds, in which all trials took turns.
+    """The cost of a trial. Measurements are in the order of the rounds, in which all trials take turns.
 
     Attributes:
         update: seconds of a forward pass, backward pass and SGD step.
         inference: seconds of a batch at inference.
-        kept_bytes: kept by a forward pass for the backward pass, weights aside.
-        peak_bytes: the most that tensors took on a GPU during an update; None elsewhere.
+        kept_bytes: what a forward pass keeps for the backward pass, without the weights.
+        peak_bytes: the peak of tensors on a GPU during an update; None elsewhere.
     """
 
     trial: Trial
@@ -40,13 +40,13 @@ class Cost:
     peak_bytes: int | None
 
     def times(self, what: str) -> tuple[float, ...]:
-        """Of ``update`` or ``inference``."""
+        """Return the measurements of ``update`` or ``inference``."""
         return {"update": self.update, "inference": self.inference}[what]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """All costs, and the machine they were measured on."""
+    """The costs of several trials, and the machine that measured them."""
 
     costs: tuple[Cost, ...]
     threads: int
@@ -54,17 +54,17 @@ class Profile:
 
     @property
     def series(self) -> dict[tuple[str, str], Series]:
-        """Every method with one set of options, by `key_of`."""
+        """Every method with a set of options, by `key_of`."""
         return series_of(cost.trial.norm.model_dump(mode="json") for cost in self.costs)
 
     def of(self, cost: Cost) -> Series:
-        """The method of a cost, with its set of options."""
+        """Return the method of a cost, with its set of options."""
         return self.series[key_of(cost.trial.norm.model_dump(mode="json"))]
 
     def against(self, cost: Cost, method: str, what: str) -> float | None:
-        """Give the median over rounds of ``what`` over that of ``method`` in the same round.
+        """Return the median over rounds of ``what`` over that of ``method`` in the same round.
 
-        Of several sets of options of the method that with its defaults counts, or else the first.
+        The method has its default options, if these were measured, or else the first set.
 
         Args:
             what: ``update`` or ``inference``.
@@ -81,7 +81,7 @@ class Profile:
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """Every measurement, in seconds and bytes."""
+        """Return every measurement, in seconds and bytes."""
         costs = [
             {
                 "norm": cost.trial.norm.model_dump(mode="json"),
@@ -103,7 +103,7 @@ class Profile:
 
 
 def methods(trial: Trial) -> list[str]:
-    """Those of the table that the trial's network can have."""
+    """Return the methods of the table that the trial's network can have."""
     fitting = []
     for name in NORMS:
         try:
@@ -117,10 +117,10 @@ def methods(trial: Trial) -> list[str]:
 def profile(
     trials: Sequence[Trial], place: str, threads: int, rounds: int, say: Say = lambda _: None
 ) -> Profile:
-    """Measure trials in turns, on random images of CIFAR-10's shape; ``say`` is told of every round.
+    """Measure trials in turns, on random images of CIFAR-10's shape; ``say`` is called after every round.
 
     Raises:
-        ValueError: a trial cannot run, or the device is not there.
+        ValueError: a trial cannot run, or the device does not exist.
     """
     where = device(place)
     for trial in trials:
@@ -149,7 +149,7 @@ def profile(
 
 
 def _peak(probe: Probe) -> int | None:
-    """Also sets up what the first update of all sets up."""
+    """Make a first update, then return the peak bytes of another on a GPU."""
     probe.update()
     if probe.where.type != "cuda":
         return None

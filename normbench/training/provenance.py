@@ -1,4 +1,4 @@
-"""Where and with what a trial ran: for readers of its record, never part of its identity."""
+"""The machine, versions and flags of a trial, for its record; they are no part of its identity."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ import torch
 
 import normbench
 
-ONLOOKERS = frozenset({"cli", "report", "sweep"})  # packages above training: they change no number
+ONLOOKERS = frozenset({"cli", "report", "sweep"})  # packages that change no number
 SUFFIXES = frozenset({".py", ".c", ".h"})
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -22,14 +22,14 @@ CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 def provenance(
     device: torch.device, precision: str, processes: int = 1, norm: str = "none", step: str = "plain"
 ) -> dict[str, Any]:
-    """Versions, machine, threads, flags, and which of several equivalent paths the arithmetic took.
+    """Return versions, machine, threads, flags, and the path that the arithmetic took.
 
     Args:
-        device: where.
+        device: of the trial.
         precision: fp32 or bf16.
-        processes: that shared every batch.
-        norm: what normalized, as :func:`normbench.norms.ops.dispatch.arithmetic` says.
-        step: updates were replayed as a ``graph`` or a ``tape``, or ``plain`` calls.
+        processes: how many share every batch.
+        norm: what normalizes, as :func:`normbench.norms.ops.dispatch.arithmetic` says.
+        step: how updates ran: as a ``graph``, a ``tape``, or ``plain`` calls.
     """
     return {
         "normbench": normbench.__version__,
@@ -52,7 +52,7 @@ def provenance(
 
 @functools.cache
 def device_name(device: torch.device) -> str:
-    """What the maker calls it."""
+    """Return the name of the GPU or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")
@@ -65,7 +65,7 @@ def device_name(device: torch.device) -> str:
 
 @functools.cache
 def git_state() -> str | None:
-    """The commit of the code, with ``-dirty`` if files differ from it; None for an installed package."""
+    """Return the commit of the code, ``-dirty`` if files differ from it; None for an installed package."""
     root = Path(normbench.__file__).parent.parent
     if not (root / ".git").exists():
         return None
@@ -85,7 +85,7 @@ def git_state() -> str | None:
 
 @functools.cache
 def code_hash() -> str:
-    """sha256 of the code that computes, as it was when this process first asked; not figures, commands."""
+    """Return the sha256 of the code that computes (no sweeps, figures, commands), as at the first call."""
     package, digest = Path(normbench.__file__).parent, hashlib.sha256()
     for path in sorted(package.rglob("*")):
         place = path.relative_to(package)
@@ -95,9 +95,9 @@ def code_hash() -> str:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let ``peak_memory_bytes`` count from here on, where the system can (CUDA, Linux)."""
+    """Begin a new peak for ``peak_memory_bytes``, where the system can (CUDA, Linux)."""
     if device.type == "cuda":
-        torch.cuda.current_device()  # which starts CUDA; the reset does not
+        torch.cuda.current_device()  # starts CUDA, as the reset does not
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR_REFS.exists():
         with contextlib.suppress(OSError):
@@ -105,9 +105,9 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most held since ``reset_peak_memory``: tensors on a GPU; on a CPU all of the process.
+    """Return the peak since ``reset_peak_memory``: of tensors on a GPU; on a CPU of the whole process.
 
-    Where it cannot be reset, the most held in the life of this process.
+    Where it cannot be reset, it is the peak since this process began.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -12,7 +12,7 @@ from normbench.data.batches import Chunk, Images
 from normbench.norms.api import Clock, Timed
 from normbench.norms.ops import dispatch, sync
 from normbench.norms.ops.sync import ALONE, Share
-from normbench.training.capture.capture import Recorded, Recorder
+from normbench.training.capture.capture import RecordedStep, Recorder
 from normbench.training.evaluation import infer
 from normbench.training.optim import learning_rate, momenta
 from normbench.training.state import TrainState
@@ -76,7 +76,7 @@ class Update:
             for group in sgd.param_groups:
                 group["lr"] = self._lr
         others = tuple if recorder is None else partial(momenta, sgd)
-        self.step = Recorded(partial(sgd_update, trial, model, sgd, share), model, recorder, others)
+        self.step = RecordedStep(partial(sgd_update, trial, model, sgd, share), model, recorder, others)
 
     def __call__(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Make update number ``step``.

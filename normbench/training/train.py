@@ -23,7 +23,7 @@ from normbench.norms.ops import dispatch
 from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Record, Status
 from normbench.training import checkpoint as checkpoints
 from normbench.training.capture.capture import recorder_of
-from normbench.training.device import alone, is_out_of_memory, settled_process
+from normbench.training.device import is_only_trial, is_out_of_memory, settled_process
 from normbench.training.diagnostics import signal_propagation
 from normbench.training.distributed import followed
 from normbench.training.evaluation import EVALUATION_BATCH, Inference, Trained, score
@@ -79,7 +79,7 @@ def train(
     where = torch.device(device)
     git_state(), code_hash()  # of the code that is loaded now; by the end it may have been changed
     own_code = sources(trial.norm)  # likewise
-    if alone():  # or it would reset the peak of the other trials
+    if is_only_trial():  # or it would reset the peak of the other trials
         reset_peak_memory(where)
     dataset = decoded.load(trial.dataset, data)
     steps_per_epoch = len(dataset.train.indices) // trial.batch_size

@@ -146,7 +146,7 @@ def test_it_is_replayed_only_if_it_says_that_it_may_be(
     here: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of what it keeps in Python nobody else can know."""
-    monkeypatch.setattr(capture, "WORTH", 1)
+    monkeypatch.setattr(capture, "MIN_CALLS", 1)
     norms = "'my_norms:scaled', 'my_norms:replayed', 'my_norms:replacing'"
     paths = {
         record.trial.norm.name: record.provenance["path"]["step"]

@@ -25,7 +25,14 @@ from normbench.norms.ops import cpu
 from normbench.training import train as training
 from normbench.training.build import network
 from normbench.training.capture import capture
-from normbench.training.capture.capture import MOST, WORTH, Recorded, Recorder, python_values, recorder_of
+from normbench.training.capture.capture import (
+    MAX_RECORDINGS,
+    MIN_CALLS,
+    RecordedStep,
+    Recorder,
+    python_values,
+    recorder_of,
+)
 from normbench.training.capture.cpu_tape import Tape
 from normbench.training.optim import momenta, optimizer
 from normbench.training.step import Update
@@ -263,8 +270,8 @@ class Layer(nn.Module):
         return x * self.weight.detach() * self.factor + sum(self.steps)
 
 
-def recorded(layer: nn.Module, recorder: Recorder | None) -> Recorded:
-    return Recorded(partial(_one, layer), layer, recorder)
+def recorded(layer: nn.Module, recorder: Recorder | None) -> RecordedStep:
+    return RecordedStep(partial(_one, layer), layer, recorder)
 
 
 def _one(layer: nn.Module, x: Tensor) -> tuple[Tensor]:
@@ -327,12 +334,12 @@ def test_a_batch_of_another_shape_is_called() -> None:
 def test_values_that_change_without_end_are_recorded_once_they_settle() -> None:
     layer = Layer()
     step = recorded(layer, recorder := Baked())
-    for number in range(3 * MOST + 6):
-        layer.at(Clock(9 * number if number < 3 * MOST else 99999, 1, 1))
+    for number in range(3 * MAX_RECORDINGS + 6):
+        layer.at(Clock(9 * number if number < 3 * MAX_RECORDINGS else 99999, 1, 1))
         expected = (float(layer.weight.detach()) + 1) * layer.factor + sum(layer.steps)
         assert float(step(torch.ones(()))[0]) == expected
 
-    assert (recorder.recordings, recorder.replays) == (MOST + 1, MOST + 5)
+    assert (recorder.recordings, recorder.replays) == (MAX_RECORDINGS + 1, MAX_RECORDINGS + 5)
 
 
 def test_python_values_tell_things_apart_by_what_they_are() -> None:
@@ -399,13 +406,13 @@ def test_momenta_that_are_not_there_yet_begin_at_zero(tiny: Tiny) -> None:
 def test_nothing_is_recorded_among_processes_or_where_it_is_not_worth_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert isinstance(recorder_of(torch.device("cpu"), 1, WORTH), Tape)
-    assert recorder_of(torch.device("cpu"), 1, WORTH - 1) is None
-    assert recorder_of(torch.device("cpu"), 2, WORTH) is None
-    assert recorder_of(torch.device("cuda", 0), 2, WORTH) is None
+    assert isinstance(recorder_of(torch.device("cpu"), 1, MIN_CALLS), Tape)
+    assert recorder_of(torch.device("cpu"), 1, MIN_CALLS - 1) is None
+    assert recorder_of(torch.device("cpu"), 2, MIN_CALLS) is None
+    assert recorder_of(torch.device("cuda", 0), 2, MIN_CALLS) is None
     monkeypatch.setenv("NORMBENCH_REPLAY", "off")
-    assert recorder_of(torch.device("cpu"), 1, WORTH) is None
-    assert recorder_of(torch.device("cuda", 0), 1, WORTH) is None
+    assert recorder_of(torch.device("cpu"), 1, MIN_CALLS) is None
+    assert recorder_of(torch.device("cuda", 0), 1, MIN_CALLS) is None
 
 
 def test_numbers_ignore_the_path(bench: Make, replay: Callable[[], Baked]) -> None:

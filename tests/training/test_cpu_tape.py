@@ -143,7 +143,7 @@ def test_a_weight_that_is_converted_anew_after_it_has_changed() -> None:
 
 def test_conversions_are_made_together() -> None:
     weights = [torch.randn(6) for _ in range(10)]
-    notes = cpu_tape._Notes()
+    trace = cpu_tape._Trace()
     x = torch.randn(4, 6)
 
     def step(x: Tensor) -> Tensor:
@@ -151,10 +151,10 @@ def test_conversions_are_made_together() -> None:
             x = x.bfloat16() * weight.bfloat16()
         return x
 
-    with tracing.traced(notes), notes:
-        outputs = notes.of((step(x),))
+    with tracing.traced(trace), trace:
+        outputs = trace.of((step(x),))
 
-    names = [str(call.function) for call in op_trace.fewer(notes.calls, outputs)]
+    names = [str(call.function) for call in op_trace.fewer(trace.calls, outputs)]
     assert names == [
         "aten._foreach_copy_.default",
         *["aten.mul.Tensor"] * 10,

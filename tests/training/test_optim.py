@@ -158,13 +158,13 @@ import sys
 import torch
 from normbench.training.build import network
 from normbench.training.optim import optimizer
-from normbench.training.capture.capture import WORTH, recorder_of
+from normbench.training.capture.capture import MIN_CALLS, recorder_of
 from normbench.config.trial import Trial
 from normbench.training.step import Update
 
 settings = {"norm": "weight_norm", "model": "resnet8", "batch_size": 2, "clip": "agc", "precision": "bf16"}
 trial = Trial.model_validate(settings)
-for updates in (1, WORTH):
+for updates in (1, MIN_CALLS):
     model = network(trial, 10)
     sgd = optimizer(trial, model)
     update = Update(trial, model, sgd, 10, recorder=recorder_of(torch.device("cpu"), 1, updates))

@@ -217,7 +217,7 @@ def test_steps_are_recorded_one_after_the_other(other: Other, meanwhile: Meanwhi
     def record() -> None:
         layer = torch.nn.Linear(2, 2)
         step = partial(lambda layer, x: (layer(x),), layer)
-        capture.Recorded(step, layer, Slow())(torch.ones(1, 2))
+        capture.RecordedStep(step, layer, Slow())(torch.ones(1, 2))
 
     meanwhile(record)
     second = threading.Thread(target=record, daemon=True)

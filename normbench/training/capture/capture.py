@@ -1,17 +1,19 @@
-"""Recording what is done to a batch, and replaying it for all others: CUDA graphs, tapes, and their seam.
+"""A step of a network recorded once and replayed for every batch: the seam of CUDA graphs and CPU tapes.
 
-A step of a small network is a thousand small kernels, and to launch each from Python takes longer than to
-run it. On a GPU a graph launches them all at once; on a CPU a :mod:`~normbench.training.capture.cpu_tape`
-calls operators and nothing else. Both do again what was done when it was recorded: with the same tensors,
-whatever they hold now, and with the same Python values, whatever they are now. So
+A step of a small network is a thousand small kernels, and launching each from Python takes longer than
+running it. On a GPU a :mod:`~normbench.training.capture.cuda_graph` launches all at once; on a CPU a
+:mod:`~normbench.training.capture.cpu_tape` calls operators and nothing else. Both repeat what the recorded
+step did: with the same tensors, whatever they hold now, and with the same Python values, whatever they are
+now. So
 
-- batches are copied into tensors of the recording, and what comes out is copied out of them;
-- a recording serves only while all Python values of the network are what they were; others get another one.
-  What changes with every update belongs into a tensor, or a random generator, and is named ``not_recorded``;
-- a step that itself changes Python values is called and never recorded.
+- batches are copied into tensors of the recording, and outputs are copied out of them;
+- a recording serves only while all Python values of the network are the same; other values get another
+  recording. What changes with every update belongs in a tensor or a random generator, and is named in
+  ``not_recorded``;
+- a step that changes Python values is called and never recorded.
 
-Before it is recorded, a step is rehearsed, and everything that this changes is put back: whether and where a
-trial was stopped, all its updates take the same path.
+Before it is recorded, a step is rehearsed, and everything that this changes is put back: wherever a trial is
+stopped, all its updates take the same path.
 """
 
 import contextlib
@@ -31,43 +33,43 @@ from normbench.norms.ops.tracing import capturing
 from normbench.training.capture.cpu_tape import Tape
 from normbench.training.capture.cuda_graph import CudaGraphs
 from normbench.training.capture.op_trace import Tensors
-from normbench.training.device import exclusive
+from normbench.training.device import process_lock
 
-Act = Callable[..., Tensors]
-MOST = 8  # recordings of one step; values that have changed more often must settle first
-WORTH = 200  # replays that save what a tape costs to begin with: some tens of updates of a small batch
+Step = Callable[..., Tensors]
+MAX_RECORDINGS = 8  # of one step; values that have changed more often must settle first
+MIN_CALLS = 200  # from which on a tape saves more than it costs, which is some tens of small updates
 PLAIN = frozenset({type(None), bool, int, float, str})
 OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training", "_buffers", "_parameters"}
 
 
 class Recorder(Protocol):
-    """How something is recorded. Only tensors may change by it: see :class:`Recorded`.
+    """A way to record a step that changes nothing but tensors: see :class:`RecordedStep`.
 
     Attributes:
-        name: of what comes of it.
-        evaluations: these gain by it too, large as their batches are.
+        name: of the path.
+        evaluations: True if evaluations gain by it too, large as their batches are.
     """
 
     name: str
     evaluations: bool
 
-    def rehearse(self, act: Callable[[], Tensors]) -> None:
-        """Do it as often as it takes before it can be recorded.
+    def rehearse(self, step: Callable[[], Tensors]) -> None:
+        """Run the step as often as it takes before it can be recorded.
 
         Raises:
             RuntimeError: it waits for the device, which a recording cannot.
         """
 
     def record(
-        self, act: Act, batch: Tensors, generators: Sequence[torch.Generator]
+        self, step: Step, batch: Tensors, generators: Sequence[torch.Generator]
     ) -> Callable[[], Tensors]:
-        """What does ``act(*batch)`` again, whatever the batch then holds.
+        """Return a function that repeats ``step(*batch)``, whatever the batch then holds.
 
-        The caller puts back what this changes, and copies what comes out before the next replay.
+        The caller puts back what this changes, and copies the outputs before the next replay.
 
         Args:
-            act: what to record.
-            batch: which it takes.
+            step: what to record.
+            batch: its arguments.
             generators: random generators that it draws from.
 
         Raises:
@@ -77,43 +79,43 @@ class Recorder(Protocol):
 
 @runtime_checkable
 class Drawing(Protocol):
-    """A module that draws random numbers in a pass, as a pure function of when it is.
+    """A module that draws random numbers in a pass, as a pure function of the time.
 
     Attributes:
-        random: that it draws from; None before the first pass.
+        random: the generator that it draws from; None before the first pass.
     """
 
     random: torch.Generator | None
 
     def reseed(self) -> None:
-        """Begin the random numbers of this update anew. In a pass, only where no step is captured."""
+        """Begin the random numbers of this update anew; never while a step is captured."""
 
 
-class Recorded:
+class RecordedStep:
     """A step of a network with a batch: recorded at the first, replayed for those like it, or just called.
 
-    Every call does what ``act`` would. Batches of another shape than the first are not recorded.
+    Every call does what ``step`` would. Batches of another shape than the first are not recorded.
 
     Args:
-        act: takes the tensors of a batch and gives others; may change tensors of the network, and ``others``.
+        step: takes and returns tensors; may change tensors of the network and ``others``.
         model: the network.
-        recorder: records; None to call, whatever comes.
+        recorder: records; None to call the step every time.
         others: further tensors that are changed, which must exist by the first call.
 
     Attributes:
-        path: how the last call went: the recorder's name (``graph``, ``tape``), or ``plain`` with, if there
-            is a recorder, why in brackets.
+        path: of the last call: the recorder's name (``graph``, ``tape``), or ``plain``, with the reason in
+            brackets if there is a recorder.
         refusal: why the last call was not replayed, if there is a recorder.
     """
 
     def __init__(
         self,
-        act: Act,
+        step: Step,
         model: nn.Module,
         recorder: Recorder | None,
         others: Callable[[], Iterable[Tensor]] = tuple,
     ) -> None:
-        self._act, self._model, self._recorder, self._others = act, model, recorder, others
+        self._step, self._model, self._recorder, self._others = step, model, recorder, others
         self._name = "plain" if recorder is None else recorder.name
         self._modules = list(model.modules())
         self._timed = [module for module in self._modules if isinstance(module, Timed)]
@@ -126,34 +128,34 @@ class Recorded:
         self.refusal = ""
 
     def __call__(self, *batch: Tensor) -> Tensors:
-        """What ``act`` gives for the batch."""
+        """Return what ``step`` returns for the batch."""
         recording = None if self._recorder is None else self._recording(batch)
         self.refusal = self._why if recording is None else ""
         if recording is None:
             self.path = f"plain ({self.refusal})" if self.refusal else "plain"
-            return self._act(*batch)
+            return self._step(*batch)
         self.path = self._name
-        own, replay = recording
-        for tensor, given in zip(own, batch, strict=True):
-            tensor.copy_(given, non_blocking=True)
+        inputs, replay = recording
+        for recorded_input, tensor in zip(inputs, batch, strict=True):
+            recorded_input.copy_(tensor, non_blocking=True)
         for module in self._drawing:
             module.reseed()
         return tuple(output.clone() for output in replay())
 
     def _recording(self, batch: Tensors) -> tuple[Tensors, Callable[[], Tensors]] | None:
-        """That for this batch and these Python values, made if need be; None where there can be none."""
+        """Return the recording for this batch and these Python values, or None where there can be none."""
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in batch)
         self._shapes = self._shapes or shapes
         if shapes != self._shapes:
             self._why = "a batch of another shape"
             return None
-        # between two steps, values change with the time and with the mode; the rest is looked at once
+        # between two steps, values change with the time and with the mode; the rest is compared once
         key = self._model.training, python_values(self._timed)
-        again, self._key = key == self._key, key
+        is_repeated, self._key = key == self._key, key
         if key not in self._recordings:
-            if len(self._recordings) == MOST:
+            if len(self._recordings) == MAX_RECORDINGS:
                 self._why = "Python values of its layers change too often"
-                if not again:
+                if not is_repeated:
                     return None
                 del self._recordings[next(iter(self._recordings))]
             self._recordings[key] = self._record(batch)
@@ -161,18 +163,18 @@ class Recorded:
 
     def _record(self, batch: Tensors) -> tuple[Tensors, Callable[[], Tensors]] | None:
         assert self._recorder is not None
-        own = tuple(tensor.clone() for tensor in batch)
-        with exclusive, self._undone():
+        inputs = tuple(tensor.clone() for tensor in batch)
+        with process_lock, self._undone():
             before = python_values(self._modules)
             try:
-                self._recorder.rehearse(partial(self._act, *own))
+                self._recorder.rehearse(partial(self._step, *inputs))
                 if python_values(self._modules) != before:
                     self._why = "a step changes Python values of its layers"
                     return None
-                generators = [one.random for one in self._drawing if one.random is not None]
+                generators = [module.random for module in self._drawing if module.random is not None]
                 with capturing():
-                    return own, self._recorder.record(self._act, own, generators)
-            except RuntimeError as error:  # memory too: it can be that the step alone would fit
+                    return inputs, self._recorder.record(self._step, inputs, generators)
+            except RuntimeError as error:  # memory too: the step alone may fit
                 self._why = str(error).partition("\n")[0]
                 self._recorder = None
                 return None
@@ -180,48 +182,48 @@ class Recorded:
     @contextlib.contextmanager
     def _undone(self) -> Iterator[None]:
         """Put back what is changed in the meantime: tensors, Python values, random states."""
-        in_plain_sight = (one for module in self._modules for one in vars(module).values())
+        attributes = (value for module in self._modules for value in vars(module).values())
         tensors = [
             *self._model.parameters(),
             *self._model.buffers(),
-            *(one for one in in_plain_sight if isinstance(one, Tensor)),
+            *(value for value in attributes if isinstance(value, Tensor)),
             *self._others(),
         ]
-        kept = [tensor.detach().clone() for tensor in tensors]
-        attributes = [{key: _kept(value) for key, value in vars(module).items()} for module in self._modules]
+        copies = [tensor.detach().clone() for tensor in tensors]
+        states = [{key: _copy(value) for key, value in vars(module).items()} for module in self._modules]
         devices = {tensor.device for tensor in tensors if tensor.is_cuda}
         try:
             with torch.random.fork_rng(devices=list(devices)):
                 yield
         finally:
-            for module, values in zip(self._modules, attributes, strict=True):
-                drawn_from = getattr(module, "random", None)
+            for module, state in zip(self._modules, states, strict=True):
+                generator = getattr(module, "random", None)
                 vars(module).clear()
-                vars(module).update(values)
+                vars(module).update(state)
                 if isinstance(module, Drawing):
-                    module.random = drawn_from  # which a recording may draw from
+                    module.random = generator  # which a recording may draw from
             with torch.no_grad():
-                for tensor, value in zip(tensors, kept, strict=True):
+                for tensor, value in zip(tensors, copies, strict=True):
                     tensor.copy_(value)
 
 
-def _kept(value: Any) -> Any:
-    """The same, to be put back: lists and dictionaries may be changed in the meantime."""
+def _copy(value: Any) -> Any:
+    """Return a copy of a list, dictionary or set, which may be changed in place, and all else as it is."""
     return copy(value) if isinstance(value, list | dict | set) else value
 
 
 def python_values(modules: Iterable[nn.Module]) -> Hashable:
-    """All that steers modules beside tensors, but what their class names ``not_recorded``; equal if it is.
+    """Return all that steers modules beside tensors, except what their class names ``not_recorded``.
 
-    Asked before every update: it counts by what it takes.
+    Equal values are equal in effect. It is called before every update, so its duration counts.
     """
-    found = []
+    values = []
     for module in modules:
         skipped = _skipped(tuple(getattr(type(module), "not_recorded", ())))
-        found.append(
+        values.append(
             tuple([(key, _comparable(value)) for key, value in vars(module).items() if key not in skipped])
         )
-    return tuple(found)
+    return tuple(values)
 
 
 @functools.cache
@@ -230,10 +232,10 @@ def _skipped(not_recorded: tuple[str, ...]) -> frozenset[str]:
 
 
 def _comparable(value: Any) -> Hashable:
-    """Numbers, words and what is made of them by value; everything else is only equal to itself.
+    """Return numbers, strings and collections of them by value; everything else is only equal to itself.
 
-    That is what bound methods are that have it as their self: they are compared by that one's identity, and
-    hold on to it, so that no other thing can ever be taken for it.
+    A bound method stands for such an object: it compares by the object's identity, and holds a reference to
+    it, so that no other object can ever get its identity.
     """
     kind = type(value)
     if kind in PLAIN:
@@ -244,22 +246,28 @@ def _comparable(value: Any) -> Hashable:
         case int() | float() | str():
             return value
         case tuple() | list():
-            return tuple([_comparable(one) for one in value])
+            return tuple([_comparable(item) for item in value])
         case set() | frozenset():
-            return frozenset([_comparable(one) for one in value])
+            return frozenset([_comparable(item) for item in value])
         case dict():
-            return tuple([(key, _comparable(one)) for key, one in value.items()])
+            return tuple([(key, _comparable(item)) for key, item in value.items()])
     return MethodType(id, value)
 
 
 def recorder_of(device: torch.device, processes: int, calls: int, recordable: bool = True) -> Recorder | None:
-    """For a step that trials of so many processes call so often on a device; None where it is just called.
+    """Return the recorder of a step on a device; None where the step is just called.
 
-    That is where several processes share a batch, where a tape would not be worth it, where nobody vouches
-    for the method, and under ``NORMBENCH_REPLAY=off``.
+    That is where several processes share a batch, where a tape would not pay off, where a user's own method
+    does not promise that it can be recorded, and under ``NORMBENCH_REPLAY=off``.
+
+    Args:
+        device: of the step.
+        processes: of the trial.
+        calls: how often the trial calls the step.
+        recordable: as :func:`normbench.norms.api.recordable` has it.
     """
     if not recordable or processes > 1 or os.environ.get("NORMBENCH_REPLAY") == "off":
         return None
     if device.type == "cuda":
         return CudaGraphs(device)
-    return Tape() if calls >= WORTH else None
+    return Tape() if calls >= MIN_CALLS else None

@@ -1,10 +1,10 @@
-"""The calls of a step on a CPU, noted once and made again without modules, autograd and autocast.
+"""The operators of a step on a CPU, recorded once and called again without modules, autograd and autocast.
 
-An update of a small network is some hundred calls of operators, and at a small batch most of its time goes to
-what stands around them. While a step is noted, every operator is written down as torch calls it below
-autograd, with the tensors that it is given: those that the step itself makes are values, to be made anew at
-every replay, all others are constants. What comes of that is a straight Python function. It makes the same
-calls in the same order, so a replay agrees with the step to the last bit; which is tried before the first.
+An update of a small network calls some hundred operators, and at a small batch most of its time goes to what
+surrounds them. While a step is recorded, every operator is noted as torch calls it below autograd, with the
+tensors that it takes: those that the step itself makes are values, to be made anew at every replay, and all
+others are constants. That gives a straight Python function. It makes the same calls in the same order, so a
+replay agrees with the step to the last bit; this is checked before the first replay.
 """
 
 import itertools
@@ -35,34 +35,34 @@ aten = torch.ops.aten
 
 
 class Tape:
-    """Records on a CPU: see :class:`normbench.training.capture.capture.Recorder`."""
+    """A recorder for CPUs: see :class:`normbench.training.capture.capture.Recorder`."""
 
     name = "tape"
     evaluations = False
 
-    def rehearse(self, act: Callable[[], Tensors]) -> None:
-        """Once, which sets up what there is to set up."""
-        act()
+    def rehearse(self, step: Callable[[], Tensors]) -> None:
+        """Run the step once, which sets up what there is to set up."""
+        step()
 
     def record(
-        self, act: Callable[..., Tensors], batch: Tensors, generators: Sequence[torch.Generator]
+        self, step: Callable[..., Tensors], batch: Tensors, generators: Sequence[torch.Generator]
     ) -> Callable[[], Tensors]:
-        """A function that makes the calls of ``act(*batch)`` again.
+        """Return a function that makes the calls of ``step(*batch)`` again.
 
         Raises:
             RuntimeError: the step reads numbers of a tensor in Python, or does what torch does not see.
         """
-        notes = _Notes()
-        with traced(notes), notes:
-            results = notes.of(act(*batch))
-        replay = torch.inference_mode()(function_of(fewer(notes.calls, results), results))
-        _compare(act, batch, generators, replay, notes.changed())
+        trace = _Trace()
+        with traced(trace), trace:
+            results = trace.of(step(*batch))
+        replay = torch.inference_mode()(function_of(fewer(trace.calls, results), results))
+        _check(step, batch, generators, replay, trace.written())
         return replay
 
 
 @lean
-class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, every call of an operator is noted and made."""
+class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode in which every call of an operator is made and noted."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -79,35 +79,34 @@ class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = self.of((args, kwargs))
         results = func(*args, **kwargs)
         schema = func._schema
-        aliases = [one.alias_info for one in schema.arguments if one.alias_info is not None]
-        view = bool(aliases) and not schema.is_mutable
-        if view and not values(before):
+        aliases = [argument.alias_info for argument in schema.arguments if argument.alias_info is not None]
+        is_view = bool(aliases) and not schema.is_mutable
+        if is_view and not values(before):
             return results  # of constants, and so a constant
         if func is aten.detach.default:
             self._values[results] = before[0][0]
             return results
         written: list[Any] = []
-        for one, given in itertools.zip_longest(schema.arguments, args):
-            given = kwargs.get(one.name) if one.name in kwargs else given
-            if one.alias_info is not None and one.alias_info.is_write:
-                written.append(given)
-        seeded = torch.Tag.nondeterministic_seeded in func.tags
-        self._note(func, before, results, written, schema.is_mutable or seeded, view)
+        for argument, value in itertools.zip_longest(schema.arguments, args):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written.append(kwargs.get(argument.name, value))
+        is_seeded = torch.Tag.nondeterministic_seeded in func.tags
+        self._add(func, before, results, written, schema.is_mutable or is_seeded, is_view)
         return results
 
     def call(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """One that torch does not see; it may write to whatever it is given."""
+        """Make and note a call that torch does not see; it may write to all of its arguments."""
         before = self.of((args, kwargs))
         self.asleep = True
         try:
             results = function(*args, **kwargs)
         finally:
             self.asleep = False
-        self._note(function, before, results, [args, kwargs], True, False)
+        self._add(function, before, results, [args, kwargs], True, False)
         return results
 
-    def of(self, things: Any) -> Any:
-        """The same with a value in place of every tensor that has one; all other tensors are constants."""
+    def of(self, tree: Any) -> Any:
+        """Return ``tree`` with its value in place of every tensor that has one; all others are constants."""
 
         def value(tensor: Tensor) -> Any:
             if tensor in self._values:
@@ -115,65 +114,62 @@ class _Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._constants[id(tensor)] = tensor
             return tensor
 
-        return mapped(value, things)
+        return mapped(value, tree)
 
-    def changed(self) -> list[Tensor]:
-        """The memory of the constants that the calls may write to, as bytes."""
+    def written(self) -> list[Tensor]:
+        """Return the memory of the constants that the calls may write to, as bytes."""
         addresses = frozenset[int]().union(*(call.writes for call in self.calls))
-        memories = {address(one): one.untyped_storage() for one in self._constants.values()}
-        return [torch.empty(0, dtype=torch.uint8).set_(memories[one]) for one in addresses]
+        storages = {address(constant): constant.untyped_storage() for constant in self._constants.values()}
+        return [torch.empty(0, dtype=torch.uint8).set_(storages[each]) for each in addresses]
 
-    def _note(
-        self, function: Any, before: Any, results: Any, written: list[Any], kept: bool, view: bool
+    def _add(
+        self, function: Any, before: Any, results: Any, written: list[Any], has_effect: bool, is_view: bool
     ) -> None:
-        known = {id(one) for one in leaves(written)}
+        known = {id(leaf) for leaf in leaves(written)}
 
         def new(tensor: Tensor) -> Value | None:
             if id(tensor) in known or id(tensor) in self._constants or tensor in self._values:
-                return None  # as in-place operators give what they are given
+                return None  # as in-place operators return their arguments
             value = self._values[tensor] = Value(tensor)
             return value
 
-        tensors = [one for one in leaves(written) if isinstance(one, Tensor)]
-        writes = frozenset(address(one) for one in tensors if id(one) in self._constants)
-        named = mapped(new, results)
+        tensors = [leaf for leaf in leaves(written) if isinstance(leaf, Tensor)]
+        writes = frozenset(address(tensor) for tensor in tensors if id(tensor) in self._constants)
+        new_results = mapped(new, results)
         args, kwargs = before
-        self.calls.append(Call(function, args, kwargs, named, writes, kept, view))
+        self.calls.append(Call(function, args, kwargs, new_results, writes, has_effect, is_view))
 
 
-# ---- that it is the step
-
-
-def _compare(
-    act: Callable[..., Tensors],
+def _check(
+    step: Callable[..., Tensors],
     batch: Tensors,
     generators: Sequence[torch.Generator],
     replay: Callable[[], Tensors],
-    changed: Sequence[Tensor],
+    written: Sequence[Tensor],
 ) -> None:
-    """Of another batch than was noted, the step, if it is noted, and its replay must make the same bits.
+    """Compare the replay with the step, while that is traced, on another batch than was recorded.
 
     Raises:
-        RuntimeError: they do not.
+        RuntimeError: they do not agree to the last bit.
     """
     generators = [torch.default_generator, *generators]
     with torch.no_grad():
-        for one in batch:
-            other = one.flip(tuple({0, one.ndim - 1}))
-            one.copy_(other * 0.75 if other.is_floating_point() else other)
-    memory, states = [one.clone() for one in changed], [one.get_state() for one in generators]
+        for tensor in batch:
+            other = tensor.flip(tuple({0, tensor.ndim - 1}))
+            tensor.copy_(other * 0.75 if other.is_floating_point() else other)
+    copies = [memory.clone() for memory in written]
+    states = [generator.get_state() for generator in generators]
 
-    def made(step: Callable[[], Tensors]) -> list[Tensor]:
-        for one, kept in zip(changed, memory, strict=True):
-            one.copy_(kept)
+    def results_of(step: Callable[[], Tensors]) -> list[Tensor]:
+        for memory, copy in zip(written, copies, strict=True):
+            memory.copy_(copy)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-        return [one.detach().clone() for one in (*step(), *changed)]
+        return [tensor.detach().clone() for tensor in (*step(), *written)]
 
-    notes = _Notes()
-    with traced(notes), notes:
-        expected = made(lambda: act(*batch))
-    found = made(replay)
-    pairs = zip(expected, found, strict=True)
+    trace = _Trace()
+    with traced(trace), trace:
+        expected = results_of(lambda: step(*batch))
+    pairs = zip(expected, results_of(replay), strict=True)
     if not all(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in pairs):
         raise RuntimeError("it does something that torch does not see; slower, but the numbers are right")

@@ -1,4 +1,4 @@
-"""CUDA graphs: everything that a step launches on a GPU, launched again at once."""
+"""CUDA graphs: all kernels of a step, launched again at once."""
 
 import contextlib
 import gc
@@ -24,14 +24,14 @@ _launching = threading.RLock()  # a graph may be collected while another is repl
 
 
 class Spoilt(Exception):
-    """What was begun to be recorded could not be, and others of this process may suffer from it."""
+    """A recording that failed after it began, which may harm other trials of this process."""
 
 
 class CudaGraphs:
-    """Records on one GPU: see :class:`normbench.training.capture.capture.Recorder`.
+    """A recorder for one GPU: see :class:`normbench.training.capture.capture.Recorder`.
 
-    All recordings share their memory: none may rely on what is left by another. A trial that has a stream of
-    its own, as several in one process do, records on that; the default stream cannot be recorded.
+    All recordings share their memory: none may rely on what another leaves there. A trial with a stream of
+    its own, as several in one process have, records on that; the default stream cannot be recorded.
     """
 
     name = "graph"
@@ -44,9 +44,10 @@ class CudaGraphs:
         self._stream = torch.cuda.Stream(device) if self._alone else current  # type: ignore[no-untyped-call]
         self._pool: Any = torch.cuda.graph_pool_handle()
 
-    def rehearse(self, act: Callable[[], Tensors]) -> None:
-        """On the stream that records. Where no other trial is in this process, which that would stop, torch
-        too looks for whether it waits for the device.
+    def rehearse(self, step: Callable[[], Tensors]) -> None:
+        """Run the step on the stream that records, and check that it does not wait for the device.
+
+        Where no other trial is in this process, torch checks it too; that would stop the others.
 
         Raises:
             RuntimeError: it waits for the device.
@@ -55,15 +56,15 @@ class CudaGraphs:
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 for _ in range(REHEARSALS):
-                    act()
+                    step()
                 with WithoutWaiting(), _no_waiting() if self._alone else nullcontext():  # type: ignore[no-untyped-call]
-                    act()
+                    step()
             torch.cuda.current_stream().wait_stream(self._stream)
 
     def record(
-        self, act: Callable[..., Tensors], batch: Tensors, generators: Sequence[torch.Generator]
+        self, step: Callable[..., Tensors], batch: Tensors, generators: Sequence[torch.Generator]
     ) -> Callable[[], Tensors]:
-        """A graph of everything that is launched; nothing is done yet.
+        """Return a graph of all that the step launches, without running it.
 
         Raises:
             RuntimeError: it cannot be recorded.
@@ -81,7 +82,7 @@ class CudaGraphs:
                     capture_error_mode="thread_local",  # other threads may go on meanwhile
                 )
                 with capture:
-                    outputs = act(*batch)
+                    outputs = step(*batch)
         except RuntimeError as error:
             if self._alone:
                 raise
@@ -91,10 +92,10 @@ class CudaGraphs:
 
 
 class Replay:
-    """What a graph does, again.
+    """A graph with its outputs.
 
     Graphs begin, run and end one at a time: random generators keep a list of the graphs that draw from them,
-    and torch 2.11 leaves that to whatever thread comes.
+    which torch 2.11 does not guard against other threads.
     """
 
     _launching = _launching  # as modules may end before it does
@@ -103,7 +104,7 @@ class Replay:
         self._graph, self._outputs = graph, outputs
 
     def __call__(self) -> Tensors:
-        """What comes out, to be copied before the next time."""
+        """Run the graph and return its outputs, to be copied before the next call."""
         with self._launching:  # generators must not move while another graph is recorded
             self._graph.replay()
         return self._outputs
@@ -115,7 +116,7 @@ class Replay:
 
 @contextlib.contextmanager
 def _kept_garbage() -> Iterator[None]:
-    """What is collected could be another's graph, whose end would be recorded."""
+    """Prevent garbage collection, which could end another graph, and that would be recorded."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -127,10 +128,10 @@ def _kept_garbage() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_waiting() -> Iterator[None]:
-    """torch raises a RuntimeError where the device is waited for, in whatever thread."""
+    """Have torch raise a RuntimeError where any thread waits for the device."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it does not find every wait: what is left, recording finds
+        warnings.simplefilter("ignore")  # that it misses some waits, which recording finds
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -140,11 +141,11 @@ def _no_waiting() -> Iterator[None]:
 
 @lean
 class WithoutWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, in this thread, what is known to wait for a device raises a RuntimeError.
+    """A mode in which what is known to wait for a device raises a RuntimeError, in this thread.
 
-    That is what hands numbers to Python or brings them from there, copies between devices, selects by a
-    mask, or checks for errors. Not every torch dispatches an operator for numbers that come from Python (2.14
-    does not), so the functions that bring them are watched as well.
+    Such operators pass numbers to Python or from there, copy between devices, select by a mask, or check for
+    errors. Some versions of torch (2.14) dispatch no operator for numbers that come from Python, so the
+    functions that take them are watched as well.
     """
 
     def __enter__(self) -> Any:
@@ -161,14 +162,14 @@ class WithoutWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._schema.name.removeprefix("aten::") in CHECKS or _selects(func, args):
             raise RuntimeError(f"it waits for the device ({func})")
         results = func(*args, **(kwargs or {}))
-        devices = {one.device.type for one in leaves((args, results)) if isinstance(one, Tensor)}
+        devices = {leaf.device.type for leaf in leaves((args, results)) if isinstance(leaf, Tensor)}
         if (func in COPIES and len(devices) > 1) or (func is aten.lift_fresh.default and devices != {"cpu"}):
             raise RuntimeError(f"it waits for a copy between {' and '.join(sorted({'cpu', *devices}))}")
         return results
 
 
 class _NoPythonNumbers(TorchFunctionMode):
-    """Raises a RuntimeError where numbers of Python become a tensor on a device, or an index into one."""
+    """A mode in which numbers of Python that become a tensor or an index on a device raise a RuntimeError."""
 
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -193,6 +194,8 @@ def _takes_python_numbers(func: Any, values: tuple[Any, ...]) -> bool:
 
 
 def _selects(func: Any, args: Any) -> bool:
-    """By a mask, for which its number of places has to be known."""
+    """Return whether the call selects by a mask, whose number of elements must be known."""
     indexes = func in (aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
-    return indexes and any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
+    return indexes and any(
+        index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+    )

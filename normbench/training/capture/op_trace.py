@@ -1,4 +1,4 @@
-"""Calls of operators as data: what makes fewer of them, and the function that makes them."""
+"""Traced operator calls as data: passes that reduce them, and the function that makes them again."""
 
 import inspect
 from collections import Counter
@@ -13,17 +13,17 @@ Tensors = tuple[Tensor, ...]
 Mode = TypeVar("Mode", bound=type[TorchDispatchMode])
 UNKNOWABLE = torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape
 aten = torch.ops.aten
-VALUE_BY_VALUE = aten._foreach_copy_.default, aten._fused_sgd_.default, aten._fused_sgd_.tensor_lr
+ELEMENTWISE = aten._foreach_copy_.default, aten._fused_sgd_.default, aten._fused_sgd_.tensor_lr
 
 
 def lean(mode: Mode) -> Mode:
-    """The mode without the decorator that torch adds, which loads its compiler: 2 s and 150 MiB."""
+    """Remove the decorator that torch adds to a mode, which loads its compiler: 2 s and 150 MiB."""
     setattr(mode, "__torch_dispatch__", inspect.unwrap(mode.__torch_dispatch__))  # noqa: B010
     return mode
 
 
 def refuse_unknowable(operator: Any) -> None:
-    """Refuse what hands numbers of a tensor to Python, and so cannot be replayed and waits for a device.
+    """Refuse an operator that hands numbers of a tensor to Python, which waits and cannot be replayed.
 
     Raises:
         RuntimeError: says which operator it is.
@@ -43,7 +43,7 @@ class Value:
         self.layout = tensor.shape, tensor.stride(), tensor.dtype
 
     def like(self) -> Tensor:
-        """An uninitialised tensor of this layout."""
+        """Return an uninitialised tensor of this layout."""
         shape, stride, dtype = self.layout
         return torch.empty_strided(shape, stride, dtype=dtype)
 
@@ -55,10 +55,10 @@ class Call(NamedTuple):
         function: what is called.
         args: with a ``Value`` in place of every tensor that an earlier call made.
         kwargs: likewise.
-        results: what it gives, with a ``Value`` in place of every new tensor and None for all else.
+        results: with a ``Value`` in place of every new tensor and None for all else.
         writes: addresses of the constants that it may write to.
-        kept: it does more than to give results.
-        view: its results are views of its arguments.
+        has_effect: it does more than to return results.
+        is_view: its results are views of its arguments.
     """
 
     function: Callable[..., Any]
@@ -66,90 +66,90 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
     results: Any
     writes: frozenset[int] = frozenset()
-    kept: bool = False
-    view: bool = False
+    has_effect: bool = False
+    is_view: bool = False
 
-    def takes(self) -> list[Value]:
-        """Its values."""
+    def inputs(self) -> list[Value]:
+        """Return the values among its arguments."""
         return values((self.args, self.kwargs))
 
-    def gives(self) -> list[Value]:
-        """Its new values."""
+    def outputs(self) -> list[Value]:
+        """Return its new values."""
         return values(self.results)
 
 
 def address(tensor: Tensor) -> int:
-    """Of the memory that it is in, whatever part of it."""
+    """Return the address of the storage of a tensor."""
     return tensor.untyped_storage().data_ptr()
 
 
-def mapped(act: Callable[[Any], Any], thing: Any, kind: type = Tensor) -> Any:
-    """The same with ``act`` of every tensor in its place."""
-    if isinstance(thing, kind):
-        return act(thing)
-    if isinstance(thing, dict):
-        return {key: mapped(act, one, kind) for key, one in thing.items()}
-    if isinstance(thing, tuple | list):
-        parts = [mapped(act, one, kind) for one in thing]
-        return type(thing)(*parts) if hasattr(thing, "_fields") else type(thing)(parts)
-    return thing
+def mapped(function: Callable[[Any], Any], tree: Any, kind: type = Tensor) -> Any:
+    """Return nested dictionaries, tuples and lists with ``function(leaf)`` for every leaf of that kind."""
+    if isinstance(tree, kind):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: mapped(function, part, kind) for key, part in tree.items()}
+    if isinstance(tree, tuple | list):
+        parts = [mapped(function, part, kind) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return tree
 
 
-def leaves(thing: Any) -> Iterator[Any]:
-    """What is in dictionaries, tuples and lists, however deep."""
-    if isinstance(thing, dict):
-        thing = list(thing.values())
-    if isinstance(thing, tuple | list):
-        for one in thing:
-            yield from leaves(one)
+def leaves(tree: Any) -> Iterator[Any]:
+    """Yield the leaves of nested dictionaries, tuples and lists."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, tuple | list):
+        for part in tree:
+            yield from leaves(part)
     else:
-        yield thing
+        yield tree
 
 
-def values(thing: Any) -> list[Value]:
-    """Those among its leaves."""
-    return [one for one in leaves(thing) if isinstance(one, Value)]
+def values(tree: Any) -> list[Value]:
+    """Return the values among the leaves."""
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Value)]
 
 
-# ---- what is done to the calls
+# ---- passes
 
 
 def fewer(calls: list[Call], outputs: Any) -> list[Call]:
-    """Calls that give the same outputs, to the last bit."""
-    return _flat(_sums_inside(_casts_together(_alive(calls, outputs), outputs), outputs))
+    """Return calls that make the same outputs, to the last bit."""
+    return _flatten_lists(_fuse_sums(_batch_casts(_without_dead(calls, outputs), outputs), outputs))
 
 
-def _alive(calls: list[Call], outputs: Any) -> list[Call]:
-    """Those that do something, or give what others or the outputs need."""
+def _without_dead(calls: list[Call], outputs: Any) -> list[Call]:
+    """Return the calls that have an effect or that others or the outputs need."""
     needed = set(values(outputs))
     alive = []
     for call in reversed(calls):
-        if call.kept or needed.intersection(call.gives()):
-            needed.update(call.takes())
+        if call.has_effect or needed.intersection(call.outputs()):
+            needed.update(call.inputs())
             alive.append(call)
     return alive[::-1]
 
 
-def _casts_together(calls: list[Call], outputs: Any) -> list[Call]:
-    """Conversions, of weights and of gradients for the most part, in few calls, into memory that stays.
+def _batch_casts(calls: list[Call], outputs: Any) -> list[Call]:
+    """Make conversions, mostly of weights and gradients, in few calls, into memory that stays.
 
-    One may be made anywhere between where its source is there and where its result is first used; those that
-    have a place in common are made there.
+    A conversion may be made anywhere between the call that makes its source and the first use of its result;
+    those that have a place in common are made there.
     """
-    made = {value: index for index, call in enumerate(calls) for value in call.gives()}
+    made = {value: index for index, call in enumerate(calls) for value in call.outputs()}
     uses: dict[Value, list[int]] = {value: [] for value in made}
     for index, call in enumerate(calls):
-        for value in call.takes():
+        for value in call.inputs():
             uses[value].append(index)
     never = set(values(outputs))
 
     def movable(index: int, place: int) -> bool:
-        """The source is there at the place, and is not written to on the way."""
+        """Return whether the source exists at the place and is not written to on the way."""
         source = calls[index].args[0]
         if isinstance(source, Value):
             maker = calls[made[source]]
-            own = not maker.view and maker.function is not aten._to_copy.default  # which might move too
-            return own and made[source] < place and uses[source] == [index]
+            stays = not maker.is_view and maker.function is not aten._to_copy.default  # which might move too
+            return stays and made[source] < place and uses[source] == [index]
         between = calls[min(index, place) : max(index, place)]
         return not any(address(source) in call.writes for call in between)
 
@@ -162,65 +162,68 @@ def _casts_together(calls: list[Call], outputs: Any) -> list[Call]:
                 groups[-1] = min(place, first_use), [*members, index]
             elif movable(index, first_use):
                 groups.append((first_use, [index]))
-    stays: dict[Value, Tensor] = {}
-    together: dict[int, Call] = {}
-    gone: set[int] = set()
+    buffers: dict[Value, Tensor] = {}
+    batched: dict[int, Call] = {}
+    removed: set[int] = set()
     for place, members in groups:
         if len(members) > 1:
-            gone.update(members)
+            removed.update(members)
             sources = [calls[index].args[0] for index in members]
             results = {calls[index].results: calls[index].results.like() for index in members}
-            stays |= results
-            copied = list(results.values()), sources
-            together[place] = Call(aten._foreach_copy_.default, copied, {}, None, kept=True)
+            buffers |= results
+            args = list(results.values()), sources
+            batched[place] = Call(aten._foreach_copy_.default, args, {}, None, has_effect=True)
     moved = []
     for index, call in enumerate(calls):
-        if index in together:
-            moved.append(together[index])
-        if index not in gone:
-            args, kwargs = mapped(lambda value: stays.get(value, value), (call.args, call.kwargs), Value)
+        if index in batched:
+            moved.append(batched[index])
+        if index not in removed:
+            args, kwargs = mapped(lambda value: buffers.get(value, value), (call.args, call.kwargs), Value)
             moved.append(call._replace(args=args, kwargs=kwargs))
     return moved
 
 
-def _sums_inside(calls: list[Call], outputs: Any) -> list[Call]:
-    """Sums for a function alone that can add up by itself are left to it."""
-    made = {value: call for call in calls for value in call.gives()}
-    uses = Counter(value for call in calls for value in call.takes())
+def _fuse_sums(calls: list[Call], outputs: Any) -> list[Call]:
+    """Leave a sum that only one function takes to that function, where it can add by itself."""
+    made = {value: call for call in calls for value in call.outputs()}
+    uses = Counter(value for call in calls for value in call.inputs())
     uses.update(values(outputs))
-    left = []
+    fused = []
     for call in calls:
         position, more = getattr(call.function, "two_parts", (0, ""))
         total = call.args[position] if more and position < len(call.args) else None
         maker = made[total] if isinstance(total, Value) else call
         if maker.function is aten.add.Tensor and len(maker.args) == 2 and not maker.kwargs:
-            alike = all(isinstance(one, Value) and one.layout == maker.results.layout for one in maker.args)
-            if alike and all(uses[one] == 1 and not made[one].view for one in (total, *maker.args)):
+            layout = maker.results.layout
+            are_alike = all(isinstance(term, Value) and term.layout == layout for term in maker.args)
+            if are_alike and all(
+                uses[value] == 1 and not made[value].is_view for value in (total, *maker.args)
+            ):
                 args = [*call.args]
                 args[position], other = maker.args
                 call = call._replace(args=tuple(args), kwargs={**call.kwargs, more: other})
-        left.append(call)
-    return _alive(left, outputs)
+        fused.append(call)
+    return _without_dead(fused, outputs)
 
 
-def _flat(calls: list[Call]) -> list[Call]:
-    """Lists of tensors that are gone through value by value, as the vectors that they are in memory."""
-    return [_flattened(call) if call.function in VALUE_BY_VALUE else call for call in calls]
+def _flatten_lists(calls: list[Call]) -> list[Call]:
+    """Pass tensors to elementwise operators on lists as the vectors that they are in memory."""
+    return [_flattened(call) if call.function in ELEMENTWISE else call for call in calls]
 
 
 def _flattened(call: Call) -> Call:
-    args = [[*one] if isinstance(one, list) else one for one in call.args]
-    lists = [one for one in args if isinstance(one, list) and one]
-    for index, together in enumerate(zip(*lists, strict=True)):
-        constants = all(isinstance(one, Tensor) and _dense(one) for one in together)
-        if constants and len({(one.shape, one.stride()) for one in together}) == 1:
-            for members, one in zip(lists, together, strict=True):
-                members[index] = one.as_strided((one.numel(),), (1,))
+    args = [[*arg] if isinstance(arg, list) else arg for arg in call.args]
+    lists = [arg for arg in args if isinstance(arg, list) and arg]
+    for index, tensors in enumerate(zip(*lists, strict=True)):
+        are_constants = all(isinstance(tensor, Tensor) and _is_dense(tensor) for tensor in tensors)
+        if are_constants and len({(tensor.shape, tensor.stride()) for tensor in tensors}) == 1:
+            for members, tensor in zip(lists, tensors, strict=True):
+                members[index] = tensor.as_strided((tensor.numel(),), (1,))
     return call._replace(args=tuple(args))
 
 
-def _dense(tensor: Tensor) -> bool:
-    """Its values fill a stretch of memory, in some order."""
+def _is_dense(tensor: Tensor) -> bool:
+    """Return whether its values fill a stretch of memory, in some order."""
     order = sorted(range(tensor.ndim), key=tensor.stride)
     return tensor.permute(order[::-1]).is_contiguous()
 
@@ -229,35 +232,36 @@ def _dense(tensor: Tensor) -> bool:
 
 
 class _Names:
-    """Of values and constants, in the text of a function."""
+    """The names of values and constants in the source of a function."""
 
     def __init__(self) -> None:
         self.values: dict[Value, str] = {}
         self.constants: dict[str, Any] = {}
 
-    def constant(self, thing: Any) -> str:
-        """A new one."""
+    def constant(self, value: Any) -> str:
+        """Return the name of a new constant."""
         name = f"k{len(self.constants)}"
-        self.constants[name] = thing
+        self.constants[name] = value
         return name
 
-    def source(self, thing: Any) -> str:
-        """An expression for an argument."""
-        if isinstance(thing, Value):
-            return self.values[thing]
-        if not values(thing):
-            return repr(thing) if thing is None or isinstance(thing, bool | int) else self.constant(thing)
-        if isinstance(thing, list):
-            return f"[{', '.join(map(self.source, thing))}]"
-        if not isinstance(thing, tuple):
-            raise RuntimeError(f"it gives an operator a {type(thing).__name__} of tensors")
-        maker = self.constant(type(thing)) if hasattr(thing, "_fields") else ""
-        return f"{maker}({''.join(self.source(one) + ', ' for one in thing)})"
+    def source(self, argument: Any) -> str:
+        """Return an expression for an argument."""
+        if isinstance(argument, Value):
+            return self.values[argument]
+        if not values(argument):
+            is_literal = argument is None or isinstance(argument, bool | int)
+            return repr(argument) if is_literal else self.constant(argument)
+        if isinstance(argument, list):
+            return f"[{', '.join(map(self.source, argument))}]"
+        if not isinstance(argument, tuple):
+            raise RuntimeError(f"it gives an operator a {type(argument).__name__} of tensors")
+        maker = self.constant(type(argument)) if hasattr(argument, "_fields") else ""
+        return f"{maker}({''.join(self.source(part) + ', ' for part in argument)})"
 
     def target(self, results: Any) -> str:
-        """What results are assigned to."""
+        """Return what results are assigned to."""
         if isinstance(results, tuple | list):
-            return f"({''.join(self.target(one) + ', ' for one in results)})"
+            return f"({''.join(self.target(part) + ', ' for part in results)})"
         if results is None:
             return "_"
         self.values[results] = f"v{len(self.values)}"
@@ -265,22 +269,22 @@ class _Names:
 
 
 def function_of(calls: list[Call], outputs: Any) -> Callable[[], Tensors]:
-    """A Python function that makes them, one a line, and forgets every value behind its last use."""
+    """Return a function that makes the calls, one a line, and deletes every value after its last use."""
     names = _Names()
     lines = []
     for call in calls:
         args = [*map(names.source, call.args)]
-        args += [f"{key}={names.source(one)}" for key, one in call.kwargs.items()]
-        made = f"{names.target(call.results)} = " if call.gives() else ""
-        lines.append(f"{made}{names.constant(call.function)}({', '.join(args)})")
+        args += [f"{key}={names.source(value)}" for key, value in call.kwargs.items()]
+        assignment = f"{names.target(call.results)} = " if call.outputs() else ""
+        lines.append(f"{assignment}{names.constant(call.function)}({', '.join(args)})")
     needed = set(values(outputs))
     body = [f"return {names.source(tuple(outputs))}"]
     for call, line in zip(reversed(calls), reversed(lines), strict=True):
-        over = dict.fromkeys(one for one in (*call.takes(), *call.gives()) if one not in needed)
-        needed.update(over)
-        if over:
-            body.append("del " + ", ".join(names.values[one] for one in over))
+        last_used = dict.fromkeys(value for value in (*call.inputs(), *call.outputs()) if value not in needed)
+        needed.update(last_used)
+        if last_used:
+            body.append("del " + ", ".join(names.values[value] for value in last_used))
         body.append(line)
     exec("def replay():\n" + "".join(f"    {line}\n" for line in reversed(body)), names.constants)
-    replay: Callable[[], Tensors] = names.constants.pop("replay")  # which would hold on to itself
+    replay: Callable[[], Tensors] = names.constants.pop("replay")  # which would refer to itself
     return replay

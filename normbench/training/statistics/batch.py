@@ -8,17 +8,17 @@ from normbench.training.statistics import running
 
 
 class Batch(Evaluation):
-    """Every test image is normalized together with others, drawn at random, as it would be in training.
+    """Statistics of batches of test images, drawn at random, as in training.
 
     Args:
-        sizes: samples that share statistics, none more than the test images.
+        sizes: numbers of samples that share statistics, none more than the test images.
     """
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         self.sizes = sizes
 
     def measure(self, trained: Trained) -> Iterator[Measured]:
-        """One result a size."""
+        """Yield a result for every size."""
         for size in self.sizes:
             model = trained.copy()
             running.normalize_by_batch(model, size)

@@ -1,4 +1,4 @@
-"""Layers folded into the convolutions in front of them: exact, and what deployed networks do."""
+"""Layers folded into the convolutions before them, as deployed networks do; exact but for rounding."""
 
 import copy
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from normbench.training.statistics import running
 
 
 class Folded(Evaluation):
-    """scale · (w * x) + shift = (scale · w) * x + shift, channel by channel.
+    """A network with folded layers: scale · (w * x) + shift = (scale · w) * x + shift, channel by channel.
 
-    That needs a plain convolution whose output goes into the layer and nowhere else; a network says which do
-    (``into_norm``). Other layers are kept: in a pre-activation block the first stands behind a sum.
+    That needs a plain convolution whose output goes into the layer and nowhere else, which blocks list in
+    ``into_norm``. Other layers are kept: in a pre-activation block the first follows a sum.
     """
 
     def measure(self, trained: Trained) -> Iterator[Measured]:
-        """One result, with how many layers were folded and kept, and the largest change of a logit by it."""
+        """Yield one result, with the numbers of folded and kept layers, and the largest change of a logit."""
         whole, model = trained.copy(), trained.copy()
         folded = fold(model)
         with torch.inference_mode():
@@ -35,7 +35,7 @@ class Folded(Evaluation):
 
 @torch.no_grad()
 def fold(model: nn.Module) -> int:
-    """Fold every layer that can be into its convolution, in place; how many those were."""
+    """Fold every layer that can be into its convolution, in place, and return their number."""
     folded = 0
     for block in list(model.modules()):
         for conv_name, norm_name in getattr(block, "into_norm", {}).items():
@@ -52,9 +52,9 @@ def fold(model: nn.Module) -> int:
 
 
 def multiply_add(norm: nn.Module, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """What ``norm`` does to the channels of ``conv`` at inference: scale and shift, [C] each, in float64.
+    """Return what ``norm`` does to the channels of ``conv`` at inference: scale and shift, [C], in float64.
 
-    It is asked for its answers to 0 and 1, so that nothing need be known of its parameters.
+    They are computed from its outputs for 0 and 1, so that its parameters need not be known.
     """
     norm = copy.deepcopy(norm).double().eval()
     zero = conv.weight.new_zeros((1, conv.out_channels, 1, 1), dtype=torch.float64)

@@ -7,8 +7,8 @@ from normbench.training.evaluation import Evaluation, Trained
 
 
 class MovingAverage(Evaluation):
-    """What the final accuracy is of; repeated to stand beside the others."""
+    """The network as the final accuracy has it, for comparison with the other evaluations."""
 
     def measure(self, trained: Trained) -> Iterator[Measured]:
-        """One result."""
+        """Yield one result."""
         yield Measured(name="moving_average", numbers=trained.test(trained.copy()))

@@ -1,4 +1,4 @@
-"""How far the output for a sample depends on the samples that it shares a batch with."""
+"""The dependence of the output for a sample on the other samples of its batch."""
 
 from collections.abc import Iterator
 
@@ -12,19 +12,19 @@ from normbench.training.statistics import running
 
 
 class Neighbours(Evaluation):
-    """The same test images, shared out into batches anew at every draw.
+    """The change of outputs for test images that are drawn into other batches.
 
     Args:
-        batch_size: of these batches.
+        batch_size: of the batches.
         samples: test images; all, if there are fewer.
-        draws: how often they are shared out.
+        draws: how often batches are drawn.
     """
 
     def __init__(self, batch_size: int, samples: int, draws: int) -> None:
         self.batch_size, self.samples, self.draws = batch_size, samples, draws
 
     def measure(self, trained: Trained) -> Iterator[Measured]:
-        """One result: the changes with batch statistics, and with running ones, which should make none."""
+        """Yield one result: the changes with batch statistics, and with running ones, which should be 0."""
         model = trained.copy()
         by_running = changes(self._logits(trained, model))
         running.normalize_by_batch(model, self.batch_size)
@@ -45,20 +45,20 @@ class Neighbours(Evaluation):
 
     @torch.inference_mode()
     def _logits(self, trained: Trained, model: nn.Module) -> Tensor:
-        """[draws, samples, classes], in float64 on the CPU."""
+        """Return logits [draws, samples, classes], in float64 on the CPU."""
         draws = []
         for draw in range(self.draws):
-            found: dict[int, Tensor] = {}
-            for which, (x, labels) in trained.mixed(self.batch_size, self.samples, draw):
+            by_image: dict[int, Tensor] = {}
+            for indices, (x, labels) in trained.mixed(self.batch_size, self.samples, draw):
                 logits = infer(model, x, trained.trial.precision)[: len(labels)]
-                found |= dict(zip(which.tolist(), logits.double().cpu(), strict=True))
+                by_image |= dict(zip(indices.tolist(), logits.double().cpu(), strict=True))
                 trained.pause()
-            draws.append(torch.stack([found[image] for image in sorted(found)]))
+            draws.append(torch.stack([by_image[image] for image in sorted(by_image)]))
         return torch.stack(draws)
 
 
 def changes(logits: Tensor) -> tuple[float | None, float | None]:
-    """How often a prediction changes from one draw to another, and how much the logits z do, relatively.
+    """Return how often a prediction changes between draws, and the relative change of the logits z.
 
     The first is the share of pairs of draws with different predictions; the second is the root mean square of
     ‖z - z'‖ over such pairs, over that of ‖z‖. Both are means over samples.
@@ -67,7 +67,7 @@ def changes(logits: Tensor) -> tuple[float | None, float | None]:
         logits: [draws, samples, classes], two draws at least.
 
     Returns:
-        Both; None for both if a logit is not finite.
+        Both; None and None if a logit is not finite.
     """
     draws, _, classes = logits.shape
     if not logits.isfinite().all():

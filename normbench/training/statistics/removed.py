@@ -10,10 +10,10 @@ from normbench.training.statistics import running
 
 
 class Removed(Evaluation):
-    """No mean, variance, gamma or beta: the convolutions' outputs as they are."""
+    """A network with the identity in place of every layer: no mean, variance, gamma or beta."""
 
     def measure(self, trained: Trained) -> Iterator[Measured]:
-        """One result."""
+        """Yield one result."""
         model = trained.copy()
         for name, _ in running.layers(model):
             parent, _, attribute = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""The running statistics of a network, whatever its layers call them; and statistics of single batches."""
+"""The running statistics of a network, whatever its layers name them; and statistics of single batches."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ class Running(NamedTuple):
 
 
 def layers(model: nn.Module) -> list[tuple[str, Any]]:
-    """The layers that keep running statistics, with names: a ``momentum`` and ``running_…`` buffers tell.
+    """Return names and layers of those with a ``momentum`` and ``running_…`` buffers.
 
-    Where they normalize by ``norm_batch_size`` samples, they say so by an attribute of that name.
+    Those that normalize by ``norm_batch_size`` samples have an attribute of that name.
     """
     return [
         (name, module)
@@ -29,7 +29,7 @@ def layers(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def statistics(model: nn.Module) -> dict[str, Running]:
-    """All running statistics, by name."""
+    """Return all running statistics, by name."""
     return {
         f"{name}.{buffer}": Running(value, layer.momentum)
         for name, layer in layers(model)
@@ -39,16 +39,16 @@ def statistics(model: nn.Module) -> dict[str, Running]:
 
 @torch.no_grad()
 def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Let these be the running statistics."""
+    """Set the running statistics."""
     for name, running in statistics(model).items():
         running.value.copy_(values[name])
 
 
 def normalize_by_batch(model: nn.Module, samples: int) -> None:
-    """In a network at inference, have layers alone take the statistics of every ``samples`` of a batch.
+    """Have the layers of a network at inference use the statistics of every ``samples`` of a batch.
 
-    Layers that change as training goes on are as before the first update of a long one: they correct and
-    freeze nothing yet.
+    Layers that depend on the time are as before the first update of a long training: they correct and freeze
+    nothing yet.
     """
     for _, layer in layers(model):
         layer.train()
