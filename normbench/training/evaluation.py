@@ -61,9 +61,11 @@ def infer(model: nn.Module, x: Tensor, precision: str) -> Tensor:
 
 
 class Inference:
-    """The inference of a model, replayed for batches like the first if there is a recorder."""
+    """The inference of a model, replayed for batches like the first if the recorder is for evaluations."""
 
     def __init__(self, model: nn.Module, precision: str, recorder: Recorder | None) -> None:
+        if recorder is not None and not recorder.evaluations:
+            recorder = None
         self.step = RecordedStep(partial(_logits, model, precision), model, recorder)
 
     def __call__(self, x: Tensor) -> Tensor:

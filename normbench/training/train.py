@@ -106,8 +106,7 @@ def train(
             state.progress.synchronized_at = time.monotonic()  # the followers had to start first
             recorder = recorder_of(where, processes, trial.epochs * steps_per_epoch, recordable(trial.norm))
             update = Update(trial, state.model, state.optimizer, steps_per_epoch, share, recorder)
-            replays_evaluations = recorder is not None and recorder.evaluations
-            inference = Inference(state.model, trial.precision, recorder if replays_evaluations else None)
+            inference = Inference(state.model, trial.precision, recorder)
             while state.epoch < trial.epochs:
                 state.model.train()
                 for batch in training_batches(training, trial, state.epoch, state.progress.position):
@@ -117,14 +116,12 @@ def train(
                 if not state.epoch and update.step.refusal:
                     warn(f"updates are called and not replayed: {update.step.refusal}")
                 is_tested = (state.epoch + 1) % trial.evaluate_every == 0 or state.epoch + 1 == trial.epochs
-                test_loss, test_accuracy = (
-                    evaluate(state.model, testing, trial.precision, journal.pause, inference)
-                    if is_tested
-                    else (None, None)
-                )
+                test: tuple[float | None, float | None] = None, None
+                if is_tested:
+                    test = evaluate(state.model, testing, trial.precision, journal.pause, inference)
                 lr = learning_rate(trial, state.progress.step - 1, steps_per_epoch)
                 diagnostics = layer_diagnostics(state.model) | network_diagnostics(state, training)
-                state.progress.end_epoch(steps_per_epoch, test_loss, test_accuracy, lr, diagnostics)
+                state.progress.end_epoch(steps_per_epoch, *test, lr, diagnostics)
         if trial.evaluate:
             trained = Trained(state.model, trial, training, testing, journal.pause)
             measured = state.evaluations.results(trained)
