@@ -140,6 +140,13 @@ def _weight(statistic: str, place: int, record: Record) -> float | None:
     return statistics.fmean(layer[statistic][place] for layer in layers) if layers else None
 
 
+def _initial(quantity: str, record: Record) -> float | None:
+    course = record.diagnostics.get("signal_propagation")
+    values = [layer.get(quantity) for layer in course[0]["layers"]] if course else []
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
 def _inference(name: str, evaluation: str, number: str) -> Metric:
     number = number or "test_accuracy"
     if not any(evaluation == known or evaluation.startswith(f"{known}_") for known in EVALUATIONS):
@@ -207,6 +214,20 @@ METRICS: Mapping[str, Metric] = {
             )
             for statistic in STATISTICS
             for place, member in enumerate(MEMBERS)
+        ),
+        Metric(
+            "initial_branch_ratio",
+            "",
+            "neither",
+            "variance of a residual branch by that of its shortcut before training, averaged over blocks",
+            partial(_initial, "branch_ratio"),
+        ),
+        Metric(
+            "initial_squared_mean",
+            "",
+            "neither",
+            "squared mean of a channel before training, averaged over channels and blocks",
+            partial(_initial, "squared_mean"),
         ),
         Metric(
             "diverged",
