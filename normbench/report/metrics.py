@@ -221,6 +221,7 @@ METRICS: Mapping[str, Metric] = {
             "neither",
             "variance of a residual branch by that of its shortcut before training, averaged over blocks",
             partial(_initial, "branch_ratio"),
+            needs_end=False,
         ),
         Metric(
             "initial_squared_mean",
@@ -228,6 +229,7 @@ METRICS: Mapping[str, Metric] = {
             "neither",
             "squared mean of a channel before training, averaged over channels and blocks",
             partial(_initial, "squared_mean"),
+            needs_end=False,
         ),
         Metric(
             "diverged",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.norms import NORMS
@@ -11,10 +11,17 @@ from normbench.config.trial import Trial
 from normbench.report.table import flat
 
 if TYPE_CHECKING:
-    from normbench.report.claims.document import Side, Test
+    from normbench.report.claims.comparison import Side, Test
 
 CONSEQUENCES = frozenset(  # settings that other settings decide, so that two sides may differ in them
-    {"norm_batch_size", "optimizer.weight_decay_on_norm", "zero_init_residual", "norm_every", "evaluate", "diagnose"}
+    {
+        "norm_batch_size",
+        "optimizer.weight_decay_on_norm",
+        "zero_init_residual",
+        "norm_every",
+        "evaluate",
+        "diagnose",
+    }
 )
 
 
@@ -47,7 +54,9 @@ class Cell:
         return self.trial.model_copy(update={"seed": seed})
 
 
-Group = Mapping[Any, Cell]  # by the value of the setting that a side takes its spread or its best over, or None
+Group = Mapping[
+    Any, Cell
+]  # by the value of the setting that a side takes its spread or its best over, or None
 
 
 @dataclass(frozen=True)
@@ -56,22 +65,20 @@ class Cells:
 
     Attributes:
         axis: values of ``along`` in ascending order; only None where there is no axis.
-        a: the cells of one side by those values.
-        b: the cells of the other side; empty where there is none, or it is a constant.
+        sides: the cells of ``a`` and perhaps ``b`` by those values; a constant has none.
     """
 
     axis: tuple[Any, ...]
-    a: Mapping[Any, Group]
-    b: Mapping[Any, Group]
+    sides: Mapping[str, Mapping[Any, Group]]
 
     @property
     def all(self) -> tuple[Cell, ...]:
         """Every cell once."""
-        groups = (group for side in (self.a, self.b) for group in side.values())
+        groups = (group for side in self.sides.values() for group in side.values())
         return tuple({cell.trial: cell for group in groups for cell in group.values()}.values())
 
 
-@lru_cache(maxsize=None)
+@cache
 def settings_of(trial: Trial) -> Mapping[str, Any]:
     """Return every setting of a trial but the seed, by dotted key."""
     return flat(trial.model_dump(mode="json", exclude={"seed"}))
@@ -84,14 +91,14 @@ def cells_of(test: "Test", trials: Iterable[Trial]) -> Cells:
         CellError: there are none, they cannot be told apart, or the two sides differ in more than they say.
     """
     cells = _cells(trials)
-    sides = {key: _matching(key, side, cells, test.along) for key, side in test.sides if side.constant is None}
+    written = {key: side for key, side in test.sides if side.constant is None}
+    sides = {key: _matching(key, side, cells, test.along) for key, side in written.items()}
     axis = _axis(test, sides)
     groups = {
         key: {value: _group(key, side, sides[key], test.along, value) for value in axis}
-        for key, side in test.sides
-        if key in sides
+        for key, side in written.items()
     }
-    found = Cells(axis, groups.get("a", {}), groups.get("b", {}))
+    found = Cells(axis, groups)
     if test.along and test.reference is not None and test.reference not in axis:
         known = ", ".join(map(str, axis))
         raise CellError("reference", f"{test.along} {test.reference} is not among {known}")
@@ -109,7 +116,7 @@ def _cells(trials: Iterable[Trial]) -> list[Cell]:
 def _matching(key: str, side: "Side", cells: Sequence[Cell], along: str | None) -> list[Cell]:
     """The cells with the settings of a side."""
     chosen = list(cells)
-    for name, value in _flat(side.where).items():
+    for name, value in flat(side.where).items():
         kept = [cell for cell in chosen if _has(cell, name, value)]
         if not kept:
             known = sorted({str(_value(cell, name)) for cell in chosen if _known(cell, name)})
@@ -119,10 +126,6 @@ def _matching(key: str, side: "Side", cells: Sequence[Cell], along: str | None) 
     if along is not None and along != "norm_batch_size" and not any(_known(cell, along) for cell in chosen):
         raise CellError("along", f"no trial of side {key} has a setting {along}")
     return chosen
-
-
-def _flat(where: Mapping[str, Any]) -> dict[str, Any]:
-    return flat(where)
 
 
 def _name(cell: Cell, name: str) -> str:
@@ -162,7 +165,9 @@ def _axis(test: "Test", sides: Mapping[str, Sequence[Cell]]) -> tuple[Any, ...]:
     common = set.intersection(*values) if values else set()
     if len(common) < 2:
         known = ", ".join(map(str, sorted(common, key=str))) or "none"
-        raise CellError("along", f"an axis needs at least two values of {along} that all sides have; there: {known}")
+        raise CellError(
+            "along", f"an axis needs at least two values of {along} that all sides have; there: {known}"
+        )
     return tuple(sorted(common, key=lambda value: (isinstance(value, str), value)))
 
 
@@ -189,7 +194,9 @@ def _group(key: str, side: "Side", cells: Sequence[Cell], along: str | None, val
         at = _hashable(_value(cell, side.over))
         if at in group:
             keys = differing([settings_of(each.trial) for each in (cell, group[at])])
-            raise CellError(key, f"side {key} has two cells at {side.over} {at}, which differ in {', '.join(keys)}")
+            raise CellError(
+                key, f"side {key} has two cells at {side.over} {at}, which differ in {', '.join(keys)}"
+            )
         group[at] = cell
     if len(group) < 2:
         raise CellError(key, f"side {key} needs at least two values of {side.over}")
@@ -198,11 +205,13 @@ def _group(key: str, side: "Side", cells: Sequence[Cell], along: str | None, val
 
 def _comparable(test: "Test", cells: Cells) -> None:
     """Refuse two sides that differ in settings that neither of them names."""
-    if test.a is None or test.b is None or not cells.b:
+    if len(cells.sides) < 2:
         return
-    named = {name.partition(".")[0] for _, side in test.sides for name in (*_flat(side.where), side.over or "")}
+    named = {
+        name.partition(".")[0] for _, side in test.sides for name in (*flat(side.where), side.over or "")
+    }
     for value in cells.axis:
-        a, b = (next(iter(side[value].values())) for side in (cells.a, cells.b))
+        a, b = (next(iter(side[value].values())) for side in cells.sides.values())
         for name in differing([settings_of(a.trial), settings_of(b.trial)]):
             if name.partition(".")[0] not in named and name not in CONSEQUENCES:
                 raise CellError("b", f"the two sides differ in {name} too, which neither of them names")

@@ -5,12 +5,12 @@ everything wrong in it is reported at once, each by line and column. A claim nam
 code.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from normbench.config import experiment as config
 from normbench.config.grid import TRIAL_KEYS
@@ -18,135 +18,12 @@ from normbench.config.inherit import Files, Unreadable
 from normbench.config.messages import check
 from normbench.config.registry import UnknownName, nearest
 from normbench.config.source import Node, Problem, Spot, printable
-from normbench.config.trial import Frozen, Positive, conflict
+from normbench.config.trial import Frozen, conflict
 from normbench.report.claims.cells import CellError, Cells, cells_of
+from normbench.report.claims.comparison import COMPOSED, Test
 from normbench.report.metrics import metric
 
 FOLDER = Path("configs/claims")  # of a clone, where commands are run in it
-Kind = Literal[
-    "greater", "less", "equivalent", "flat", "crossover", "knee", "trend", "ratio", "all", "any"
-]
-COMPOSED = ("all", "any")
-COMMON = ("metric", "margin_from", "experiment")
-NEEDED: Mapping[str, tuple[str, ...]] = {
-    "greater": ("a", "b", "margin"),
-    "less": ("a", "b", "margin"),
-    "equivalent": ("a", "b", "margin"),
-    "flat": ("a", "along", "margin"),
-    "crossover": ("a", "b", "along"),
-    "knee": ("a", "along", "reference", "margin"),
-    "trend": ("a", "along", "direction"),
-    "ratio": ("a", "b", "factor"),
-    "all": ("of",),
-    "any": ("of",),
-}
-OPTIONAL: Mapping[str, tuple[str, ...]] = {
-    "crossover": ("within", "margin"),
-    "knee": ("within",),
-    "trend": ("margin",),
-}
-Value = bool | int | float | str | None
-
-
-class Side(Frozen):
-    """One side of a comparison: the settings that select a cell, and what is read of its trials.
-
-    Attributes:
-        where: settings by dotted key, such as ``{norm: batch, batch_size: 2}``.
-        metric: number of a record, if it is not that of the whole comparison.
-        spread: dotted key; the number is the largest less the smallest metric over the values of that setting.
-        best: dotted key; the number is the value of that setting at which the metric is best.
-        constant: a number that the other side is compared with, in place of everything else.
-    """
-
-    where: Mapping[str, Any] = {}
-    metric: str | None = None
-    spread: str | None = None
-    best: str | None = None
-    constant: Annotated[float, Field(allow_inf_nan=False)] | None = None
-
-    @property
-    def over(self) -> str | None:
-        """The setting whose values make up one number, if there is one."""
-        return self.spread or self.best
-
-
-OF_A_SIDE = frozenset(Side.model_fields) - {"where"}
-
-
-class Test(Frozen):
-    """The comparison that decides a claim; which keys it takes depends on its ``kind``, see ``NEEDED``.
-
-    Attributes:
-        a: one side; of ``flat``, ``knee`` and ``trend`` the only one.
-        b: the other side.
-        along: dotted key of the setting that varies, such as ``batch_size``.
-        reference: value of ``along`` that the drops of a knee are measured against.
-        margin: smallest difference that counts, in the unit of the metric (percentage points of accuracy).
-        margin_from: where the margin comes from.
-        factor: of a ratio, the smallest quotient a / b that counts; above 1.
-        direction: of a trend.
-        within: range of ``along`` in which the document puts the crossover or the knee, such as ``[2, 8]``.
-        metric: number of a record that is compared, see :mod:`normbench.report.metrics`.
-        experiment: file of the experiment, if it is not that of the claim; relative to the claim's file.
-        of: parts of ``all`` and ``any``.
-    """
-
-    __test__ = False  # no test of pytest
-
-    kind: Kind
-    a: Side | None = None
-    b: Side | None = None
-    along: str | None = None
-    reference: Value = None
-    margin: Positive | None = None
-    margin_from: str = ""
-    factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
-    direction: Literal["rises", "falls"] | None = None
-    within: Annotated[tuple[float, float], Field(strict=False)] | None = None
-    metric: str = "accuracy"
-    experiment: str | None = None
-    of: Annotated[tuple["Test", ...], Field(strict=False)] = ()
-
-    @field_validator("a", "b", mode="before")
-    @classmethod
-    def _side(cls, value: object) -> object:
-        """Settings are written beside the few keys of a side that are no settings."""
-        if not isinstance(value, Mapping) or "where" in value:
-            return value
-        where = {key: value[key] for key in value if key not in OF_A_SIDE}
-        return {"where": where} | {key: value[key] for key in value if key in OF_A_SIDE}
-
-    @model_validator(mode="after")
-    def _keys_of_its_kind(self) -> Self:
-        given = self.model_fields_set - {"kind"}
-        needed = NEEDED[self.kind]
-        for key in needed:
-            if key not in given:
-                raise conflict(f"a claim of kind {self.kind} needs {key!r}", "kind")
-        taken = (*needed, *OPTIONAL.get(self.kind, ()), *(() if self.kind in COMPOSED else COMMON))
-        for key in sorted(given):
-            if key not in taken:
-                words = f"a claim of kind {self.kind} takes no {key!r}; it takes {', '.join(taken)}"
-                raise conflict(words, key)
-        if self.kind in COMPOSED and len(self.of) < 2:
-            raise conflict(f"{self.kind} needs at least two parts", "of")
-        return self
-
-    @property
-    def parts(self) -> Iterator["Test"]:
-        """The comparisons inside it that look at records, from left to right."""
-        if self.kind not in COMPOSED:
-            yield self
-        for part in self.of:
-            yield from part.parts
-
-    @property
-    def sides(self) -> Iterator[tuple[str, Side]]:
-        """Its sides by their keys."""
-        for key, side in (("a", self.a), ("b", self.b)):
-            if side is not None:
-                yield key, side
 
 
 class Published(Frozen):
@@ -246,7 +123,9 @@ def load(path: Path) -> tuple[Claim, ...]:
     for settings, node in zip(document.claims, root.value["claims"].value, strict=True):
         spot = node.value["id"].spot
         if settings.id in ids:
-            problems.append(Problem(spot, f"a second claim {settings.id}, first in line {ids[settings.id].line}"))
+            problems.append(
+                Problem(spot, f"a second claim {settings.id}, first in line {ids[settings.id].line}")
+            )
         ids[settings.id] = spot
         experiments, found = _experiments(settings, node, path)
         claim = Claim(settings, document.document, experiments)
@@ -271,12 +150,16 @@ def load_all(folder: Path = FOLDER, paths: Iterable[Path] = ()) -> tuple[Claim, 
         try:
             for claim in load(file):
                 if claim.id in claims:
-                    problems.append(f"{file}: a second claim {claim.id}, the first is of {claims[claim.id].document}")
+                    problems.append(
+                        f"{file}: a second claim {claim.id}, the first is of {claims[claim.id].document}"
+                    )
                 claims[claim.id] = claim
         except config.ConfigError as error:
             problems += error.problems
     if not files:
-        problems.append(f"{printable(str(folder), 4096)}: no files of claims; run this in a clone, or name a file")
+        problems.append(
+            f"{printable(str(folder), 4096)}: no files of claims; run this in a clone, or name a file"
+        )
     if problems:
         raise config.ConfigError(*problems, typed=not files)
     return tuple(claims.values())
@@ -325,14 +208,17 @@ def _problems(claim: Claim, node: Node) -> Iterator[Problem]:
         if found or test.experiment not in claim.experiments:
             continue
         try:
-            claim.cells(test)
+            cells = claim.cells(test)
+            test.on(cells.axis, {key: tuple(map(str, cells.axis)) for key in cells.sides})
         except CellError as error:
             yield Problem(_spot(at, error.key), f"{error} (experiment {claim.experiment(test).name})")
+        except ValueError as error:
+            yield Problem(at.spot, str(error))
 
 
 def _of_keys(test: Test, at: Node) -> Iterator[Problem]:
     """Settings and metrics that do not exist."""
-    names = {("metric",): test.metric}
+    names: dict[tuple[str, ...], str] = {("metric",): test.metric}
     for key, side in test.sides:
         names |= {(key, "metric"): side.metric} if side.metric else {}
         if side.constant is not None and (side.where or side.over or side.metric):
@@ -342,7 +228,7 @@ def _of_keys(test: Test, at: Node) -> Iterator[Problem]:
             metric(name)
         except UnknownName as error:
             yield Problem(_spot(at, ".".join(keys)), str(error))
-    settings = [(("along",), test.along)] if test.along else []
+    settings: list[tuple[tuple[str, ...], str]] = [(("along",), test.along)] if test.along else []
     for key, side in test.sides:
         settings += [((key, name), getattr(side, name)) for name in ("spread", "best") if getattr(side, name)]
         settings += [((key, name), name) for name in side.where]
