@@ -142,9 +142,8 @@ def _weight(statistic: str, place: int, record: Record) -> float | None:
 
 def _initial(quantity: str, record: Record) -> float | None:
     course = record.diagnostics.get("signal_propagation")
-    values = [layer.get(quantity) for layer in course[0]["layers"]] if course else []
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    value = course[0]["layers"][-1].get(quantity) if course else None
+    return None if value is None else float(value)
 
 
 def _inference(name: str, evaluation: str, number: str) -> Metric:
@@ -219,7 +218,7 @@ METRICS: Mapping[str, Metric] = {
             "initial_branch_ratio",
             "",
             "neither",
-            "variance of a residual branch by that of its shortcut before training, averaged over blocks",
+            "variance of the last residual branch by that of its shortcut, before training",
             partial(_initial, "branch_ratio"),
             needs_end=False,
         ),
@@ -227,7 +226,7 @@ METRICS: Mapping[str, Metric] = {
             "initial_squared_mean",
             "",
             "neither",
-            "squared mean of a channel before training, averaged over channels and blocks",
+            "squared mean of the channels behind the last residual block, before training",
             partial(_initial, "squared_mean"),
             needs_end=False,
         ),
