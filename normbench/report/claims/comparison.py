@@ -136,6 +136,8 @@ class Test(Frozen):
         name = side.metric or self.metric
         settings = {**side.where, **({self.along: place} if self.along else {})}
         words = " ".join(f"{key}={value}" for key, value in settings.items()) or "all"
+        constant = next((each.constant for _, each in self.sides if each.constant), None)
+        experiment += f", less {constant:g}" if constant else ""
         if side.spread:
             return f"spread of {name} over {side.spread}, {words} ({experiment})"
         if side.best:

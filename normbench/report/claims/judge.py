@@ -8,12 +8,13 @@ from typing import Any
 
 from normbench.config.trial import Trial
 from normbench.records import Record
-from normbench.report.claims import decisions
+from normbench.report.claims import kinds
+from normbench.report.claims.adaptive import missing_trials
 from normbench.report.claims.cells import Cell, Cells, Group, cells_of
 from normbench.report.claims.comparison import Side, Test
 from normbench.report.claims.document import Claim
-from normbench.report.claims.judgement import Judgement, Verdict, corrected, joined
-from normbench.report.claims.moderation import prior_of
+from normbench.report.claims.judgement import Judgement, Verdict, correct, join
+from normbench.report.claims.moderation import Prior, prior_of
 from normbench.report.claims.rule import Rule
 from normbench.report.metrics import Metric, metric
 
@@ -23,18 +24,23 @@ RULE = Rule()
 class Stored:
     """The records of one experiment, by cell and seed."""
 
-    def __init__(self, records: Iterable[Record]) -> None:
+    def __init__(self, experiment: str, records: Iterable[Record] = ()) -> None:
+        self.experiment = experiment
         self.by_cell: dict[Trial, dict[int, Record]] = {}
         for record in records:
             cell = record.trial.model_copy(update={"seed": 0})
             self.by_cell.setdefault(cell, {})[record.trial.seed] = record
+
+    @property
+    def ids(self) -> set[str]:
+        """The ids of all trials that have a record."""
+        return {record.trial.id for trials in self.by_cell.values() for record in trials.values()}
 
     def of(self, cell: Cell) -> Mapping[int, Record]:
         """Return the records of a cell by seed."""
         return self.by_cell.get(cell.trial, {})
 
 
-NOTHING = Stored(())
 Records = Mapping[str, Stored]
 
 
@@ -44,12 +50,14 @@ class Row:
 
     Attributes:
         label: how the arithmetic calls it.
+        experiment: the name of the experiment that its cells belong to.
         group: the cells that the numbers come from; several where they are a spread or a best value.
         values: by seed; an infinite one is that of a trial that diverged or never got there.
         lacks: why trials with a record have no number.
     """
 
     label: str
+    experiment: str
     group: Group
     values: Mapping[int, float]
     lacks: str = ""
@@ -66,6 +74,7 @@ class Judged:
         records: the records that were used, each once.
         reason: why there is no verdict, where there is none.
         rule: the looks and the seeds in the order in which they count.
+        test: the statistical test on the labels of ``rows``.
     """
 
     claim: Claim
@@ -74,16 +83,26 @@ class Judged:
     records: tuple[Record, ...] = ()
     reason: str = ""
     rule: Rule = RULE
+    test: kinds.Kind | None = None
 
     @property
     def values(self) -> dict[str, Mapping[int, float]]:
         """The numbers by label and seed."""
         return {label: row.values for label, row in self.rows.items()}
 
-    def trials(self, wanted: Iterable[tuple[str, int]]) -> list[Trial]:
-        """Return the trials that give the numbers of some rows and seeds."""
-        cells = ((cell, seed) for label, seed in wanted for cell in self.rows[label].group.values())
-        return list(dict.fromkeys(cell.with_seed(seed) for cell, seed in cells))
+    @property
+    def lacking(self) -> list[tuple[str, int]]:
+        """The labels and seeds that its next look lacks."""
+        return missing_trials(self.judgement.pending, self.values, self.rule)
+
+    def trials(self, wanted: Iterable[tuple[str, int]]) -> dict[str, list[Trial]]:
+        """Return the trials that give the numbers of some rows and seeds, by their experiment."""
+        trials: dict[str, dict[Trial, None]] = {}
+        for label, seed in wanted:
+            row = self.rows[label]
+            of_row = {cell.with_seed(seed): None for cell in row.group.values()}
+            trials.setdefault(row.experiment, {}).update(of_row)
+        return {experiment: list(each) for experiment, each in trials.items()}
 
 
 def rule_of(claim: Claim, rule: Rule = RULE) -> Rule:
@@ -111,42 +130,60 @@ def judge(claim: Claim, stored: Records, rule: Rule = RULE) -> Judged:
         return Judged(claim, Judgement(Verdict.NOT_RUN, "none", note=reason), {}, reason=reason)
     rule = rule_of(claim, rule)
     rows: dict[str, Row] = {}
-    judgement = _judged(claim, claim.test, stored, rule, rows)
-    used = _used(rows, claim, stored)
+    test = _test(claim, claim.test, stored, rows)
+    try:
+        judgement = test.judge(
+            {label: row.values for label, row in rows.items()}, rule, _prior(claim, stored)
+        )
+    except ValueError as error:
+        judgement = Judgement(Verdict.NOT_RUN, test.kind, note=str(error))
+    used = _used(rows, stored)
     reason = ""
     if judgement.verdict is Verdict.NOT_RUN:
         lacks = dict.fromkeys(row.lacks for row in rows.values() if row.lacks)
-        reason = "; ".join(lacks) or "no seed is complete on all sides"
+        reason = judgement.note or "; ".join(lacks) or "no seed is complete on all sides"
     if len({record.data for record in used}) > len({record.trial.dataset for record in used}):
         reason = "its records are of different images under one name"
-        judgement = replace(judgement, verdict=Verdict.NOT_RUN, note=joined(judgement.note, reason))
-    return Judged(claim, judgement, rows, used, reason, rule)
+        judgement = replace(judgement, verdict=Verdict.NOT_RUN, note=join(judgement.note, reason))
+    return Judged(claim, judgement, rows, used, reason, rule, test)
 
 
-def judge_all(claims: Sequence[Claim], stored: Records, rule: Rule = RULE) -> list[Judged]:
-    """Judge all claims of a report and correct their verdicts for their number, by Holm's method."""
-    judged = [judge(claim, stored, rule) for claim in claims]
-    verdicts = corrected({str(number): each.judgement for number, each in enumerate(judged)}, rule.alpha)
-    return [replace(each, judgement=verdicts[str(number)]) for number, each in enumerate(judged)]
+def judge_all(
+    claims: Sequence[Claim], stored: Records, rules: Mapping[str, Rule] | None = None
+) -> list[Judged]:
+    """Judge all claims of a report and correct their verdicts for their number, by Holm's method.
+
+    Args:
+        claims: of one report, with ids that differ.
+        stored: records by the name of their experiment.
+        rules: the declared rule of claims by id; the usual one where there is none.
+    """
+    judged = [judge(claim, stored, (rules or {}).get(claim.id, RULE)) for claim in claims]
+    verdicts = correct({each.claim.id: each.judgement for each in judged}, RULE.alpha)
+    return [replace(each, judgement=verdicts[each.claim.id]) for each in judged]
 
 
-def _judged(claim: Claim, test: Test, stored: Records, rule: Rule, rows: dict[str, Row]) -> Judgement:
-    if test.kind in ("all", "any"):
-        compose = decisions.all_of if test.kind == "all" else decisions.any_of
-        return compose([_judged(claim, part, stored, rule, rows) for part in test.of], rule)
+def _test(claim: Claim, test: Test, stored: Records, rows: dict[str, Row]) -> kinds.Kind:
+    """The statistical test of a comparison on labels of rows, which are added to ``rows``."""
+    if test.of:
+        parts = tuple(_test(claim, part, stored, rows) for part in test.of)
+        return kinds.AllOf(parts) if test.kind == "all" else kinds.AnyOf(parts)
     experiment = claim.experiment(test)
-    records = stored.get(experiment.name, NOTHING)
     cells = cells_of(test, experiment.trials)
-    sides = _rows(test, cells, records, experiment.name)
-    new = {row.label: row for side in sides.values() for row in side}
-    rows |= new
-    prior = prior_of(_spreads(records, metric(test.metric))) if _is_plain(test) else None
-    comparison = test.on(cells.axis, {key: tuple(row.label for row in side) for key, side in sides.items()})
-    return comparison.judge({label: row.values for label, row in new.items()}, rule, prior)
+    sides = _rows(test, cells, stored.get(experiment.name, Stored(experiment.name)))
+    rows |= {row.label: row for side in sides.values() for row in side}
+    return test.on(cells.axis, {key: tuple(row.label for row in side) for key, side in sides.items()})
 
 
-def _is_plain(test: Test) -> bool:
-    return test.kind != "ratio" and not any(side.over or side.metric for _, side in test.sides)
+def _prior(claim: Claim, stored: Records) -> Prior | None:
+    """The prior of the spread of cells, where all numbers of a claim are one metric of one experiment."""
+    tests = list(claim.test.parts) if claim.test else []
+    kinds_of_numbers = {(claim.experiment(test).name, test.metric) for test in tests}
+    is_plain = not any(side.over or side.metric for test in tests for _, side in test.sides)
+    if len(kinds_of_numbers) != 1 or not is_plain:
+        return None
+    ((name, number),) = kinds_of_numbers
+    return prior_of(_spreads(stored.get(name, Stored(name)), metric(number)))
 
 
 def _spreads(records: Stored, number: Metric) -> dict[str, dict[int, float]]:
@@ -160,7 +197,7 @@ def _spreads(records: Stored, number: Metric) -> dict[str, dict[int, float]]:
     return cells
 
 
-def _rows(test: Test, cells: Cells, records: Stored, experiment: str) -> dict[str, tuple[Row, ...]]:
+def _rows(test: Test, cells: Cells, records: Stored) -> dict[str, tuple[Row, ...]]:
     """The rows of every side in the order of the axis; what is compared with a constant is less by that."""
     constant = next((side.constant for _, side in test.sides if side.constant is not None), 0.0)
     rows: dict[str, tuple[Row, ...]] = {}
@@ -168,7 +205,7 @@ def _rows(test: Test, cells: Cells, records: Stored, experiment: str) -> dict[st
         if key in cells.sides:
             number = metric(side.metric or test.metric)
             rows[key] = tuple(
-                _row(test.label(side, place, experiment), side, number, group, records, constant)
+                _row(test.label(side, place, records.experiment), side, number, group, records, constant)
                 for place, group in cells.sides[key].items()
             )
     return rows
@@ -194,7 +231,7 @@ def _row(label: str, side: Side, number: Metric, group: Group, records: Stored, 
             values[seed] = _reduced(side, number, numbers) - constant
     if not seeds:
         lacks = "there are no records"
-    return Row(label, group, values, lacks)
+    return Row(label, records.experiment, group, values, lacks)
 
 
 def _number(record: Record, number: Metric) -> float | None:
@@ -219,14 +256,11 @@ def _reduced(side: Side, number: Metric, values: Mapping[Any, float]) -> float:
     return value
 
 
-def _used(rows: Mapping[str, Row], claim: Claim, stored: Records) -> tuple[Record, ...]:
+def _used(rows: Mapping[str, Row], stored: Records) -> tuple[Record, ...]:
     """The records that any number comes from."""
     used: dict[str, Record] = {}
-    for experiment in claim.experiments.values():
-        records = stored.get(experiment.name, NOTHING)
-        for row in rows.values():
-            for cell in row.group.values():
-                used |= {
-                    record.trial.id: record for seed, record in records.of(cell).items() if seed in row.values
-                }
+    for row in rows.values():
+        for cell in row.group.values():
+            known = stored[row.experiment].of(cell) if row.experiment in stored else {}
+            used |= {record.trial.id: record for seed, record in known.items() if seed in row.values}
     return tuple(used.values())
