@@ -5,7 +5,8 @@ resumes, survives kills and shares trials between claims as any sweep does.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -183,17 +184,34 @@ class Settler:
         """Write down which looks there will be, before any trial is run."""
         self.looks.declare(look.judged, self.say)
 
-    def run(self, look: Look, listener: Listener, stop: Callable[[], bool]) -> int:
-        """Run the trials of a step; return how many gave a record."""
-        done = 0
+    def steps(self, listener: Listener, stop: Callable[[], bool]) -> Iterator[Look]:
+        """Run what open claims lack, step by step, until nothing is left to run or it is stopped.
+
+        Yields:
+            Every look before its trials run, and the last one, which has none.
+        """
+        spent, trials = 0.0, 0
+        while True:
+            look = self.look((spent, trials))
+            yield look
+            if look.step.claim is None or stop():
+                return
+            self.declare(look)
+            began = time.monotonic()
+            trials += self._run(look, listener, stop)
+            spent += time.monotonic() - began
+
+    def _run(self, look: Look, listener: Listener, stop: Callable[[], bool]) -> int:
+        """Run the trials of a step; return how many there were."""
+        count = 0
         for experiment, trials in look.trials:
-            part = subset(self.place(experiment), trials)
-            survey = run(part, self.results, self.data, listener=listener, stop=stop)
-            ended = {trial.id for trial in trials if trial.id in survey.records}
-            done += len(ended)
+            survey = run(
+                subset(self.place(experiment), trials), self.results, self.data, listener=listener, stop=stop
+            )
             if not stop():
-                self.unrun |= {trial.id for trial in trials} - ended
-        return done
+                self.unrun |= {trial.id for trial in trials if trial.id not in survey.records}
+            count += len(trials)
+        return count
 
     def _step(self, rule: Rule, judged: Sequence[Judged], left: Budget) -> Step:
         """The next step of claims with one rule; those whose trials fail are out of it."""
