@@ -106,7 +106,7 @@ class Test(Frozen):
         needed = NEEDED[self.kind]
         for key in needed:
             if key not in given:
-                raise conflict(f"a claim of kind {self.kind} needs {key!r}", "kind")
+                raise conflict(f"a claim of kind {self.kind} needs {key!r}", "kind", key)
         taken = (*needed, *OPTIONAL.get(self.kind, ()), *(() if self.kind in COMPOSED else COMMON))
         for key in sorted(given):
             if key not in taken:

@@ -8,7 +8,7 @@ code.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -61,7 +61,7 @@ class _Document(Frozen):
 
     document: str = Field(description="short name, such as D1")
     title: str
-    claims: Annotated[tuple[ClaimSettings, ...], Field(strict=False, min_length=1)]
+    claims: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -116,16 +116,19 @@ def load(path: Path) -> tuple[Claim, ...]:
     if root is None:
         raise config.refusal(problems)
     document, found, _ = check(_Document, root)
-    if document is None or problems:
+    if document is None:
         raise config.refusal([*problems, *found])
     claims = []
     ids: dict[str, Spot] = {}
-    for settings, node in zip(document.claims, root.value["claims"].value, strict=True):
+    for node in root.value["claims"].value:
+        settings, found = _checked(node)
+        problems += found
+        if settings is None:
+            continue
         spot = node.value["id"].spot
         if settings.id in ids:
-            problems.append(
-                Problem(spot, f"a second claim {settings.id}, first in line {ids[settings.id].line}")
-            )
+            words = f"a second claim {settings.id}, first in line {ids[settings.id].line}"
+            problems.append(Problem(spot, words))
         ids[settings.id] = spot
         experiments, found = _experiments(settings, node, path)
         claim = Claim(settings, document.document, experiments)
@@ -135,6 +138,13 @@ def load(path: Path) -> tuple[Claim, ...]:
     if problems:
         raise config.refusal(problems)
     return tuple(claims)
+
+
+def _checked(node: Node) -> tuple[ClaimSettings | None, list[Problem]]:
+    if not isinstance(node.value, dict):
+        return None, [Problem(node.spot, f"expected a mapping with the keys of a claim, got {node}")]
+    settings, found, _ = check(ClaimSettings, node)
+    return settings, found
 
 
 def load_all(folder: Path = FOLDER, paths: Iterable[Path] = ()) -> tuple[Claim, ...]:
