@@ -229,7 +229,11 @@ class Settler:
             for trial in trials
             if trial.id in self.unrun
         }
-        judgements = {each.claim.id: each.judgement for each in judged if each.claim.id not in failing}
+        judgements = {
+            each.claim.id: each.judgement
+            for each in judged
+            if each.test is not None and each.claim.id not in failing
+        }
         step = next_step(judgements, cells, rule, seconds, left)
         return replace(step, frozen={**failing, **step.frozen})
 

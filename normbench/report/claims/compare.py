@@ -8,9 +8,11 @@ from typing import Any
 
 from normbench.config.registry import UnknownName, nearest, shortened
 from normbench.config.series import differing
+from normbench.report.claims.evidence import difference
 from normbench.report.claims.judgement import holm
+from normbench.report.claims.rule import Rule
 from normbench.report.metrics import Metric
-from normbench.report.stats import Difference, difference
+from normbench.report.stats import Interval
 from normbench.report.table import Cell, Table
 
 CONSEQUENCES = ("norm_batch_size", "optimizer.weight_decay_on_norm", "zero_init_residual")
@@ -27,7 +29,7 @@ class Pair:
         seeds: those that both have a number of.
         lost: how many trials of the two have none, such as those that diverged.
         difference: of the means, a - b, with its 95 % interval by Student's t on the differences by seed;
-            None for fewer than two seeds.
+            where these do not vary, of their median by the sign test; None for fewer than two seeds.
         p: two-sided, of that one comparison.
         adjusted: the same after Holm's correction over all pairs.
     """
@@ -37,7 +39,7 @@ class Pair:
     b: str
     seeds: tuple[int, ...]
     lost: int
-    difference: Difference | None
+    difference: Interval | None
     p: float | None
     adjusted: float | None = None
 
@@ -66,17 +68,22 @@ def compare(table: Table, by: str, metric: Metric, baseline: str | None = None) 
         )
     for where, cells in _places(table, by):
         for a, b in _pairs(cells, by, baseline):
-            numbers = [cell.values(metric) for cell in (a, b)]
-            seeds = tuple(seed for seed in numbers[0] if seed in numbers[1])
-            lost = sum(len(cell.trials) for cell in (a, b)) - sum(map(len, numbers))
-            found = None
-            if len(seeds) > 1:
-                found = difference(*([values[seed] for seed in seeds] for values in numbers), paired=True)
-            p = found.p if found else None
-            pairs.append(Pair(where, str(_value(a, by)), str(_value(b, by)), seeds, lost, found, p))
+            of_a, of_b = a.values(metric), b.values(metric)
+            seeds = tuple(seed for seed in of_a if seed in of_b)
+            lost = len(a.trials) + len(b.trials) - len(of_a) - len(of_b)
+            interval, p = _difference(of_a, of_b, seeds) if len(seeds) > 1 else (None, None)
+            pairs.append(Pair(where, str(_value(a, by)), str(_value(b, by)), seeds, lost, interval, p))
     known_ps = [pair.p for pair in pairs if pair.p is not None]
     adjusted = iter(holm(known_ps))
     return [pair if pair.p is None else replace(pair, adjusted=next(adjusted)) for pair in pairs]
+
+
+def _difference(
+    a: Mapping[int, float], b: Mapping[int, float], seeds: tuple[int, ...]
+) -> tuple[Interval, float]:
+    """The interval of the difference at one look at these seeds, and its two-sided p."""
+    sample = difference("a", "b").evidence({"a": a, "b": b}, Rule((len(seeds),), seeds=seeds)).looks[-1]
+    return sample.bounds(0.025), min(1.0, 2 * min(sample.above(0.0), sample.below(0.0)))
 
 
 def _value(cell: Cell, by: str) -> str | None:

@@ -205,6 +205,8 @@ def _compose(
 ) -> Judgement:
     """Return the judgement of a composition; parts whose verdict is ``settled`` want no more seeds."""
     unsettled = [part for part in parts if part.verdict is not settled]
+    if verdict.is_decided:  # all of it is open again where the verdict does not survive a correction
+        unsettled = list(parts)
     pending = tuple(dict.fromkeys(contrast for part in unsettled for contrast in part.pending))
     forecasts = [part.forecast for part in unsettled if part.forecast]
     if not any(part.seeds for part in parts):

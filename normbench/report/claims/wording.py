@@ -85,7 +85,8 @@ def margin(judged: Judged) -> str:
         if part.kind == "ratio":
             words[f"×{part.factor:g}"] = None
         elif part.margin is not None:
-            words[f"{part.margin:g} {unit(part)}".strip()] = None
+            of = unit(part).removesuffix("s") if part.margin == 1 else unit(part)
+            words[f"{part.margin:g} {of}".strip()] = None
     return ", ".join(words)
 
 

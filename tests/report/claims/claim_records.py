@@ -35,7 +35,7 @@ def record(trial: Trial, accuracy: float | None, **changes: Any) -> Record:
             test_accuracy=accuracy,
             lr=0.1,
             seconds=1.0,
-        )  # fmt: skip
+        )
         for number in range(1, trial.epochs + 1)
     )
     values: dict[str, Any] = {

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from claim_records import EXPERIMENT, folder, record, records
+from scipy import stats
 
 from normbench.report.claims.document import Claim, load
 from normbench.report.claims.judge import Judged, Stored, judge, judge_all
 from normbench.report.claims.judgement import Verdict
-from normbench.report.stats import difference
 
 SETTLED = [0.50, 0.51, 0.49, 0.50, 0.52]
 
@@ -42,8 +42,9 @@ def test_differences_are_paired_by_seed_in_percentage_points(tmp_path: Path) -> 
     differences = [100 * (a - b) for a, b in zip(group, SETTLED, strict=True)]
     assert judged.judgement.interval.mean == pytest.approx(sum(differences) / 5, rel=1e-12)
     # the half-width is that of an ordinary interval whose level is shared by five looks at two sides
-    ordinary = difference([100 * x for x in group], [100 * x for x in SETTLED], paired=True)
-    assert judged.judgement.interval.low < ordinary.low
+    t = stats.t.ppf(1 - 0.05 / 10, 4)  # 0.05 / (two sides of five looks)
+    half = t * stats.tstd(differences) / math.sqrt(5)
+    assert judged.judgement.interval.low == pytest.approx(sum(differences) / 5 - half, rel=1e-9)
     assert judged.judgement.n == 5
     assert len(judged.records) == 10
 
