@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from normbench.report.stats import difference
+from normbench.report.stats import mean_interval
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,8 +33,9 @@ def norm(name: str, **settings: Any) -> Chosen:
 
 def ahead(experiment: str, first: Chosen, second: Chosen) -> str:
     """Write how far the first trials are ahead of the second ones, paired by seed."""
-    found = difference(accuracies(experiment, first), accuracies(experiment, second), paired=True)
-    return f"{found.mean:.1f} [{found.low:.1f}, {found.high:.1f}]".replace("-", "−")
+    pairs = zip(accuracies(experiment, first), accuracies(experiment, second), strict=True)
+    lead = mean_interval([a - b for a, b in pairs])
+    return f"{lead.mean:.1f} [{lead.low:.1f}, {lead.high:.1f}]".replace("-", "−")
 
 
 NORM_BATCH = "cifar10_norm_batch"

@@ -3,13 +3,18 @@
 import gc
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from normbench import __version__
 from normbench.streams import flush, open_closed_descriptors, patient
+
+if TYPE_CHECKING:
+    from normbench.report.claims.document import Claim
+    from normbench.sweep.adaptive import Look
 
 app = typer.Typer(
     name="normbench",
@@ -33,8 +38,27 @@ Data = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        "--executor", metavar="NAME", help="where to run, instead of the file's; normbench list executors"
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", metavar="N", min=1, help="worker processes, instead of the file's"),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
+ClaimFiles = Annotated[
+    list[Path],
+    typer.Option("--file", metavar="YAML", help="a file of claims, instead of those in configs/claims"),
+]
+SettleBudget = Annotated[
+    str | None, typer.Option("--budget", metavar="AMOUNT", help="2h, 30m, 50trials, or 2h,50trials")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="show a traceback where something goes wrong")]
 NOTHING: list[str] = []
+NO_FILES: list[Path] = []
 RESULTS = Path("results")
 
 
@@ -60,13 +84,8 @@ def run(
     overrides: Overrides = NOTHING,
     results: Results = RESULTS,
     data: Data = None,
-    executor: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="where to run, instead of the file's; normbench list executors"),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="worker processes, instead of the file's")
-    ] = None,
+    executor: Executor = None,
+    workers: Workers = None,
     retry: Annotated[
         str,
         typer.Option(
@@ -80,7 +99,7 @@ def run(
     replace_plan: Annotated[
         bool, typer.Option("--replace-plan", help="forget trials of earlier runs that are not in CONFIG now")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="no progress")] = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
     _debug: Debug = False,
 ) -> None:
@@ -219,6 +238,180 @@ def export_(
     from normbench.cli import errors, export
 
     _print(export.exported(results, experiment, format_, errors.complain))
+
+
+@app.command()
+def claims(
+    ids: Annotated[
+        list[str], typer.Argument(metavar="CLAIM", help="ids of claims; one shows all its arithmetic")
+    ] = NOTHING,
+    file: ClaimFiles = NO_FILES,
+    results: Results = RESULTS,
+    as_json: AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """Judge claims by the stored records: verdict, measured value, margin, and what would settle it."""
+    from normbench.cli import claims as verdicts
+    from normbench.cli import errors
+
+    judged = verdicts.judged(verdicts.chosen((), file), results, errors.complain)
+    if ids:
+        verdicts.chosen(ids, file)  # with the nearest name where one is unknown
+        judged = [each for each in judged if each.claim.id in ids]
+    if as_json:
+        _print(verdicts.in_json(judged))
+    else:
+        _print("\n\n".join(map(verdicts.details, judged)) if ids else verdicts.as_text(judged))
+
+
+@app.command()
+def settle(
+    context: typer.Context,
+    ids: Annotated[list[str], typer.Argument(metavar="CLAIM", help="ids of claims")] = NOTHING,
+    all_: Annotated[bool, typer.Option("--all", help="every claim")] = False,
+    file: ClaimFiles = NO_FILES,
+    budget: SettleBudget = None,
+    max_seeds: Annotated[
+        int, typer.Option(metavar="N", min=3, help="seeds of the last look at a claim")
+    ] = 20,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="show what would run next and what it takes; write nothing")
+    ] = False,
+    results: Results = RESULTS,
+    data: Data = None,
+    executor: Executor = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """Run further seeds of open claims, the cheapest next look first, until they are settled.
+
+    The looks are written to the results directory before the first trial. Running it again goes on.
+    """
+    from normbench.cli import claims as verdicts
+    from normbench.config.registry import UnknownName
+
+    if not ids and not all_:
+        raise UnknownName("name claims, or give --all")
+    if max_seeds < 3:
+        raise UnknownName("--max-seeds must be at least 3")
+    selected = verdicts.chosen(() if all_ else ids, file)
+    look = _settle(
+        context, selected, budget, max_seeds, plan_only, results, data, executor, workers, quiet, as_json
+    )
+    if not plan_only:
+        judged = look.judged
+        _print(verdicts.in_json(judged) if as_json else verdicts.as_text(judged))
+        for name, why in look.step.frozen.items() if not as_json else ():
+            _print(f"claim {name} is left open: {why}")
+
+
+@app.command()
+def ask(
+    context: typer.Context,
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="such as 'group > batch at batch_size=4'")
+    ],
+    config: Config,
+    overrides: Overrides = NOTHING,
+    margin: Annotated[
+        float | None, typer.Option(metavar="POINTS", help="smallest difference that counts [default: 0.5]")
+    ] = None,
+    budget: SettleBudget = None,
+    max_seeds: Annotated[
+        int, typer.Option(metavar="N", min=3, help="seeds of the last look at the question")
+    ] = 20,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="show what would run next and what it takes; write nothing")
+    ] = False,
+    results: Results = RESULTS,
+    data: Data = None,
+    executor: Executor = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """Answer a question on an experiment: run its seeds until the answer is settled, and say it.
+
+    Questions are 'A > B', 'A < B', 'A = B within 0.5', 'A rises along KEY', 'A falls along KEY' and 'where
+    does A cross B along KEY', each perhaps with 'at KEY=VALUE, …' behind it.
+    """
+    from normbench.cli import claims as verdicts
+    from normbench.report.claims import wording
+
+    claim = verdicts.asked(question, config, overrides, margin)
+    look = _settle(
+        context, [claim], budget, max_seeds, plan_only, results, data, executor, workers, quiet, as_json
+    )
+    if not plan_only:
+        (judged,) = look.judged
+        _print(verdicts.in_json([judged]) if as_json else wording.sentence(judged))
+
+
+def _settle(
+    context: typer.Context,
+    selected: Sequence["Claim"],
+    budget: str | None,
+    max_seeds: int,
+    plan_only: bool,
+    results: Path,
+    data: Path | None,
+    executor: str | None,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> "Look":
+    from normbench.cli import claims as verdicts
+    from normbench.cli import errors
+    from normbench.cli import status as report
+    from normbench.cli.progress import listener
+    from normbench.data.dataset import default_directory
+    from normbench.sweep import adaptive
+    from normbench.sweep import run as sweep
+
+    place = report.place(executor, workers)
+    settler = adaptive.Settler(
+        selected,
+        results,
+        data or default_directory(),
+        rule=adaptive.rule(max_seeds),
+        budget=verdicts.budget(budget),
+        place=lambda experiment: sweep.on(experiment, **place),
+        say=errors.complain,
+    )
+    if plan_only:
+        look = settler.look()
+        _print(verdicts.plan_as_json(look) if as_json else verdicts.plan(look))
+        return look
+    with listener(quiet) as watching, errors.Stop(context.obj, watching.say) as stop:
+        for look in settler.steps(watching, stop):
+            if not quiet and look.step.claim is not None:
+                watching.say(verdicts.step(look))
+    if stop.signal:
+        raise errors.Stopped(stop.signal)
+    return look
+
+
+@app.command()
+def compare(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="a directory in results")],
+    by: Annotated[str, typer.Option(metavar="KEY", help="the setting whose values are compared")] = "norm",
+    baseline: Annotated[
+        str | None, typer.Option(metavar="VALUE", help="compare all others with this one alone")
+    ] = None,
+    metric: Annotated[str, typer.Option(metavar="NAME", help="the number that is compared")] = "accuracy",
+    results: Results = RESULTS,
+    as_json: AsJson = False,
+    _debug: Debug = False,
+) -> None:
+    """Compare all pairs of methods in every cell of an experiment, seed by seed; nothing is run."""
+    from normbench.cli import claims as verdicts
+    from normbench.cli import errors
+
+    unit, pairs = verdicts.compared(results, experiment, by, baseline, metric, errors.complain)
+    _print(verdicts.pairs_as_json(unit, pairs) if as_json else verdicts.pairs_as_text(unit, pairs))
 
 
 @app.command()

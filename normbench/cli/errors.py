@@ -18,9 +18,12 @@ from normbench.config.experiment import ConfigError
 from normbench.config.registry import UnknownName
 from normbench.config.source import printable
 from normbench.records import NewerRecordError, RecordsInUse
+from normbench.report.claims.cells import CellError
+from normbench.report.claims.question import QuestionError
 from normbench.report.panels import CannotDrawError
 from normbench.signals import ENDING, is_heard
 from normbench.signals import Stopped as Stopped
+from normbench.sweep.adaptive import LooksError
 from normbench.sweep.run import Unusable
 
 OK, INTERNAL, USAGE, UNFINISHED, DATA, IN_USE, DISK = range(7)
@@ -49,6 +52,9 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
     (NewerRecordError, USAGE),
     (UnknownName, USAGE),
     (CannotDrawError, USAGE),
+    (CellError, USAGE),
+    (QuestionError, USAGE),
+    (LooksError, USAGE),
     (TooLarge, USAGE),
     (NoDataDirectoryError, USAGE),
     (DataError, DATA),

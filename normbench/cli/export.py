@@ -11,8 +11,9 @@ from normbench.config.experiment import ConfigError
 from normbench.config.labels import labels
 from normbench.config.registry import UnknownName, nearest, shortened
 from normbench.config.source import printable
-from normbench.records import ERROR, LackingError, Measured, Record, Store
+from normbench.records import ERROR, LackingError, Record, Store
 from normbench.report.figures.base import Row, as_csv
+from normbench.report.metrics import evaluation_name
 from normbench.sweep.results import Tell, find, named
 from normbench.sweep.run import stored
 
@@ -117,14 +118,8 @@ def _measured(record: Record) -> list[str]:
         numbers = dict(result.numbers)
         loss, accuracy = numbers.pop("test_loss", None), numbers.pop("test_accuracy", None)
         others = ", ".join(f"{key} {_short(value)}" for key, value in numbers.items())
-        rows.append((_evaluation(result, " "), _loss(loss), percent(accuracy), others))
+        rows.append((evaluation_name(result, " "), _loss(loss), percent(accuracy), others))
     return ["inference:", as_table(("evaluation", "test loss", "test accuracy", ""), rows)] if rows else []
-
-
-def _evaluation(result: Measured, between: str) -> str:
-    """``batch size 8``, or with another character between the words."""
-    options = (f"{key}{between}{value}" for key, value in result.options.items())
-    return between.join([result.name, *options])
 
 
 def _short(number: float | None) -> str:
@@ -173,7 +168,7 @@ def _row(record: Record) -> Row:
         "data": printable(record.data, 1000),
     }
     for result in record.inference:
-        row |= _flat(f"inference.{_evaluation(result, '_')}.", dict(result.numbers))
+        row |= _flat(f"inference.{evaluation_name(result)}.", dict(result.numbers))
     return row | _flat("provenance.", record.provenance)
 
 

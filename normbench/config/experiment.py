@@ -209,7 +209,7 @@ def _experiment(
         problems.append(Problem(root.spot, words))
         root = None
     if root is None:
-        raise _refusal(problems)
+        raise refusal(problems)
     document, found, _ = check(_Document, root, anywhere=KEYS)
     trials, more = trials_of(root, _limit(root), anywhere=KEYS)
     unreadable = {problem.spot for problem in problems}
@@ -221,7 +221,7 @@ def _experiment(
     if not stored:
         problems += _too_large_to_whiten(root, trials)
     if problems or document is None:
-        raise _refusal(problems)
+        raise refusal(problems)
     return Experiment(document.name, trials, document.execute, document.plots, root.plain())
 
 
@@ -260,7 +260,7 @@ def _side(trial: Trial) -> int:
     return extent[1] if extent else int(trial.dataset.options["image_size"])
 
 
-def _refusal(problems: Iterable[Problem]) -> ConfigError:
+def refusal(problems: Iterable[Problem]) -> ConfigError:
     """All problems, those of each file by line, then those of the command line in the order given."""
     listed = list(problems)
     files = list(dict.fromkeys(each.spot.source for each in listed if each.spot.line))
@@ -364,5 +364,5 @@ def checked_dataset(name: str, options: Sequence[str]) -> Choice:
             entries[key] = replace(node, key=at)
     trial, found, _ = check(Trial, Node({"dataset": Node(entries, spot)}, replace(spot, path="")))
     if trial is None or problems or found:
-        raise _refusal([*problems, *found])
+        raise refusal([*problems, *found])
     return trial.dataset

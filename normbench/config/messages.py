@@ -149,6 +149,7 @@ def check(
     """
     values, wrong = node.plain(), set(doubtful)
     problems: list[Problem] = []
+    removed: set[Location] = set()
     while True:
         try:
             valid = model.model_validate(values)
@@ -163,12 +164,13 @@ def check(
                 fields = [(*location, *field.split(".")) for field in detail["ctx"]["fields"]]
                 if conflicts and not any(_overlap(field, other) for field in fields for other in wrong):
                     problems.append(Problem(_most_telling(node, fields, swept), detail["msg"]))
-            elif detail["type"] != "missing" or location not in wrong:
+            elif detail["type"] != "missing" or location not in wrong | removed:
                 holder = _model(model, node, location[:-1])
                 problem, instead = _problem(detail, node, location, holder, anywhere)
                 problems.append(problem)
                 wrong |= {location, instead}
             for field in fields:
+                removed.add(field)
                 taken_out |= _take_out(values, field)
         if not taken_out:
             return None, problems, wrong
@@ -248,11 +250,7 @@ def _most_telling(node: Node, fields: list[Location], swept: Collection[str]) ->
 
 
 def _written(node: Node, location: Location) -> bool:
-    for part in location:
-        if not isinstance(node.value, dict) or part not in node.value:
-            return False
-        node = node.value[part]
-    return True
+    return _at(node, location) is not _at(node, location[:-1])
 
 
 def _problem(

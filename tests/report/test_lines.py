@@ -9,7 +9,7 @@ from test_figures import record
 
 from normbench.config.catalog.figures import FIGURES
 from normbench.report.figures.base import render
-from normbench.report.figures.epochs_to_loss import epochs_to
+from normbench.report.metrics import epochs_to
 from normbench.report.panels import CannotDrawError
 
 

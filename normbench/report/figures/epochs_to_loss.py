@@ -10,6 +10,7 @@ from normbench.report.figures import caption
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.lines import Line, Lines, Seed, draw, table
 from normbench.report.figures.lines import Panel as Drawn
+from normbench.report.metrics import epochs_to, losses
 from normbench.report.panels import AXIS_LABELS, CannotDrawError, Curve, Panel, arrange
 
 POST_HOC = (
@@ -50,7 +51,7 @@ def select(records: Sequence[Record], options: Options) -> Lines | None:
 
 def _panel(panel: Panel, given: float | None) -> Drawn:
     records = [record for _, cell in panel.cells for record in cell.records]
-    reached = [min(_losses(record), default=math.inf) for record in records if record.status == "done"]
+    reached = [min(losses(record), default=math.inf) for record in records if record.status == "done"]
     loss = given or max(filter(math.isfinite, reached), default=math.nan)  # nan: no trial finished
     lines = tuple(Line(curve.series, _seeds(curve, panel.sizes, loss)) for curve in panel.curves)
     words = "no trial finished" if math.isnan(loss) else f"training loss {loss:.3g}"
@@ -66,29 +67,12 @@ def _seeds(curve: Curve, sizes: Sequence[int], loss: float) -> tuple[Seed, ...]:
     points: dict[tuple[int, str, int | None], list[tuple[float, float]]] = defaultdict(list)
     for cell in curve.cells:
         for record in cell.records:
-            reached = epochs_to(loss, _losses(record)) if record.status == "done" else None
+            reached = epochs_to(loss, losses(record)) if record.status == "done" else None
             at = [cell.x] if cell.x else sizes
             key = record.trial.seed, record.status, None if record.status == "done" else cell.x
             points[key] += [(x, math.nan if reached is None else reached) for x in at]
     ordered = sorted(points.items(), key=lambda item: (item[0][:2], item[1]))
     return tuple(Seed(seed, status, tuple(sorted(found))) for (seed, status, _), found in ordered)
-
-
-def _losses(record: Record) -> list[float]:
-    return [epoch.train_loss for epoch in record.epochs if epoch.train_loss is not None]
-
-
-def epochs_to(loss: float, losses: Sequence[float]) -> float | None:
-    """When a course of losses, by epoch, is first down to ``loss``; None if it never is.
-
-    What was before the first epoch is not known, so that no answer is below 1.
-    """
-    for number, after in enumerate(losses):
-        if after <= loss:
-            before = losses[number - 1] if number else after
-            share = (before - loss) / (before - after) if before > after else 1.0
-            return number + share
-    return None
 
 
 FIGURE = Figure(select, draw, table)

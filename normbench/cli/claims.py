@@ -1,0 +1,257 @@
+"""What ``claims``, ``settle``, ``ask`` and ``compare`` print, as text or JSON."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from normbench.cli.progress import counted, duration
+from normbench.cli.terminal import as_json, as_table
+from normbench.config import experiment as config
+from normbench.config.registry import UnknownName, nearest, shortened
+from normbench.report.claims import wording
+from normbench.report.claims.adaptive import Budget
+from normbench.report.claims.compare import Pair, compare
+from normbench.report.claims.document import Claim, ClaimSettings, load, load_all
+from normbench.report.claims.judge import Judged, judge_all
+from normbench.report.claims.question import comparison
+from normbench.report.claims.rule import Rule
+from normbench.report.metrics import metric
+from normbench.report.table import table
+from normbench.sweep.adaptive import Look, Looks, records_of
+from normbench.sweep.results import find, named
+
+UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+TEXT = 66  # letters of a sentence in the table
+
+
+def chosen(ids: Sequence[str], files: Sequence[Path]) -> tuple[Claim, ...]:
+    """Return claims by their ids, or all; of the project's files, or of those that are named.
+
+    Raises:
+        ConfigError: a file cannot be used.
+        UnknownName: there is no such claim.
+    """
+    claims = [claim for file in files for claim in load(file)] if files else [*load_all()]
+    known = {claim.id: claim for claim in claims}
+    for name in ids:
+        if name not in known:
+            raise UnknownName(f"no claim {shortened(name)}{nearest(name, known)}; there: {', '.join(known)}")
+    return tuple(known[name] for name in dict.fromkeys(ids)) if ids else tuple(claims)
+
+
+def judged(claims: Sequence[Claim], results: Path, tell: Callable[[str], object]) -> list[Judged]:
+    """Judge claims by the records below ``results``, at the looks that were declared there."""
+    looks = Looks.read(results)
+    rules = {claim.id: looks.rule(claim, Rule()) for claim in claims}
+    return judge_all(claims, records_of(claims, results, tell), rules)
+
+
+def as_text(verdicts: Sequence[Judged]) -> str:
+    """Return a table of claims: verdict, measured value, margin, seeds, and what would settle it."""
+    rows = [
+        (
+            each.claim.id,
+            f"{wording.SHAPES[each.judgement.verdict]} {each.judgement.verdict}",
+            wording.measured(each) or "–",
+            wording.margin(each) or "–",
+            str(each.judgement.n),
+            wording.remaining(each) or "–",
+            _cut(each.claim.settings.says),
+        )
+        for each in verdicts
+    ]
+    heads = ("claim", "verdict", "measured", "margin", "n", "to settle it", "says")
+    return as_table(heads, rows) + wording.score(verdicts)
+
+
+def details(each: Judged) -> str:
+    """Return all about one claim: the sentence, the arithmetic, and the records that were used."""
+    claim, judgement = each.claim, each.judgement
+    lines = [
+        f"{claim.id}: {claim.settings.says}",
+        f"  source     {', '.join(claim.settings.source)}",
+        f"  verdict    {wording.SHAPES[judgement.verdict]} {judgement.verdict}",
+        f"  measured   {wording.measured(each) or '–'}",
+        f"  margin     {wording.margin(each) or '–'}{_reasons(each)}",
+        f"  seeds      n = {judgement.n} of looks at {', '.join(map(str, each.rule.looks))}",
+        f"  p          {wording.number(judgement.p)}, sequential, corrected for all claims judged together",
+    ]
+    if judgement.moderated is not None:
+        lines.append(f"  moderated  {wording.interval(judgement.moderated)} (decides nothing)")
+    optional = {
+        "settle": wording.remaining(each),
+        "note": judgement.note,
+        "scope": "; ".join(filter(None, (claim.settings.scope, wording.scope(each)))),
+    }
+    lines += [f"  {name:<10} {words}" for name, words in optional.items() if words]
+    for number, part in enumerate(judgement.parts, 1):
+        lines.append(f"  part {number}     {part.verdict}, n = {part.n}, p = {wording.number(part.p)}")
+    lines += ["  arithmetic", *(f"    {line}" for line in judgement.arithmetic)]
+    if each.records:
+        lines += [f"  values, of {counted(len(each.records), 'record')}"]
+    for label, row in each.rows.items():
+        values = ", ".join(f"{seed}: {wording.number(value)}" for seed, value in row.values.items())
+        lines.append(f"    {label}: {values or row.lacks}")
+    lines += [f"    {record.trial.id}" for record in each.records]
+    return "\n".join(lines)
+
+
+def _reasons(each: Judged) -> str:
+    test = each.claim.test
+    reasons = dict.fromkeys(part.margin_from for part in (test.parts if test else ()) if part.margin_from)
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
+def in_json(verdicts: Sequence[Judged]) -> str:
+    """Return the same as JSON."""
+    return as_json([wording.as_values(each) for each in verdicts])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT else f"{text[: TEXT - 1]}…"
+
+
+def budget(text: str | None) -> Budget:
+    """Return ``2h``, ``30m``, ``50trials`` or ``2h,50trials`` as a budget.
+
+    Raises:
+        UnknownName: it cannot be read, or is nothing.
+    """
+    seconds: float | None = None
+    trials: int | None = None
+    for part in (text or "").replace(" ", "").split(",") if text is not None else ():
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]+)", part.lower())
+        unit = match[2] if match else ""
+        if match is None or not (unit in UNITS or unit in ("trial", "trials")):
+            words = f"--budget: cannot read {shortened(part)}; write 2h, 30m, 50trials or 2h,50trials"
+            raise UnknownName(words)
+        amount = float(match[1])
+        if amount <= 0 or (unit not in UNITS and amount != int(amount)):
+            raise UnknownName(f"--budget: {shortened(part)} pays for no trial")
+        if unit in UNITS:
+            seconds = amount * UNITS[unit]
+        else:
+            trials = int(amount)
+    return Budget(seconds, trials)
+
+
+def asked(question: str, path: Path, overrides: Sequence[str], margin: float | None) -> Claim:
+    """Return a question as a claim on an experiment.
+
+    Raises:
+        ConfigError: the experiment cannot be used.
+        QuestionError: the question cannot be read.
+        CellError: the experiment has no cells for it.
+    """
+    experiment = config.load(path, overrides)
+    test = comparison(question, experiment.trials, margin)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", question).strip("-")[:38] or "question"
+    settings = ClaimSettings(id=f"q-{name}"[:40], says=question, source=("a question",), test=test)
+    claim = Claim(settings, "question", {None: experiment})
+    cells = claim.cells(test)
+    test.on(cells.axis, {key: tuple(map(str, cells.axis)) for key in cells.sides})
+    return claim
+
+
+def plan(look: Look) -> str:
+    """Return what would run next and what it would take."""
+    lines = [wording.score(look.judged)]
+    if look.step.claim is None:
+        lines.append(f"nothing to run: {look.step.reason}")
+    else:
+        count = sum(len(trials) for _, trials in look.trials)
+        trials_to_run = counted(count, "trial")
+        lines.append(
+            f"next: {trials_to_run} for claim {look.step.claim}, about {duration(look.step.seconds)}"
+        )
+        for experiment, trials in look.trials:
+            lines += [f"  {experiment.name}: {trial.id}" for trial in trials]
+    lines += [f"frozen: claim {name}: {why}" for name, why in look.step.frozen.items()]
+    return "\n".join(lines)
+
+
+def plan_as_json(look: Look) -> str:
+    """Return the same as JSON."""
+    return as_json(
+        {
+            "claim": look.step.claim,
+            "expected_seconds": look.step.seconds,
+            "trials": {experiment.name: [trial.id for trial in trials] for experiment, trials in look.trials},
+            "frozen": dict(look.step.frozen),
+            "reason": look.step.reason,
+            "claims": [wording.as_values(each) for each in look.judged],
+        }
+    )
+
+
+def step(look: Look) -> str:
+    """Return a line on the look that is about to be completed."""
+    count = sum(len(trials) for _, trials in look.trials)
+    judged = next(each for each in look.judged if each.claim.id == look.step.claim)
+    so_far = wording.measured(judged) or "nothing yet"
+    left = len([each for each in look.judged if each.judgement.is_open])
+    return (
+        f"claim {look.step.claim}: {counted(count, 'trial')} more, about {duration(look.step.seconds)}; "
+        f"so far n = {judged.judgement.n}, {so_far}; {counted(left, 'claim')} open"
+    )
+
+
+def compared(
+    results: Path, name: str, by: str, baseline: str | None, number: str, tell: Callable[[str], object]
+) -> tuple[str, list[Pair]]:
+    """Return the pairs of an experiment with the unit of their differences.
+
+    Raises:
+        UnknownName: no such experiment, setting, value or metric.
+    """
+    chosen_metric = metric(number)
+    named(results, name)
+    pairs = compare(table(find(results, name, tell).records), by, chosen_metric, baseline)
+    return "points" if chosen_metric.unit == "%" else chosen_metric.unit, pairs
+
+
+def pairs_as_text(unit: str, pairs: Sequence[Pair]) -> str:
+    """Return every pair with its difference, interval, and p before and after Holm's correction."""
+    rows = []
+    for pair in pairs:
+        found = pair.difference
+        where = ", ".join(f"{key} {value}" for key, value in pair.where.items()) or "–"
+        low, high = (wording.number(found.low), wording.number(found.high)) if found else ("", "")
+        rows.append(
+            (
+                where,
+                f"{pair.a} − {pair.b}",
+                f"{wording.number(found.mean)} [{low}, {high}] {unit}" if found else "–",
+                f"{len(pair.seeds)}{f' ({pair.lost} trials without)' if pair.lost else ''}",
+                "–" if pair.p is None else f"{pair.p:.2g}",
+                "–" if pair.adjusted is None else f"{pair.adjusted:.2g}",
+                "differs" if pair.adjusted is not None and pair.adjusted <= 0.05 else "not shown",
+            )
+        )
+    heads = ("where", "pair", "difference [95 %]", "seeds", "p", "p (Holm)", "")
+    words = (
+        f"{counted(len(pairs), 'pair')}; p of Student's t on differences by seed, corrected by Holm over all"
+    )
+    return as_table(heads, rows) + words
+
+
+def pairs_as_json(unit: str, pairs: Sequence[Pair]) -> str:
+    """Return the same as JSON."""
+    return as_json(
+        [
+            {
+                "where": dict(pair.where),
+                "a": pair.a,
+                "b": pair.b,
+                "unit": unit,
+                "seeds": list(pair.seeds),
+                "trials_without": pair.lost,
+                "mean": pair.difference.mean if pair.difference else None,
+                "low": pair.difference.low if pair.difference else None,
+                "high": pair.difference.high if pair.difference else None,
+                "p": pair.p,
+                "p_holm": pair.adjusted,
+            }
+            for pair in pairs
+        ]
+    )

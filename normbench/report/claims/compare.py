@@ -1,0 +1,134 @@
+"""All pairs of methods, or of another setting's values, in every cell of an experiment; nothing is run."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from normbench.config.registry import UnknownName, nearest, shortened
+from normbench.config.series import differing
+from normbench.report.claims.evidence import difference
+from normbench.report.claims.judgement import holm
+from normbench.report.claims.rule import Rule
+from normbench.report.metrics import Metric
+from normbench.report.stats import Interval
+from normbench.report.table import Cell, Table
+
+CONSEQUENCES = ("norm_batch_size", "optimizer.weight_decay_on_norm", "zero_init_residual")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two values of a setting in one cell.
+
+    Attributes:
+        where: the settings that tell the cell from others.
+        a: one value, as it is shown.
+        b: the other.
+        seeds: those that both have a number of.
+        lost: how many trials of the two have none, such as those that diverged.
+        difference: of the means, a - b, with its 95 % interval by Student's t on the differences by seed;
+            where these do not vary, of their median by the sign test; None for fewer than two seeds.
+        p: two-sided, of that one comparison.
+        adjusted: the same after Holm's correction over all pairs.
+    """
+
+    where: Mapping[str, Any]
+    a: str
+    b: str
+    seeds: tuple[int, ...]
+    lost: int
+    difference: Interval | None
+    p: float | None
+    adjusted: float | None = None
+
+
+def compare(table: Table, by: str, metric: Metric, baseline: str | None = None) -> list[Pair]:
+    """Compare the values of ``by`` in every cell, seed by seed.
+
+    Args:
+        table: the records.
+        by: dotted key of a setting, such as ``norm`` or ``optimizer.lr``.
+        metric: the number that is compared.
+        baseline: the value that all others are compared with; by default every pair is.
+
+    Raises:
+        UnknownName: no trial has such a setting, or it has no such value.
+    """
+    pairs = []
+    values = {_value(cell, by) for cell in table}
+    if values == {None}:
+        keys = dict.fromkeys(key for cell in table for key in cell.settings)
+        raise UnknownName(f"no trial has a setting {shortened(by)}{nearest(by, keys)}")
+    if baseline is not None and baseline not in values:
+        known = sorted(str(value) for value in values)
+        raise UnknownName(
+            f"no trial has {by} {shortened(baseline)}{nearest(baseline, known)}; there: {', '.join(known)}"
+        )
+    for where, cells in _places(table, by):
+        for a, b in _pairs(cells, by, baseline):
+            of_a, of_b = a.values(metric), b.values(metric)
+            seeds = tuple(seed for seed in of_a if seed in of_b)
+            lost = len(a.trials) + len(b.trials) - len(of_a) - len(of_b)
+            interval, p = _difference(of_a, of_b, seeds) if len(seeds) > 1 else (None, None)
+            pairs.append(Pair(where, str(_value(a, by)), str(_value(b, by)), seeds, lost, interval, p))
+    known_ps = [pair.p for pair in pairs if pair.p is not None]
+    adjusted = iter(holm(known_ps))
+    return [pair if pair.p is None else replace(pair, adjusted=next(adjusted)) for pair in pairs]
+
+
+def _difference(
+    a: Mapping[int, float], b: Mapping[int, float], seeds: tuple[int, ...]
+) -> tuple[Interval, float]:
+    """The interval of the difference at one look at these seeds, and its two-sided p."""
+    sample = difference("a", "b").evidence({"a": a, "b": b}, Rule((len(seeds),), seeds=seeds)).looks[-1]
+    return sample.bounds(0.025), min(1.0, 2 * min(sample.above(0.0), sample.below(0.0)))
+
+
+def _value(cell: Cell, by: str) -> str | None:
+    """A value of a setting as it is shown; a method with its options where several are there."""
+    if by in ("norm", "norm.name"):
+        return cell.series.label
+    for key in (by, f"{by}.name"):
+        if key in cell.settings:
+            value = cell.settings[key]
+            return value if isinstance(value, str) else json.dumps(value)
+    return None
+
+
+def _places(table: Table, by: str) -> Iterator[tuple[dict[str, Any], list[Cell]]]:
+    """The cells that differ in ``by`` alone, with the settings that tell them from the others.
+
+    A method that does not look across samples is compared at every normalization batch size.
+    """
+    groups: dict[str, list[Cell]] = {}
+    for cell in table:
+        groups.setdefault(json.dumps(_others(cell, by), sort_keys=True), []).append(cell)
+    varying = differing([_others(cell, by) for cell in table])
+    for cells in groups.values():
+        where = {key: value for key, value in _others(cells[0], by).items() if key in varying}
+        sizes = sorted({cell.norm_batch_size for cell in cells if cell.norm_batch_size is not None})
+        if by == "norm_batch_size" or sizes in ([], [cells[0].batch_size]):
+            yield where, cells
+            continue
+        for size in sizes:
+            yield where | {"norm_batch_size": size}, [c for c in cells if c.norm_batch_size in (None, size)]
+
+
+def _others(cell: Cell, by: str) -> dict[str, Any]:
+    """The settings that two cells must share to be compared, but for the normalization batch size."""
+    section = by.removesuffix(".name")
+    return {
+        key: value
+        for key, value in cell.settings.items()
+        if key != by and not key.startswith(f"{section}.") and key not in CONSEQUENCES
+    }
+
+
+def _pairs(cells: Sequence[Cell], by: str, baseline: str | None) -> Iterator[tuple[Cell, Cell]]:
+    if baseline is None:
+        yield from combinations(cells, 2)
+        return
+    base = [cell for cell in cells if _value(cell, by) == baseline]
+    yield from ((cell, base[0]) for cell in cells if base and cell is not base[0])

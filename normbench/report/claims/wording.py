@@ -1,0 +1,190 @@
+"""How verdicts are put in words: the same on the command line, in reports and in JSON."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from normbench.report.claims.comparison import Test
+from normbench.report.claims.judge import Judged
+from normbench.report.claims.judgement import Verdict
+from normbench.report.metrics import metric
+from normbench.report.stats import Interval
+
+SHAPES = {  # so that verdicts differ by more than their colour
+    Verdict.SUPPORTED: "✔",
+    Verdict.CONTRADICTED: "✖",
+    Verdict.IN_PART: "◐",
+    Verdict.INCONCLUSIVE: "?",
+    Verdict.NOT_RUN: "–",
+}
+
+
+def number(value: float) -> str:
+    """Return a number with three significant digits, and a real minus sign."""
+    if not math.isfinite(value):
+        return "−∞" if value < 0 else "∞"
+    digits = f"{value:.3g}"
+    if "e" in digits and 1e-4 <= abs(value) < 1e6:
+        digits = f"{value:.0f}" if abs(value) >= 1 else f"{value:.6f}".rstrip("0")
+    return digits.replace("-", "−")
+
+
+def interval(value: Interval, unit: str = "") -> str:
+    """Return ``−1.2 [−2.3, −0.1]`` with the unit behind it."""
+    words = f"{number(value.mean)} [{number(value.low)}, {number(value.high)}]"
+    return f"{words} {unit}" if unit else words
+
+
+def unit(test: Test) -> str:
+    """Return the unit of the number that a comparison is about; differences of percentages are in points."""
+    if test.kind == "ratio":
+        return "times"
+    names = {side.metric or test.metric for _, side in test.sides if side.constant is None}
+    units = {metric(name).unit for name in names}
+    only = units.pop() if len(units) == 1 else ""
+    return "points" if only == "%" else only
+
+
+def measured(judged: Judged) -> str:
+    """Return what was measured of a claim: an estimate with its interval, a bracket, or nothing yet."""
+    test, judgement = judged.claim.test, judged.judgement
+    if test is None or judgement.verdict is Verdict.NOT_RUN:
+        return ""
+    if test.kind in ("crossover", "knee"):
+        return _bracket(test, judgement.bracket, judgement.by_means)
+    if judgement.interval is not None:
+        return interval(judgement.interval, unit(test))
+    if judgement.parts:
+        verdicts = [part.verdict for part in judgement.parts]
+        counts = [f"{verdicts.count(each)} {each}" for each in Verdict if each in verdicts]
+        return f"of {len(verdicts)} parts: {', '.join(counts)}"
+    return ""
+
+
+def _bracket(test: Test, bracket: Any, by_means: Any) -> str:
+    low, high = bracket or (None, None)
+    what = f"{test.along}"
+    if low is None and high is None:
+        words = f"not bracketed along {what}"
+    elif low is None:
+        words = f"at {what} {high:g} or below"
+    elif high is None:
+        words = f"above {what} {low:g}"
+    else:
+        words = f"between {what} {low:g} and {high:g}"
+    if by_means and (low, high) != tuple(by_means):
+        words += f" (by the means alone between {by_means[0]:g} and {by_means[1]:g})"
+    return words
+
+
+def margin(judged: Judged) -> str:
+    """Return the margins of a claim with their unit."""
+    test = judged.claim.test
+    words: dict[str, None] = {}
+    for part in test.parts if test else ():
+        if part.kind == "ratio":
+            words[f"×{part.factor:g}"] = None
+        elif part.margin is not None:
+            of = unit(part).removesuffix("s") if part.margin == 1 else unit(part)
+            words[f"{part.margin:g} {of}".strip()] = None
+    return ", ".join(words)
+
+
+def remaining(judged: Judged, seconds: float | None = None) -> str:
+    """Return what would settle an open claim; nothing for one that is settled."""
+    judgement = judged.judgement
+    if judgement.verdict is Verdict.NOT_RUN:
+        return judged.reason
+    if not judgement.is_open:
+        return "" if judgement.verdict.is_decided else judgement.note
+    if judgement.n < judged.rule.looks[0]:
+        few = judged.rule.looks[0] - judgement.n
+        return f"the first look takes {few} more seed{'s' if few > 1 else ''}"
+    words = str(judgement.forecast) if judgement.forecast else ""
+    return words if seconds is None else f"{words} ({seconds:.0f} s)"
+
+
+def scope(judged: Judged) -> str:
+    """Return on what the verdict rests: network, data, epochs, learning-rate rule, precision."""
+    words: list[str] = []
+    trials = [record.trial for record in judged.records]
+    for values in (
+        (trial.model.name for trial in trials),
+        (str(trial.dataset.options.get("folder", trial.dataset.name)) for trial in trials),
+        (f"{trial.epochs} epochs" for trial in trials),
+        (rate(trial) for trial in trials),
+        (trial.precision for trial in trials),
+    ):
+        words += [" or ".join(dict.fromkeys(values))]
+    return ", ".join(filter(None, words))
+
+
+def rate(trial: Any) -> str:
+    """Return the learning-rate rule of a trial."""
+    optimizer, reference = trial.optimizer, trial.lr_reference_batch
+    scaled = f" · batch size / {reference}" if reference else ""
+    return f"learning rate {optimizer.lr:g}{scaled}, {trial.schedule.name} schedule"
+
+
+def score(judged: Iterable[Judged]) -> str:
+    """Return ``29 claims: 1 supported, 1 contradicted, …``."""
+    verdicts = [each.judgement.verdict for each in judged]
+    counts = [f"{verdicts.count(each)} {each}" for each in Verdict if each in verdicts]
+    noun = "claim" if len(verdicts) == 1 else "claims"
+    return f"{len(verdicts)} {noun}: {', '.join(counts)}"
+
+
+def sentence(judged: Judged) -> str:
+    """Return the verdict of a question in one sentence with its numbers."""
+    judgement = judged.judgement
+    words = f"{judged.claim.settings.says}: {judgement.verdict}"
+    grounds = [measured(judged), f"n = {judgement.n} seeds", f"p = {number(judgement.p)}"]
+    if judgement.confidence and judgement.interval:
+        grounds[0] += f" at {100 * judgement.confidence:.3g} %"
+    words += f" ({', '.join(filter(None, grounds))})"
+    if judgement.note:
+        words += f"; {judgement.note}"
+    if left := remaining(judged):
+        words += f"; {left}" if left != judgement.note else ""
+    return words
+
+
+def as_values(judged: Judged) -> dict[str, Any]:
+    """Return everything about a claim as values of JSON."""
+    claim, judgement = judged.claim, judged.judgement
+    found = judgement.interval
+    return {
+        "id": claim.id,
+        "document": claim.document,
+        "says": claim.settings.says,
+        "source": list(claim.settings.source),
+        "verdict": str(judgement.verdict),
+        "kind": judgement.kind,
+        "n": judgement.n,
+        "p": judgement.p,
+        "measured": measured(judged),
+        "mean": found and _finite(found.mean),
+        "low": found and _finite(found.low),
+        "high": found and _finite(found.high),
+        "confidence": judgement.confidence if found else None,
+        "bracket": list(judgement.bracket) if judgement.bracket else None,
+        "margin": margin(judged),
+        "remaining": remaining(judged),
+        "note": judgement.note,
+        "reason": judged.reason,
+        "scope": scope(judged),
+        "arithmetic": list(judgement.arithmetic),
+        "values": {
+            label: {str(seed): _finite(value) for seed, value in row.values.items()}
+            for label, row in judged.rows.items()
+        },
+        "records": [record.trial.id for record in judged.records],
+        "parts": [
+            {"verdict": str(part.verdict), "kind": part.kind, "n": part.n, "p": part.p}
+            for part in judgement.parts
+        ],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

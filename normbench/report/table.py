@@ -1,0 +1,237 @@
+"""One tidy table of records: a cell for every setting but the seed, and in it one trial for each seed.
+
+Figures, ``normbench export`` and claims start from it. Nothing here loads torch, pandas or matplotlib.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from normbench.config.catalog.norms import NORMS
+from normbench.config.messages import meant
+from normbench.config.registry import UnknownName, nearest, plain, shortened
+from normbench.config.series import Series, differing, key_of, numerically, series_of
+from normbench.records import Record
+from normbench.report.metrics import Metric, metric
+
+MEASURED = frozenset({"evaluate", "diagnose"})  # settings that change nothing in how a network is trained
+MOST_LISTED = 12  # values that a message names
+USUAL = {"norm.name": {plain(word): entry.name for entry in NORMS.values() for word in entry.also}}
+
+
+class AmbiguousCell(LookupError):
+    """Settings that fit no cell or several; the message says in what these differ."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The trials of one setting, which differ in the seed alone.
+
+    Attributes:
+        series: the method with its options.
+        settings: every setting but the seed by its dotted key, and ``data``, the hash of the images.
+        trials: the record of every seed, by seed.
+    """
+
+    series: Series
+    settings: Mapping[str, Any]
+    trials: Mapping[int, Record]
+
+    @property
+    def batch_size(self) -> int:
+        """The samples of an update."""
+        return int(self.settings["batch_size"])
+
+    @property
+    def norm_batch_size(self) -> int | None:
+        """The samples that share statistics; None for a method that does not look across samples."""
+        size = self.settings["norm_batch_size"]
+        return None if size is None else int(size)
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The records by seed."""
+        return tuple(self.trials.values())
+
+    @property
+    def finished(self) -> tuple[Record, ...]:
+        """The records of trials that ran to their end, by seed. Only these enter a mean."""
+        return tuple(record for record in self.records if record.status == "done")
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The statuses of all other trials, by seed."""
+        return tuple(record.status for record in self.records if record.status != "done")
+
+    def values(self, name: str | Metric) -> dict[int, float]:
+        """Return a metric by seed, of the trials that have it.
+
+        Raises:
+            UnknownName: there is no such metric.
+            AmbiguousMetric: a trial has several numbers of this name.
+        """
+        chosen = metric(name) if isinstance(name, str) else name
+        values = {seed: chosen(record) for seed, record in self.trials.items()}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    @property
+    def statuses(self) -> dict[int, str]:
+        """How each trial ended, by seed: ``done``, ``diverged`` or ``out_of_memory``."""
+        return {seed: record.status for seed, record in self.trials.items()}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells in the order of the methods' table, then of their settings.
+
+    Attributes:
+        copies: how many further records of the same trials were given and left out.
+    """
+
+    cells: tuple[Cell, ...]
+    copies: int = field(default=0, compare=False)
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(self.cells)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """Every trial's record, by seed and then by id."""
+        records = (record for cell in self.cells for record in cell.records)
+        return tuple(sorted(records, key=lambda record: (record.trial.seed, record.trial.id)))
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """Every method with its options, in the order of the methods' table."""
+        return tuple(dict.fromkeys(cell.series for cell in self.cells))
+
+    @property
+    def varying(self) -> list[str]:
+        """The settings that do not have one value throughout."""
+        return differing([cell.settings for cell in self.cells])
+
+    def select(self, settings: Mapping[str, Any]) -> "Table":
+        """Return the cells with these settings, and of them the trials with these seeds.
+
+        Args:
+            settings: values by dotted key, such as ``{"norm": "group", "optimizer.lr": 0.1}``. A choice
+                is named by its name or by a mapping with its name and some of its options. A list gives
+                several values, of which a cell has one.
+
+        Raises:
+            UnknownName: no trial has such a setting, or such a value of it; the message names the nearest.
+        """
+        chosen = self
+        for key, value in flat(settings).items():
+            chosen = chosen._with(key, value)
+        return chosen
+
+    def cell(self, settings: Mapping[str, Any] | None = None) -> Cell:
+        """Return the one cell with these settings.
+
+        Raises:
+            UnknownName: as `select`.
+            AmbiguousCell: there are several such cells, or the table is empty.
+        """
+        chosen = self.select(settings or {})
+        if len(chosen) != 1:
+            told = f" that differ in {', '.join(chosen.varying)}" if chosen.cells else ""
+            raise AmbiguousCell(f"{len(chosen)} cells{told}, where one is asked for; give more settings")
+        return chosen.cells[0]
+
+    def values(self, name: str | Metric) -> dict[int, float]:
+        """Return a metric by seed, of the trials of the only cell that have it; see `Cell.values`.
+
+        Raises:
+            AmbiguousCell: the table has not exactly one cell.
+        """
+        return self.cell().values(name)
+
+    @property
+    def statuses(self) -> dict[int, str]:
+        """How each trial of the only cell ended, by seed."""
+        return self.cell().statuses
+
+    def _with(self, key: str, value: Any) -> "Table":
+        values = list(value) if isinstance(value, list | tuple | set | range) else [value]
+        if key == "seed":
+            _check(key, values, [seed for cell in self.cells for seed in cell.trials])
+            kept = [(c, {seed: c.trials[seed] for seed in c.trials if seed in values}) for c in self.cells]
+            return Table(tuple(replace(cell, trials=trials) for cell, trials in kept if trials))
+        known = {key: None for cell in self.cells for key in cell.settings}
+        key = f"{key}.name" if f"{key}.name" in known else key
+        if key not in known:
+            close = meant(key, known)
+            hint = f" (did you mean {close!r}?)" if close else f"; known: {', '.join([*known, 'seed'])}"
+            raise UnknownName(f"no trial has a setting {shortened(key)}{hint}")
+        there = [cell.settings[key] for cell in self.cells if key in cell.settings]
+        if value in there:  # a list may be one value, such as that of clip.exclude
+            values = [value]
+        _check(key, values, there)
+        return Table(
+            tuple(cell for cell in self.cells if key in cell.settings and cell.settings[key] in values)
+        )
+
+
+def table(records: Iterable[Record]) -> Table:
+    """Arrange records by cell; their order makes no difference.
+
+    Of several records of one trial, such as two that differ only in ``evaluate``, the one with the most
+    results of evaluations is taken.
+    """
+    by_trial: dict[str, Record] = {}
+    copies = 0
+    for record in records:
+        trial_id = record.trial.model_copy(update={"evaluate": (), "diagnose": ()}).id
+        kept = by_trial.setdefault(trial_id, record)
+        if kept is not record:
+            copies += 1
+            by_trial[trial_id] = min(kept, record, key=lambda each: (-len(each.inference), each.to_json()))
+    series = series_of(record.trial.norm.model_dump() for record in by_trial.values())
+    cells: dict[str, dict[int, Record]] = defaultdict(dict)
+    for record in sorted(by_trial.values(), key=lambda record: record.trial.seed):
+        cells[json.dumps(settings_of(record), sort_keys=True)][record.trial.seed] = record
+    found = []
+    for trials in cells.values():
+        first = next(iter(trials.values()))
+        found.append(Cell(series[key_of(first.trial.norm.model_dump())], settings_of(first), trials))
+    return Table(tuple(sorted(found, key=_order)), copies)
+
+
+def settings_of(record: Record) -> dict[str, Any]:
+    """Return every setting but the seed by its dotted key, and ``data``, the hash of the images."""
+    return flat(record.trial.model_dump(mode="json", exclude={"seed", *MEASURED})) | {"data": record.data}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted keys."""
+    settings: dict[str, Any] = {}
+    for key, value in values.items():
+        settings |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return settings
+
+
+def _order(cell: Cell) -> tuple[Any, ...]:
+    sizes = cell.batch_size, cell.norm_batch_size or 0
+    return *series_order(cell.series), *sizes, numerically(json.dumps(cell.settings, sort_keys=True))
+
+
+def series_order(series: Series) -> tuple[tuple[int, str], int]:
+    """Return the place of a series: that of its method in the table of methods, then that of its options."""
+    return NORMS.position(series.method), series.order
+
+
+def _check(key: str, values: Iterable[Any], there: Sequence[Any]) -> None:
+    """Refuse values of a setting that no trial has."""
+    for value in values:
+        if value not in there:
+            known = sorted({str(each) for each in there}, key=numerically)
+            listed = ", ".join(known[:MOST_LISTED]) + (", …" if len(known) > MOST_LISTED else "")
+            hint = nearest(value, known, USUAL.get(key)) if isinstance(value, str) else ""
+            raise UnknownName(f"no trial has {key} {shortened(str(value))}{hint}; there: {listed}")

@@ -1,0 +1,280 @@
+"""Run trials until claims are settled: look, run the cheapest next look of an open claim, look again.
+
+What is run is a sweep of an experiment's own trials with further seeds, by :mod:`normbench.sweep.run`: it
+resumes, survives kills and shares trials between claims as any sweep does.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from normbench.config import experiment as config
+from normbench.config.trial import Trial
+from normbench.files import write_atomically
+from normbench.report.claims.adaptive import Budget, Plan, Step, next_step
+from normbench.report.claims.document import Claim
+from normbench.report.claims.judge import Judged, Stored, judge_all, rule_of
+from normbench.report.claims.rule import LOOKS, Rule
+from normbench.sweep import placement
+from normbench.sweep.estimate import estimate
+from normbench.sweep.results import find
+from normbench.sweep.run import Listener, run
+
+DECLARED = "looks.json"  # in the results directory: the looks and tests of claims, before their first trial
+
+
+class LooksError(ValueError):
+    """The declared looks of claims cannot be read."""
+
+
+def rule(max_seeds: int = LOOKS[-1], alpha: float = 0.05) -> Rule:
+    """Return the rule whose last look takes ``max_seeds``, with the usual looks before it."""
+    return Rule(tuple(sorted({*(look for look in LOOKS if look < max_seeds), max_seeds})), alpha)
+
+
+def records_of(claims: Iterable[Claim], results: Path, tell: Callable[[str], object]) -> dict[str, Stored]:
+    """Return the stored records of every experiment that claims look at, by its name."""
+    names = dict.fromkeys(experiment.name for claim in claims for experiment in claim.experiments.values())
+    return {
+        name: Stored(name, find(results, name, tell).records) for name in names if (results / name).is_dir()
+    }
+
+
+@dataclass
+class Looks:
+    """The looks and tests of claims as they were declared in a results directory, before any result.
+
+    Attributes:
+        entries: by the id of a claim: its rule, its test, and the hash of both.
+    """
+
+    path: Path
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, results: Path) -> "Looks":
+        """Read what was declared in a results directory; nothing, where nothing was.
+
+        Raises:
+            LooksError: the file is there and cannot be read.
+        """
+        path = results / DECLARED
+        try:
+            entries = json.loads(path.read_text())["claims"]
+        except FileNotFoundError:
+            return cls(path)
+        except (ValueError, KeyError, TypeError) as error:
+            raise LooksError(
+                f"{path}: not the looks of claims ({error}); move it away to declare anew"
+            ) from None
+        return cls(path, dict(entries))
+
+    def rule(self, claim: Claim, default: Rule) -> Rule:
+        """Return the declared rule of a claim; ``default`` with its seeds in order where there is none."""
+        entry = self.entries.get(claim.id)
+        if entry is None:
+            return rule_of(claim, default)
+        declared = entry["rule"]
+        return Rule(tuple(declared["looks"]), declared["alpha"], tuple(declared["seeds"]))
+
+    def declare(self, judged: Sequence[Judged], say: Callable[[str], None]) -> None:
+        """Write the looks of claims that have none yet, and those of claims whose test has changed since."""
+        entries = dict(self.entries)
+        for each in judged:
+            if each.test is None:
+                continue
+            plan = Plan(each.rule, {each.claim.id: each.test})
+            earlier = entries.get(each.claim.id)
+            entry = {"rule": asdict(each.rule), "test": plan.description["claims"][each.claim.id]}
+            entry = json.loads(json.dumps(entry | {"sha256": plan.sha256}))
+            if earlier is not None and earlier["sha256"] != entry["sha256"]:
+                say(f"claim {each.claim.id}: its test is another one than was declared; declared anew")
+            entries[each.claim.id] = entry
+        if entries != self.entries:
+            self.entries = entries
+            text = json.dumps({"claims": entries}, indent=1, sort_keys=True, ensure_ascii=False)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, f"{text}\n".encode())
+
+
+@dataclass(frozen=True)
+class Look:
+    """How far all claims are, and what comes next.
+
+    Attributes:
+        judged: every claim, corrected for their number.
+        step: the trials to run next, or why there are none.
+        trials: the same as trials, by the experiment they belong to.
+        spent: seconds and trials that were spent so far.
+    """
+
+    judged: Sequence[Judged]
+    step: Step
+    trials: Sequence[tuple[config.Experiment, tuple[Trial, ...]]]
+    spent: tuple[float, int] = (0.0, 0)
+
+
+class Settler:
+    """Looks at claims and runs what they lack.
+
+    Args:
+        claims: to be settled.
+        results: the results directory.
+        data: the data directory.
+        rule: for claims without declared looks.
+        budget: seconds of wall-clock time and trials that may be spent.
+        place: changes the experiments' ``execute`` section; see :func:`normbench.sweep.run.on`.
+        say: is told what goes on.
+    """
+
+    def __init__(
+        self,
+        claims: Sequence[Claim],
+        results: Path,
+        data: Path,
+        *,
+        rule: Rule,
+        budget: Budget,
+        place: Callable[[config.Experiment], config.Experiment] = lambda experiment: experiment,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.claims, self.results, self.data = claims, results, data
+        self.budget, self.place, self.say = budget, place, say
+        self.looks = Looks.read(results)
+        self.default = rule
+        self.seconds: dict[str, float] = {}
+        self.unrun: set[str] = set()  # ids of trials that were tried and gave no record
+        for claim in claims:
+            declared = self.looks.entries.get(claim.id)
+            if declared and tuple(declared["rule"]["looks"]) != rule.looks:
+                looks = ", ".join(map(str, declared["rule"]["looks"]))
+                say(f"claim {claim.id}: its looks stay as they were declared, at {looks} seeds")
+
+    def look(self, spent: tuple[float, int] = (0.0, 0)) -> Look:
+        """Judge all claims by what is stored, and choose what to run next."""
+        stored = records_of(self.claims, self.results, self.say)
+        rules = {claim.id: self.looks.rule(claim, self.default) for claim in self.claims}
+        judged = judge_all(self.claims, stored, rules)
+        self._expect(judged, stored)
+        left = Budget(
+            None if self.budget.seconds is None else self.budget.seconds - spent[0],
+            None if self.budget.trials is None else self.budget.trials - spent[1],
+        )
+        groups: dict[Rule, list[Judged]] = {}
+        for each in judged:
+            groups.setdefault(each.rule, []).append(each)
+        steps = [self._step(group, each, left) for group, each in groups.items()]
+        frozen = {name: why for step in steps for name, why in step.frozen.items()}
+        open_ = [step for step in steps if step.claim is not None]
+        step = replace(min(open_ or steps, key=lambda step: (step.seconds, step.claim or "")), frozen=frozen)
+        chosen = next((each for each in judged if each.claim.id == step.claim), None)
+        trials = []
+        if chosen is not None:
+            experiments = {each.name: each for each in chosen.claim.experiments.values()}
+            for name, wanted in chosen.trials(step.trials).items():
+                known = stored.get(name, Stored(name)).ids
+                trials.append((experiments[name], tuple(each for each in wanted if each.id not in known)))
+        return Look(judged, step, trials, spent)
+
+    def declare(self, look: Look) -> None:
+        """Write down which looks there will be, before any trial is run."""
+        self.looks.declare(look.judged, self.say)
+
+    def steps(self, listener: Listener, stop: Callable[[], bool]) -> Iterator[Look]:
+        """Run what open claims lack, step by step, until nothing is left to run or it is stopped.
+
+        Yields:
+            Every look before its trials run, and the last one, which has none.
+        """
+        spent, trials = 0.0, 0
+        while True:
+            look = self.look((spent, trials))
+            yield look
+            if look.step.claim is None or stop():
+                return
+            self.declare(look)
+            began = time.monotonic()
+            trials += self._run(look, listener, stop)
+            spent += time.monotonic() - began
+
+    def _run(self, look: Look, listener: Listener, stop: Callable[[], bool]) -> int:
+        """Run the trials of a step; return how many there were."""
+        count = 0
+        for experiment, trials in look.trials:
+            survey = run(
+                subset(self.place(experiment), trials), self.results, self.data, listener=listener, stop=stop
+            )
+            if not stop():
+                self.unrun |= {trial.id for trial in trials if trial.id not in survey.records}
+            count += len(trials)
+        return count
+
+    def _step(self, rule: Rule, judged: Sequence[Judged], left: Budget) -> Step:
+        """The next step of claims with one rule; those whose trials fail are out of it."""
+        cells = {label: values for each in judged for label, values in each.values.items()}
+        rows = {label: row for each in judged for label, row in each.rows.items()}
+
+        def seconds(label: str) -> float:
+            return sum(self.seconds.get(cell.trial.id, 0.0) for cell in rows[label].group.values())
+
+        failing = {
+            each.claim.id: f"trial {trial.id} gave no record"
+            for each in judged
+            if each.judgement.is_open
+            for trials in each.trials(each.lacking).values()
+            for trial in trials
+            if trial.id in self.unrun
+        }
+        judgements = {
+            each.claim.id: each.judgement
+            for each in judged
+            if each.test is not None and each.claim.id not in failing
+        }
+        step = next_step(judgements, cells, rule, seconds, left)
+        return replace(step, frozen={**failing, **step.frozen})
+
+    def _expect(self, judged: Sequence[Judged], stored: Mapping[str, Stored]) -> None:
+        """Expect of a trial what others of its cell took, else what ``normbench plan`` expects of it."""
+        for each in judged:
+            for experiment in each.claim.experiments.values():
+                place = self.place(experiment).execute
+                workers = 1 if place.executor.name == "serial" else placement.workers(place) or 1
+                records = stored.get(experiment.name, Stored(experiment.name))
+                rows = [row for row in each.rows.values() if row.experiment == experiment.name]
+                unknown: list[Trial] = []
+                for cell in {cell.trial: cell for row in rows for cell in row.group.values()}.values():
+                    if took := [record.seconds for record in records.of(cell).values()]:
+                        self.seconds[cell.trial.id] = median(took) / workers
+                    elif cell.trial.id not in self.seconds and each.judgement.is_open:
+                        unknown.append(cell.trial)
+                if unknown:
+                    expected = estimate(unknown, (), self.data, place).seconds
+                    usual = fmean(expected.values()) if expected else 0.0
+                    self.seconds |= {trial.id: expected.get(trial.id, usual) / workers for trial in unknown}
+
+
+def subset(experiment: config.Experiment, trials: Sequence[Trial]) -> config.Experiment:
+    """Return the experiment with these trials alone, which are its own but for their seeds.
+
+    Raises:
+        ConfigError: they cannot be written as a document.
+    """
+    sweep = experiment.document.get("sweep") or {}
+    grids = sweep if isinstance(sweep, list) else [sweep]
+    axes = dict.fromkeys(key.partition(".")[0] for grid in grids for key in grid if key != "seed")
+    seeds: dict[Trial, list[int]] = {}
+    for trial in trials:
+        seeds.setdefault(trial.model_copy(update={"seed": 0}), []).append(trial.seed)
+    blocks = []
+    for cell, numbers in seeds.items():
+        values = cell.model_dump(mode="json")
+        blocks.append({key: [values[key]] for key in axes} | {"seed": numbers})
+    document = {**experiment.document, "sweep": blocks}
+    part = replace(config.parsed(document), execute=experiment.execute, plots=experiment.plots)
+    if {trial.id for trial in part.trials} != {trial.id for trial in trials}:
+        raise config.ConfigError(f"{experiment.name}: its trials cannot be written with other seeds")
+    return part
