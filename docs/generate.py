@@ -29,10 +29,15 @@ from normbench.config.registry import Option
 from normbench.config.series import differing
 from normbench.config.trial import Trial
 from normbench.records import Record
+from normbench.report.claims import wording
+from normbench.report.claims.document import FOLDER, load_all
+from normbench.report.claims.judge import Judged, judge_all
+from normbench.report.claims.rule import Rule
 from normbench.report.figures.published import PUBLISHED
 from normbench.report.panels import flat
 from normbench.report.stats import mean_interval
 from normbench.sweep import results
+from normbench.sweep.adaptive import Looks, records_of
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -70,6 +75,51 @@ def _shown(cell: str) -> str:
     return "".join(part if part[:1] == "`" else part.replace("<", "&lt;") for part in parts).replace(
         "|", "\\|"
     )
+
+
+# ---- claims
+
+
+@cache
+def verdicts() -> tuple[Judged, ...]:
+    """Return all claims of the project, judged by the committed records."""
+    claims = load_all(ROOT / FOLDER)
+    looks = Looks.read(RESULTS)
+    rules = {claim.id: looks.rule(claim, Rule()) for claim in claims}
+    return tuple(judge_all(claims, records_of(claims, RESULTS, lambda _: None), rules))
+
+
+def claims(document: str) -> str:
+    """Return the claims of one document with their tests and verdicts."""
+    head = ("claim", "it says", "from", "test", "measured", "n", "verdict")
+    rows = [
+        (
+            each.claim.id,
+            f"“{each.claim.settings.says}”",
+            " ".join(each.claim.settings.source),
+            test_in_words(each),
+            wording.measured(each) or "–",
+            each.judgement.n,
+            f"{wording.SHAPES[each.judgement.verdict]} {each.judgement.verdict}",
+        )
+        for each in verdicts()
+        if each.claim.document == document
+    ]
+    return table(head, rows)
+
+
+def score() -> str:
+    """Return how many claims have which verdict."""
+    return f"**{wording.score(verdicts())}.**"
+
+
+def test_in_words(each: Judged) -> str:
+    """Return the comparison that decides a claim, with its experiments."""
+    test = each.claim.test
+    if test is None:
+        return each.claim.settings.not_run
+    names = dict.fromkeys(each.claim.experiment(part).name for part in test.parts)
+    return f"{wording.comparison(test)}, in {', '.join(f'`{name}`' for name in names)}"
 
 
 # ---- reference tables
@@ -537,6 +587,8 @@ def profile() -> str:
 
 
 PARTS: dict[str, Callable[..., str]] = {
+    "claims": claims,
+    "score": score,
     "names": names,
     "options": options,
     "published": published,

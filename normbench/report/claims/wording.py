@@ -1,10 +1,10 @@
 """How verdicts are put in words: the same on the command line, in reports and in JSON."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from normbench.report.claims.comparison import Test
+from normbench.report.claims.comparison import Side, Test
 from normbench.report.claims.judge import Judged
 from normbench.report.claims.judgement import Verdict
 from normbench.report.metrics import metric
@@ -43,6 +43,56 @@ def unit(test: Test) -> str:
     units = {metric(name).unit for name in names}
     only = units.pop() if len(units) == 1 else ""
     return "points" if only == "%" else only
+
+
+def comparison(test: Test) -> str:
+    """Return a comparison in words: ``norm group > norm batch at batch_size 2 by more than 1 point``."""
+    if test.of:
+        return f" {'and' if test.kind == 'all' else 'or'} ".join(comparison(part) for part in test.of)
+    shared = dict(test.a.where) if test.a else {}
+    if test.b is not None:
+        shared = {key: value for key, value in shared.items() if test.b.where.get(key) == value}
+    sides = [_side(test, side, shared) for _, side in test.sides]
+    where = f" at {_settings(shared)}" if shared and test.b is not None else ""
+    if test.metric != "accuracy":
+        where += f" in {test.metric}"
+    if test.kind in ("greater", "less"):
+        sign = ">" if test.kind == "greater" else "<"
+        return f"{sides[0]} {sign} {sides[1]}{where} by more than {_margin(test)}"
+    if test.kind == "equivalent":
+        return f"{sides[0]} = {sides[1]}{where} within {_margin(test)}"
+    if test.kind == "ratio":
+        return f"{sides[0]} / {sides[1]}{where} > {test.factor:g}"
+    alone = sides[0] or "all"
+    if test.kind == "flat":
+        return f"{alone} flat along {test.along} within {_margin(test)}{where}"
+    if test.kind == "trend":
+        return f"{alone} {test.direction} along {test.along}{where}"
+    within = f", expected in {test.within[0]:g} … {test.within[1]:g}" if test.within else ""
+    if test.kind == "knee":
+        return f"{alone} drops by {_margin(test)} along {test.along} against {test.reference}{within}{where}"
+    return f"{sides[0]} crosses {sides[1]} along {test.along}{within}{where}"
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.removesuffix('.name')} {value}" for key, value in settings.items())
+
+
+def _side(test: Test, side: Side, shared: Mapping[str, Any]) -> str:
+    if side.constant is not None:
+        return f"{side.constant:g}"
+    own = {key: value for key, value in side.where.items() if test.b is None or key not in shared}
+    words = _settings(own)
+    if side.metric:
+        words = f"{side.metric} {words}".strip()
+    if side.spread:
+        return f"spread over {side.spread} of {words}"
+    return f"best {side.best} of {words}" if side.best else words
+
+
+def _margin(test: Test) -> str:
+    of = unit(test).removesuffix("s") if test.margin == 1 else unit(test)
+    return f"{test.margin:g} {of}".strip()
 
 
 def measured(judged: Judged) -> str:
@@ -85,8 +135,7 @@ def margin(judged: Judged) -> str:
         if part.kind == "ratio":
             words[f"×{part.factor:g}"] = None
         elif part.margin is not None:
-            of = unit(part).removesuffix("s") if part.margin == 1 else unit(part)
-            words[f"{part.margin:g} {of}".strip()] = None
+            words[_margin(part)] = None
     return ", ".join(words)
 
 
