@@ -536,6 +536,25 @@ def profile() -> str:
     return table(head, rows)
 
 
+def verdicts() -> str:
+    """Return how often each kind of claim was judged wrongly, and how soon, in simulation."""
+    cases = json.loads((ROOT / "benchmarks" / "results" / "verdicts.json").read_text("utf-8"))["cases"]
+    head = ("kind", "truth", "wrong at any look", "decided by 20 seeds", "mean seeds")
+    rates = ("wrong_at_any_look", "decided_by_20_seeds")
+    return table(
+        head,
+        (
+            (
+                case["kind"],
+                case["truth"],
+                *(f"{case[rate]:.1%}" for rate in rates),
+                f"{case['mean_seeds']:.1f}",
+            )
+            for case in cases
+        ),
+    )
+
+
 PARTS: dict[str, Callable[..., str]] = {
     "names": names,
     "options": options,
@@ -549,6 +568,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "accuracy": accuracy,
     "kernels": kernels,
     "profile": profile,
+    "verdicts": verdicts,
 }
 
 
