@@ -1,6 +1,6 @@
 """How often the rule behind verdicts errs, and how many seeds it takes, over simulated experiments.
 
-    nice -n 19 python benchmarks/verdicts.py --simulations 100000
+    nice -n 19 python benchmarks/verdicts.py --simulations 300000
 
 Every kind of claim is put to a truth under which one of its verdicts is wrong, most often on the edge of the
 region, where errors are most frequent. Looks are at 3, 5, 8, 12 and 20 seeds. "Wrong at any look" bounds the
@@ -456,6 +456,31 @@ def ordinary_intervals(rng: np.random.Generator, simulations: int) -> dict[str, 
     }
 
 
+def mixture(rng: np.random.Generator, simulations: int, g: float = 1.0) -> dict[str, float]:
+    """Return how a sequence that may be looked at after every seed does, as a check and for comparison.
+
+    It decides where the Bayes factor of an effect of N(0, ``g``) standard deviations against none, with the
+    right Haar prior on the deviation, reaches 1 / alpha. That is an e-process whatever the deviation is
+    (Wang & Ramdas 2023, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown
+    variance", arXiv 2310.03722).
+    """
+    looks = tuple(range(2, LOOKS[-1] + 1))
+    n, result = np.array(looks), {}
+    for effect in (0, 1, 2):
+        decided = seeds = 0
+        for size in chunks(simulations):
+            mean, error = Evidence(rng.normal(effect, 1, (size, LOOKS[-1])), looks).moments
+            t = (mean / error) ** 2 / (n - 1)
+            factor = -0.5 * np.log1p(n * g) + n / 2 * (np.log1p(t) - np.log1p(t / (1 + n * g)))
+            is_decided = factor >= -math.log(ALPHA)
+            decided += int(is_decided.any(1).sum())
+            seeds += int(np.where(is_decided.any(1), n[is_decided.argmax(1)], LOOKS[-1]).sum())
+        name = f"at_{effect}_sd" if effect else "wrong"
+        result[name] = decided / simulations
+        result[f"mean_seeds_at_{effect}_sd"] = seeds / simulations
+    return result
+
+
 def reports(rng: np.random.Generator, simulations: int, claims: int = 25) -> dict[str, float]:
     """Return how often a report of 25 claims holds a wrong verdict, all means being on their margins."""
     plain = corrected = 0
@@ -617,7 +642,7 @@ def run_adaptively(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--simulations", type=int, default=100_000)
+    parser.add_argument("--simulations", type=int, default=300_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "verdicts.json")
     arguments = parser.parse_args()
@@ -631,6 +656,7 @@ def main() -> None:
         "cases": [frequencies(case, rng, n) for case in CASES],
         "brackets": {name: brackets(rng, n, means) for name, means in CROSSINGS.items()},
         "ordinary": ordinary_intervals(rng, n),
+        "mixture": mixture(rng, n),
         "reports": reports(rng, n // 5),
         "divergence": divergence(rng, n),
         "moderation": moderation(rng, n // 5),
@@ -642,7 +668,7 @@ def main() -> None:
             f"when stopped {row['wrong_when_stopped']:7.2%}; decided {row['decided_by_20_seeds']:7.2%}, "
             f"{row['mean_seeds']:5.1f} seeds"
         )
-    for name in ("brackets", "ordinary", "reports", "divergence", "moderation", "adaptive"):
+    for name in ("brackets", "ordinary", "mixture", "reports", "divergence", "moderation", "adaptive"):
         print(name, json.dumps(measured[name], indent=1))
     arguments.out.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     print(f"{time.perf_counter() - began:.0f} s")

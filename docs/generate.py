@@ -235,21 +235,30 @@ def experiments() -> list[str]:
 
 @cache
 def claims_of(name: str) -> tuple[int, ...]:
-    """Return the claims that a config's header comment names; a ``_cpu`` variant tests those of its base."""
+    """Return the numbers of the claims that an experiment tests; a config's variants test the same."""
+    stem = name.removesuffix("_cpu").removesuffix("_gpu")
+    found = {
+        int(each.claim.id.partition("-")[0])
+        for each in verdicts()
+        for experiment in each.claim.experiments.values()
+        if experiment.name.removesuffix("_cpu").removesuffix("_gpu") == stem
+    }
+    return tuple(sorted(found | _named(name)))
+
+
+def _named(name: str) -> set[int]:
+    """The claims that a config's header comment names; a ``_cpu`` variant tests those of its base."""
     path = ROOT / "configs" / f"{name}.yaml"
     if not path.exists():
-        return ()
+        return set()
     text = path.read_text("utf-8")
     head = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
     sentence = re.match(r"Claims? ([\d, toand]+)", head)
-    found: set[int] = set()
     if sentence:
-        for first, last in re.findall(r"(\d+)(?: to (\d+))?", sentence[1]):
-            found |= set(range(int(first), int(last or first) + 1))
-    elif "extends: [" in text:
-        base = re.search(r"extends: \[(\w+)\.yaml", text)
-        return claims_of(base[1]) if base else ()
-    return tuple(sorted(found))
+        ranges = re.findall(r"(\d+)(?: to (\d+))?", sentence[1])
+        return {claim for first, last in ranges for claim in range(int(first), int(last or first) + 1)}
+    base = re.search(r"extends: \[(\w+)\.yaml", text)
+    return _named(base[1]) if base else set()
 
 
 def result(experiment: str) -> str:
@@ -586,6 +595,25 @@ def profile() -> str:
     return table(head, rows)
 
 
+def verdicts() -> str:
+    """Return how often each kind of claim was judged wrongly, and how soon, in simulation."""
+    cases = json.loads((ROOT / "benchmarks" / "results" / "verdicts.json").read_text("utf-8"))["cases"]
+    head = ("kind", "truth", "wrong at any look", "decided by 20 seeds", "mean seeds")
+    rates = ("wrong_at_any_look", "decided_by_20_seeds")
+    return table(
+        head,
+        (
+            (
+                case["kind"],
+                case["truth"],
+                *(f"{case[rate]:.1%}" for rate in rates),
+                f"{case['mean_seeds']:.1f}",
+            )
+            for case in cases
+        ),
+    )
+
+
 PARTS: dict[str, Callable[..., str]] = {
     "claims": claims,
     "score": score,
@@ -601,6 +629,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "accuracy": accuracy,
     "kernels": kernels,
     "profile": profile,
+    "verdicts": verdicts,
 }
 
 

@@ -133,16 +133,16 @@ def judge_bracket(
         verdict, p = Verdict.IN_PART, max(left_fails_p, right_p)
     elif fails_left or fails_right:
         verdict, p = Verdict.CONTRADICTED, p_against
-    # only the pairs just inside the bracket can narrow it
     inside = evidences[left : size - right]
-    frontier = [inside[0], inside[-1]] if len(inside) > 1 else list(inside)
-    nearest = min(frontier or evidences, key=lambda e: abs(e.centre - edge))
+    narrows = verdict is Verdict.SUPPORTED and within is None and bool(inside)
+    ends = ((inside[0], holds_left), (inside[-1], holds_right)) if inside else ()
+    frontier = hopeful([e for e, holds in ends if narrows or not holds], edge)
     judgement = conclude(
-        kind, evidences, verdict, main=nearest, edges=[(edge, 2)], tests=2, prior=prior,
+        kind, evidences, verdict, main=evidences[0], edges=[(edge, 2)], tests=2, prior=prior,
         p_for=p_for, p_against=p_against, p=p, margin=edge, undecided=frontier,
     )  # fmt: skip
     forecasts = [forecast for e in frontier if (forecast := e.forecast([(edge, 2)]))]
-    is_open = not verdict.is_decided or (verdict is Verdict.SUPPORTED and within is None and bool(inside))
+    is_open = narrows or not verdict.is_decided
     return replace(
         judgement,
         n=min((e.n for e in evidences if e.values), default=0),
@@ -161,6 +161,16 @@ def chain(evidences: Sequence[Evidence], edge: float, sign: int) -> int:
     return sum(
         1 for _ in takewhile(lambda e: e.exceeds(edge) if sign > 0 else e.stays_below(edge), evidences)
     )
+
+
+def hopeful(sides: Sequence[Evidence], edge: float) -> list[Evidence]:
+    """Return those that a later look may settle, each once; all of them where none may.
+
+    Only the places just inside a bracket can narrow it; one that lies on the edge must not hold up the other.
+    """
+    forecasts = [e.forecast([(edge, 2)]) for e in sides]
+    chosen = [e for e, f in zip(sides, forecasts, strict=True) if f is None or f.hopeful is not None]
+    return list({id(e): e for e in chosen or sides}.values())
 
 
 def by_means(evidences: Sequence[Evidence], axis: Sequence[float], edge: float) -> Bracket | None:

@@ -34,7 +34,7 @@ class Prior:
     residual: float
 
     def posterior(self, variance: float, df: float, weight: float = 1.0) -> tuple[float, float]:
-        """Return the shrunken variance (d0 s0² + d s²) / (d0 + d) and its degrees of freedom (section 4).
+        """Return the shrunken variance (d0 s0² + d s²) / (d0 + d) and its degrees of freedom (section 3).
 
         Args:
             weight: the sum of squared weights, for the variance of a contrast of independent cells.

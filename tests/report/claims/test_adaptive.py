@@ -112,6 +112,19 @@ def test_a_crossover_runs_the_ends_first_and_then_only_inside_the_bracket():
     assert {cell for cell, _ in step(declared, known).trials} == {"a4", "b4", "a16", "b16"}
 
 
+def test_a_crossover_whose_small_end_is_shown_runs_the_large_end_until_it_is_shown_too():
+    a, b = (tuple(f"{side}{place:g}" for place in AXIS) for side in "ab")
+    known = rows(a2=(30, 3), b2=(0, 3)) | {"a32": numbered(-1.5, -0.2, -0.7), "b32": numbered(0, 0, 0)}
+    assert {cell for cell, _ in step(plan(one=Crossover(a, b, AXIS)), known).trials} == {"a32", "b32"}
+
+
+def test_a_place_on_the_crossing_does_not_hold_up_the_other_side_of_the_bracket():
+    a, b = (tuple(f"{side}{place:g}" for place in AXIS) for side in "ab")
+    known = rows(a2=(30, 3), b2=(0, 3), a32=(-30, 3), b32=(0, 3))
+    known |= {"a4": {s: 1.0 if s % 2 else -1.0 for s in range(12)}, "b4": dict.fromkeys(range(12), 0.0)}
+    assert {cell for cell, _ in step(plan(one=Crossover(a, b, AXIS)), known).trials} == {"a16", "b16"}
+
+
 def test_of_a_conjunction_only_the_open_parts_are_run():
     declared = plan(one=AllOf((Greater("a", "b"), Greater("c", "d"))))
     known = rows(a=(30, 3), b=(0, 3))
