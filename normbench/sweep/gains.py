@@ -17,9 +17,10 @@ import normbench
 from normbench.config.experiment import Execute
 from normbench.config.trial import Trial
 from normbench.files import write_atomically
+from normbench.machine import cores
 from normbench.records import Interrupted
 from normbench.sweep.estimate import kind
-from normbench.sweep.placement import cores, most, slots
+from normbench.sweep.placement import most, slots
 from normbench.sweep.speeds import WAYS, NotMeasured, Speeds, Way, measured
 
 NEAR = 0.95  # of the fastest; where so much is reached, fewer slots are better

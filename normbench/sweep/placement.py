@@ -8,7 +8,7 @@ from pathlib import Path
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.experiment import Execute
 from normbench.config.trial import Trial
-from normbench.sweep import cgroups
+from normbench.machine import cores
 from normbench.sweep.estimate import device_bytes
 
 DEVICES = Path("/dev")
@@ -81,12 +81,6 @@ def refusal(execute: Execute, device: str) -> str | None:
     if execute.processes > 1:
         return f"{words}the {execute.processes} processes of a trial have a GPU each; leave it at auto"
     return None
-
-
-def cores() -> int:
-    """The cores that this process may use, by its affinity and by the quotas of its control groups."""
-    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return math.ceil(min(ours, cgroups.quota()))
 
 
 def _on_gpus(execute: Execute) -> bool:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from normbench import memory
+from normbench import machine
 from normbench.config import experiment as config
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.catalog.norms import NORMS
@@ -23,7 +23,7 @@ from normbench.records import Failure, Lacking, Record, Store, complaints
 from normbench.sweep import changes, gains, plan
 from normbench.sweep.changes import Change
 from normbench.sweep.estimate import checkpoint_bytes, record_bytes, size
-from normbench.sweep.placement import cores, refusal, sharing, slots, together, workers
+from normbench.sweep.placement import refusal, sharing, slots, together, workers
 
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Means, Outcome, Tell
@@ -277,13 +277,13 @@ def prepare(
     if problems:
         raise Unusable("\n".join(problems))
     for choice, whiten in _whitenings(trials):
-        whitening.prepare(whiten, decoded.load(choice, data), cores(), say, stop)
+        whitening.prepare(whiten, decoded.load(choice, data), machine.cores(), say, stop)
     return parameters
 
 
 def _check_memory(trial: Trial, parameters: int) -> None:
     """Refuse a network whose weights, gradients and momenta alone are more than the memory holds."""
-    needed, there = 3 * 4 * parameters, memory.available()
+    needed, there = 3 * 4 * parameters, machine.available_memory()
     if needed > there:
         options = "".join(f", {key} {value:g}" for key, value in trial.model.options.items())
         raise ValueError(

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from conftest import tiny_trial
 
+from normbench import machine
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.experiment import Execute
 from normbench.config.trial import Trial
-from normbench.sweep import cgroups, placement
+from normbench.sweep import placement
 from normbench.sweep.estimate import device_bytes
 from normbench.training import device as devices
 
@@ -21,7 +22,7 @@ GIB = 2**30
 @pytest.fixture(autouse=True)
 def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(cgroups, "quota", lambda: math.inf)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: math.inf)
     monkeypatch.setattr(placement, "has_gpu", lambda: False)
 
 

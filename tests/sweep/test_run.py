@@ -17,7 +17,7 @@ import torch
 from conftest import forkserver, place_of, tiny_trial
 from test_train import numbers
 
-from normbench import memory
+from normbench import machine
 from normbench.config import experiment as config
 from normbench.config.catalog.datasets import DataError
 from normbench.config.catalog.executors import EXECUTORS
@@ -289,7 +289,7 @@ def test_a_survey_changes_nothing(lab: Lab) -> None:
 def test_a_network_that_memory_does_not_hold_is_refused_by_arithmetic(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 200_000)  # 19,500 parameters with group: 234 kB to train
+    monkeypatch.setattr(machine, "available_memory", lambda: 200_000)  # 19,500 parameters take 234 kB
     with pytest.raises(
         sweep.Unusable, match=r"model resnet8, width 0.5: its .* parameters take .* are available"
     ):
