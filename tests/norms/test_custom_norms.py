@@ -16,6 +16,7 @@ from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.records import Record, Store
 from normbench.sweep import run as sweep
+from normbench.sweep.placement import Placement
 from normbench.training.capture import capture
 
 Cli = Callable[..., Any]
@@ -211,7 +212,7 @@ def test_what_its_layers_do_not_have_is_not_evaluated(here: Path, tiny_data: Pat
     evaluate = ["moving_average", "precise", "cumulative", {"name": "batch", "sizes": [2]}]
     trial = tiny_trial(norm="plain_norms:plain", evaluate=evaluate)
     record = sweep.work(
-        trial, lambda _: False, data=tiny_data, checkpoints=here.joinpath, device="cpu", threads=1
+        trial, lambda _: False, data=tiny_data, checkpoints=here.joinpath, placement=Placement(device="cpu")
     )
 
     accuracies = {result.numbers["test_accuracy"] for result in record.inference}

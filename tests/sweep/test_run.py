@@ -25,7 +25,9 @@ from normbench.config.trial import Trial
 from normbench.records import Failure, Record, RecordsInUse, Store
 from normbench.sweep import run as sweep
 from normbench.sweep.executors import pool
-from normbench.sweep.run import Listener, OutOfShare, Survey, Unusable
+from normbench.sweep.placement import Placement
+from normbench.sweep.run import Listener, Survey, Unusable
+from normbench.sweep.work import OutOfShare
 from normbench.training import checkpoint
 from normbench.training import device as devices
 from normbench.training import train as training
@@ -142,8 +144,8 @@ def test_workers_begin_before_data_are_looked_at_and_as_many_as_there_is_work_fo
     looked = ""
 
     @contextlib.contextmanager
-    def ahead(processes: int, seats: int, load: object) -> Iterator[dict[str, object]]:
-        begun.append(processes)
+    def ahead(placement: Placement, load: object) -> Iterator[dict[str, object]]:
+        begun.append(placement.worker_processes)
         yield {}
 
     def prepare(*_: object) -> None:
@@ -162,7 +164,7 @@ def test_workers_begin_before_data_are_looked_at_and_as_many_as_there_is_work_fo
     lab.run()
     begun.clear()
     lab.run(by_pool)
-    assert begun == [0], "nothing is missing"
+    assert begun == [], "nothing is missing"
 
 
 def test_a_run_gives_every_trial_its_record(lab: Lab) -> None:
@@ -431,7 +433,9 @@ def test_when_a_result_cannot_be_written_the_executor_is_told_to_stop_at_once(
     """Not when the exception is forgotten: until then workers would go on, for nobody."""
     closed = []
 
-    def execute(work: object, trials: Sequence[Trial], **_: object) -> Iterator[tuple[Trial, Failure]]:
+    def execute(
+        work: object, trials: Sequence[Trial], *_: object, **__: object
+    ) -> Iterator[tuple[Trial, Failure]]:
         try:
             yield trials[0], Failure("no")
         finally:
@@ -544,7 +548,7 @@ class OnGpu:
         return Record.model_construct(trial=trial, status=self.status, provenance={"host": "here"})
 
     def work(
-        self, monkeypatch: pytest.MonkeyPatch, sharing: int, where: str = "cuda:0", together: int = 1
+        self, monkeypatch: pytest.MonkeyPatch, sharing: int, where: str = "cuda:0", seats: int = 1
     ) -> Record:
         def settle_on(device: torch.device, part: float) -> None:
             self.settled.append((str(device), part))
@@ -555,8 +559,8 @@ class OnGpu:
         monkeypatch.setattr(training, "train", self.train)
         trial = tiny_trial()
         return sweep.work(
-            trial, lambda _: False, data=Path(), checkpoints=Path, device=where, threads=1,
-            sharing=sharing, parts=sharing + (together > 1), together=together,
+            trial, lambda _: False, data=Path(), checkpoints=Path, device=where, seats=seats,
+            placement=Placement(trials_per_device=sharing, trials_per_process=seats),
         )  # fmt: skip
 
 
@@ -565,7 +569,7 @@ def test_the_record_says_how_many_shared_the_gpu(monkeypatch: pytest.MonkeyPatch
 
     assert gpu.work(monkeypatch, sharing=4).provenance == {"host": "here", "slots_per_device": 4}
     assert gpu.work(monkeypatch, sharing=1).provenance == {"host": "here"}
-    assert gpu.work(monkeypatch, sharing=4, together=2).provenance == {
+    assert gpu.work(monkeypatch, sharing=4, seats=2).provenance == {
         "host": "here", "slots_per_device": 4, "together": 2
     }  # fmt: skip
     assert gpu.settled == [("cuda:0", 1 / 4), ("cuda:0", 1.0), ("cuda:0", 2 / 5)]

@@ -26,6 +26,7 @@ from normbench.files import Unwritable, locked, write_atomically
 from normbench.records import Failure
 from normbench.signals import held_back
 from normbench.sweep.executors.retry import CUT_OFF, Attempts, packed
+from normbench.sweep.placement import Placement
 
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Outcome, Report, Work
@@ -50,18 +51,18 @@ LONGEST = 40  # characters of a temporary directory; the sockets below it may ha
 def execute(
     work: "Work",
     trials: Sequence[Trial],
+    placement: Placement,
     *,
-    workers: int | None,
     report: "Report",
     stop: Callable[[], bool],
-    threads: int = 1,
     files: Sequence[Path] = (),
-    hang_seconds: float | None = None,
     address: str | None = None,
     gpus: float = 0.0,
     **_: Any,
 ) -> Generator[tuple[Trial, "Outcome"]]:
-    """See :mod:`normbench.sweep.executors`. Without an address, Ray is started here and ended with the sweep.
+    """Run trials as Ray tasks; see :mod:`normbench.config.catalog.executors`.
+
+    Without an address, Ray is started here and ended with the sweep.
 
     Raises:
         CannotExecute: there is no cluster at the address, or no node has room for a trial.
@@ -69,20 +70,21 @@ def execute(
     """
     if not trials or stop():
         return
-    with _connected(address, workers and workers * threads):
+    workers, hang_seconds = placement.workers, placement.hang_seconds
+    with _connected(address, workers and workers * placement.cores):
         luggage = _packed_up(files) if address else []
-        tasks = _Tasks(work, luggage, threads, gpus)
+        tasks = _Tasks(work, luggage, placement.cores, gpus)
         if not tasks.room():
             raise CannotExecute(
-                f"executor ray: no node has room for a trial (threads {threads}, gpus {gpus:g})"
+                f"executor ray: no node has room for a trial (threads {placement.cores}, gpus {gpus:g})"
             )
         attempts = Attempts(trials)
         try:
             while attempts.waiting or tasks.running:
                 if stop():
                     return
-                most = min(QUEUED * tasks.room(), workers or len(trials)) if attempts.waiting else 0
-                while attempts.waiting and len(tasks.running) < most:
+                limit = min(QUEUED * tasks.room(), workers or len(trials)) if attempts.waiting else 0
+                while attempts.waiting and len(tasks.running) < limit:
                     tasks.begin(attempts.waiting.popleft())
                 ended = tasks.ended()
                 for trial, event in tasks.news():
@@ -101,15 +103,15 @@ def execute(
 class _Tasks:
     """The tasks at Ray, and the desk that they report to."""
 
-    def __init__(self, work: "Work", luggage: "Luggage", threads: int, gpus: float) -> None:
+    def __init__(self, work: "Work", luggage: "Luggage", cores: int, gpus: float) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._ray, self._needs = ray, {"CPU": float(threads), "GPU": gpus}
+        self._ray, self._needs = ray, {"CPU": float(cores), "GPU": gpus}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._desk = ray.remote(_Desk).options(num_cpus=0, scheduling_strategy=here).remote()
         self._task = ray.remote(_attempt).options(
-            num_cpus=threads, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
+            num_cpus=cores, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
         )
         self._work, self._luggage = ray.put(work), luggage
         self.running: dict[Any, Trial] = {}

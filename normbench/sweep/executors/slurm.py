@@ -25,6 +25,7 @@ from normbench.config.trial import Trial
 from normbench.files import Unwritable
 from normbench.records import Failure
 from normbench.sweep.executors.retry import Attempts, packed
+from normbench.sweep.placement import Placement
 
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Outcome, Report, Work
@@ -42,16 +43,16 @@ WARNINGS = (signal.SIGUSR2, signal.SIGTERM)  # that the time is nearly over; of 
 def execute(
     work: "Work",
     trials: Sequence[Trial],
+    placement: Placement,
     *,
-    workers: int | None,
     report: "Report",
     stop: Callable[[], bool],
-    threads: int,
     directory: Path,
-    hang_seconds: float | None = None,
     **options: Any,
 ) -> Generator[tuple[Trial, "Outcome"]]:
-    """See :mod:`normbench.sweep.executors`; pickles, news and logs of jobs go to ``directory``.
+    """Run trials as Slurm jobs; see :mod:`normbench.config.catalog.executors`.
+
+    Pickles, news and logs of jobs go to ``directory``.
 
     Raises:
         CannotExecute: there is no Slurm here, or it refuses the jobs.
@@ -59,7 +60,8 @@ def execute(
     """
     if not trials or stop():
         return
-    queue = _Queue(work, directory, workers, _parameters(threads, **options))
+    hang_seconds = placement.hang_seconds
+    queue = _Queue(work, directory, placement.workers, _parameters(placement.cores, **options))
     attempts = Attempts(trials)
     try:
         queue.clear()
@@ -85,7 +87,7 @@ def execute(
 
 
 def _parameters(
-    threads: int,
+    cores: int,
     *,
     minutes: int,
     partition: str | None,
@@ -102,8 +104,8 @@ def _parameters(
         "wckey": None,  # submitit's name is of no use to anybody
         "time": minutes,
         "signal_delay_s": min(WARNING_SECONDS, 30 * minutes),
-        "cpus_per_task": threads,
-        "srun_args": ["--cpus-per-task", str(threads)],  # which srun does not take over since Slurm 22.05
+        "cpus_per_task": cores,
+        "srun_args": ["--cpus-per-task", str(cores)],  # which srun does not take over since Slurm 22.05
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True},
     }

@@ -137,14 +137,14 @@ class Seat:
         self._silence, self._watched_at = 0.0, monotonic()
 
     def begin(self, work: "Work", trial: Trial) -> None:
-        """Hand it a trial; where its process has a device or several seats, the work is told so."""
-        told: dict[str, Any] = {} if self.process.device is None else {"device": self.process.device}
+        """Send a trial to it; the work gets the device of its process, and the number of seats above 1."""
+        means: dict[str, Any] = {} if self.process.device is None else {"device": self.process.device}
         if len(self.process.seats) > 1:
-            told["together"] = len(self.process.seats)
+            means["seats"] = len(self.process.seats)
         self.trial, self.process.fresh = trial, False
         self._silence, self._watched_at = 0.0, monotonic()
         try:
-            self.pipe.send((partial(cast(Any, work), **told) if told else work, trial))
+            self.pipe.send((partial(cast(Any, work), **means) if means else work, trial))
             self.reached = True
         except OSError:  # it has died; the next wait notices
             self.reached = False
