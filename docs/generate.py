@@ -171,7 +171,7 @@ def _rows(command: Any) -> Iterator[Row]:
 
 
 @cache
-def _found(experiment: str) -> results.Found:
+def _found(experiment: str) -> results.StoredExperiment:
     def complain(problem: str) -> None:
         raise ValueError(problem)
 

@@ -58,12 +58,12 @@ def estimate(
     """Estimate every trial from records of its kind; probe kinds without records."""
     from normbench.data import dataset
 
-    here = platform.node(), placement.threads, placement.processes
+    conditions = platform.node(), placement.threads, placement.processes
     seen: dict[tuple[Any, ...], list[float]] = {}
     for record in records:
         about = record.provenance
-        there = about.get("host"), about.get("threads"), about.get("processes", 1)
-        if record.images_per_second and there == here:
+        recorded = about.get("host"), about.get("threads"), about.get("processes", 1)
+        if record.images_per_second and recorded == conditions:
             sharing = about.get("slots_per_device", 1)  # trials, each of which has a part of the GPU's speed
             seen.setdefault(kind(record.trial), []).append(sharing * record.images_per_second)
     speeds = {seen_kind: median(values) for seen_kind, values in seen.items()}

@@ -44,7 +44,7 @@ class Survey:
         damaged: unreadable record files, with the reasons.
         saved: ids of trials that have a checkpoint and no record.
         stray: ids of other experiments' trials whose records are in the same directory.
-        changes: of data and code since the records were made, if :func:`compared` looked for them.
+        changes: of data and code since the records were made, if :func:`compare` looked for them.
     """
 
     experiment: config.Experiment
@@ -93,7 +93,7 @@ def survey(experiment: config.Experiment, results: Path, *, strict: bool = False
     return Survey(experiment, known, errors, damaged, saved, tuple(sorted(records.keys() - ids)))
 
 
-def compared(survey: Survey, data: Path, standings: changes.Standings | None = None) -> Survey:
+def compare(survey: Survey, data: Path, standings: changes.Standings | None = None) -> Survey:
     """Return the survey with all changes of data and code; nothing is decoded or run.
 
     ``standings`` as in :func:`normbench.sweep.changes.changes`.
@@ -102,7 +102,7 @@ def compared(survey: Survey, data: Path, standings: changes.Standings | None = N
     return replace(survey, changes=tuple(changes.changes(records, data, standings)))
 
 
-def stored(results: Path, name: str) -> config.Experiment:
+def load_plan(results: Path, name: str) -> config.Experiment:
     """Return the experiment as it was run, with all trials of all its runs.
 
     Raises:
@@ -111,10 +111,10 @@ def stored(results: Path, name: str) -> config.Experiment:
     return config.load(results / name / PLAN, stored=True)
 
 
-def further(experiment: config.Experiment, results: Path) -> str:
+def describe_further(experiment: config.Experiment, results: Path) -> str:
     """Describe the trials of the stored plan that ``experiment`` lacks; an empty text if there are none."""
     try:
-        earlier = stored(results, experiment.name)
+        earlier = load_plan(results, experiment.name)
     except config.ConfigError:
         return ""
     count = len({trial.id for trial in earlier.trials} - {trial.id for trial in experiment.trials})
@@ -122,7 +122,7 @@ def further(experiment: config.Experiment, results: Path) -> str:
     return f"{trials} of this experiment's plan are not part of this run" if count else ""
 
 
-def on(experiment: config.Experiment, **execute: Any) -> config.Experiment:
+def override(experiment: config.Experiment, **execute: Any) -> config.Experiment:
     """Return the experiment with other settings of ``execute``; None leaves a setting as it is.
 
     An executor that is named again keeps its options.
@@ -188,7 +188,7 @@ def run(
         if not missing:
             _write_plan(experiment, store, replace_plan, listener.say)
             listener.begin(before, missing)
-            return compared(survey(experiment, results, strict=True), data, standings)
+            return compare(survey(experiment, results, strict=True), data, standings)
 
         listener.say("loading torch and data …")
         placement = place(experiment.execute, missing)
@@ -200,7 +200,7 @@ def run(
             check_space(missing, parameters, running, store.directory, listener.say)
 
             _write_plan(experiment, store, replace_plan, listener.say)
-            _say_changes(compared(before, data, standings), missing, listener)
+            _say_changes(compare(before, data, standings), missing, listener)
             store.set_aside(map(store.record_path, sorted(outdated)), "replaced")
             listener.begin(_without(before, outdated), missing)
 
@@ -217,18 +217,18 @@ def run(
                 **experiment.execute.executor.options,
             )
             _save(outcomes, store, listener, fail_fast)
-    return compared(survey(experiment, results, strict=True), data, standings)
+    return compare(survey(experiment, results, strict=True), data, standings)
 
 
 def _outdated(
     before: Survey, data: Path, standings: changes.Standings, say: Callable[[str], None]
 ) -> frozenset[str]:
     """Return ids of the trials whose data or code has changed; data sets are decoded if that decides it."""
-    undecided = [change.dataset for change in compared(before, data, standings).changes if change.dataset]
+    undecided = [change.dataset for change in compare(before, data, standings).changes if change.dataset]
     for choice in dict.fromkeys(undecided):
         decoded.prepare(choice, data, say)
         del standings[choice]
-    return changes.changed(compared(before, data, standings).changes)
+    return changes.changed(compare(before, data, standings).changes)
 
 
 def _say_changes(survey: Survey, missing: Sequence[Trial], listener: Listener) -> None:
@@ -265,8 +265,8 @@ def _write_plan(
             say(f"{path}: not a valid plan ({error.problems[0]}); moved to {store.directory / 'corrupt'}")
             store.set_aside([path])
         else:
-            content = config.dump(plan.united(earlier, experiment)).encode()
-            if words := further(experiment, store.directory.parent):
+            content = config.dump(plan.unite(earlier, experiment)).encode()
+            if words := describe_further(experiment, store.directory.parent):
                 say(f"{words} (--replace-plan forgets them)")
     if written != content:
         write_atomically(path, content)

@@ -116,7 +116,7 @@ def experiment(directory: Path, norms: str) -> config.Experiment:
 
 
 def run(directory: Path, data: Path, norms: str, executor: str = "serial") -> dict[str, Record]:
-    found = sweep.on(experiment(directory, norms), executor=executor)
+    found = sweep.override(experiment(directory, norms), executor=executor)
     sweep.run(found, directory / "results", data)
     return Store(directory / "results" / "mine").load()[0]
 

@@ -800,13 +800,13 @@ def test_time_before_a_trial_is_no_silence_of_its(
     trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers_module, "LOOK_SECONDS", 1000.0)
-    with ahead(1, 1, workers_module.nothing) as begun:
+    with ahead(1, 1, workers_module.load_nothing) as begun:
         (process,) = begun["idle_processes"]
         (seat,) = process.seats
         seat._watched_at -= 500.0
         seat.begin(trivial, *trials(1))
         seat.watch(100.0)
-        assert not seat.hangs
+        assert not seat.is_hung
 
 
 def test_processes_with_other_seats_than_trials_need_are_let_go(
@@ -840,7 +840,7 @@ def test_a_process_that_dies_before_its_first_trial_costs_no_attempt(
     trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("normbench.sweep.executors.retry.RETRIES", 0)
-    with ahead(2, 1, workers_module.nothing) as begun:
+    with ahead(2, 1, workers_module.load_nothing) as begun:
         for child in multiprocessing.active_children():
             child.kill()
             child.join()

@@ -260,7 +260,7 @@ def test_a_narrower_run_leaves_the_plan_as_it_is_unless_it_is_to_be_replaced(lab
     assert plan.read_bytes() == before
 
     sweep.run(narrow, lab.results, lab.data, replace_plan=True)
-    assert sweep.stored(lab.results, "tiny") == narrow
+    assert sweep.load_plan(lab.results, "tiny") == narrow
     assert len(sweep.survey(narrow, lab.results).stray) == 3
 
 
@@ -272,15 +272,15 @@ def test_a_plan_that_cannot_be_read_is_set_aside(lab: Lab) -> None:
 
     assert any("not a valid plan" in line for line in seen.said)
     assert (lab.store.directory / "corrupt" / sweep.PLAN).read_text() == "name: ["
-    assert sweep.stored(lab.results, "tiny") == lab.experiment()
+    assert sweep.load_plan(lab.results, "tiny") == lab.experiment()
 
 
 def test_the_experiment_is_kept_beside_its_records(lab: Lab) -> None:
     lab.run()
 
-    assert sweep.stored(lab.results, "tiny") == lab.experiment()
+    assert sweep.load_plan(lab.results, "tiny") == lab.experiment()
     with pytest.raises(config.ConfigError, match=r"other/experiment\.yaml: cannot be read"):
-        sweep.stored(lab.results, "other")
+        sweep.load_plan(lab.results, "other")
 
 
 def test_a_survey_changes_nothing(lab: Lab) -> None:
@@ -531,10 +531,10 @@ def undisturbed_numbers(lab: Lab, **changes: Any) -> dict[str, dict[str, Any]]:
 def test_the_executor_of_the_file_keeps_its_options_and_another_brings_its_own(lab: Lab) -> None:
     experiment = lab.experiment(execute={"executor": {"name": "ray", "gpus": 0.25}, "threads": 2})
 
-    assert sweep.on(experiment, executor="ray", workers=3).execute == config.Execute(
+    assert sweep.override(experiment, executor="ray", workers=3).execute == config.Execute(
         executor={"name": "ray", "gpus": 0.25}, threads=2, workers=3
     )
-    assert sweep.on(experiment, executor="pool").execute == config.Execute(executor="pool", threads=2)
+    assert sweep.override(experiment, executor="pool").execute == config.Execute(executor="pool", threads=2)
 
 
 @dataclass

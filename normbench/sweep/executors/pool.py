@@ -1,6 +1,6 @@
-"""Persistent worker processes on this machine: one that dies or hangs costs its own trial a retry.
+"""Persistent worker processes on this machine: the death or hang of a process costs its trial a retry.
 
-(``concurrent.futures`` will not do: a single killed worker takes every pending task of its pool with it.)
+(In ``concurrent.futures``, a single killed worker fails every pending task of its pool.)
 
 Several trials may share a process, which on a GPU lets their kernels run side by side. If such a process
 dies, it is unknown which trial was the cause, and an exception in one trial may be damage by another. So
@@ -99,9 +99,9 @@ def _after_death(seat: Seat, attempts: Attempts, hang_seconds: float | None) -> 
     end, stacks = seat.process.bury()
     if seat.trial is None:
         return None
-    if seat.hangs and hang_seconds:
+    if seat.is_hung and hang_seconds:
         return attempts.hung(seat.trial, stacks, hang_seconds)
-    if seat.process.hangs or not seat.reached:  # another trial hung, or this one never began
+    if seat.process.is_hung or not seat.is_delivered:  # another trial hung, or this one never began
         attempts.again(seat.trial, apart=False)
         return None
     return attempts.died(seat.trial, f"{stacks}the worker process {end}")
@@ -112,7 +112,7 @@ def _checked(seat: Seat, outcome: "Outcome", attempts: Attempts, report: "Report
     trial, seat.trial = seat.trial, None
     if not isinstance(outcome, Failure) or outcome.unwritable or trial is None:
         return outcome
-    seat.process.damaged = seat.process.device is not None
+    seat.process.is_damaged = seat.process.device is not None
     if len(seat.process.seats) == 1:
         return outcome
     words = "failed in a process that it shared, and is tried again in one of its own"
@@ -145,8 +145,8 @@ class _Crew:
         seats = 1 if apart else self._trials_per_process
         for seat in self.seats:
             process = seat.process
-            fits = (process.fresh or process.device == device) and len(process.seats) == seats
-            if fits and not (seat.trial or process.damaged or process.ended):
+            fits = (process.is_fresh or process.device == device) and len(process.seats) == seats
+            if fits and not (seat.trial or process.is_damaged or process.has_ended):
                 break
         else:
             seat, *_ = Process(seats).seats
@@ -168,7 +168,7 @@ class _Crew:
         """End idle processes that are damaged, or have another number of seats than the others."""
         for process in {seat.process for seat in self.seats}:
             fits = len(process.seats) == self._trials_per_process
-            if process.idle and (process.damaged or not fits):
+            if process.is_idle and (process.is_damaged or not fits):
                 self._let_go(process)
 
     def _let_go(self, process: Process) -> None:
@@ -183,7 +183,7 @@ class _Crew:
         Raises:
             Unwritable: a state could not be saved.
         """
-        for process in {seat.process for seat in self.seats if seat.process.fresh}:
+        for process in {seat.process for seat in self.seats if seat.process.is_fresh}:
             self._let_go(process)
         for seat in self.seats:
             seat.tell_to_stop()
