@@ -6,7 +6,7 @@
 All figures are images per second of the whole device. The plain loop (``throughput.py``: PIL transforms, a
 DataLoader, fp32, ``loss.item()`` every step) runs one trial at a time. ``plain`` is a trial of ours whose
 every update is called. Then so many trials at once, whose updates are replayed: as streams of one process and
-as processes, measured as ``slots_per_device: auto`` does.
+as processes. These columns are to justify ``SLOTS_PER_GPU`` in ``normbench/sweep/placement.py``.
 The roofline is the least time that a step's bytes and operations take at the bandwidth of a copy and the rate
 of a matrix product, both measured here.
 """
@@ -17,8 +17,12 @@ import multiprocessing
 import os
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.norms.moment_norm import MomentNorm
-from normbench.sweep.gains import mps
-from normbench.sweep.speeds import WAYS, NotMeasured, measured
 from normbench.training.benchmark import UpdateLoop
-from normbench.training.device import device, settled_process
+from normbench.training.device import device, own_stream, settle_on, settled_process
 from normbench.training.provenance import device_name, git_state
 
 # ---- the plain loop
@@ -134,6 +136,72 @@ def _seconds(act: Callable[[], object], where: torch.device, times: int = 10) ->
     return statistics.median(once() for _ in range(times))
 
 
+# ---- several trials at once
+
+
+WAYS = "streams", "processes"
+PATIENCE_SECONDS = 120.0  # until all trials are set up
+barrier: Any  # of all trials of a measurement, in whatever process
+
+
+def join(shared: Any) -> None:
+    """Begin a process of a measurement."""
+    global barrier
+    barrier = shared
+    torch.set_num_threads(1)
+
+
+def updates(trial: Trial, number: int, counts: Sequence[int], streams: bool, options: Any) -> list[float]:
+    """Images per second of one trial while so many update; the first of them do, the others wait."""
+    where = device(options.device)
+    try:
+        with own_stream(where) if streams else nullcontext():
+            endless = UpdateLoop(trial.model_copy(update={"seed": number}), options.data, where)
+            speeds = []
+            for count in counts:
+                barrier.wait(PATIENCE_SECONDS)
+                end = time.perf_counter() + options.seconds
+                over = partial(lambda end: time.perf_counter() > end, end)
+                speeds.append(endless.images_per_second(over) if number < count else 0.0)
+        return speeds
+    except BaseException:
+        barrier.abort()  # nobody waits for this trial
+        raise
+
+
+def crew(trial: Trial, numbers: Sequence[int], counts: Sequence[int], share: float, options: Any) -> Any:
+    """What the trials of one process give, each in a thread."""
+    settle_on(device(options.device), share)
+    measure = partial(updates, trial, counts=counts, streams=len(numbers) > 1, options=options)
+    with settled_process(), ThreadPoolExecutor(len(numbers)) as threads:
+        return results([threads.submit(measure, number) for number in numbers])
+
+
+def results(futures: Sequence[Future[Any]]) -> list[Any]:
+    """What all give; if some fail, the first error that does not follow from another."""
+    errors = [error for future in futures if (error := future.exception())]
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+    return [future.result() for future in futures]
+
+
+def at_once(trial: Trial, way: str, counts: Sequence[int], options: Any) -> dict[int, float]:
+    """Images per second of so many trials at once, all together; they are set up before any is timed."""
+    number = max(counts)
+    crews = [range(number)] if way == "streams" else [range(index, index + 1) for index in range(number)]
+    share = number / (number + 1) if way == "streams" and number > 1 else 1 / len(crews)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(crews), context, join, (context.Barrier(number),)) as processes:
+        futures = [processes.submit(crew, trial, numbers, counts, share, options) for numbers in crews]
+        by_trial = [speeds for speeds_of_crew in results(futures) for speeds in speeds_of_crew]
+    return dict(zip(counts, map(sum, zip(*by_trial, strict=True)), strict=True))
+
+
+def mps() -> bool:
+    """Whether CUDA's MPS is running, which lets processes use a GPU at the same time."""
+    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")).exists()
+
+
 # ---- all of it
 
 
@@ -152,15 +220,13 @@ def row(trial: Trial, depth: int, there: dict[str, float], options: Any) -> dict
     found["plain"] = called.images_per_second(lambda: time.perf_counter() > end)
     del called
     found["path"] = UpdateLoop(trial, options.data, where).update.step.path
-    for slots_as in WAYS:
-        try:
-            speeds = measured(
-                trial, options.data, options.device, slots_as, options.slots, seconds=options.seconds
-            )
-        except NotMeasured as error:
-            found |= {slots_as: {}, f"{slots_as}_problem": str(error)}
-            continue
-        found[slots_as] = {way.slots: speed for way, speed in speeds.items()}
+    for way in WAYS:
+        found[way], counts = {}, sorted(options.slots)
+        while counts and not found[way]:
+            try:
+                found[way] = at_once(trial, way, counts, options)
+            except Exception as error:
+                found[f"{way}_problem"] = f"{counts.pop()} at once: {type(error).__name__}: {error}"
     return found
 
 
@@ -170,10 +236,10 @@ def shown(found: dict[str, Any], slots: Sequence[int]) -> str:
     start = f"{found['norm']:10s} {found['batch_size']:5d} {loop:9.0f} {found['plain']:9.0f} "
     ends = f" {found['roofline_images_per_second']:12.0f} {found['step']['operators']:9d}", ""
     lines = []
-    for slots_as, end in zip(WAYS, ends, strict=True):
-        speeds = [found[slots_as].get(number, float("nan")) for number in slots]
+    for way, end in zip(WAYS, ends, strict=True):
+        speeds = [found[way].get(number, float("nan")) for number in slots]
         cells = " ".join(f"{speed:9.0f} ({speed / loop:6.1f}×)" for speed in speeds)
-        lines.append(f"{start}{slots_as:9s} {cells}{end}")
+        lines.append(f"{start}{way:9s} {cells}{end}")
         start = " " * len(start)
     return "\n".join(lines)
 

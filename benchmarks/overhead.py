@@ -84,13 +84,13 @@ def note_when_ready(into: Path) -> None:
     """In the runner: note when it begins to hand out trials."""
     from normbench.sweep import run
 
-    execute = run._execute
+    save = run._save
 
     def noted(*args: Any, **kwargs: Any) -> None:
         (into / READY).write_text(repr(time.monotonic()))
-        execute(*args, **kwargs)
+        save(*args, **kwargs)
 
-    run._execute = noted
+    run._save = noted
 
 
 def ready(into: Path) -> float:

@@ -81,7 +81,7 @@ def _shown(cell: str) -> str:
 
 
 @cache
-def verdicts() -> tuple[Judged, ...]:
+def judged_claims() -> tuple[Judged, ...]:
     """Return all claims of the project, judged by the committed records."""
     claims = load_all(ROOT / FOLDER)
     looks = Looks.read(RESULTS)
@@ -102,7 +102,7 @@ def claims(document: str) -> str:
             each.judgement.n,
             f"{wording.SHAPES[each.judgement.verdict]} {each.judgement.verdict}",
         )
-        for each in verdicts()
+        for each in judged_claims()
         if each.claim.document == document
     ]
     return table(head, rows)
@@ -110,7 +110,7 @@ def claims(document: str) -> str:
 
 def score() -> str:
     """Return how many claims have which verdict."""
-    return f"**{wording.score(verdicts())}.**"
+    return f"**{wording.score(judged_claims())}.**"
 
 
 def test_in_words(each: Judged) -> str:
@@ -221,7 +221,7 @@ def _rows(command: Any) -> Iterator[Row]:
 
 
 @cache
-def _found(experiment: str) -> results.Found:
+def _found(experiment: str) -> results.StoredExperiment:
     def complain(problem: str) -> None:
         raise ValueError(problem)
 
@@ -239,7 +239,7 @@ def claims_of(name: str) -> tuple[int, ...]:
     stem = name.removesuffix("_cpu").removesuffix("_gpu")
     found = {
         int(each.claim.id.partition("-")[0])
-        for each in verdicts()
+        for each in judged_claims()
         for experiment in each.claim.experiments.values()
         if experiment.name.removesuffix("_cpu").removesuffix("_gpu") == stem
     }

@@ -26,10 +26,11 @@ from normbench.data import dataset
 from normbench.sweep import run
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: more threads only wait for each other
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if multiprocessing.parent_process() is None:  # workers import this too, and are to ignore signals
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")  # a machine under load is no fault of the code
 ARCHIVE = Path(__file__).parents[1] / "../shared/data/cifar10-jpeg.tar.xz"

@@ -35,7 +35,7 @@ from normbench.data.batches import images_of
 from normbench.norms.ops import dispatch
 from normbench.records import Failure, Interrupted, Record
 from normbench.sweep import run
-from normbench.sweep.speeds import WAYS, Way, measured
+from normbench.sweep.placement import Placement
 from normbench.training.build import network
 from normbench.training.capture.capture import Step, Tensors, recorder_of
 from normbench.training.capture.cuda_graph import CudaGraphs
@@ -332,13 +332,6 @@ def test_trials_on_streams_of_one_process_are_what_they_are_alone(
         assert found[trial.id].provenance["together"] == 6
 
 
-def test_streams_and_processes_are_measured(tiny: Tiny, tiny_data: Path) -> None:
-    for slots_as in WAYS:
-        speeds = measured(tiny(batch_size=2), tiny_data, "cuda:0", slots_as, [1, 2, 4])
-        assert [*speeds] == [Way(slots_as, count) for count in (1, 2, 4)]
-        assert all(speed > 0 for speed in speeds.values())
-
-
 def test_slots_are_filled_evenly(tiny_data: Path, tmp_path: Path) -> None:
     path = tmp_path / "slots.yaml"
     path.write_text(
@@ -367,10 +360,9 @@ def greedy(trial: Trial, tell: Callable[[dict[str, Any]], bool], *, device: str)
 def test_out_of_memory_in_one_trial_leaves_the_others_alone(tiny: Tiny) -> None:
     trials = [tiny(seed=seed) for seed in range(6)]
     pool = EXECUTORS["pool"].load()
+    placement = Placement(workers=2, devices=("cuda:0",))
 
-    found = dict(
-        pool(greedy, trials, workers=2, devices=("cuda:0",), report=lambda *_: None, stop=lambda: False)
-    )
+    found = dict(pool(greedy, trials, placement, report=lambda *_: None, stop=lambda: False))
 
     failure = found.pop(trials[0])
     assert isinstance(failure, Failure)

@@ -116,7 +116,7 @@ def run(
 
     retried = report.states_to_retry(retry)
     place = report.place(executor, workers)
-    experiment = sweep.on(configs.load(config, overrides), **place)
+    experiment = sweep.override(configs.load(config, overrides), **place)
     with listener(quiet) as watching, errors.Stop(context.obj, watching.say) as stop:
         survey = sweep.run(
             experiment,
@@ -157,8 +157,8 @@ def plan(
     from normbench.sweep import run as sweep
 
     where = data or default_directory()
-    survey = sweep.compared(sweep.survey(configs.load(config, overrides), results), where)
-    errors.complain(sweep.further(survey.experiment, results))
+    survey = sweep.compare(sweep.survey(configs.load(config, overrides), results), where)
+    errors.complain(sweep.describe_further(survey.experiment, results))
     for line in complaints(survey.damaged, "left out"):
         errors.complain(line)
     expected = report.expect(survey, results, where)
@@ -378,7 +378,7 @@ def _settle(
         data or default_directory(),
         rule=adaptive.rule(max_seeds),
         budget=verdicts.budget(budget),
-        place=lambda experiment: sweep.on(experiment, **place),
+        place=lambda experiment: sweep.override(experiment, **place),
         say=errors.complain,
     )
     if plan_only:

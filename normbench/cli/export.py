@@ -15,7 +15,7 @@ from normbench.records import ERROR, LackingError, Record, Store
 from normbench.report.figures.base import Row, as_csv
 from normbench.report.metrics import evaluation_name
 from normbench.sweep.results import Tell, find, named
-from normbench.sweep.run import stored
+from normbench.sweep.run import load_plan
 
 COLUMNS = ("epoch", "train loss", "train accuracy", "test loss", "test accuracy", "lr", "seconds")
 FORMATS = ("csv", "json")
@@ -105,7 +105,7 @@ def _one_trial(path: Path) -> str:
 def _varied(path: Path) -> str:
     """What the sweep varies of the trial of a file, beside what its name says."""
     try:
-        label = labels(stored(path.parents[1], path.parent.name)).get(path.name.split(".")[0], "")
+        label = labels(load_plan(path.parents[1], path.parent.name)).get(path.name.split(".")[0], "")
     except ConfigError:
         return ""
     return label.removeprefix(path.name.split(".")[0])

@@ -9,7 +9,7 @@ from normbench.config.catalog.figures import FIGURES, PUBLISHED_OPTION
 from normbench.config.registry import UnknownName, nearest, shortened
 from normbench.report.figures.base import FORMATS, render
 from normbench.report.panels import CannotDrawError
-from normbench.sweep.results import Found, Tell, find, named
+from normbench.sweep.results import StoredExperiment, Tell, find, named
 
 SERIES: tuple[str, ...] = get_args(PUBLISHED_OPTION.annotation)
 
@@ -71,7 +71,7 @@ def draw(
 
 
 def _draw(
-    found: Found,
+    found: StoredExperiment,
     place: Path,
     figure: str | None,
     kinds: Sequence[str],
@@ -105,7 +105,7 @@ def _draw(
         tell(f"{found.name}: {line}")
 
 
-def _chosen(found: Found, figure: str | None) -> Sequence[tuple[str, Mapping[str, Any]]]:
+def _chosen(found: StoredExperiment, figure: str | None) -> Sequence[tuple[str, Mapping[str, Any]]]:
     """Figures that were asked for by name, with their options; none where nobody asked."""
     plots = found.survey.experiment.plots if found.survey else ()
     of_config = [(choice.name, choice.options) for choice in plots]

@@ -97,6 +97,7 @@ class Progress(Listener):
         self.labels = labels(survey.experiment)
         self.total = len(survey.experiment.trials)
         self.already = self.total - len(missing)
+        self.ended, self._done = Counter(), 0.0
         self._work = sum(relative_cost(trial) for trial in missing)
         self._began = time.monotonic()
 

@@ -116,7 +116,8 @@ def expect(survey: Survey, results: Path, data: Path) -> Estimate:
         for name in (experiments(results) if missing else ())
         for record in _readable(Store(results / name))
     )
-    expected = estimate(missing, records, data, survey.experiment.execute)
+    where = placement.place(survey.experiment.execute, missing)
+    expected = estimate(missing, records, data, where)
     if expected.unusable:
         raise Unusable("\n".join(expected.unusable))
     return expected
@@ -141,12 +142,11 @@ def plan_as_text(survey: Survey, expected: Estimate) -> str:
         rows.append((trial.id, *shown, state, "" if seconds is None else duration(seconds)))
     lines = [f"{counted(len(rows), 'trial')}: {_states(survey.counts())}{going_on(survey)}"]
     if expected.seconds:
-        workers = _workers(survey)
         probed = len(expected.seconds) - expected.from_records
         sources = {"stored records of this machine": expected.from_records, "a short probe": probed}
         by = ", ".join(f"{counted(count, 'trial')} by {source}" for source, count in sources.items() if count)
-        whole = duration(expected.wall_seconds(workers))
-        lines.append(f"time: about {whole} on {counted(workers, 'worker')} ({by})")
+        whole = duration(expected.wall_seconds)
+        lines.append(f"time: about {whole} on {counted(expected.workers, 'worker')} ({by})")
     if expected.unknown:
         of = "some trials" if expected.seconds else "every trial"
         lines.append(f"time: unknown for {of}: {printable(expected.unknown, 4096)}")
@@ -175,8 +175,8 @@ def plan_as_json(survey: Survey, expected: Estimate) -> str:
         "trials_by_records": expected.from_records,
         "trials_by_probe": len(expected.seconds) - expected.from_records,
         "unknown": expected.unknown,
-        "workers": _workers(survey),
-        "expected_seconds": expected.wall_seconds(_workers(survey)),
+        "workers": expected.workers,
+        "expected_seconds": expected.wall_seconds,
         "record_bytes": _record_bytes(survey),
         "own_code": _own(survey),
         "saved_states": len(survey.saved),
@@ -238,11 +238,6 @@ def _accuracy(record: Record | None) -> float | None:
 
 def _states(counts: Counter[Any]) -> str:
     return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-
-
-def _workers(survey: Survey) -> int:
-    place = survey.experiment.execute
-    return 1 if place.executor.name == "serial" else placement.workers(place) or 1
 
 
 def _record_bytes(survey: Survey) -> int:

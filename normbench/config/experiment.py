@@ -64,9 +64,11 @@ class Execute(Frozen):
     threads: Count = Field(1, description="threads of each process")
     processes: Count = Field(1, description="processes that share every batch of a trial")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    slots_per_device: int | Literal["auto"] = Field("auto", description="trials at once on each GPU")
+    slots_per_device: int | Literal["auto"] = Field(
+        "auto", description="trials at once on each GPU; auto: 16, or fewer that fit its memory"
+    )
     slots_as: Literal["auto", "streams", "processes"] = Field(
-        "auto", description="those of a GPU: streams of one process, or processes; auto: what is faster"
+        "auto", description="those of a GPU: streams of one process, or processes; auto: streams"
     )
     hang_seconds: Positive | None = Field(600.0, description="a trial without a step for so long hangs")
 

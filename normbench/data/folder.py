@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from normbench import memory
+from normbench import machine
 from normbench.config.catalog.datasets import Arrays, DataError, Say, Source, TooLarge
 from normbench.config.registry import closest, nearest
 
@@ -103,7 +103,7 @@ def decode(directory: Path, say: Say, folder: str, image_size: int) -> Arrays:
     train_paths, train_labels = _listed(root / "train", classes, say)
     test_paths, test_labels = _listed(root / "test", classes, say)
     paths = train_paths + test_paths
-    needed, there = len(paths) * image_size**2 * 3, memory.available()
+    needed, there = len(paths) * image_size**2 * 3, machine.available_memory()
     if needed > there:
         raise TooLarge(
             f"{root}: {len(paths):,} images at image_size {image_size} take {needed / 1e9:.1f} GB of memory, "

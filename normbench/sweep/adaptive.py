@@ -19,8 +19,8 @@ from normbench.report.claims.adaptive import Budget, Plan, Step, next_step
 from normbench.report.claims.document import Claim
 from normbench.report.claims.judge import Judged, Stored, judge_all, rule_of
 from normbench.report.claims.rule import LOOKS, Rule
-from normbench.sweep import placement
 from normbench.sweep.estimate import estimate
+from normbench.sweep.placement import place
 from normbench.sweep.results import find
 from normbench.sweep.run import Listener, run
 
@@ -241,8 +241,8 @@ class Settler:
         """Expect of a trial what others of its cell took, else what ``normbench plan`` expects of it."""
         for each in judged:
             for experiment in each.claim.experiments.values():
-                place = self.place(experiment).execute
-                workers = 1 if place.executor.name == "serial" else placement.workers(place) or 1
+                where = place(self.place(experiment).execute, experiment.trials)
+                workers = where.independent_workers
                 records = stored.get(experiment.name, Stored(experiment.name))
                 rows = [row for row in each.rows.values() if row.experiment == experiment.name]
                 unknown: list[Trial] = []
@@ -252,7 +252,7 @@ class Settler:
                     elif cell.trial.id not in self.seconds and each.judgement.is_open:
                         unknown.append(cell.trial)
                 if unknown:
-                    expected = estimate(unknown, (), self.data, place).seconds
+                    expected = estimate(unknown, (), self.data, where).seconds
                     usual = fmean(expected.values()) if expected else 0.0
                     self.seconds |= {trial.id: expected.get(trial.id, usual) / workers for trial in unknown}
 

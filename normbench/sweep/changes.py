@@ -1,4 +1,4 @@
-"""What has changed since records were made: the data, or code of a user's own. Nothing is decoded or run."""
+"""Changes of data and of user code since records were made. Nothing is decoded or run."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,17 +12,18 @@ from normbench.data import dataset as decoded
 from normbench.records import Record
 
 SHOWN = 3  # ids that a line names
+Standings = dict[Choice, decoded.Standing]
 
 
 @dataclass(frozen=True)
 class Change:
-    """Why records of some trials may not be what training them now would give.
+    """Reason why records of some trials may differ from what training would give now.
 
     Attributes:
         trials: their ids.
         what: has changed, as the rest of a sentence about them.
-        dataset: that has to be decoded before more is known; None where it is known.
-        comparable: training them now would give other numbers, as far as anybody can know.
+        dataset: that has to be decoded to decide it; None where it is decided.
+        comparable: data and code could be compared, and they differ.
     """
 
     trials: tuple[str, ...]
@@ -31,7 +32,7 @@ class Change:
     comparable: bool = True
 
     def __str__(self) -> str:
-        """One line: how many, what, which."""
+        """Return one line: how many trials, what has changed, which trials."""
         named = ", ".join(self.trials[:SHOWN]) + (", …" if len(self.trials) > SHOWN else "")
         many = len(self.trials) > 1
         trials = f"{len(self.trials)} trials" if many else "1 trial"
@@ -42,34 +43,47 @@ CURE = "'normbench run … --retry changed' trains them anew; another name= keep
 
 
 def lines(changes: Iterable[Change]) -> list[str]:
-    """All changes, one a line, and what to do."""
-    found = list(changes)
-    return [*map(str, found), *([CURE] if any(one.comparable for one in found) else [])]
+    """Return all changes, one a line, and what to do about them."""
+    listed = list(changes)
+    return [*map(str, listed), *([CURE] if any(change.comparable for change in listed) else [])]
 
 
 def changed(changes: Iterable[Change]) -> frozenset[str]:
-    """Ids of the trials that ``--retry changed`` trains anew."""
-    return frozenset(trial for one in changes if one.comparable for trial in one.trials)
+    """Return ids of the trials that ``--retry changed`` trains anew."""
+    return frozenset(trial for change in changes if change.comparable for trial in change.trials)
 
 
-def changes(records: Iterable[Record], data: Path) -> list[Change]:
-    """What has changed since the records were made."""
+def changes(records: Iterable[Record], data: Path, standings: Standings | None = None) -> list[Change]:
+    """List what has changed since the records were made.
+
+    Args:
+        records: of finished trials.
+        data: the data directory.
+        standings: of data sets that have been looked at; those of others are added.
+    """
+    standings = {} if standings is None else standings
     of_data: dict[Choice, list[Record]] = {}
     of_code: dict[str, list[Record]] = {}
     for record in records:
         of_data.setdefault(record.trial.dataset, []).append(record)
         if NORMS[record.trial.norm.name].own:
             of_code.setdefault(record.trial.norm.name, []).append(record)
-    found = [change for choice, group in of_data.items() for change in _of_data(choice, group, data)]
-    return found + [change for name, group in of_code.items() for change in _of_code(name, group)]
+    for choice in of_data.keys() - standings.keys():
+        standings[choice] = decoded.standing(choice, data)
+    return [
+        *(change for c, group in of_data.items() for change in _of_data(c, group, data, standings[c])),
+        *(change for name, group in of_code.items() for change in _of_code(name, group)),
+    ]
 
 
 def _some(records: Iterable[Record], which: Callable[[Record], bool]) -> tuple[str, ...]:
     return tuple(record.trial.id for record in records if which(record))
 
 
-def _of_data(choice: Choice, records: list[Record], data: Path) -> Iterable[Change]:
-    content, doubt = decoded.standing(choice, data)
+def _of_data(
+    choice: Choice, records: list[Record], data: Path, standing: decoded.Standing
+) -> Iterable[Change]:
+    content, doubt = standing
     source = decoded.source_of(choice, data)
     everything = tuple(record.trial.id for record in records)
     if doubt == decoded.CHANGED:
@@ -85,7 +99,7 @@ def _of_data(choice: Choice, records: list[Record], data: Path) -> Iterable[Chan
 
 
 def _of_code(name: str, records: list[Record]) -> Iterable[Change]:
-    """By the hash of all its code; of older records, by that of the file alone."""
+    """Yield changes by the hash of all code of a method; of older records, by that of the file alone."""
     code = user_code.now(name)
     if not code.files:
         words = f"cannot be compared with the code of {name}, which is not to be found from here"

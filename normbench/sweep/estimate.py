@@ -1,78 +1,86 @@
-"""What a sweep will take: time, by stored records of its kind on this machine or a short probe; and disk."""
+"""Expected time of a sweep, by stored records of this machine or a short probe; expected memory and disk."""
 
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.datasets import SIZES, DataError
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
-from normbench.config.experiment import Execute
 from normbench.config.trial import Trial
 from normbench.records import Record
+
+if TYPE_CHECKING:
+    from normbench.sweep.placement import Placement
 
 EVALUATION_COST = 1 / 3  # of an image trained: there is no backward pass
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Expected times.
+    """Expected times of trials.
 
     Attributes:
-        seconds: of each trial that could be estimated, by its id, alone on one worker.
-        from_records: how many of them from stored records; the others were probed.
-        unknown: why some could not be, or None.
-        unusable: why some cannot run at all; found only where a probe was needed.
+        seconds: of each trial that could be estimated, by its id, alone on one worker or GPU.
+        from_records: the number of those estimated from stored records; the others were probed.
+        unknown: why other trials could not be estimated, or None.
+        unusable: why trials cannot run at all; known only where a probe was needed.
+        workers: trials at once that do not slow each other down.
     """
 
     seconds: dict[str, float]
     from_records: int
     unknown: str | None
     unusable: tuple[str, ...] = ()
+    workers: int = 1
 
-    def wall_seconds(self, workers: int) -> float:
-        """All of them, on so many workers."""
+    @property
+    def wall_seconds(self) -> float:
+        """Expected time of all trials, on all workers."""
         longest = max(self.seconds.values(), default=0.0)
-        return max(sum(self.seconds.values()) / workers, longest)
+        return max(sum(self.seconds.values()) / self.workers, longest)
 
 
 def kind(trial: Trial) -> tuple[Any, ...]:
-    """Trials of one kind cost the same per image."""
+    """Return the settings that decide what an image costs; trials that agree in them cost the same."""
     images = tuple((key, value) for key, value in trial.dataset if key not in SIZES)
     batches = trial.batch_size, trial.norm_batch_size
     steps = trial.norm_every, trial.clip, bool(trial.dropout), trial.online, trial.whiten, trial.diagnose
     return images, trial.model, trial.norm, *batches, *steps, trial.precision, trial.augment
 
 
-def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, place: Execute) -> Estimate:
-    """Expect of every trial what was seen of its kind; probe what was never seen."""
+def estimate(
+    trials: Sequence[Trial], records: Iterable[Record], data: Path, placement: "Placement"
+) -> Estimate:
+    """Estimate every trial from records of its kind; probe kinds without records."""
     from normbench.data import dataset
 
-    here = platform.node(), place.threads, place.processes
+    conditions = platform.node(), placement.threads, placement.processes
     seen: dict[tuple[Any, ...], list[float]] = {}
     for record in records:
         about = record.provenance
-        there = about.get("host"), about.get("threads"), about.get("processes", 1)
-        if record.images_per_second and there == here:
-            seen.setdefault(kind(record.trial), []).append(record.images_per_second)
+        recorded = about.get("host"), about.get("threads"), about.get("processes", 1)
+        if record.images_per_second and recorded == conditions:
+            sharing = about.get("slots_per_device", 1)  # trials, each of which has a part of the GPU's speed
+            seen.setdefault(kind(record.trial), []).append(sharing * record.images_per_second)
     speeds = {seen_kind: median(values) for seen_kind, values in seen.items()}
     seconds: dict[str, float] = {}
     from_records, unknown = 0, None
     unusable: dict[str, None] = {}
     for trial in trials:
-        own = kind(trial)
+        trial_kind = kind(trial)
         try:
             extent = dataset.extent(trial.dataset, data)
-            if own not in speeds and NORMS[trial.norm.name].own:
+            if trial_kind not in speeds and NORMS[trial.norm.name].own:
                 unknown = "methods of your own are not tried before they run"
                 continue
-            if own not in speeds:
+            if trial_kind not in speeds:
                 from normbench.training.benchmark import images_per_second
 
-                speeds[own] = images_per_second(trial, extent, place.device, place.threads)
+                speeds[trial_kind] = images_per_second(trial, extent, placement.device, placement.threads)
         except DataError as error:
             unknown = str(error)
         except ValueError as error:
@@ -80,21 +88,21 @@ def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, pla
         except (RuntimeError, MemoryError) as error:
             unknown = f"the probe of {trial.id} failed: {str(error).partition(chr(10))[0]}"
         else:
-            from_records += own in seen
+            from_records += trial_kind in seen
             evaluations = -(-trial.epochs // trial.evaluate_every) + len(trial.evaluate)
             images = trial.epochs * extent.train
             images += int(evaluations * extent.test * EVALUATION_COST)
-            seconds[trial.id] = images / speeds[own]
-    return Estimate(seconds, from_records, unknown, tuple(unusable))
+            seconds[trial.id] = images / speeds[trial_kind]
+    return Estimate(seconds, from_records, unknown, tuple(unusable), placement.independent_workers)
 
 
 def relative_cost(trial: Trial) -> float:
-    """Work of a trial in arbitrary units: every update costs about as much as a few images more."""
+    """Return the work of a trial in arbitrary units; an update costs about as much as a few images more."""
     return trial.epochs * (1 + 6 / trial.batch_size)
 
 
 def record_bytes(trial: Trial) -> int:
-    """Of its record: some 3 kB, 200 an epoch, and more by each layer that has something to tell."""
+    """Return the size of a record: 3 kB, 200 bytes an epoch, and more for each layer with diagnostics."""
     depth = _depth(trial)
     by_layer = 200 * (trial.norm.name == "switchable") + 150 * (trial.clip.name == "agc")
     by_layer += 350 * ("gradient_norm" in trial.diagnose) + 120 * ("signal_propagation" in trial.diagnose)
@@ -102,12 +110,12 @@ def record_bytes(trial: Trial) -> int:
 
 
 def checkpoint_bytes(parameters: int) -> int:
-    """That a running trial needs at most: weights and momenta in fp32, in two slots and one being written."""
+    """Return the disk space of checkpoints: weights and momenta in fp32, two files and one being written."""
     return 3 * (2 * 4 * parameters + 50_000)
 
 
 def device_bytes(trial: Trial) -> int:
-    """That a trial takes of a GPU: rather too much, 2 GiB and 10 MiB a sample (ResNet-20, 32×32 images)."""
+    """Return an upper estimate of GPU memory: 2 GiB and 10 MiB a sample (ResNet-20, 32×32 images)."""
     image = trial.dataset.options.get("image_size", 32) / 32
     sample = 10 * 2**20 * (_depth(trial) / 20) * trial.model.options.get("width", 1.0) * image**2
     return 2 * 2**30 + int(trial.batch_size * sample)
@@ -118,7 +126,7 @@ def _depth(trial: Trial) -> int:
 
 
 def size(count: int) -> str:
-    """``1.2 GB``, ``3.4 MB`` or ``56 kB``."""
+    """Format a number of bytes as ``1.2 GB``, ``3.4 MB`` or ``56 kB``."""
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"

@@ -1,104 +1,149 @@
-"""How many trials run at once on this machine, and on which device each: cores for a CPU, slots on GPUs."""
+"""Where the trials of a run execute: devices, trials at once, processes, threads and shares of memory."""
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.experiment import Execute
 from normbench.config.trial import Trial
-from normbench.sweep import cgroups
+from normbench.machine import cores
 from normbench.sweep.estimate import device_bytes
 
 DEVICES = Path("/dev")
 DRIVERS = ("nvidia[0-9]*", "nvhost*", "nvgpu*", "dxg", "kfd")  # NVIDIA, its Tegra, Windows' below Linux, ROCm
-MOST = 16  # slots of a GPU that are tried
+SLOTS_PER_GPU = 16  # not measured on a GPU yet; benchmarks/gpu.py measures it
 
 
-def workers(execute: Execute) -> int | None:
-    """As many as cores or slots carry, unless a number is given; None where others know."""
+@dataclass(frozen=True)
+class Placement:
+    """Where the trials of a run execute, how many at once, and what each may use.
+
+    Attributes:
+        workers: trials at once; None where the scheduler of a cluster decides.
+        device: of a trial, as in a configuration, unless the executor chooses one of ``devices``.
+        devices: of this machine, over which the executor spreads trials evenly; may be empty.
+        trials_per_device: trials at most that share a GPU.
+        trials_per_process: trials at once in a worker process, each in a thread (on a GPU: a stream).
+        threads: of each process.
+        processes: that share every batch of a trial.
+        hang_seconds: after which a trial without progress is ended; None for never.
+        has_kernels: False where compiled kernels cannot be built, so that no process tries it again.
+    """
+
+    workers: int | None = 1
+    device: str = "auto"
+    devices: tuple[str, ...] = ()
+    trials_per_device: int = 1
+    trials_per_process: int = 1
+    threads: int = 1
+    processes: int = 1
+    hang_seconds: float | None = None
+    has_kernels: bool = True
+
+    @property
+    def worker_processes(self) -> int:
+        """Processes in which all workers run; 0 where a scheduler decides."""
+        return math.ceil((self.workers or 0) / self.trials_per_process)
+
+    @property
+    def cores(self) -> int:
+        """Cores that each trial takes."""
+        return self.threads * self.processes
+
+    @property
+    def independent_workers(self) -> int:
+        """Trials at once that do not slow each other down: one for each GPU, or all on CPUs."""
+        return min(self.workers or 1, len(self.devices) or self.workers or 1)
+
+    @property
+    def memory_share(self) -> float:
+        """Fraction of a GPU's memory for each trial; streams leave one share for a retry apart."""
+        return 1 / (self.trials_per_device + (self.trials_per_process > 1))
+
+
+def place(execute: Execute, trials: Sequence[Trial]) -> Placement:
+    """Compute where ``trials`` execute. This loads torch only where there may be a GPU."""
+    placement = Placement(
+        workers=min(1, len(trials)),
+        device=execute.device,
+        threads=execute.threads,
+        processes=execute.processes,
+        hang_seconds=execute.hang_seconds,
+    )
     if EXECUTORS[execute.executor.name].elsewhere:
-        return None if execute.workers == "auto" else execute.workers
-    there = slots(execute)
-    if execute.workers == "auto":
-        return len(there) or max(1, cores() // (execute.threads * execute.processes))
-    told = there and execute.slots_per_device != "auto"
-    return min(execute.workers, len(there)) if told else execute.workers
+        gpus = execute.executor.options.get("gpus")
+        return replace(
+            placement,
+            workers=min(execute.workers, len(trials)) if isinstance(execute.workers, int) else None,
+            trials_per_device=int(1 / gpus) if isinstance(gpus, float) and 0 < gpus < 1 else 1,
+        )
+    if execute.executor.name != "pool":
+        return placement
+    if execute.device != "cpu" and (execute.device != "auto" or has_gpu()):
+        return _on_gpus(placement, execute, trials)
+    workers = max(1, cores() // placement.cores) if execute.workers == "auto" else execute.workers
+    return replace(placement, workers=min(workers, len(trials)))
 
 
-def slots(execute: Execute) -> tuple[str, ...]:
-    """The device of every slot, by turns, so that the first so many fill all devices evenly; none on a CPU.
-
-    ``auto`` is one, until :mod:`normbench.sweep.gains` has measured how many are worth it.
-    """
-    if not _on_gpus(execute):
-        return ()
+def _on_gpus(placement: Placement, execute: Execute, trials: Sequence[Trial]) -> Placement:
+    """Return the placement of trials of the pool: slots of GPUs, which are filled evenly."""
     memories = _memories(execute.device)
-    if not memories or execute.processes > 1:  # no GPU (who runs says so), or one for each process
-        return (execute.device,)
-    each = 1 if execute.slots_per_device == "auto" else execute.slots_per_device
-    return tuple(f"cuda:{index}" for _ in range(each) for index in memories)
+    if memories and execute.processes == 1:
+        devices = tuple(f"cuda:{index}" for index in memories)
+        slots = len(devices) * _slots(execute, trials, memories)
+    else:  # no GPU, which is refused before anything runs; or one for each process of a trial
+        devices = (execute.device,)
+        slots = 1 if execute.workers == "auto" else execute.workers
+    workers = min(slots, len(trials), slots if execute.workers == "auto" else execute.workers)
+    trials_per_device = max(1, math.ceil(workers / len(devices)))
+    uses_streams = execute.slots_as != "processes" and execute.processes == 1
+    return replace(
+        placement,
+        workers=workers,
+        devices=devices,
+        trials_per_device=trials_per_device,
+        trials_per_process=trials_per_device if uses_streams else 1,
+    )
 
 
-def most(execute: Execute, trials: Iterable[Trial], slots_as: str) -> int:
-    """Slots that a GPU has room for: by its memory and the largest trial, and by ``MOST``.
+def _slots(execute: Execute, trials: Sequence[Trial], memories: Mapping[int, int]) -> int:
+    """Return the trials at once on each GPU: as configured, or as the smallest memory and the cores carry.
 
-    Processes can be no more than each has ``threads`` cores for itself: a core that launches kernels is busy.
+    Each process of its own needs ``threads`` cores, as a core that launches kernels is busy.
     """
-    memories = _memories(execute.device)
-    largest = max(map(device_bytes, trials), default=min(memories.values()))
-    by_cores = cores() // (execute.threads * len(memories)) if slots_as == "processes" else MOST
-    return max(1, min(MOST, by_cores, min(memories.values()) // largest))
-
-
-def sharing(execute: Execute, running: int | None) -> int:
-    """How many trials at most share a device if so many run at once (None: as many as others let)."""
-    gpus = execute.executor.options.get("gpus")
-    if isinstance(gpus, float) and 0 < gpus < 1:
-        return int(1 / gpus)
-    there = slots(execute)
-    return math.ceil((running or 1) / len(set(there))) if there and execute.executor.name == "pool" else 1
-
-
-def together(execute: Execute, running: int | None) -> int:
-    """How many of them share one process: all of a device, where its slots are streams."""
-    streams = execute.slots_as == "streams" and execute.processes == 1 and execute.executor.name == "pool"
-    return sharing(execute, running) if streams else 1
+    if execute.slots_per_device != "auto":
+        return execute.slots_per_device
+    smallest = min(memories.values())
+    slots = min(SLOTS_PER_GPU, smallest // max(map(device_bytes, trials), default=smallest))
+    if execute.slots_as == "processes":
+        slots = min(slots, cores() // (execute.threads * len(memories)))
+    return max(1, slots)
 
 
 def refusal(execute: Execute, device: str) -> str | None:
-    """Why there can be no such slots on what ``execute.device`` stands for, or None."""
-    told = {key: getattr(execute, key) for key in ("slots_per_device", "slots_as")}
-    said = [f"execute.{key} {value}: " for key, value in told.items() if value != "auto"]
-    if not said:
+    """Return why the configured slots are impossible on a type of device, or None."""
+    settings = {key: getattr(execute, key) for key in ("slots_per_device", "slots_as")}
+    configured = [f"execute.{key} {value}: " for key, value in settings.items() if value != "auto"]
+    if not configured:
         return None
-    words = said[0]
+    start = configured[0]
     if execute.executor.name != "pool":
-        return f"{words}it is for the pool; with ray, the option gpus: 0.25 lets four share a GPU"
+        return f"{start}it is for the pool; with ray, the option gpus: 0.25 lets four share a GPU"
     if device == "cpu":
-        return f"{words}slots are on GPUs, and this is a CPU, where execute.workers says how many run at once"
+        return f"{start}slots are on GPUs, and this is a CPU, where execute.workers says how many run at once"
     if execute.processes > 1:
-        return f"{words}the {execute.processes} processes of a trial have a GPU each; leave it at auto"
+        return f"{start}the {execute.processes} processes of a trial have a GPU each; leave it at auto"
     return None
 
 
-def cores() -> int:
-    """The cores that this process may use, by its affinity and by the quotas of its control groups."""
-    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return math.ceil(min(ours, cgroups.quota()))
-
-
-def _on_gpus(execute: Execute) -> bool:
-    elsewhere = EXECUTORS[execute.executor.name].elsewhere
-    return not elsewhere and execute.device != "cpu" and (execute.device != "auto" or has_gpu())
-
-
 def has_gpu() -> bool:
-    """Whether ``auto`` is a GPU here: torch says so, and is asked, and loaded, where there may be one."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    drivers = any(True for name in DRIVERS for _ in DEVICES.glob(name))
-    return drivers and not hidden and bool(_memories("auto"))
+    """Return whether ``auto`` is a GPU here; torch is asked, and loaded, only where there is a driver."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    has_driver = any(True for name in DRIVERS for _ in DEVICES.glob(name))
+    return has_driver and not is_hidden and bool(_memories("auto"))
 
 
 def _memories(device: str) -> Mapping[int, int]:

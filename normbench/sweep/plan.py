@@ -1,4 +1,4 @@
-"""The plan of an experiment: all trials that were ever asked for under its name, as one document."""
+"""The plan of an experiment: the trials of all its runs, as one document."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -12,42 +12,42 @@ from normbench.config.trial import Trial
 Block = dict[str, Any]
 
 
-def united(earlier: experiment.Experiment, now: experiment.Experiment) -> experiment.Experiment:
-    """The trials of both, with everything else as ``now`` has it.
+def unite(earlier: experiment.Experiment, now: experiment.Experiment) -> experiment.Experiment:
+    """Return an experiment with the trials of both, and everything else of ``now``.
 
-    A document that has every trial of the other stays as it is. Else the grids of ``earlier`` that have
-    further trials go behind those of ``now``, and say for themselves what ``now`` sets otherwise for all.
+    A document that has every trial of the other stays as it is. Otherwise the grids of ``earlier`` with
+    further trials are appended to those of ``now``, and name the settings in which ``now`` differs.
 
     Raises:
         ConfigError: so many trials do not fit into one document.
     """
-    asked, known = (frozenset(trial.id for trial in each.trials) for each in (now, earlier))
-    if known <= asked:
+    new, old = (frozenset(trial.id for trial in each.trials) for each in (now, earlier))
+    if old <= new:
         return now
     sections = {key: value for key, value in now.document.items() if key not in ("trial", "sweep")}
-    if asked <= known:
+    if new <= old:
         sections |= {key: earlier.document[key] for key in ("trial", "sweep") if key in earlier.document}
     else:
         kept = [
-            _pinned(block, earlier.document.get("trial", {}), now.document.get("trial", {}))
+            _pin(block, earlier.document.get("trial", {}), now.document.get("trial", {}))
             for block in _blocks(earlier.document)
-            if not _ids({**earlier.document, "sweep": block}) <= asked
+            if not _ids({**earlier.document, "sweep": block}) <= new
         ]
         sections |= {
             "trial": now.document.get("trial", {}),
-            "sweep": [*_blocks(now.document), *_joined(kept)],
+            "sweep": [*_blocks(now.document), *_join(kept)],
         }
     document = {key: sections[key] for key in (*now.document, *sections) if key in sections}
-    whole = _with_room(document, now)
-    if {trial.id for trial in whole.trials} != asked | known:
+    union = _without_limits(document, now)
+    if {trial.id for trial in union.trials} != new | old:
         raise experiment.ConfigError(
             "the plan of this experiment cannot take these trials in beside the earlier ones"
         )
-    return whole
+    return union
 
 
 def _blocks(document: Mapping[str, Any]) -> list[Block]:
-    """The grids of a document; without a sweep, one of a single cell."""
+    """Return the grids of a document; without a sweep, one grid of a single cell."""
     sweep = document.get("sweep")
     return [{}] if sweep is None else list(sweep) if isinstance(sweep, list) else [sweep]
 
@@ -56,8 +56,8 @@ def _ids(document: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(trial.id for trial in experiment.parsed(document).trials)
 
 
-def _pinned(block: Block, base: Mapping[str, Any], other: Mapping[str, Any]) -> Block:
-    """A grid that gives over the settings of ``other`` what it gives over those of ``base``."""
+def _pin(block: Block, base: Mapping[str, Any], other: Mapping[str, Any]) -> Block:
+    """Return a grid that gives with the settings of ``other`` the trials that it gives with ``base``."""
     keys = [key for key in {**other, **base} if key not in block]
     absent = object()
     differing = [key for key in keys if base.get(key, absent) != other.get(key, absent)]
@@ -65,15 +65,15 @@ def _pinned(block: Block, base: Mapping[str, Any], other: Mapping[str, Any]) -> 
 
 
 def _default(key: str) -> Any:
-    """The default of a setting as it is written in a document."""
+    """Return the default of a setting as it is written in a document."""
     value = Trial.model_fields[key].default
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     return list(value) if isinstance(value, tuple) else value
 
 
-def _joined(blocks: Iterable[Block]) -> list[Block]:
-    """Grids that differ in the values of one axis as one, so that many runs make no long list."""
+def _join(blocks: Iterable[Block]) -> list[Block]:
+    """Merge grids that differ in the values of one axis, so that many runs make no long list."""
     joined: list[Block] = []
     for block in blocks:
         for number, other in enumerate(joined):
@@ -87,11 +87,8 @@ def _joined(blocks: Iterable[Block]) -> list[Block]:
     return joined
 
 
-def _with_room(document: dict[str, Any], now: experiment.Experiment) -> experiment.Experiment:
-    """The experiment that a document is, whatever ``now`` allows its own trials.
-
-    Nothing but ``now`` runs here: other trials need not fit its ``max_trials`` and its ``processes``.
-    """
+def _without_limits(document: dict[str, Any], now: experiment.Experiment) -> experiment.Experiment:
+    """Parse a document without ``max_trials`` and ``processes`` of ``now``, which hold for its run alone."""
     try:
         return experiment.parsed(document)
     except experiment.ConfigError:

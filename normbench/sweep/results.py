@@ -1,4 +1,4 @@
-"""What lies below a results directory: which experiments, and their records."""
+"""The experiments below a results directory, and their records."""
 
 import contextlib
 import os
@@ -17,16 +17,16 @@ RECORD = re.compile(r".+-[0-9a-f]{12}\.json")  # as `Trial.id` is written
 
 
 class Missing(UnknownName):
-    """There is no such experiment, or nothing in it."""
+    """An experiment that does not exist, or a directory without experiments."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is there of an experiment.
+class StoredExperiment:
+    """A stored experiment.
 
     Attributes:
         name: of its directory.
-        records: of the experiment as it was run; all that are there if its plan cannot be read.
+        records: of the experiment as it was run; all records of the directory if its plan cannot be read.
         survey: None if its plan cannot be read.
     """
 
@@ -36,20 +36,20 @@ class Found:
 
     @property
     def experiment(self) -> Experiment | None:
-        """As it was run, with all trials of all its runs; None if its plan cannot be read."""
+        """The experiment as it was run, with all trials of all its runs; None if its plan cannot be read."""
         return self.survey.experiment if self.survey else None
 
     @property
     def title(self) -> str:
-        """What stands above its figures: the name, and the description where its plan has one."""
+        """The title of its figures: the name, and the description if its plan has one."""
         description = self.experiment.document.get("description") if self.experiment else None
         return f"{self.name}: {description}" if description else self.name
 
 
 def experiments(results: Path) -> list[str]:
-    """The experiments that have records or a plan below ``results``, by name; what cannot be read may be one.
+    """List the experiments below ``results``: directories with records or a plan, or that cannot be read.
 
-    A directory with other JSON files alone, such as that of a profile, is none.
+    A directory with other JSON files alone, such as that of a profile, is no experiment.
 
     Raises:
         OSError: ``results`` is a file, or cannot be read.
@@ -68,11 +68,11 @@ def _is_experiment(directory: Path) -> bool:
 
 
 def named(results: Path, name: str | None) -> list[str]:
-    """One experiment, or all.
+    """Return the experiment of this name, or all without one.
 
     Raises:
-        Missing: there is none of this name, or none at all.
-        OSError: the one cannot be read.
+        Missing: there is no experiment of this name, or no experiment at all.
+        OSError: its directory cannot be read.
     """
     known = experiments(results)
     if not known:
@@ -88,33 +88,33 @@ def named(results: Path, name: str | None) -> list[str]:
     return [name]
 
 
-def find(results: Path, name: str, tell: Tell) -> Found:
-    """The records of an experiment as it was run; ``tell`` is told of all that cannot be read."""
+def find(results: Path, name: str, tell: Tell) -> StoredExperiment:
+    """Read the records of an experiment as it was run; ``tell`` is called for each that cannot be read."""
     directory = results / name
     try:
         return _find(results, name, tell)
     except PermissionError as error:
         tell(f"{error.filename or directory}: cannot be read, left out ({error.strerror})")
-        return Found(name, [], None)
+        return StoredExperiment(name, [], None)
 
 
-def _find(results: Path, name: str, tell: Tell) -> Found:
+def _find(results: Path, name: str, tell: Tell) -> StoredExperiment:
     directory = results / name
     try:
-        experiment = replace(run.stored(results, name), name=name)  # its directory may have been renamed
+        experiment = replace(run.load_plan(results, name), name=name)  # its directory may have been renamed
     except ConfigError as error:
         records, damaged = Store(directory).load()
         missing = not (directory / run.PLAN).exists()
         why = f"there is no {run.PLAN}" if missing else f"damaged: {error.problems[0]}"
         tell(f"{name}: what was asked for is not known, so all its records are taken ({why})")
-        found = Found(name, list(records.values()), None)
+        stored = StoredExperiment(name, list(records.values()), None)
     else:
         survey = run.survey(experiment, results)
         damaged = survey.damaged
-        found = Found(name, list(survey.records.values()), survey)
-    if found.survey and (stray := found.survey.stray):
+        stored = StoredExperiment(name, list(survey.records.values()), survey)
+    if stored.survey and (stray := stored.survey.stray):
         some = f"such as {stray[0]}" if len(stray) > 1 else stray[0]
         tell(f"{name}: {len(stray)} of its records are of no trial of its plan and left out, {some}")
     for line in complaints(damaged, "left out"):
         tell(line)
-    return found
+    return stored

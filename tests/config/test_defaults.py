@@ -8,7 +8,7 @@ import pytest
 from normbench.config.defaults import BEFORE, NOW
 from normbench.config.experiment import dump, load
 from normbench.config.trial import CHANGED
-from normbench.sweep.run import PLAN, stored
+from normbench.sweep.run import PLAN, load_plan
 
 DOCUMENTS = {
     "by default": "trial: {precision: bf16, evaluate: [precise]}",
@@ -46,7 +46,7 @@ def test_a_stored_plan_that_names_no_changed_default_means_the_old_and_a_config_
 ) -> None:
     path = written(DOCUMENTS[name])
     assert meanings(load(path).trials) == set(NOW.values())
-    assert meanings(stored(path.parent.parent, "x").trials) == set(BEFORE.values())
+    assert meanings(load_plan(path.parent.parent, "x").trials) == set(BEFORE.values())
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -55,8 +55,8 @@ def test_a_stored_plan_is_of_the_trials_that_it_was_written_for(written: Any, na
     path = written(DOCUMENTS[name])
     experiment = load(path, stored=older)
     path.write_text(dump(experiment))
-    assert stored(path.parent.parent, "x").trials == experiment.trials
-    assert dump(stored(path.parent.parent, "x")) == dump(experiment), "it need not be written anew"
+    assert load_plan(path.parent.parent, "x").trials == experiment.trials
+    assert dump(load_plan(path.parent.parent, "x")) == dump(experiment), "it need not be written anew"
 
 
 def test_what_a_stored_plan_names_stays(written: Any) -> None:
@@ -64,12 +64,12 @@ def test_what_a_stored_plan_names_stays(written: Any) -> None:
         "trial: {precision: bf16, logits_precision: fp32, evaluate: [{name: precise, variance: population}]}"
     )
     path = written(text)
-    assert meanings(stored(path.parent.parent, "x").trials) == {"fp32", "population"}
+    assert meanings(load_plan(path.parent.parent, "x").trials) == {"fp32", "population"}
 
 
 def test_what_is_wrong_in_a_stored_plan_is_told_where_it_stands(written: Any) -> None:
     path = written("trial: {precision: bf16, evaluate: [prcise]}\nsweep: {evaluate: precise, seed: [x]}")
     with pytest.raises(ValueError, match=r"unknown evaluation 'prcise'") as caught:
-        stored(path.parent.parent, "x")
+        load_plan(path.parent.parent, "x")
     assert "experiment.yaml:2:37: trial.evaluate" in str(caught.value)
     assert "sweep.seed" in str(caught.value)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from normbench import memory
+from normbench import machine
 from normbench.config.catalog.datasets import DataError, TooLarge
 from normbench.data.folder import IMAGE_FOLDER
 
@@ -249,6 +249,6 @@ def test_a_folder_that_is_not_there_may_have_been_meant_as_one_that_is(tmp_path,
 
 def test_images_that_memory_does_not_hold_are_refused_by_arithmetic(tmp_path, image_tree, monkeypatch):
     image_tree(tmp_path)
-    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    monkeypatch.setattr(machine, "available_memory", lambda: 10**6)
     with pytest.raises(TooLarge, match=r"18 images at image_size 1000 take 0\.1 GB of memory, and 0\.0 GB"):
         decode(tmp_path, image_size=1000)

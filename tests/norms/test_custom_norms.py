@@ -16,6 +16,7 @@ from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.records import Record, Store
 from normbench.sweep import run as sweep
+from normbench.sweep.placement import Placement
 from normbench.training.capture import capture
 
 Cli = Callable[..., Any]
@@ -118,7 +119,7 @@ def experiment(directory: Path, norms: str) -> config.Experiment:
 
 
 def run(directory: Path, data: Path, norms: str, executor: str = "serial") -> dict[str, Record]:
-    found = sweep.on(experiment(directory, norms), executor=executor)
+    found = sweep.override(experiment(directory, norms), executor=executor)
     sweep.run(found, directory / "results", data)
     return Store(directory / "results" / "mine").load()[0]
 
@@ -215,7 +216,7 @@ def test_what_its_layers_do_not_have_is_not_evaluated(here: Path, tiny_data: Pat
     evaluate = ["moving_average", "precise", "cumulative", {"name": "batch", "sizes": [2]}]
     trial = tiny_trial(norm="plain_norms:plain", evaluate=evaluate)
     record = sweep.work(
-        trial, lambda _: False, data=tiny_data, checkpoints=here.joinpath, device="cpu", threads=1
+        trial, lambda _: False, data=tiny_data, checkpoints=here.joinpath, placement=Placement(device="cpu")
     )
 
     accuracies = {result.numbers["test_accuracy"] for result in record.inference}

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from conftest import Cli, ImageTree
 
+from normbench.config.trial import Choice
+from normbench.data import dataset
 from normbench.records import Record, Store
 from normbench.sweep import changes
 
@@ -136,6 +138,22 @@ def test_new_trials_beside_records_of_other_images_are_told(place: Path, cli: Cl
     assert f"of_data: {words} ({', '.join(before)})" in ended.err
     assert "of_data: the 1 to run will stand beside them, of the data and the code there are now" in ended.err
     assert words in ended.out
+
+
+@pytest.mark.parametrize("more", [[], ["sweep.seed=[0,1,2]"], ["--retry", "changed"]], ids=str)
+def test_an_image_folder_is_compared_with_its_records_once_a_run(
+    place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    looked: list[Choice] = []
+    standing = dataset.standing
+
+    def counted(choice: Choice, directory: Path) -> dataset.Standing:
+        looked.append(choice)
+        return standing(choice, directory)
+
+    monkeypatch.setattr(dataset, "standing", counted)
+    assert cli("run", "of_data.yaml", *more).code == 0
+    assert len(looked) == 1
 
 
 def test_files_that_only_were_touched_are_settled_by_decoding_them(place: Path, cli: Cli) -> None:

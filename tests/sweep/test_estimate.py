@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from normbench.config.catalog.models import MODELS
-from normbench.config.experiment import Execute
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.records import Record, Store
 from normbench.sweep.estimate import Estimate, device_bytes, estimate, kind, record_bytes, relative_cost
+from normbench.sweep.placement import Placement
 from normbench.training import benchmark
 
-HERE = Execute(executor="serial")
+HERE = Placement()
 
 
 @pytest.fixture
@@ -113,10 +113,20 @@ def test_what_cannot_run_is_told_with_all_reasons(records: list[Record], tiny_da
 
 
 def test_records_of_another_number_of_processes_say_nothing(records: list[Record], tiny_data: Path) -> None:
-    together = HERE.model_copy(update={"processes": 2})
+    together = replace(HERE, processes=2)
 
     assert estimate([records[0].trial], records, tiny_data, HERE).from_records == 1
     assert estimate([records[0].trial], records, tiny_data, together).from_records == 0
+
+
+def test_a_trial_that_shared_a_gpu_had_a_part_of_its_speed(records: list[Record], tiny_data: Path) -> None:
+    about = records[0].provenance | {"slots_per_device": 16}
+    shared = records[0].model_copy(update={"images_per_second": 10.0, "provenance": about})
+    trial = like(records[0], epochs=1)
+
+    expected = estimate([trial], [shared], tiny_data, HERE)
+
+    assert expected.seconds[trial.id] == pytest.approx((64 + 6) / 160)
 
 
 def test_a_probe_that_fails_leaves_the_time_open(
@@ -134,7 +144,7 @@ def test_a_device_that_is_not_there_is_told(records: list[Record], tiny_data: Pa
     torch = sys.modules["torch"]
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    expected = estimate([records[0].trial], [], tiny_data, Execute(device="cuda:0"))
+    expected = estimate([records[0].trial], [], tiny_data, Placement(device="cuda:0"))
     assert expected.unusable == (
         "execute.device cuda:0: there is no GPU that torch can use; auto or cpu will do",
     )
@@ -158,9 +168,9 @@ def test_a_probe_measures_and_leaves_all_as_it_was(
 
 def test_workers_share_the_time_but_not_a_trial() -> None:
     expected = Estimate({"a": 10.0, "b": 2.0, "c": 2.0}, 3, None)
-    assert expected.wall_seconds(1) == 14
-    assert expected.wall_seconds(2) == 10
-    assert Estimate({}, 0, None).wall_seconds(4) == 0
+    assert expected.wall_seconds == 14
+    assert replace(expected, workers=2).wall_seconds == 10
+    assert Estimate({}, 0, None, workers=4).wall_seconds == 0
 
 
 def test_small_batches_cost_more() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import itertools
 import multiprocessing
@@ -31,6 +32,7 @@ from normbench.records import Failure, Interrupted, Record
 from normbench.sweep.executors import pool as pool_module
 from normbench.sweep.executors import retry as attempts_module
 from normbench.sweep.executors import worker as workers_module
+from normbench.sweep.placement import Placement
 
 pytestmark = pytest.mark.slow
 
@@ -50,25 +52,25 @@ def record_of(trial: Trial, **diagnostics: Any) -> Record:
     )  # fmt: skip
 
 
-def trivial(trial: Trial, tell: Tell, together: int = 1) -> Record:
+def trivial(trial: Trial, tell: Tell, seats: int = 1) -> Record:
     tell({"epoch": trial.seed, "images": 1})
     return record_of(trial, seed=trial.seed)
 
 
-def placed(trial: Trial, tell: Tell, *, device: str = "nowhere", together: int = 1) -> Record:
+def on_its_device(trial: Trial, tell: Tell, *, device: str = "nowhere", seats: int = 1) -> Record:
     return record_of(trial, device=device)
 
 
-def meets(trial: Trial, tell: Tell, *, there: Path, expected: int, together: int, device: str = "") -> Record:
+def meets(trial: Trial, tell: Tell, *, there: Path, expected: int, seats: int, device: str = "") -> Record:
     """Waits for the others."""
     (there / str(trial.seed)).touch()
     while len(list(there.iterdir())) < expected:
         tell({})
         select.select([], [], [], 0.01)
-    return record_of(trial, device=device, together=together)
+    return record_of(trial, device=device, seats=seats)
 
 
-def dies_when_all_are_there(trial: Trial, tell: Tell, *, there: Path, together: int = 1) -> Record:
+def dies_when_all_are_there(trial: Trial, tell: Tell, *, there: Path, seats: int = 1) -> Record:
     """Seed 1 does, every time; the other two hold out for its first death, and end at the second attempt."""
     attempt = len(list(there.glob(f"{trial.seed}.*")))
     (there / f"{trial.seed}.{attempt}").touch()
@@ -80,7 +82,7 @@ def dies_when_all_are_there(trial: Trial, tell: Tell, *, there: Path, together: 
     return record_of(trial)
 
 
-def dies_on_a_device(trial: Trial, tell: Tell, *, device: str, attempts: Path, together: int = 1) -> Record:
+def dies_on_a_device(trial: Trial, tell: Tell, *, device: str, attempts: Path, seats: int = 1) -> Record:
     """Seed 1 does once; seed 0 holds out until it is back."""
     if trial.seed == 1:
         with attempts.open("a") as file:
@@ -93,7 +95,7 @@ def dies_on_a_device(trial: Trial, tell: Tell, *, device: str, attempts: Path, t
     return record_of(trial)
 
 
-def spoils(trial: Trial, tell: Tell, *, spoilt: Path, device: str = "", together: int = 1) -> Record:
+def spoils(trial: Trial, tell: Tell, *, spoilt: Path, device: str = "", seats: int = 1) -> Record:
     """Seed 1 leaves its process such that all others fail in it."""
     mark = spoilt / str(os.getpid())
     if trial.seed == 1:
@@ -109,7 +111,7 @@ class Unpicklable(Exception):
         self.lock = threading.Lock()
 
 
-def odd_ones_raise(trial: Trial, tell: Tell, together: int = 1) -> Record:
+def odd_ones_raise(trial: Trial, tell: Tell, seats: int = 1) -> Record:
     if trial.seed % 4 == 1:
         raise ValueError(f"seed {trial.seed}")
     if trial.seed % 4 == 3:
@@ -117,18 +119,18 @@ def odd_ones_raise(trial: Trial, tell: Tell, together: int = 1) -> Record:
     return record_of(trial)
 
 
-def with_a_result_that_does_not_pickle(trial: Trial, tell: Tell, together: int = 1) -> Record:
+def with_a_result_that_does_not_pickle(trial: Trial, tell: Tell, seats: int = 1) -> Record:
     return record_of(trial).model_copy(update={"diagnostics": {"lock": threading.Lock()}})
 
 
-def until_told_to_stop(trial: Trial, tell: Tell, *, saved: Path, together: int = 1) -> Record:
+def until_told_to_stop(trial: Trial, tell: Tell, *, saved: Path, seats: int = 1) -> Record:
     while not tell({"epoch": 1}):
         select.select([], [], [], 0.01)
     (saved / str(trial.seed)).touch()
     raise Interrupted(trial.id)
 
 
-def one_ends_and_the_others_go_on(trial: Trial, tell: Tell, *, saved: Path, together: int = 1) -> Record:
+def one_ends_and_the_others_go_on(trial: Trial, tell: Tell, *, saved: Path, seats: int = 1) -> Record:
     return trivial(trial, tell) if trial.seed == 0 else until_told_to_stop(trial, tell, saved=saved)
 
 
@@ -141,14 +143,14 @@ def saves_often(trial: Trial, tell: Tell, **means: Any) -> Record:
     return run.work(trial, tell, **means)
 
 
-def deaf(trial: Trial, tell: Tell, together: int = 1) -> Record:
+def deaf(trial: Trial, tell: Tell, seats: int = 1) -> Record:
     """Never asks whether to stop."""
     tell({"epoch": 1})
     while True:
         select.select([], [], [], 60)
 
 
-def cannot_save(trial: Trial, tell: Tell, together: int = 1) -> Record:
+def cannot_save(trial: Trial, tell: Tell, seats: int = 1) -> Record:
     """Hears that it shall stop, and finds the disk full."""
     while not tell({"epoch": 1}):
         select.select([], [], [], 0.05)
@@ -156,7 +158,7 @@ def cannot_save(trial: Trial, tell: Tell, together: int = 1) -> Record:
 
 
 def dies(
-    trial: Trial, tell: Tell, *, attempts: Path, signal_: int | None, times: int, together: int = 1
+    trial: Trial, tell: Tell, *, attempts: Path, signal_: int | None, times: int, seats: int = 1
 ) -> Record:
     """Seed 1 takes its process with it, the first ``times`` times."""
     if trial.seed == 1:
@@ -169,7 +171,7 @@ def dies(
     return trivial(trial, tell)
 
 
-def hangs(trial: Trial, tell: Tell, *, attempts: Path, how: str, times: int, together: int = 1) -> Record:
+def hangs(trial: Trial, tell: Tell, *, attempts: Path, how: str, times: int, seats: int = 1) -> Record:
     """Seed 1 makes no progress, the first ``times`` times."""
     if trial.seed == 1:
         tell({"epoch": 1})
@@ -188,18 +190,18 @@ HANGS: dict[str, Callable[[], object]] = {
 }
 
 
-def leaves(trial: Trial, tell: Tell, *, how: str, together: int = 1) -> Record:
+def leaves(trial: Trial, tell: Tell, *, how: str, seats: int = 1) -> Record:
     """Seed 1 does, every time."""
     if trial.seed == 1:
         raise SystemExit(3) if how == "exits" else KeyboardInterrupt
     return record_of(trial)
 
 
-def outlasts(trial: Trial, tell: Tell, *, device: str, together: int = 1) -> Record:
+def outlasts(trial: Trial, tell: Tell, *, device: str, seats: int = 1) -> Record:
     """In company, seed 0 raises and seed 1 ends a little later, having said where it was."""
-    if together > 1 and trial.seed == 0:
+    if seats > 1 and trial.seed == 0:
         raise RuntimeError("on a device")
-    if together > 1:
+    if seats > 1:
         for _ in range(10):
             tell({})
             select.select([], [], [], 0.05)
@@ -207,11 +209,11 @@ def outlasts(trial: Trial, tell: Tell, *, device: str, together: int = 1) -> Rec
     return record_of(trial)
 
 
-def mostly_listens(trial: Trial, tell: Tell, *, deaf_ones: int, saved: Path, together: int) -> Record:
+def mostly_listens(trial: Trial, tell: Tell, *, deaf_ones: int, saved: Path, seats: int) -> Record:
     return deaf(trial, tell) if trial.seed < deaf_ones else until_told_to_stop(trial, tell, saved=saved)
 
 
-def big(trial: Trial, tell: Tell, together: int = 1) -> Record:
+def big(trial: Trial, tell: Tell, seats: int = 1) -> Record:
     """More than a pipe holds."""
     tell({"epoch": 1, "much": "x" * 1_000_000})
     return record_of(trial, much="x" * 1_000_000)
@@ -228,13 +230,22 @@ def trials(tiny: Callable[..., Trial]) -> Callable[[int], list[Trial]]:
 TOGETHER = "pool, three to a process"
 
 
+def placed(
+    execute: Execute, work: Callable[..., Record], trials: list[Trial], **means: Any
+) -> Generator[tuple[Trial, Outcome]]:
+    """Call an executor, with a placement of those means that are fields of one."""
+    fields = {field.name for field in dataclasses.fields(Placement)} & means.keys()
+    placement = Placement(**{field: means.pop(field) for field in fields})
+    return execute(work, trials, placement, **means)
+
+
 def executor(name: str, request: pytest.FixtureRequest) -> Execute:
     """As a sweep calls it, with a cluster behind it where it needs one."""
     if name == TOGETHER:
-        return partial(executor("pool", request), together=3)
+        return partial(executor("pool", request), trials_per_process=3)
     choice = experiment.Execute(executor=place_of(name, request)).executor
     directory = request.getfixturevalue("tmp_path") / name
-    return partial(EXECUTORS[name].load(), threads=1, files=(), directory=directory, **choice.options)
+    return partial(placed, EXECUTORS[name].load(), directory=directory, **choice.options)
 
 
 @pytest.fixture(params=[*EXECUTORS, TOGETHER])
@@ -256,7 +267,7 @@ def pool(request: pytest.FixtureRequest) -> Execute:
 
 def name_of(execute: Execute) -> str:
     assert isinstance(execute, partial)
-    return str(execute.func.__module__).rpartition(".")[2]
+    return str(execute.args[0].__module__).rpartition(".")[2]
 
 
 @pytest.fixture(autouse=True)
@@ -394,9 +405,9 @@ def test_results_are_those_of_the_serial_executor_to_the_last_bit(
 
     trials = [tiny(norm="batch", seed=0), tiny(norm="switchable", precision="bf16", seed=1)]
     results = []
-    for number, execute in enumerate((EXECUTORS["serial"].load(), apart)):
-        place = (tmp_path / str(number)).joinpath
-        task = partial(work, data=tiny_data, checkpoints=place, device="cpu", threads=1)
+    for number, execute in enumerate((partial(placed, EXECUTORS["serial"].load()), apart)):
+        checkpoints, placement = (tmp_path / str(number)).joinpath, Placement(device="cpu")
+        task = partial(work, data=tiny_data, checkpoints=checkpoints, placement=placement)
         found = outcomes(execute, task, trials, workers=1)
         results.append({seed: numbers(one) for seed, one in found.items() if isinstance(one, Record)})
 
@@ -525,14 +536,14 @@ def test_workers_are_as_many_as_asked_for_and_are_used_again(
 
 
 def test_workers_fill_the_devices_evenly(pool: Execute, trials: Callable[[int], list[Trial]]) -> None:
-    found = outcomes(pool, placed, trials(6), workers=6, devices=("cuda:0", "cuda:1"))
-    alone = outcomes(pool, placed, trials(1), workers=1)
+    found = outcomes(pool, on_its_device, trials(6), workers=6, devices=("cuda:0", "cuda:1"))
+    single = outcomes(pool, on_its_device, trials(1), workers=1)
 
     def devices(answers: dict[int, Any]) -> list[str]:
         return [outcome.diagnostics["device"] for outcome in answers.values()]
 
     assert Counter(devices(found)) == {"cuda:0": 3, "cuda:1": 3}
-    assert devices(alone) == ["nowhere"]
+    assert devices(single) == ["nowhere"]
 
 
 def test_who_takes_a_dead_workers_place_takes_its_device(
@@ -571,7 +582,7 @@ def test_so_many_share_a_process_and_are_told_so(
 ) -> None:
     found = outcomes(together, partial(meets, there=tmp_path, expected=3), trials(3), workers=3)
 
-    met = [(one.provenance["pid"], one.diagnostics["together"]) for one in records_of(found)]
+    met = [(one.provenance["pid"], one.diagnostics["seats"]) for one in records_of(found)]
     assert met == [(met[0][0], 3)] * 3
 
 
@@ -711,14 +722,19 @@ def cannot_be_loaded() -> None:
     raise ImportError("no such thing")
 
 
-def after_loading(trial: Trial, tell: Tell, *, there: Path, together: int = 1, device: str = "") -> Record:
+def after_loading(trial: Trial, tell: Tell, *, there: Path, seats: int = 1, device: str = "") -> Record:
     mine = (there / str(os.getpid())).exists()
-    return meets(trial, tell, there=there / "seeds", expected=3, together=together, device=device).model_copy(
+    return meets(trial, tell, there=there / "seeds", expected=3, seats=seats, device=device).model_copy(
         update={"provenance": {"pid": os.getpid(), "loaded": mine}}
     )
 
 
-ahead = EXECUTORS["pool"].begin
+alone = partial(placed, EXECUTORS["pool"].load())
+
+
+def ahead(processes: int, seats: int, load: Callable[[], None]) -> Any:
+    placement = Placement(workers=processes * seats, trials_per_process=seats)
+    return EXECUTORS["pool"].begin(placement, load)
 
 
 @pytest.mark.parametrize(("processes", "seats"), [(3, 1), (1, 3)])
@@ -726,19 +742,17 @@ def test_processes_that_began_before_there_were_trials_run_them(
     trials: Callable[[int], list[Trial]], tmp_path: Path, processes: int, seats: int
 ) -> None:
     (tmp_path / "seeds").mkdir()
-    means = {"together": seats, "devices": ("cuda:0",), "workers": 3}
+    means = {"trials_per_process": seats, "devices": ("cuda:0",), "workers": 3}
     with ahead(processes, seats, partial(begins_with, tmp_path)) as begun:
         children = {child.pid for child in multiprocessing.active_children()}
-        found = outcomes(
-            EXECUTORS["pool"].load(), partial(after_loading, there=tmp_path), trials(3), **means, **begun
-        )
+        found = outcomes(alone, partial(after_loading, there=tmp_path), trials(3), **means, **begun)
 
     records = records_of(found)
     assert {record.provenance["pid"] for record in records} == children
     assert len(children) == processes
     assert all(record.provenance["loaded"] for record in records), "loads before its first trial"
     assert {record.diagnostics["device"] for record in records} == {"cuda:0"}
-    assert {record.diagnostics["together"] for record in records} == {seats}
+    assert {record.diagnostics["seats"] for record in records} == {seats}
 
 
 @pytest.fixture
@@ -786,13 +800,13 @@ def test_time_before_a_trial_is_no_silence_of_its(
     trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers_module, "LOOK_SECONDS", 1000.0)
-    with ahead(1, 1, workers_module.nothing) as begun:
-        (process,) = begun["begun"]
+    with ahead(1, 1, workers_module.load_nothing) as begun:
+        (process,) = begun["idle_processes"]
         (seat,) = process.seats
         seat._watched_at -= 500.0
         seat.begin(trivial, *trials(1))
         seat.watch(100.0)
-        assert not seat.hangs
+        assert not seat.is_hung
 
 
 def test_processes_with_other_seats_than_trials_need_are_let_go(
@@ -803,7 +817,7 @@ def test_processes_with_other_seats_than_trials_need_are_let_go(
         found = outcomes(together, partial(after_loading, there=tmp_path), trials(3), workers=3, **begun)
 
     records = records_of(found)
-    assert {record.diagnostics["together"] for record in records} == {3}
+    assert {record.diagnostics["seats"] for record in records} == {3}
 
 
 def test_at_a_stop_nobody_waits_for_a_process_that_still_loads(
@@ -818,7 +832,7 @@ def test_what_a_process_cannot_load_ahead_is_for_the_trials_to_say(
     trials: Callable[[int], list[Trial]],
 ) -> None:
     with ahead(2, 1, cannot_be_loaded) as begun:
-        found = outcomes(EXECUTORS["pool"].load(), trivial, trials(3), **begun)
+        found = outcomes(alone, trivial, trials(3), **begun)
     assert len(records_of(found)) == 3
 
 
@@ -826,17 +840,17 @@ def test_a_process_that_dies_before_its_first_trial_costs_no_attempt(
     trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("normbench.sweep.executors.retry.RETRIES", 0)
-    with ahead(2, 1, workers_module.nothing) as begun:
+    with ahead(2, 1, workers_module.load_nothing) as begun:
         for child in multiprocessing.active_children():
             child.kill()
             child.join()
-        found = outcomes(EXECUTORS["pool"].load(), trivial, trials(3), **begun)
+        found = outcomes(alone, trivial, trials(3), **begun)
     assert len(records_of(found)) == 3
 
 
 @pytest.mark.parametrize("name", [name for name in EXECUTORS if name != "pool"])
 def test_other_executors_begin_with_nothing(name: str) -> None:
-    with EXECUTORS[name].begin(2, 1, never_ends) as means:
+    with EXECUTORS[name].begin(Placement(workers=2), never_ends) as means:
         assert means == {}
         assert multiprocessing.active_children() == []
 
@@ -893,9 +907,11 @@ def test_patience_is_shorter_than_the_five_seconds_a_stop_may_take(name: str) ->
 RUNNER = """
 import pickle, sys
 from normbench.sweep.executors.pool import execute
+from normbench.sweep.placement import Placement
 if __name__ == "__main__":
     work, trials = pickle.load(sys.stdin.buffer)
-    list(execute(work, trials, workers=2, report=lambda *_: print("news", flush=True), stop=lambda: False))
+    report = lambda *_: print("news", flush=True)
+    list(execute(work, trials, Placement(workers=2), report=report, stop=lambda: False))
 """
 
 

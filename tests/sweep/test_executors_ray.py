@@ -17,7 +17,7 @@ from unittest.mock import MagicMock
 import pytest
 from clusters import RayCluster, wait_until
 from conftest import Cli
-from test_executors import Tell, children_of, gone, hangs, saves_often, trivial
+from test_executors import Tell, children_of, gone, hangs, placed, saves_often, trivial
 from test_interrupt import Terminal
 from test_train import numbers
 
@@ -27,7 +27,11 @@ from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.records import Failure, Record
 from normbench.sweep import run as sweep
-from normbench.sweep.executors.ray import _Tasks, execute
+from normbench.sweep.executors import ray
+from normbench.sweep.executors.ray import _Tasks
+from normbench.sweep.placement import Placement
+
+execute = partial(placed, ray.execute)
 
 
 def says_where(trial: Trial, tell: Tell, *, marker: Path, **means: Any) -> Record:
@@ -40,7 +44,7 @@ def test_when_a_node_dies_its_trials_go_on_elsewhere_from_their_checkpoints(
 ) -> None:
     ray_cluster.start("doomed")
     trials = [tiny(norm="batch", seed=seed, epochs=12) for seed in range(6)]
-    means = {"data": tiny_data, "device": "cpu", "threads": 1}
+    means = {"data": tiny_data, "placement": Placement(device="cpu")}
     steps: dict[str, list[int]] = {trial.id: [] for trial in trials}
     begun_on: set[str] = set()
 
@@ -127,7 +131,7 @@ def test_a_node_with_a_disk_of_its_own_is_sent_the_data_set(
     (data / "tiny").symlink_to(tiny_data / "tiny")
     decoded.prepare(dataset, data)
     work = partial(
-        says_where, marker=data / "tiny", data=data, device="cpu", threads=1,
+        says_where, marker=data / "tiny", data=data, placement=Placement(device="cpu"),
         checkpoints=(tmp_path / "checkpoints").joinpath,
     )  # fmt: skip
 

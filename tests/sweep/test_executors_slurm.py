@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from clusters import wait_until
 from conftest import Cli
-from test_executors import Tell, hangs, record_of, saves_often, trivial, until_told_to_stop
+from test_executors import Tell, hangs, placed, record_of, saves_often, trivial, until_told_to_stop
 from test_train import numbers
 
 from normbench.config.catalog.executors import CannotExecute
@@ -18,6 +18,9 @@ from normbench.config.trial import Trial
 from normbench.records import Failure, Interrupted, Record
 from normbench.sweep import run as sweep
 from normbench.sweep.executors import slurm
+from normbench.sweep.placement import Placement
+
+execute = partial(placed, slurm.execute)
 
 OPTIONS: dict[str, Any] = {
     "workers": 2, "threads": 1, "minutes": 60,
@@ -57,7 +60,7 @@ def test_a_trial_that_needs_more_than_the_time_limit_goes_on_in_the_next_job(
     work = partial(until_warned_once, attempts=tmp_path / "attempts")
     means = OPTIONS | {"minutes": 1, "directory": tmp_path / "slurm"}
 
-    ((_, outcome),) = slurm.execute(work, [tiny()], report=lambda *_: None, stop=lambda: False, **means)
+    ((_, outcome),) = execute(work, [tiny()], report=lambda *_: None, stop=lambda: False, **means)
 
     assert isinstance(outcome, Record)
     assert (tmp_path / "0").exists(), "its state was saved"
@@ -98,7 +101,7 @@ def test_a_trial_that_must_make_room_goes_on_later_from_its_checkpoint(
     how: str, tiny: Callable[..., Trial], tiny_data: Path, tmp_path: Path
 ) -> None:
     trial = tiny(norm="batch", epochs=60)
-    means = {"data": tiny_data, "device": "cpu", "threads": 1}
+    means = {"data": tiny_data, "placement": Placement(device="cpu")}
     steps: list[int] = []
     attempts = tmp_path / "attempts"
 
@@ -110,7 +113,7 @@ def test_a_trial_that_must_make_room_goes_on_later_from_its_checkpoint(
             else:
                 command("scontrol", "requeue", command("squeue", "--me", "--noheader", "--format=%A").strip())
 
-    ((_, outcome),) = slurm.execute(
+    ((_, outcome),) = execute(
         partial(counted, attempts=attempts, checkpoints=(tmp_path / "there").joinpath, **means),
         [trial], report=report, stop=lambda: False, directory=tmp_path / "slurm", **OPTIONS,
     )  # fmt: skip
@@ -130,7 +133,7 @@ def test_a_job_that_tells_nothing_for_too_long_is_ended_tried_once_more_and_is_t
 
     found = {
         trial.seed: outcome
-        for trial, outcome in slurm.execute(
+        for trial, outcome in execute(
             work, [tiny(), tiny(seed=1)], report=lambda *_: None, stop=lambda: False, **means
         )
     }
@@ -149,7 +152,7 @@ def test_what_a_dead_runner_left_in_the_queue_is_ended_before_anything_new_begin
     news: list[int] = []
     with monkeypatch.context() as dead:
         dead.setattr(slurm._Queue, "close", lambda self: None)
-        abandoned = slurm.execute(
+        abandoned = execute(
             partial(until_told_to_stop, saved=saved), [tiny(), tiny(seed=1), tiny(seed=2)],
             **means | {"report": lambda *_: news.append(1), "stop": lambda: bool(news)},
         )  # fmt: skip
@@ -158,7 +161,7 @@ def test_what_a_dead_runner_left_in_the_queue_is_ended_before_anything_new_begin
     assert left_over is not None
     assert left_over.keys()
 
-    found = list(slurm.execute(trivial, [tiny()], stop=lambda: False, **means))
+    found = list(execute(trivial, [tiny()], stop=lambda: False, **means))
 
     assert len(found) == 1
     assert list(saved.iterdir()), "it was told to stop, and saved"
@@ -182,7 +185,7 @@ def test_a_stop_leaves_nothing_but_states(tiny: Callable[..., Trial], tmp_path: 
     means = OPTIONS | {"directory": tmp_path / "slurm", "report": lambda trial, _: running.add(trial.seed)}
 
     work = partial(until_told_to_stop, saved=saved)
-    assert list(slurm.execute(work, [tiny(), tiny(seed=1)], stop=lambda: len(running) == 2, **means)) == []
+    assert list(execute(work, [tiny(), tiny(seed=1)], stop=lambda: len(running) == 2, **means)) == []
 
     assert len(list(saved.iterdir())) == 2
     assert not (tmp_path / "slurm").exists()
@@ -191,7 +194,7 @@ def test_a_stop_leaves_nothing_but_states(tiny: Callable[..., Trial], tmp_path: 
 def test_what_slurm_refuses_is_said_in_its_words(tiny: Callable[..., Trial], tmp_path: Path) -> None:
     means = OPTIONS | {"directory": tmp_path, "partition": "nowhere"}
     with pytest.raises(CannotExecute, match=r"^executor slurm: .*invalid partition.*$"):
-        list(slurm.execute(trivial, [tiny()], report=pytest.fail, stop=lambda: False, **means))
+        list(execute(trivial, [tiny()], report=pytest.fail, stop=lambda: False, **means))
 
 
 def test_without_slurm_one_line_says_where_to_run(
@@ -200,7 +203,5 @@ def test_without_slurm_one_line_says_where_to_run(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CannotExecute, match="squeue gives no answer here; run this where jobs are submitted"):
         list(
-            slurm.execute(
-                trivial, [tiny()], report=pytest.fail, stop=lambda: False, directory=tmp_path, **OPTIONS
-            )
+            execute(trivial, [tiny()], report=pytest.fail, stop=lambda: False, directory=tmp_path, **OPTIONS)
         )

@@ -2,17 +2,20 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import tiny_trial
 
+from normbench import machine
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.experiment import Execute
 from normbench.config.trial import Trial
-from normbench.sweep import cgroups, placement
+from normbench.sweep import placement
 from normbench.sweep.estimate import device_bytes
+from normbench.sweep.placement import SLOTS_PER_GPU, Placement, place
 from normbench.training import device as devices
 
 GIB = 2**30
@@ -21,14 +24,14 @@ GIB = 2**30
 @pytest.fixture(autouse=True)
 def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(cgroups, "quota", lambda: math.inf)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: math.inf)
     monkeypatch.setattr(placement, "has_gpu", lambda: False)
 
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 80 and 24 GiB."""
-    sizes = {0: 80 * GIB, 1: 24 * GIB}
+    """Of 80 and 40 GiB."""
+    sizes = {0: 80 * GIB, 1: 40 * GIB}
     monkeypatch.setattr(placement, "has_gpu", lambda: True)
 
     def memories(name: str) -> dict[int, int]:
@@ -41,25 +44,43 @@ def resnet20(**settings: Any) -> Trial:
     return Trial.model_validate({"model": "resnet20"} | settings)
 
 
+def placed(count: int = 100, batch_size: int = 2, **execute: Any) -> Placement:
+    """The placement of so many small trials."""
+    return place(Execute(**execute), [resnet20(batch_size=batch_size)] * count)
+
+
 # ---- cores
 
 
-def test_workers_are_as_many_as_the_cores_carry_unless_told() -> None:
-    assert placement.workers(Execute(device="cpu")) == 8
-    assert placement.workers(Execute(device="cpu", threads=3)) == 2
-    assert placement.workers(Execute(device="cpu", threads=99)) == 1
-    assert placement.workers(Execute(device="cpu", processes=4)) == 2
-    assert placement.workers(Execute(device="cpu", processes=2, threads=3)) == 1
-    assert placement.workers(Execute(workers=5)) == 5
-    assert placement.slots(Execute(device="cpu")) == ()
+def test_workers_are_as_many_as_the_cores_carry_unless_configured() -> None:
+    assert placed(device="cpu").workers == 8
+    assert placed(device="cpu", threads=3).workers == 2
+    assert placed(device="cpu", threads=99).workers == 1
+    assert placed(device="cpu", processes=4).workers == 2
+    assert placed(device="cpu", processes=2, threads=3).workers == 1
+    assert placed(workers=50).workers == 50
+    assert placed(3, workers=50).workers == placed(3).workers == 3, "no more than there are trials"
+    assert placed(0).workers == placed(0).worker_processes == 0
+
+
+def test_on_a_cpu_trials_share_neither_processes_nor_devices() -> None:
+    assert placed(device="cpu", threads=2, processes=2, hang_seconds=7) == Placement(
+        workers=2, device="cpu", threads=2, processes=2, hang_seconds=7
+    )
+    assert placed(device="cpu", threads=2, processes=2).cores == 4
+    assert placed(device="cpu").independent_workers == 8
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_how_many_run_at_once_elsewhere_is_not_for_this_machine_to_say() -> None:
-    for name, entry in EXECUTORS.items():
-        assert (placement.workers(Execute(executor=name, device="cpu")) is None) == entry.elsewhere
-        assert placement.workers(Execute(executor=name, workers=3)) == 3
-        assert (placement.slots(Execute(executor=name)) == ()) == entry.elsewhere
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_only_the_pool_has_slots_and_only_a_scheduler_decides_how_many_run(name: str) -> None:
+    automatic, configured = placed(executor=name), placed(executor=name, workers=3)
+    if EXECUTORS[name].elsewhere:
+        assert (automatic.workers, configured.workers) == (None, 3)
+    elif name == "serial":
+        assert (automatic.workers, configured.workers) == (1, 1)
+    assert bool(automatic.devices) == (name == "pool")
+    assert automatic.trials_per_process == (SLOTS_PER_GPU if name == "pool" else 1)
 
 
 # ---- is there a GPU
@@ -105,72 +126,76 @@ def test_torch_says_whether_there_is_a_gpu_and_is_asked_only_where_there_may_be_
 
     assert placement.has_gpu() == gpu
     assert bool(asked) == (file not in (None, "nvidiactl") and hidden not in ("", "-1"))
-    assert placement.workers(Execute()) == (1 if gpu else 8)
+    assert bool(placed().devices) == gpu
 
 
 # ---- slots
 
 
 def test_where_there_is_no_gpu_a_trial_that_wants_one_is_left_to_be_refused() -> None:
-    assert placement.workers(Execute(device="cuda")) == 1
-    assert placement.workers(Execute(device="cuda:1", threads=4)) == 1
-    assert placement.workers(Execute(device="cuda", workers=3)) == 3
+    assert placed(device="cuda").workers == 1
+    assert placed(device="cuda:1", threads=4).devices == ("cuda:1",)
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_devices_take_turns_at_the_slots() -> None:
-    turns = "cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0", "cuda:1"
-    assert placement.slots(Execute(slots_per_device=3)) == turns
-    assert placement.slots(Execute(device="cuda:1", slots_per_device=2)) == ("cuda:1", "cuda:1")
-    assert placement.workers(Execute(slots_per_device=3)) == 6
-    assert placement.workers(Execute(slots_per_device=3, workers=4)) == 4
-    assert placement.workers(Execute(slots_per_device=3, workers=9)) == 6, "no more than there are slots"
-    assert placement.workers(Execute(workers=9)) == 9
+def test_auto_is_a_constant_number_of_streams_of_one_process_for_each_gpu() -> None:
+    placement = placed()
+    assert placement.devices == ("cuda:0", "cuda:1")
+    assert placement.trials_per_device == placement.trials_per_process == SLOTS_PER_GPU
+    assert (placement.workers, placement.worker_processes) == (2 * SLOTS_PER_GPU, 2)
+    assert placement.independent_workers == 2
+    assert placed(1).independent_workers == 1
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_auto_is_one_until_it_has_been_measured() -> None:
-    assert placement.slots(Execute()) == ("cuda:0", "cuda:1")
-    assert placement.workers(Execute()) == 2
+def test_slots_are_overridden_by_the_configuration() -> None:
+    assert placed(slots_per_device=3).workers == 6
+    assert placed(slots_per_device=40).workers == 80
+    assert placed(device="cuda:1", slots_per_device=2) == replace(
+        placed(device="cuda:1"), workers=2, devices=("cuda:1",), trials_per_device=2, trials_per_process=2
+    )
+    assert placed(slots_per_device=3, workers=4).workers == 4
+    assert placed(slots_per_device=3, workers=9).workers == 6, "no more than there are slots"
+    assert placed(workers=9).workers == 9
+    processes = placed(slots_per_device=3, slots_as="processes")
+    assert (processes.trials_per_process, processes.worker_processes) == (1, 6)
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_there_are_at_most_what_the_cores_and_the_smallest_memory_carry() -> None:
-    def most(batch_size: int, slots_as: str = "processes", **execute: Any) -> int:
-        trials = [resnet20(batch_size=2), resnet20(batch_size=batch_size)]
-        return placement.most(Execute(**execute), trials, slots_as)
+def test_slots_are_at_most_what_the_cores_and_the_smallest_memory_carry() -> None:
+    def slots(batch_size: int, **execute: Any) -> int:
+        return placed(batch_size=batch_size, **execute).trials_per_device
 
-    assert most(128) == 4, "four cores to each GPU; seven trials would fit into 24 GiB"
-    assert most(128, "streams") == 7, "of one process for each GPU"
-    assert most(128, device="cuda:1") == 24 * GIB // device_bytes(resnet20(batch_size=128)) == 7
-    assert most(1024) == 2
-    assert most(4096) == 1, "one, even of what seems not to fit"
-    assert most(128, threads=2) == 2
-    assert most(2, "streams") <= placement.MOST
+    assert slots(128) == 40 * GIB // device_bytes(resnet20(batch_size=128)) == 12
+    assert slots(128, slots_as="processes") == 4, "four cores to each GPU"
+    assert slots(128, slots_as="processes", threads=2) == 2
+    assert slots(1024) == 3
+    assert slots(4096) == 1, "one, even of what seems not to fit"
+    assert slots(2) == SLOTS_PER_GPU
+    mixed = place(Execute(), [*[resnet20(batch_size=2)] * 30, resnet20(batch_size=1024)])
+    assert mixed.trials_per_device == 3, "the largest counts"
 
 
 @pytest.mark.usefixtures("two_gpus")
-@pytest.mark.parametrize("running", [1, 2, 3, 6, 16, 40])
+@pytest.mark.parametrize("trials", [1, 2, 3, 6, 16, 40])
 @pytest.mark.parametrize("number", [1, 3, 8])
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_as_many_streams_share_a_process_as_run_on_its_gpu(running: int, number: int, device: str) -> None:
-    streams = Execute(slots_per_device=number, slots_as="streams", device=device)
-    at_once = min(running, placement.workers(streams) or 0)
+def test_as_many_streams_share_a_process_as_run_on_its_gpu(trials: int, number: int, device: str) -> None:
+    placement = placed(trials, slots_per_device=number, device=device)
     devices = 1 if device == "cuda:1" else 2
 
-    together = placement.together(streams, at_once)
-
-    assert together == placement.sharing(streams, at_once) == min(number, -(-running // devices))
-    assert placement.together(Execute(slots_per_device=number, slots_as="processes"), at_once) == 1
-    assert placement.together(Execute(slots_as="streams", executor="serial"), at_once) == 1
-    assert placement.together(Execute(slots_as="streams", processes=2), at_once) == 1
-    assert placement.together(Execute(slots_as="streams", device="cpu"), at_once) == 1
+    expected = min(number, -(-trials // devices))
+    assert placement.trials_per_process == placement.trials_per_device == expected
+    assert placement.memory_share == 1 / (expected + (expected > 1)), "streams leave a share for a retry"
+    processes = placed(trials, slots_per_device=number, slots_as="processes", device=device)
+    assert processes.memory_share == 1 / expected
 
 
 @pytest.mark.usefixtures("two_gpus")
 def test_trials_of_several_processes_have_the_gpus_for_themselves() -> None:
-    assert placement.slots(Execute(processes=2)) == ("auto",)
-    assert placement.workers(Execute(processes=2)) == 1
+    placement = placed(processes=2)
+    assert (placement.devices, placement.workers) == (("auto",), 1)
+    assert placement.trials_per_process == placement.trials_per_device == 1
 
 
 def test_a_larger_trial_takes_more_of_a_gpu() -> None:
@@ -186,14 +211,9 @@ def test_a_larger_trial_takes_more_of_a_gpu() -> None:
     assert device_bytes(tiny_trial(batch_size=128)) < device_bytes(resnet20())
 
 
-@pytest.mark.usefixtures("two_gpus")
-def test_the_memory_of_a_gpu_is_shared_by_those_that_run_on_it() -> None:
-    assert placement.sharing(Execute(slots_per_device=8), 16) == 8
-    assert placement.sharing(Execute(slots_per_device=8), 3) == 2, "there are only three trials"
-    assert placement.sharing(Execute(executor="serial"), 1) == 1
-    assert placement.sharing(Execute(device="cpu"), 8) == 1
-    assert placement.sharing(Execute(executor={"name": "ray", "gpus": 0.25}), None) == 4
-    assert placement.sharing(Execute(executor={"name": "ray", "gpus": 2.0}), None) == 1
+def test_a_part_of_a_gpu_at_ray_is_a_share_of_its_memory() -> None:
+    assert placed(executor={"name": "ray", "gpus": 0.25}).memory_share == 1 / 4
+    assert placed(executor={"name": "ray", "gpus": 2.0}).memory_share == 1
 
 
 @pytest.mark.parametrize(
@@ -206,16 +226,16 @@ def test_the_memory_of_a_gpu_is_shared_by_those_that_run_on_it() -> None:
     ],
 )
 def test_slots_that_there_cannot_be_are_refused(execute: dict[str, Any], device: str, words: str) -> None:
-    said = placement.refusal(Execute(**execute), device)
+    reason = placement.refusal(Execute(**execute), device)
 
-    assert said is not None
-    assert said.startswith(f"execute.slots_per_device 4: {words}")
+    assert reason is not None
+    assert reason.startswith(f"execute.slots_per_device 4: {words}")
     del execute["slots_per_device"]
-    said = placement.refusal(Execute(**execute, slots_as="streams"), device)
-    assert said is not None
-    assert said.startswith(f"execute.slots_as streams: {words}")
+    reason = placement.refusal(Execute(**execute, slots_as="streams"), device)
+    assert reason is not None
+    assert reason.startswith(f"execute.slots_as streams: {words}")
 
 
-def test_slots_are_auto_wherever_nothing_is_said() -> None:
+def test_slots_that_are_not_configured_are_never_refused() -> None:
     assert placement.refusal(Execute(), "cpu") is None
     assert placement.refusal(Execute(slots_per_device=4), "cuda") is None

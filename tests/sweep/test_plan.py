@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from normbench.config import experiment as config
 from normbench.config.source import Spot
 from normbench.config.yaml import read
-from normbench.sweep.plan import united
+from normbench.sweep.plan import unite
 
 
 def experiment(text: str) -> config.Experiment:
@@ -28,17 +28,17 @@ NARROW = FULL.replace("[4, 8, 32]", "[4]")
 
 def test_a_narrower_sweep_leaves_the_plan_to_the_byte() -> None:
     full = experiment(FULL)
-    assert config.dump(united(full, experiment(NARROW))) == config.dump(full)
+    assert config.dump(unite(full, experiment(NARROW))) == config.dump(full)
 
 
 def test_a_wider_sweep_is_the_plan() -> None:
     full = experiment(FULL)
-    assert config.dump(united(experiment(NARROW), full)) == config.dump(full)
+    assert config.dump(unite(experiment(NARROW), full)) == config.dump(full)
 
 
 def test_figures_place_and_description_are_those_of_now() -> None:
     now = experiment(f"{NARROW}\nplots: [curves]\ndescription: again\nexecute: {{workers: 1}}")
-    plan = united(experiment(f"{FULL}\nplots: [batch_size]"), now)
+    plan = unite(experiment(f"{FULL}\nplots: [batch_size]"), now)
     assert (plan.plots, plan.execute) == (now.plots, now.execute)
     assert plan.document["description"] == "again"
     assert ids(plan) == ids(experiment(FULL))
@@ -62,9 +62,9 @@ CHANGES = [
 @pytest.mark.parametrize(("first", "second"), [*product(CHANGES, CHANGES)])
 def test_every_trial_stays_known_whatever_changes(first: str, second: str) -> None:
     before, now = experiment(first), experiment(second)
-    plan = united(before, now)
+    plan = unite(before, now)
     assert ids(plan) == ids(before, now)
-    again = united(plan, now)
+    again = unite(plan, now)
     assert config.dump(again) == config.dump(plan), "two runs of the same config are one"
     assert ids(config.parsed(again.document)) == ids(before, now)
 
@@ -74,14 +74,14 @@ def test_every_trial_stays_known_whatever_changes(first: str, second: str) -> No
 def test_a_history_of_runs_loses_nothing(history: list[str]) -> None:
     plan = experiment(history[0])
     for text in history[1:]:
-        plan = united(plan, experiment(text))
+        plan = unite(plan, experiment(text))
     assert ids(plan) == ids(*map(experiment, history))
 
 
 def test_many_runs_with_a_seed_each_make_no_long_list() -> None:
     plan = experiment("trial: {seed: 0}")
     for seed in range(1, 30):
-        plan = united(plan, experiment(f"trial: {{seed: {seed}}}"))
+        plan = unite(plan, experiment(f"trial: {{seed: {seed}}}"))
     assert len(ids(plan)) == 30
     now, earlier = plan.document["sweep"]
     assert now == {}
@@ -91,6 +91,6 @@ def test_many_runs_with_a_seed_each_make_no_long_list() -> None:
 def test_max_trials_and_processes_are_those_of_a_run_and_not_of_the_plan() -> None:
     before = experiment("trial: {norm: moving_average_batch}\nsweep: {seed: [0, 1, 2]}")
     now = experiment("max_trials: 1\nexecute: {processes: 2, workers: 1}")
-    plan = united(before, now)
+    plan = unite(before, now)
     assert ids(plan) == ids(before, now)
     assert ids(config.parsed(plan.document)) == ids(before, now)

@@ -17,7 +17,7 @@ import torch
 from conftest import forkserver, place_of, tiny_trial
 from test_train import numbers
 
-from normbench import memory
+from normbench import machine
 from normbench.config import experiment as config
 from normbench.config.catalog.datasets import DataError
 from normbench.config.catalog.executors import EXECUTORS
@@ -25,7 +25,9 @@ from normbench.config.trial import Trial
 from normbench.records import Failure, Record, RecordsInUse, Store
 from normbench.sweep import run as sweep
 from normbench.sweep.executors import pool
-from normbench.sweep.run import Listener, OutOfShare, Survey, Unusable
+from normbench.sweep.placement import Placement
+from normbench.sweep.run import Listener, Survey, Unusable
+from normbench.sweep.work import OutOfShare
 from normbench.training import checkpoint
 from normbench.training import device as devices
 from normbench.training import train as training
@@ -142,8 +144,8 @@ def test_workers_begin_before_data_are_looked_at_and_as_many_as_there_is_work_fo
     looked = ""
 
     @contextlib.contextmanager
-    def ahead(processes: int, seats: int, load: object) -> Iterator[dict[str, object]]:
-        begun.append(processes)
+    def ahead(placement: Placement, load: object) -> Iterator[dict[str, object]]:
+        begun.append(placement.worker_processes)
         yield {}
 
     def prepare(*_: object) -> None:
@@ -162,7 +164,7 @@ def test_workers_begin_before_data_are_looked_at_and_as_many_as_there_is_work_fo
     lab.run()
     begun.clear()
     lab.run(by_pool)
-    assert begun == [0], "nothing is missing"
+    assert begun == [], "nothing is missing"
 
 
 def test_a_run_gives_every_trial_its_record(lab: Lab) -> None:
@@ -258,7 +260,7 @@ def test_a_narrower_run_leaves_the_plan_as_it_is_unless_it_is_to_be_replaced(lab
     assert plan.read_bytes() == before
 
     sweep.run(narrow, lab.results, lab.data, replace_plan=True)
-    assert sweep.stored(lab.results, "tiny") == narrow
+    assert sweep.load_plan(lab.results, "tiny") == narrow
     assert len(sweep.survey(narrow, lab.results).stray) == 3
 
 
@@ -270,15 +272,15 @@ def test_a_plan_that_cannot_be_read_is_set_aside(lab: Lab) -> None:
 
     assert any("not a valid plan" in line for line in seen.said)
     assert (lab.store.directory / "corrupt" / sweep.PLAN).read_text() == "name: ["
-    assert sweep.stored(lab.results, "tiny") == lab.experiment()
+    assert sweep.load_plan(lab.results, "tiny") == lab.experiment()
 
 
 def test_the_experiment_is_kept_beside_its_records(lab: Lab) -> None:
     lab.run()
 
-    assert sweep.stored(lab.results, "tiny") == lab.experiment()
+    assert sweep.load_plan(lab.results, "tiny") == lab.experiment()
     with pytest.raises(config.ConfigError, match=r"other/experiment\.yaml: cannot be read"):
-        sweep.stored(lab.results, "other")
+        sweep.load_plan(lab.results, "other")
 
 
 def test_a_survey_changes_nothing(lab: Lab) -> None:
@@ -289,7 +291,7 @@ def test_a_survey_changes_nothing(lab: Lab) -> None:
 def test_a_network_that_memory_does_not_hold_is_refused_by_arithmetic(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 200_000)  # 19,500 parameters with group: 234 kB to train
+    monkeypatch.setattr(machine, "available_memory", lambda: 200_000)  # 19,500 parameters take 234 kB
     with pytest.raises(
         sweep.Unusable, match=r"model resnet8, width 0.5: its .* parameters take .* are available"
     ):
@@ -431,7 +433,9 @@ def test_when_a_result_cannot_be_written_the_executor_is_told_to_stop_at_once(
     """Not when the exception is forgotten: until then workers would go on, for nobody."""
     closed = []
 
-    def execute(work: object, trials: Sequence[Trial], **_: object) -> Iterator[tuple[Trial, Failure]]:
+    def execute(
+        work: object, trials: Sequence[Trial], *_: object, **__: object
+    ) -> Iterator[tuple[Trial, Failure]]:
         try:
             yield trials[0], Failure("no")
         finally:
@@ -527,10 +531,10 @@ def undisturbed_numbers(lab: Lab, **changes: Any) -> dict[str, dict[str, Any]]:
 def test_the_executor_of_the_file_keeps_its_options_and_another_brings_its_own(lab: Lab) -> None:
     experiment = lab.experiment(execute={"executor": {"name": "ray", "gpus": 0.25}, "threads": 2})
 
-    assert sweep.on(experiment, executor="ray", workers=3).execute == config.Execute(
+    assert sweep.override(experiment, executor="ray", workers=3).execute == config.Execute(
         executor={"name": "ray", "gpus": 0.25}, threads=2, workers=3
     )
-    assert sweep.on(experiment, executor="pool").execute == config.Execute(executor="pool", threads=2)
+    assert sweep.override(experiment, executor="pool").execute == config.Execute(executor="pool", threads=2)
 
 
 @dataclass
@@ -544,7 +548,7 @@ class OnGpu:
         return Record.model_construct(trial=trial, status=self.status, provenance={"host": "here"})
 
     def work(
-        self, monkeypatch: pytest.MonkeyPatch, sharing: int, where: str = "cuda:0", together: int = 1
+        self, monkeypatch: pytest.MonkeyPatch, sharing: int, where: str = "cuda:0", seats: int = 1
     ) -> Record:
         def settle_on(device: torch.device, part: float) -> None:
             self.settled.append((str(device), part))
@@ -555,8 +559,8 @@ class OnGpu:
         monkeypatch.setattr(training, "train", self.train)
         trial = tiny_trial()
         return sweep.work(
-            trial, lambda _: False, data=Path(), checkpoints=Path, device=where, threads=1,
-            sharing=sharing, parts=sharing + (together > 1), together=together,
+            trial, lambda _: False, data=Path(), checkpoints=Path, device=where, seats=seats,
+            placement=Placement(trials_per_device=sharing, trials_per_process=seats),
         )  # fmt: skip
 
 
@@ -565,7 +569,7 @@ def test_the_record_says_how_many_shared_the_gpu(monkeypatch: pytest.MonkeyPatch
 
     assert gpu.work(monkeypatch, sharing=4).provenance == {"host": "here", "slots_per_device": 4}
     assert gpu.work(monkeypatch, sharing=1).provenance == {"host": "here"}
-    assert gpu.work(monkeypatch, sharing=4, together=2).provenance == {
+    assert gpu.work(monkeypatch, sharing=4, seats=2).provenance == {
         "host": "here", "slots_per_device": 4, "together": 2
     }  # fmt: skip
     assert gpu.settled == [("cuda:0", 1 / 4), ("cuda:0", 1.0), ("cuda:0", 2 / 5)]

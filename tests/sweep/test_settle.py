@@ -43,7 +43,7 @@ class Runs:
         store.directory.mkdir(parents=True, exist_ok=True)
         path = store.directory / PLAN
         earlier = config.load(path, stored=True) if path.exists() else experiment
-        path.write_text(config.dump(plan.united(earlier, experiment)))
+        path.write_text(config.dump(plan.unite(earlier, experiment)))
         self.asked.append([trial.id for trial in experiment.trials])
         for trial in experiment.trials:
             if trial.norm.name not in self.fails:
@@ -128,7 +128,8 @@ def test_a_budget_of_trials_holds(tmp_path: Path, runs: Runs) -> None:
 
 
 def test_a_budget_of_time_holds(tmp_path: Path, runs: Runs) -> None:
-    workers = adaptive.placement.workers(claims(tmp_path, BETTER)[0].experiments[None].execute) or 1
+    experiment = claims(tmp_path, BETTER)[0].experiments[None]
+    workers = adaptive.place(experiment.execute, experiment.trials).independent_workers
     look = settled(claims(tmp_path, BETTER), tmp_path, budget=Budget(seconds=29.0 / workers))
     assert (runs.asked, look.step.claim) == ([], None)
     look = settled(claims(tmp_path, BETTER), tmp_path, budget=Budget(seconds=31.0 / workers))

@@ -22,7 +22,7 @@ def test_only_the_silence_of_a_job_that_runs_counts(
         queue.jobs[number] = slurm._Job(
             tiny(seed=seed), number, files, tmp_path / f"{number}.news", silence=9.0
         )
-    queue._asked = float("-inf")
+    queue._queried = float("-inf")
     monkeypatch.setattr(slurm, "_queued", lambda: {"1": state, "2": others})
 
     assert queue.ended() == []

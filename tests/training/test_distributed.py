@@ -312,7 +312,7 @@ def test_processes_that_cannot_share_a_batch_are_refused_before_anything_runs(
 ) -> None:
     path = tmp_path / "together.yaml"
     path.write_text(SWEEP)
-    experiment = sweep.on(config.load(path), processes=3)
+    experiment = sweep.override(config.load(path), processes=3)
 
     with pytest.raises(sweep.Unusable, match=r"^execute.processes: 3 processes cannot share batches equally"):
         sweep.run(experiment, tmp_path / "results", tiny_data)

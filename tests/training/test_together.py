@@ -19,6 +19,7 @@ from normbench.config.trial import Trial
 from normbench.norms.ops import tracing
 from normbench.records import Record, Store
 from normbench.sweep import run
+from normbench.sweep.placement import Placement
 from normbench.training.build import network
 from normbench.training.capture import capture, cpu_tape
 from normbench.training.device import settled_process
@@ -41,18 +42,17 @@ def all_at_once(
     store = Store(results)
     store.directory.mkdir(exist_ok=True)
     warnings: list[object] = []
-    means: dict[str, Any] = {
-        "data": data,
-        "checkpoints": store.checkpoint_path,
-        "device": "cpu",
-        "threads": 1,
-    }
-    outcomes = EXECUTORS["pool"].load()(
-        partial(run.work, **means, sharing=together, parts=together + 1),
-        trials,
+    placement = Placement(
         workers=together,
+        device="cpu",
         devices=(device,),
-        together=together,
+        trials_per_device=together,
+        trials_per_process=together,
+    )
+    outcomes = EXECUTORS["pool"].load()(
+        partial(run.work, data=data, checkpoints=store.checkpoint_path, placement=placement),
+        trials,
+        placement,
         report=lambda _, event: warnings.extend([event] if "warning" in event else []),
         stop=lambda: False,
     )

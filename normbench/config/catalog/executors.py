@@ -1,21 +1,21 @@
 """Where trials run. ONE FILE = ONE PLACE TO RUN; this table lists them all.
 
-Every executor is ``execute(work, trials, *, report, stop, **means) -> Iterator[(trial, outcome)]``:
+Every executor is ``execute(work, trials, placement, *, report, stop, **means)``, an iterator over pairs
+``(trial, outcome)``:
 
 - each trial comes out once, in any order, with its record or, if it failed, a ``Failure``, not an exception;
 - ``work(trial, tell)`` is called where a trial runs; ``tell(event)`` brings news to ``report(trial, event)``
   in the calling process, and returns True if the trial shall save its state and raise ``Interrupted``;
-- where trials run in processes of their own, one that tells nothing for ``hang_seconds`` (None: however
-  long) is ended and tried once more, and then a ``Failure.hang``;
+- where trials run in other processes, a trial that tells nothing for the placement's ``hang_seconds`` is
+  ended and tried once more, and then a ``Failure.hang``;
 - once ``stop()`` is true, or the iterator is closed, running trials are told so, nothing more comes out, and
   the iterator ends;
 - the end of a process under a trial costs that trial one of its ``attempts`` and the others nothing.
 
-It takes those it uses of these ``means``: ``workers``, trials at once (None: as many as there is room for);
-``threads``, cores that each takes; ``devices`` of this machine, to spread them over evenly, each by
-``work(…, device=…)``; how many run ``together`` in one process, as threads, by ``work(…, together=…)`` where
-it is more than one; ``files`` that trials read, by absolute path; ``directory``, which is the runner's and,
-where trials on other machines shall find their checkpoints again, on a file system of all of them; and the
+``placement`` (:class:`normbench.sweep.placement.Placement`) says how many run at once and where. An executor
+that assigns a device, or several trials to a process, calls ``work(…, device=…, seats=…)``. It takes those it
+uses of these ``means``: ``files`` that trials read, by absolute path; ``directory``, which is the runner's
+and, where trials on other machines shall find their checkpoints again, on a file system of all of them; the
 options of its entry; and, once, what its ``begin`` gave.
 """
 
@@ -30,6 +30,7 @@ from normbench.config.registry import Entry, Table, at_least, count, imported, t
 if TYPE_CHECKING:  # the table itself stands on a lower floor than what its entries handle
     from normbench.config.trial import Trial
     from normbench.records import Failure, Record
+    from normbench.sweep.placement import Placement
 
     Outcome = Record | Failure
     Tell = Callable[[dict[str, Any]], bool]
@@ -67,15 +68,15 @@ class Executor(Entry):
             extra = f"in the clone of normbench: pip install -e '.[{self.name}]'"
             raise CannotExecute(f"executor {self.name}: {self.package} is not installed; {extra}")
 
-    def begin(self, processes: int, seats: int, load: "Load") -> "AbstractContextManager[Means]":
-        """Start so many processes with so many seats for trials each, to ``load`` while a run prepares.
+    def begin(self, placement: "Placement", load: "Load") -> "AbstractContextManager[Means]":
+        """Start the processes of a placement, to ``load`` while a run prepares.
 
         Returns:
             A context, at whose end those end that no executor took, and further means of the executor.
         """
         if not self.ahead:
             return nullcontext({})
-        context: AbstractContextManager[Means] = imported(self.ahead)(processes, seats, load)
+        context: AbstractContextManager[Means] = imported(self.ahead)(placement, load)
         return context
 
 

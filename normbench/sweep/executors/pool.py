@@ -1,10 +1,10 @@
-"""Persistent worker processes on this machine: one that dies or hangs costs its own trial a retry.
+"""Persistent worker processes on this machine: the death or hang of a process costs its trial a retry.
 
-(``concurrent.futures`` will not do: a single killed worker takes every pending task of its pool with it.)
+(In ``concurrent.futures``, a single killed worker fails every pending task of its pool.)
 
-``together`` trials share a process, which on a GPU is what lets their kernels run side by side. Then nobody
-can say which of them a process died of, and an exception in one may be the damage that another did: so who
-was in company gets its next attempt in a process of its own. Whatever happens there is its own doing.
+Several trials may share a process, which on a GPU lets their kernels run side by side. If such a process
+dies, it is unknown which trial was the cause, and an exception in one trial may be damage by another. So
+each trial that was running there gets its next attempt in a process with one seat.
 """
 
 import pickle
@@ -20,6 +20,7 @@ from normbench.records import Failure
 from normbench.signals import held_back
 from normbench.sweep.executors.retry import CUT_OFF, Attempts
 from normbench.sweep.executors.worker import EVENT, GONE, KILLED, OUTCOME, SAVED, Process, Seat
+from normbench.sweep.placement import Placement
 
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Load, Means, Outcome, Report, Work
@@ -31,25 +32,23 @@ PATIENCE_SECONDS = 4.0  # for workers to save their state when they are told to 
 def execute(
     work: "Work",
     trials: Sequence[Trial],
+    placement: Placement,
     *,
-    workers: int,
     report: "Report",
     stop: Callable[[], bool],
-    hang_seconds: float | None = None,
-    devices: Sequence[str] = (),
-    together: int = 1,
-    begun: list[Process] | None = None,
+    idle_processes: list[Process] | None = None,
     **_: Any,
 ) -> Generator[tuple[Trial, "Outcome"]]:
-    """See :mod:`normbench.sweep.executors`; at most ``workers`` trials at once.
+    """Run trials in worker processes; see :mod:`normbench.config.catalog.executors`.
 
-    Processes are reused, and those that have ``begun`` are taken before others are started.
+    Processes are reused, and those that :func:`ahead` has started are taken before others are started.
 
     Raises:
         Unwritable: a worker that was told to stop could not save its state.
     """
     attempts = Attempts(trials)
-    crew = _Crew(devices or (None,), together, begun or [])
+    crew = _Crew(placement, idle_processes or [])
+    workers, hang_seconds = placement.workers or 1, placement.hang_seconds
     try:
         while attempts.waiting or crew.busy:
             if stop():
@@ -62,7 +61,7 @@ def execute(
                 outcome: Outcome | None
                 if kind == GONE:
                     crew.lose(seat)
-                    outcome = _after_its_end(seat, attempts, hang_seconds)
+                    outcome = _after_death(seat, attempts, hang_seconds)
                 elif kind == OUTCOME:
                     outcome = _checked(seat, pickle.loads(content), attempts, report)
                 else:
@@ -79,38 +78,41 @@ def execute(
 
 
 @contextmanager
-def ahead(processes: int, seats: int, load: "Load") -> Generator["Means"]:
-    """See :meth:`normbench.sweep.executors.Executor.begin`; what :func:`execute` does not take is ended."""
-    begun: list[Process] = []
+def ahead(placement: Placement, load: "Load") -> Generator["Means"]:
+    """Start the worker processes of a placement; those that :func:`execute` does not take are ended.
+
+    See :meth:`normbench.config.catalog.executors.Executor.begin`.
+    """
+    processes: list[Process] = []
     try:
-        with held_back():  # or one that has just been started would be nobody's
-            for _ in range(processes):
-                begun.append(Process(seats, load))
-        yield {"begun": begun}
+        with held_back():  # a signal between start and append would leave a process behind
+            for _ in range(placement.worker_processes):
+                processes.append(Process(placement.trials_per_process, load))
+        yield {"idle_processes": processes}
     finally:
-        for process in begun:
+        for process in processes:
             process.discard()
 
 
-def _after_its_end(seat: Seat, attempts: Attempts, hang_seconds: float | None) -> Failure | None:
-    """Its process is gone: the trial waits for another attempt; or its failure, if it had enough."""
+def _after_death(seat: Seat, attempts: Attempts, hang_seconds: float | None) -> Failure | None:
+    """Let the trial of a seat whose process is gone wait for another attempt; or return its failure."""
     end, stacks = seat.process.bury()
     if seat.trial is None:
         return None
-    if seat.hangs and hang_seconds:
+    if seat.is_hung and hang_seconds:
         return attempts.hung(seat.trial, stacks, hang_seconds)
-    if seat.process.hangs or not seat.reached:  # it was another that hung, or it never came to run
+    if seat.process.is_hung or not seat.is_delivered:  # another trial hung, or this one never began
         attempts.again(seat.trial, apart=False)
         return None
     return attempts.died(seat.trial, f"{stacks}the worker process {end}")
 
 
 def _checked(seat: Seat, outcome: "Outcome", attempts: Attempts, report: "Report") -> "Outcome | None":
-    """What came of a trial; None if that says nothing yet, as it failed in company, and waits to be alone."""
+    """Return the outcome of a trial; None if it failed beside others, and waits for an attempt apart."""
     trial, seat.trial = seat.trial, None
     if not isinstance(outcome, Failure) or outcome.unwritable or trial is None:
         return outcome
-    seat.process.damaged = seat.process.device is not None
+    seat.process.is_damaged = seat.process.device is not None
     if len(seat.process.seats) == 1:
         return outcome
     words = "failed in a process that it shared, and is tried again in one of its own"
@@ -120,30 +122,31 @@ def _checked(seat: Seat, outcome: "Outcome", attempts: Attempts, report: "Report
 
 
 class _Crew:
-    """The processes there are, and who sits where.
+    """The running worker processes, and which trial has which seat.
 
     Of several devices, the next trial has that on which the fewest run.
     """
 
-    def __init__(self, devices: Sequence[str | None], together: int, begun: list[Process]) -> None:
-        self._devices, self._together = devices, together
-        self.seats = [seat for process in begun for seat in process.seats]
-        begun.clear()  # they are this one's now
+    def __init__(self, placement: Placement, processes: list[Process]) -> None:
+        self._devices: Sequence[str | None] = placement.devices or (None,)
+        self._trials_per_process = placement.trials_per_process
+        self.seats = [seat for process in processes for seat in process.seats]
+        processes.clear()  # which are ended here from now on
 
     @property
     def busy(self) -> list[Seat]:
-        """Those in which a trial runs."""
+        """The seats in which a trial runs."""
         return [seat for seat in self.seats if seat.trial]
 
     def seat(self, apart: bool) -> Seat:
-        """A free one, in a new process if need be; ``apart`` from all others."""
+        """Return a free seat, in a new process if necessary; ``apart``: in a process with one seat."""
         taken = Counter(seat.process.device for seat in self.busy)
         device = min(self._devices, key=lambda device: taken[device])
-        seats = 1 if apart else self._together
+        seats = 1 if apart else self._trials_per_process
         for seat in self.seats:
             process = seat.process
-            fits = (process.fresh or process.device == device) and len(process.seats) == seats
-            if fits and not (seat.trial or process.damaged or process.ended):
+            fits = (process.is_fresh or process.device == device) and len(process.seats) == seats
+            if fits and not (seat.trial or process.is_damaged or process.has_ended):
                 break
         else:
             seat, *_ = Process(seats).seats
@@ -152,20 +155,20 @@ class _Crew:
         return seat
 
     def with_news(self) -> list[Seat]:
-        """Those that have something to say, or will never again."""
+        """Return the seats that have sent something, or whose process has ended."""
         ready = wait([seat.pipe for seat in self.seats], timeout=POLL_SECONDS)
         return [seat for seat in self.seats if seat.pipe in ready]
 
     def lose(self, seat: Seat) -> None:
-        """It is no more."""
+        """Remove a seat whose process has ended."""
         self.seats.remove(seat)
         seat.pipe.close()
 
     def tidy(self) -> None:
-        """End idle processes that are damaged, or have another number of seats than the rest."""
+        """End idle processes that are damaged, or have another number of seats than the others."""
         for process in {seat.process for seat in self.seats}:
-            fits = len(process.seats) == self._together
-            if process.idle and (process.damaged or not fits):
+            fits = len(process.seats) == self._trials_per_process
+            if process.is_idle and (process.is_damaged or not fits):
                 self._let_go(process)
 
     def _let_go(self, process: Process) -> None:
@@ -175,12 +178,12 @@ class _Crew:
         process.discard()
 
     def dismiss(self, report: "Report") -> None:
-        """Tell all to stop, give them time to save, and end what is left.
+        """Tell all trials to stop, give them time to save, and end all processes.
 
         Raises:
             Unwritable: a state could not be saved.
         """
-        for process in {seat.process for seat in self.seats if seat.process.fresh}:
+        for process in {seat.process for seat in self.seats if seat.process.is_fresh}:
             self._let_go(process)
         for seat in self.seats:
             seat.tell_to_stop()

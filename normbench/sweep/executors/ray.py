@@ -1,8 +1,8 @@
-"""One Ray task a trial. Trials wait here and not with Ray: what has not begun can be taken back.
+"""One Ray task a trial. Trials wait here and not at Ray, so that a stop has nothing to take back.
 
-Ray retries nothing, as it cannot tell whose fault a death was. It schedules by ``threads`` and ``gpus``. What
-is on the nodes: normbench, at the same version; the data set, which is sent to nodes that lack it; and, if a
-trial shall go on from its checkpoint when its node has died, a file system that holds the results.
+Ray's retries are off: only the runner counts attempts. Ray schedules by cores and ``gpus``. The nodes need
+the same version of normbench, and get the data set if they lack it; a trial can go on from its checkpoint on
+another node if the results are on a shared file system.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from normbench.files import Unwritable, locked, write_atomically
 from normbench.records import Failure
 from normbench.signals import held_back
 from normbench.sweep.executors.retry import CUT_OFF, Attempts, packed
+from normbench.sweep.placement import Placement
 
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Outcome, Report, Work
@@ -34,34 +35,34 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 4.0  # for tasks to save their state when they are told to stop
-QUEUED = 2  # tasks at Ray for each that can run, so that none of its workers waits for us
-PRIVATE = {  # what a Ray of our own is told, unless the user's environment says something else
+QUEUED = 2  # tasks at Ray for each that can run, so that none of its workers is idle
+PRIVATE = {  # environment of a private Ray, where the user has not set it
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what makes it listen on the loopback device only
     "RAY_enable_metrics_collection": "0",
-    "RAY_AUTH_MODE": "token",  # other users of this machine shall not run their code as ours
+    "RAY_AUTH_MODE": "token",  # other users of this machine must not run code as this user
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
-OBJECTS_BYTES = 100 * 2**20  # of an instance of our own, which ships records and no data
+OBJECTS_BYTES = 100 * 2**20  # of a private Ray, which sends records and no data
 FEW_BYTES = 2**16
-ANSWER_SECONDS = 5.0  # for the head of a cluster; Ray itself would ask for minutes on end
-LONGEST = 40  # characters of a temporary directory; the sockets below it may have 107
+ANSWER_SECONDS = 5.0  # for the head of a cluster; Ray itself would try for minutes
+LONGEST = 40  # characters of a temporary directory; the paths of sockets below it may have 107
 
 
 def execute(
     work: "Work",
     trials: Sequence[Trial],
+    placement: Placement,
     *,
-    workers: int | None,
     report: "Report",
     stop: Callable[[], bool],
-    threads: int = 1,
     files: Sequence[Path] = (),
-    hang_seconds: float | None = None,
     address: str | None = None,
     gpus: float = 0.0,
     **_: Any,
 ) -> Generator[tuple[Trial, "Outcome"]]:
-    """See :mod:`normbench.sweep.executors`. Without an address, Ray is started here and ended with the sweep.
+    """Run trials as Ray tasks; see :mod:`normbench.config.catalog.executors`.
+
+    Without an address, Ray is started here and ended with the sweep.
 
     Raises:
         CannotExecute: there is no cluster at the address, or no node has room for a trial.
@@ -69,20 +70,21 @@ def execute(
     """
     if not trials or stop():
         return
-    with _connected(address, workers and workers * threads):
+    workers, hang_seconds = placement.workers, placement.hang_seconds
+    with _connected(address, workers and workers * placement.cores):
         luggage = _packed_up(files) if address else []
-        tasks = _Tasks(work, luggage, threads, gpus)
+        tasks = _Tasks(work, luggage, placement.cores, gpus)
         if not tasks.room():
             raise CannotExecute(
-                f"executor ray: no node has room for a trial (threads {threads}, gpus {gpus:g})"
+                f"executor ray: no node has room for a trial (threads {placement.cores}, gpus {gpus:g})"
             )
         attempts = Attempts(trials)
         try:
             while attempts.waiting or tasks.running:
                 if stop():
                     return
-                most = min(QUEUED * tasks.room(), workers or len(trials)) if attempts.waiting else 0
-                while attempts.waiting and len(tasks.running) < most:
+                limit = min(QUEUED * tasks.room(), workers or len(trials)) if attempts.waiting else 0
+                while attempts.waiting and len(tasks.running) < limit:
                     tasks.begin(attempts.waiting.popleft())
                 ended = tasks.ended()
                 for trial, event in tasks.news():
@@ -99,44 +101,45 @@ def execute(
 
 
 class _Tasks:
-    """The tasks at Ray, and the desk that they report to."""
+    """The tasks at Ray, and the actor that they report to."""
 
-    def __init__(self, work: "Work", luggage: "Luggage", threads: int, gpus: float) -> None:
+    def __init__(self, work: "Work", luggage: "Luggage", cores: int, gpus: float) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._ray, self._needs = ray, {"CPU": float(threads), "GPU": gpus}
+        self._ray, self._needs = ray, {"CPU": float(cores), "GPU": gpus}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._desk = ray.remote(_Desk).options(num_cpus=0, scheduling_strategy=here).remote()
         self._task = ray.remote(_attempt).options(
-            num_cpus=threads, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
+            num_cpus=cores, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
         )
         self._work, self._luggage = ray.put(work), luggage
         self.running: dict[Any, Trial] = {}
-        self._silence: dict[str, float] = {}  # of trials that have told something, in seconds
+        self._silence: dict[str, float] = {}  # of trials that have sent an event, in seconds
         self._looked_at = monotonic()
 
     def room(self) -> int:
-        """How many trials the nodes that are alive can run at once."""
+        """Count the trials that the nodes that are alive can run at once."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        needs = [(what, amount) for what, amount in self._needs.items() if amount]
-        return sum(min(int(node.get(what, 0) / amount) for what, amount in needs) for node in nodes)
+        needs = {resource: amount for resource, amount in self._needs.items() if amount}
+        return sum(min(int(node.get(key, 0) / amount) for key, amount in needs.items()) for node in nodes)
 
     def begin(self, trial: Trial) -> None:
-        """Hand Ray a trial."""
+        """Submit a trial."""
         self.running[self._task.remote(self._work, trial, self._desk, self._luggage)] = trial
 
     def news(self) -> list[tuple[Trial, dict[str, Any]]]:
-        """What tasks have told since the last call."""
-        found: list[tuple[Trial, dict[str, Any]]] = self._ray.get(self._desk.news.remote())
+        """Return the events of tasks since the last call."""
+        events: list[tuple[Trial, dict[str, Any]]] = self._ray.get(self._desk.news.remote())
         running = {trial.id for trial in self.running.values()}  # a task that ended may have left some behind
-        self._silence |= {trial.id: 0.0 for trial, _ in found if trial.id in running}
-        return found
+        self._silence |= {trial.id: 0.0 for trial, _ in events if trial.id in running}
+        return events
 
     def hanging(self, hang_seconds: float | None) -> list[Trial]:
-        """End the tasks that have told nothing for so long since their first news; whose they were.
+        """End the tasks without an event for so long since their first one, and return their trials.
 
-        Before that, a task may wait at Ray for a core. A runner that was itself stopped has not listened.
+        Before its first event a task may wait at Ray for a core. Time in which the runner was stopped does
+        not count.
         """
         now = monotonic()
         passed, self._looked_at = min(now - self._looked_at, 5 * POLL_SECONDS), now
@@ -151,7 +154,7 @@ class _Tasks:
         return ended
 
     def ended(self) -> list[tuple[Trial, "Outcome | str"]]:
-        """The tasks that have ended since the last call: each with its outcome, or what killed it."""
+        """Return the trials that have ended since the last call, with their outcomes or how they died."""
         ready, _ = self._ray.wait(list(self.running), timeout=POLL_SECONDS)
         if ready:  # all that are, and not just the first
             ready, _ = self._ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
@@ -173,7 +176,7 @@ class _Tasks:
         return outcome
 
     def dismiss(self, report: "Report") -> None:
-        """Tell all tasks to stop, give them time to save, and end what is left.
+        """Tell all tasks to stop, give them time to save, and cancel the others.
 
         Raises:
             Unwritable: a state could not be saved.
@@ -183,11 +186,11 @@ class _Tasks:
             self._ray.get(self._desk.stop.remote())
             if self.running:
                 running = list(self.running)
-                ready, deaf = self._ray.wait(running, num_returns=len(running), timeout=PATIENCE_SECONDS)
+                ready, late = self._ray.wait(running, num_returns=len(running), timeout=PATIENCE_SECONDS)
                 for outcome in map(self._outcome, ready):
                     if isinstance(outcome, Failure) and outcome.unwritable:
                         unwritable = outcome.unwritable
-                for task in deaf:
+                for task in late:
                     self._ray.cancel(task, force=True)
                     if (trial := self.running[task]).id in self._silence:  # it has begun
                         report(trial, {"warning": CUT_OFF.format(trial.id)})
@@ -197,33 +200,33 @@ class _Tasks:
 
 
 class _Desk:
-    """Where tasks on any node bring news, and hear whether to stop: an actor on the runner's node."""
+    """An actor on the runner's node that takes events of tasks and tells them whether to stop."""
 
     def __init__(self) -> None:
         self._news: list[tuple[Trial, dict[str, Any]]] = []
         self._stopped = False
 
     def stopped(self) -> bool:
-        """Whether trials shall stop."""
+        """Return whether trials are to stop."""
         return self._stopped
 
     def tell(self, trial: Trial, event: dict[str, Any]) -> bool:
-        """Take in news."""
+        """Store an event and return whether to stop."""
         self._news.append((trial, event))
         return self._stopped
 
     def news(self) -> list[tuple[Trial, dict[str, Any]]]:
-        """Give them out, once."""
+        """Return all events since the last call."""
         news, self._news = self._news, []
         return news
 
     def stop(self) -> None:
-        """From now on, everybody who asks shall stop."""
+        """Tell every task to stop from now on."""
         self._stopped = True
 
 
 def _attempt(work: "Work", trial: Trial, desk: Any, luggage: "Luggage") -> bytes | None:
-    """What a task does."""
+    """Run a trial as a Ray task."""
     import ray
 
     def tell(event: dict[str, Any]) -> bool:
@@ -240,7 +243,7 @@ def _attempt(work: "Work", trial: Trial, desk: Any, luggage: "Luggage") -> bytes
 
 
 def _packed_up(files: Sequence[Path]) -> "Luggage":
-    """The files, where Ray can send them from; each travels to a node at most once, as the node keeps it."""
+    """Put files into Ray's object store, from which each node fetches them at most once."""
     import numpy as np
     import ray
 
@@ -252,23 +255,23 @@ def _packed_up(files: Sequence[Path]) -> "Luggage":
 
 
 def _unpack(path: Path, size: int, content: Any, fetch: Callable[[Any], Any]) -> None:
-    """Have the file at the same path of this node. Whoever reads it checks every byte."""
+    """Write a file to the same path of this node, if it is not there. Its reader checks every byte."""
 
     def is_there() -> bool:
-        found = path.exists() and path.stat().st_size == size
-        return found and (not isinstance(content, bytes) or path.read_bytes() == content)
+        exists = path.exists() and path.stat().st_size == size
+        return exists and (not isinstance(content, bytes) or path.read_bytes() == content)
 
     if not is_there():
-        with locked(path.parent, "--data DIR", lambda _: None):  # of all tasks of a node, one fetches
+        with locked(path.parent, "--data DIR", lambda _: None):  # the first task of a node fetches
             if not is_there():
                 write_atomically(path, content if isinstance(content, bytes) else fetch(content).tobytes())
 
 
 @contextlib.contextmanager
 def _connected(address: str | None, cpus: int | None) -> Iterator[None]:
-    """A connection to the cluster at ``address``, or a Ray of our own."""
-    told = {"RAY_USAGE_STATS_ENABLED": "0"} | (PRIVATE if address is None else {})
-    os.environ.update({key: value for key, value in told.items() if key not in os.environ})
+    """Connect to the cluster at ``address``, or to a private Ray."""
+    settings = {"RAY_USAGE_STATS_ENABLED": "0"} | (PRIVATE if address is None else {})
+    os.environ.update({key: value for key, value in settings.items() if key not in os.environ})
     if address is not None:
         _must_answer(address)
     import ray
@@ -286,15 +289,15 @@ def _connected(address: str | None, cpus: int | None) -> Iterator[None]:
             raise CannotExecute(f"executor ray: {str(error).partition(chr(10))[0]}") from None
         after.callback(ray.shutdown)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # which Ray has taken; the runner decides what it means
+            signal.signal(signal.SIGTERM, handler)  # which Ray has replaced
         yield
 
 
 def _must_answer(address: str) -> None:
-    """Knock at ``HOST:PORT``; what else an address may be, Ray looks up.
+    """Connect to ``HOST:PORT`` once; Ray resolves other forms of an address.
 
     Raises:
-        CannotExecute: nobody is there.
+        CannotExecute: nobody answers.
     """
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
@@ -306,7 +309,7 @@ def _must_answer(address: str) -> None:
 
 @contextlib.contextmanager
 def _short_directory() -> Iterator[str]:
-    """A temporary directory, with a path to which Ray can add the names of its sockets."""
+    """Make a temporary directory whose path is short enough for Ray's sockets."""
     usual = tempfile.gettempdir()
     directory = tempfile.mkdtemp(prefix="normbench-", dir=usual if len(usual) < LONGEST else "/tmp")
     try:

@@ -1,4 +1,4 @@
-"""Attempts at trials: which trials wait for one, what one gives, and how many a trial gets."""
+"""Attempts at trials: which trials wait, what an attempt gives, and how many a trial gets."""
 
 import pickle
 from collections import Counter, deque
@@ -16,11 +16,11 @@ RETRIES = 1  # after the death of a process, and after a hang: either may have b
 
 
 class Attempts:
-    """The trials that wait, and how often a process has died, or made no progress, under each.
+    """The trials that wait, and how often each has died or hung.
 
     Attributes:
-        waiting: those that are to be attempted, in this order.
-        apart: ids of those whose next attempt wants a process of its own, as they may be what ends others.
+        waiting: trials to attempt, in this order.
+        apart: ids of trials whose next attempt is to share no process, as they may end other trials.
     """
 
     def __init__(self, trials: Iterable[Trial]) -> None:
@@ -29,17 +29,17 @@ class Attempts:
         self._deaths, self._hangs = Counter[str](), Counter[str]()
 
     def died(self, trial: Trial, cause: str) -> Failure | None:
-        """Let it wait for another attempt, before all others; or the failure it ends in, if it had enough."""
+        """Put a trial first in the queue after a death; return its failure if that was its last attempt."""
         times = self._again(trial, self._deaths)
         return None if times is None else Failure(f"{cause}, {times} times on this trial")
 
     def hung(self, trial: Trial, stacks: str, seconds: float) -> Failure | None:
-        """Likewise where there was no step for so long; ``stacks`` say where it was."""
+        """Do the same after a hang of so many seconds; ``stacks`` say where."""
         times = self._again(trial, self._hangs)
         return None if times is None else Failure.hang(stacks, seconds, times)
 
     def _again(self, trial: Trial, count: Counter[str]) -> int | None:
-        """Let it wait; or how often it has happened, if that is enough."""
+        """Put a trial first in the queue; return its count if that was its last attempt."""
         count[trial.id] += 1
         if count[trial.id] > RETRIES:
             return count[trial.id]
@@ -47,14 +47,14 @@ class Attempts:
         return None
 
     def again(self, trial: Trial, *, apart: bool) -> None:
-        """Let it wait, before all others, for an attempt that costs it none."""
+        """Put a trial first in the queue, without the loss of an attempt."""
         self.waiting.appendleft(trial)
         if apart:
             self.apart.add(trial.id)
 
 
 def attempt(work: "Work", trial: Trial, tell: "Tell") -> "Outcome | None":
-    """The record or the failure of a trial in this process; None if it was told to stop."""
+    """Run a trial in this process and return its record or its failure; None if it was told to stop."""
     try:
         return work(trial, tell)
     except Interrupted:
@@ -64,7 +64,7 @@ def attempt(work: "Work", trial: Trial, tell: "Tell") -> "Outcome | None":
 
 
 def packed(work: "Work", trial: Trial, tell: "Tell") -> bytes | None:
-    """The same, to be sent to another process by ``pickle``; what does not pickle is a failure too."""
+    """Return the same as pickled bytes; an outcome that does not pickle becomes a failure."""
     outcome = attempt(work, trial, tell)
     try:
         return None if outcome is None else pickle.dumps(outcome)

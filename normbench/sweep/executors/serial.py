@@ -5,15 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.config.trial import Trial
 from normbench.sweep.executors.retry import attempt
+from normbench.sweep.placement import Placement
 
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Outcome, Report, Work
 
 
 def execute(
-    work: "Work", trials: Sequence[Trial], *, report: "Report", stop: Callable[[], bool], **_: Any
+    work: "Work",
+    trials: Sequence[Trial],
+    _placement: Placement,
+    *,
+    report: "Report",
+    stop: Callable[[], bool],
+    **_: Any,
 ) -> Generator[tuple[Trial, "Outcome"]]:
-    """See :mod:`normbench.sweep.executors`."""
+    """Run one trial at a time; see :mod:`normbench.config.catalog.executors`."""
     for trial in trials:
 
         def tell(event: dict[str, Any], trial: Trial = trial) -> bool:

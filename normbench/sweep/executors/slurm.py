@@ -1,8 +1,8 @@
-"""One Slurm job a trial, by submitit, in arrays; for a file system that the runner and all nodes share.
+"""One Slurm job a trial, by submitit, in arrays; the runner and all nodes share a file system.
 
-A job is warned before its time is over or it has to make room for another. Its trial then saves its state,
-the job goes back into the queue, and the trial goes on from there, as often as need be: that is no death.
-Jobs whose node has died, Slurm puts back of its own accord.
+A job is warned before its time limit and before preemption. Its trial then saves its state, the job is
+requeued, and the trial goes on from there, any number of times without the loss of an attempt. Slurm itself
+requeues jobs whose node has died.
 """
 
 import contextlib
@@ -25,33 +25,34 @@ from normbench.config.trial import Trial
 from normbench.files import Unwritable
 from normbench.records import Failure
 from normbench.sweep.executors.retry import Attempts, packed
+from normbench.sweep.placement import Placement
 
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Outcome, Report, Work
 
 POLL_SECONDS = 0.9
-QUEUE_SECONDS = 5.0  # between questions to Slurm, which has others to answer
-GRACE_SECONDS = 5.0  # until what a job has written is seen here, on a slow file system
+QUEUE_SECONDS = 5.0  # between two calls of squeue
+GRACE_SECONDS = 5.0  # until a result is visible here, on a slow file system
 PATIENCE_SECONDS = 4.0  # for jobs to save their state when they are told to stop
 WARNING_SECONDS = 90  # before a job's time is over; not more than half of it
 ARRAY = 1000  # jobs; Slurm's usual limit
-RUNNING = ("RUNNING", "SIGNALING")  # the latter until Slurm has heard that its warning has arrived
-WARNINGS = (signal.SIGUSR2, signal.SIGTERM)  # that the time is nearly over; of preemption and cancellation
+RUNNING = ("RUNNING", "SIGNALING")  # the latter until Slurm knows that its warning has arrived
+WARNINGS = (signal.SIGUSR2, signal.SIGTERM)  # before the time limit; at preemption and cancellation
 
 
 def execute(
     work: "Work",
     trials: Sequence[Trial],
+    placement: Placement,
     *,
-    workers: int | None,
     report: "Report",
     stop: Callable[[], bool],
-    threads: int,
     directory: Path,
-    hang_seconds: float | None = None,
     **options: Any,
 ) -> Generator[tuple[Trial, "Outcome"]]:
-    """See :mod:`normbench.sweep.executors`; pickles, news and logs of jobs go to ``directory``.
+    """Run trials as Slurm jobs; see :mod:`normbench.config.catalog.executors`.
+
+    Pickles, news and logs of jobs go to ``directory``.
 
     Raises:
         CannotExecute: there is no Slurm here, or it refuses the jobs.
@@ -59,7 +60,8 @@ def execute(
     """
     if not trials or stop():
         return
-    queue = _Queue(work, directory, workers, _parameters(threads, **options))
+    hang_seconds = placement.hang_seconds
+    queue = _Queue(work, directory, placement.workers, _parameters(placement.cores, **options))
     attempts = Attempts(trials)
     try:
         queue.clear()
@@ -85,7 +87,7 @@ def execute(
 
 
 def _parameters(
-    threads: int,
+    cores: int,
     *,
     minutes: int,
     partition: str | None,
@@ -94,16 +96,16 @@ def _parameters(
     gpus: int,
     **_: Any,
 ) -> dict[str, Any]:
-    """What submitit is to ask Slurm for."""
-    asked = {"partition": partition, "account": account, "gpus_per_node": gpus or None}
-    asked["mem"] = None if memory_gb is None else f"{memory_gb}GB"
-    return {key: value for key, value in asked.items() if value is not None} | {
+    """Return the parameters of submitit."""
+    requests = {"partition": partition, "account": account, "gpus_per_node": gpus or None}
+    requests["mem"] = None if memory_gb is None else f"{memory_gb}GB"
+    return {key: value for key, value in requests.items() if value is not None} | {
         "job_name": "normbench",
-        "wckey": None,  # submitit's name is of no use to anybody
+        "wckey": None,  # submitit would set its name
         "time": minutes,
         "signal_delay_s": min(WARNING_SECONDS, 30 * minutes),
-        "cpus_per_task": threads,
-        "srun_args": ["--cpus-per-task", str(threads)],  # which srun does not take over since Slurm 22.05
+        "cpus_per_task": cores,
+        "srun_args": ["--cpus-per-task", str(cores)],  # which srun does not take over since Slurm 22.05
         "stderr_to_stdout": True,
         "additional_parameters": {"requeue": True},
     }
@@ -111,13 +113,14 @@ def _parameters(
 
 @dataclass
 class _Job:
-    """A trial in Slurm's hands.
+    """A submitted trial.
 
     Attributes:
-        files: as submitit names them.
-        read: bytes of the news.
-        lost: when it was first missed in the queue.
-        silence: seconds since it last told something; None while it waits, or loads what it needs.
+        files: paths of submitit.
+        news: the file to which the job appends events.
+        read: bytes of ``news`` that have been read.
+        lost: when it was first absent from the queue.
+        silence: seconds since its last event; None while it waits or has sent none.
     """
 
     trial: Trial
@@ -130,7 +133,7 @@ class _Job:
 
 
 class _Queue:
-    """The jobs of one runner."""
+    """The submitted jobs of a runner."""
 
     def __init__(
         self, work: "Work", directory: Path, workers: int | None, parameters: dict[str, Any]
@@ -138,10 +141,10 @@ class _Queue:
         self.jobs: dict[str, _Job] = {}
         self._work, self._directory, self._workers = work, directory, workers
         self._parameters = parameters
-        self._asked = self._looked_at = 0.0
+        self._queried = self._looked_at = 0.0
 
     def clear(self) -> None:
-        """End what a runner that died has left in the queue: nobody would take in what it gives.
+        """Cancel the jobs of an earlier runner that died, as nobody would collect their results.
 
         Raises:
             CannotExecute: there is no Slurm here.
@@ -159,9 +162,9 @@ class _Queue:
         self._directory.mkdir(parents=True, exist_ok=True)
 
     def submit(self, waiting: deque[Trial]) -> None:
-        """Send as many as there may be: an array while nothing is queued, later as jobs end."""
-        most = ARRAY if self._workers is None or not self.jobs else min(self._workers, ARRAY)
-        batch = [waiting.popleft() for _ in range(min(len(waiting), most - len(self.jobs)))]
+        """Submit as many trials as may be queued: an array at first, then one for each job that ends."""
+        limit = ARRAY if self._workers is None or not self.jobs else min(self._workers, ARRAY)
+        batch = [waiting.popleft() for _ in range(min(len(waiting), limit - len(self.jobs)))]
         if not batch:
             return
         import submitit
@@ -179,30 +182,30 @@ class _Queue:
             self.jobs[job.job_id] = _Job(trial, job.job_id, job.paths, self._news_of(trial))
 
     def news(self) -> list[tuple[Trial, dict[str, Any]]]:
-        """What jobs have told since the last call."""
-        found = []
+        """Return the events of jobs since the last call."""
+        events = []
         for job in self.jobs.values():
             with contextlib.suppress(FileNotFoundError), job.news.open("rb") as file:
                 file.seek(job.read)
-                if whole := file.read().rpartition(b"\n")[0]:
-                    job.read += len(whole) + 1
+                if complete := file.read().rpartition(b"\n")[0]:
+                    job.read += len(complete) + 1
                     job.silence = 0.0
-                    found += [(job.trial, json.loads(line)) for line in whole.splitlines()]
-        return found
+                    events += [(job.trial, json.loads(line)) for line in complete.splitlines()]
+        return events
 
     def ended(self) -> list[tuple[_Job, "Outcome | str"]]:
-        """The jobs that have ended: each with its outcome, or how it ended without one."""
-        there = {entry.name for entry in os.scandir(self._directory)}
-        found: list[tuple[_Job, Outcome | str]] = [
+        """Return the jobs that have ended, each with its outcome or how it ended without one."""
+        names = {entry.name for entry in os.scandir(self._directory)}
+        ended: list[tuple[_Job, Outcome | str]] = [
             (job, _outcome(job.files.result_pickle))
             for job in self.jobs.values()
-            if job.files.result_pickle.name in there
+            if job.files.result_pickle.name in names
         ]
         now = time.monotonic()
-        if now - self._asked < QUEUE_SECONDS or (queued := _queued()) is None:
-            return found
-        self._asked = now
-        with_outcome = {job.id for job, _ in found}
+        if now - self._queried < QUEUE_SECONDS or (queued := _queued()) is None:
+            return ended
+        self._queried = now
+        with_outcome = {job.id for job, _ in ended}
         for job in self.jobs.values():
             if job.id in queued:
                 job.lost = None
@@ -211,13 +214,13 @@ class _Queue:
             elif job.lost is None:
                 job.lost = now
             elif job.id not in with_outcome and now - job.lost > GRACE_SECONDS:
-                found.append((job, f"the Slurm job left no result (its last words: {job.files.stdout})"))
-        return found
+                ended.append((job, f"the Slurm job left no result (its last words: {job.files.stdout})"))
+        return ended
 
     def hanging(self, hang_seconds: float | None) -> list[Trial]:
-        """End the jobs that run and have told nothing for so long since their first news; whose they were."""
+        """End running jobs without an event for so long since their first one, and return their trials."""
         now = time.monotonic()
-        # a runner that was itself stopped has not listened
+        # time in which the runner was stopped does not count
         passed, self._looked_at = min(now - self._looked_at, 5 * POLL_SECONDS), now
         ended = []
         for job in list(self.jobs.values()):
@@ -230,7 +233,7 @@ class _Queue:
         return ended
 
     def forget(self, job: _Job) -> None:
-        """It has ended; its log stays if that is all there is."""
+        """Remove a job that has ended; its log stays if there is no result."""
         del self.jobs[job.id]
         job.files.submitted_pickle.unlink(missing_ok=True)
         job.news.unlink(missing_ok=True)
@@ -239,7 +242,7 @@ class _Queue:
             job.files.result_pickle.unlink()
 
     def close(self) -> None:
-        """Cancel all jobs, give those that run time to save, and leave nothing but the logs of the dead.
+        """Cancel all jobs, give running ones time to save, and remove all files but logs of jobs that died.
 
         Raises:
             Unwritable: a state could not be saved.
@@ -267,7 +270,7 @@ class _Queue:
 
 
 def _queued() -> dict[str, str] | None:
-    """The user's jobs that have not ended, and their states, by id; None if Slurm does not say."""
+    """Return the states of the user's jobs by id; None if Slurm does not answer."""
     try:
         done = subprocess.run(
             ["squeue", "--me", "--array", "--noheader", "--format=%i %T"], capture_output=True, text=True
@@ -278,19 +281,19 @@ def _queued() -> dict[str, str] | None:
 
 
 def _cancel(ids: Iterable[str], *how: str) -> None:
-    """Slurm sends SIGTERM, and SIGKILL to who is still there some 30 seconds later."""
+    """Cancel jobs: Slurm sends SIGTERM, and SIGKILL some 30 seconds later."""
     subprocess.run(["scancel", "--quiet", *how, *ids], capture_output=True)
 
 
 def _outcome(path: Path) -> "Outcome":
-    """What a job of ours has written."""
+    """Read the outcome that a job has written."""
     kind, content = pickle.loads(path.read_bytes())
     outcome: Outcome = pickle.loads(content) if kind == "success" else Failure(content)
     return outcome
 
 
 def _attempt(work: "Work", trial: Trial, news: Path) -> bytes:
-    """What a job does."""
+    """Run a trial as a Slurm job."""
     warned: list[int] = []
     for number in WARNINGS:
         signal.signal(number, lambda number, _: warned.append(number))
@@ -303,10 +306,10 @@ def _attempt(work: "Work", trial: Trial, news: Path) -> bytes:
     outcome = packed(work, trial, tell)
     if outcome is not None:
         return outcome
-    # A job that is cancelled, or that Slurm itself puts back, is not called running any more. One that would
-    # merely end, within the time that it was given to save, would be over for good.
+    # A job that is cancelled or requeued by Slurm is not in a running state any more. A job at its time limit
+    # is, and must requeue itself: its end within the time to save would be final.
     job = os.environ["SLURM_JOB_ID"]
-    while (state := _state(job)) is None:  # busy, perhaps with all that it has to warn
+    while (state := _state(job)) is None:  # Slurm is busy, perhaps with the warnings of other jobs
         time.sleep(POLL_SECONDS)
     if state in RUNNING:
         subprocess.run(["scontrol", "requeue", job], check=True)
@@ -314,7 +317,7 @@ def _attempt(work: "Work", trial: Trial, news: Path) -> bytes:
 
 
 def _state(job: str) -> str | None:
-    """Of a job; None if Slurm does not say."""
+    """Return the state of a job; None if Slurm does not answer."""
     words = ["squeue", f"--jobs={job}", "--noheader", "--format=%T"]
     done = subprocess.run(words, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,7 +1,7 @@
-"""Worker processes on this machine, each watched on its own, with one seat for a trial or several.
+"""Worker processes on this machine, each with one or several seats for trials.
 
-The trials of a process with several seats run as its threads. They share what a process has, a GPU's context
-above all; and if it dies, it dies under all of them.
+The trials of a process with several seats run in threads. They share the process, above all its CUDA context,
+and its death ends all of them.
 """
 
 import contextlib
@@ -26,68 +26,68 @@ from normbench.sweep.executors.retry import packed
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Load, Work
 
-LOOK_SECONDS = 1.0  # of silence at most between two looks: a runner that was stopped for an hour saw no hang
-END_SECONDS = 4.0  # for a process that has nothing more to do
-STACKS_SECONDS = 2.0  # for a worker that hangs to write down where
-MOST_STACKS = 60_000  # bytes kept of it
+LOOK_SECONDS = 1.0  # that one look adds to a silence at most: a runner that was stopped saw no hang
+END_SECONDS = 4.0  # for a process without work to end
+STACKS_SECONDS = 2.0  # for a worker that hangs to write its stacks
+STACKS_BYTES = 60_000  # of them that are kept
 KILLED = "was killed by"
-EVENT, OUTCOME, SAVED, GONE = "event", "outcome", "saved", "gone"  # what a seat has to say
+EVENT, OUTCOME, SAVED, GONE = "event", "outcome", "saved", "gone"  # the messages of a seat
 
 
-def nothing() -> None:
-    """There is nothing to load."""
+def load_nothing() -> None:
+    """Do nothing before the first trial."""
 
 
 class Process:
-    """A process, spawned, that lives until it is told to end.
+    """A spawned process that runs trials until it is told to end.
 
     Args:
         seats: trials that it runs at once.
-        load: what it does before its first trial.
+        load: is called in it before its first trial.
 
     Attributes:
         seats: one for every trial that it can run at once.
-        device: that its trials run on; None where that is left to the work.
-        fresh: no trial ever ran in it.
-        hangs: it has been ended because a trial of it made no progress.
-        damaged: a trial raised in it on a device, whose context may be of no use since.
+        device: of its trials; None where the work chooses it.
+        is_fresh: no trial has run in it.
+        is_hung: it was ended because one of its trials made no progress.
+        is_damaged: a trial raised in it on a device, whose context may be unusable since.
     """
 
-    def __init__(self, seats: int = 1, load: "Load" = nothing) -> None:
+    def __init__(self, seats: int = 1, load: "Load" = load_nothing) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half-alive
         pipes = [context.Pipe() for _ in range(seats)]
-        theirs = [their for _, their in pipes]
+        inner_pipes = [inner for _, inner in pipes]
         self._stacks, stacks = context.Pipe(duplex=False)
-        self._process = context.Process(target=_serve, args=(theirs, stacks, load), daemon=True)
+        self._process = context.Process(target=_serve, args=(inner_pipes, stacks, load), daemon=True)
         with held_back([signal.SIGHUP]):  # which would end it
-            resource_tracker.ensure_running()  # its start, a part of the first other one, unblocks the others
+            resource_tracker.ensure_running()  # or the first process starts it, which unblocks all signals
         try:
             with held_back():  # until _serve ignores them
                 self._process.start()
         finally:
-            for one in (*theirs, stacks):
-                one.close()
-        self.seats = tuple(Seat(self, pipe) for pipe, _ in pipes)
+            for pipe in (*inner_pipes, stacks):
+                pipe.close()
+        self.seats = tuple(Seat(self, outer) for outer, _ in pipes)
         self.device: str | None = None
-        self.fresh = True
-        self.hangs = self.damaged = False
+        self.is_fresh = True
+        self.is_hung = self.is_damaged = False
         self._end: tuple[str, str] | None = None
 
     @property
-    def idle(self) -> bool:
-        """No trial runs in it."""
+    def is_idle(self) -> bool:
+        """Whether no trial runs in it."""
         return all(seat.trial is None for seat in self.seats)
 
     @property
-    def ended(self) -> bool:
-        """It is buried."""
+    def has_ended(self) -> bool:
+        """Whether :meth:`bury` has seen its end."""
         return self._end is not None
 
     def abort(self) -> None:
-        """End it where it hangs; it writes down where that is."""
-        if self.ended:
+        """Kill it, after it has written the stacks of its threads."""
+        if self.has_ended:
             return
-        self.hangs = True
+        self.is_hung = True
         assert self._process.pid is not None
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(self._process.pid, signal.SIGABRT)  # which faulthandler answers with all stacks
@@ -95,16 +95,16 @@ class Process:
         self._process.kill()  # in case it could not even do that
 
     def discard(self) -> None:
-        """Wait for its end, which it has been told of; one in which no trial ever ran is ended at once."""
+        """Wait for its end, which it was told of; a process in which no trial has run is killed at once."""
         for seat in self.seats:
             seat.pipe.close()
-        self.bury(0 if self.fresh else END_SECONDS)
+        self.bury(0 if self.is_fresh else END_SECONDS)
 
     def bury(self, patience: float = END_SECONDS) -> tuple[str, str]:
-        """Wait for its end, bring it about if need be, and free what it held.
+        """Wait for its end, kill it when patience is over, and close its handles.
 
         Returns:
-            How it ended, and where it was then if it could still say so.
+            How it ended, and its stacks if it could still write them.
         """
         if self._end is None:
             self._process.join(patience)
@@ -113,7 +113,7 @@ class Process:
                 self._process.join()
             code = self._process.exitcode or 0
             self._process.close()
-            stacks = os.read(self._stacks.fileno(), MOST_STACKS) if self._stacks.poll() else b""
+            stacks = os.read(self._stacks.fileno(), STACKS_BYTES) if self._stacks.poll() else b""
             self._stacks.close()
             end = f"{KILLED} {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             self._end = end, stacks.decode(errors="replace")
@@ -121,36 +121,36 @@ class Process:
 
 
 class Seat:
-    """Where a process runs one trial at a time, and the pipe to it.
+    """A place for one trial at a time in a process, and the pipe to it.
 
     Attributes:
-        process: whose it is.
-        trial: what runs there; None while nothing does.
-        reached: it was alive when it was handed this trial.
-        hangs: this trial is why the process was ended.
+        process: that has this seat.
+        trial: that runs here, or None.
+        is_delivered: the process was alive when this trial was sent.
+        is_hung: this trial is why the process was ended.
     """
 
     def __init__(self, process: Process, pipe: "Connection[Any, Any]") -> None:
         self.process, self.pipe = process, pipe
         self.trial: Trial | None = None
-        self.reached = self.hangs = False
+        self.is_delivered = self.is_hung = False
         self._silence, self._watched_at = 0.0, monotonic()
 
     def begin(self, work: "Work", trial: Trial) -> None:
-        """Hand it a trial; where its process has a device or several seats, the work is told so."""
-        told: dict[str, Any] = {} if self.process.device is None else {"device": self.process.device}
+        """Send a trial to it; the work gets the device of its process, and the number of seats above 1."""
+        means: dict[str, Any] = {} if self.process.device is None else {"device": self.process.device}
         if len(self.process.seats) > 1:
-            told["together"] = len(self.process.seats)
-        self.trial, self.process.fresh = trial, False
+            means["seats"] = len(self.process.seats)
+        self.trial, self.process.is_fresh = trial, False
         self._silence, self._watched_at = 0.0, monotonic()
         try:
-            self.pipe.send((partial(cast(Any, work), **told) if told else work, trial))
-            self.reached = True
+            self.pipe.send((partial(cast(Any, work), **means) if means else work, trial))
+            self.is_delivered = True
         except OSError:  # it has died; the next wait notices
-            self.reached = False
+            self.is_delivered = False
 
     def news(self) -> tuple[str, Any]:
-        """What it says: an ``EVENT``, an ``OUTCOME`` as bytes, that it has ``SAVED``, or is ``GONE``."""
+        """Receive a message: an ``EVENT``, an ``OUTCOME`` as bytes, ``SAVED``, or ``GONE`` at the end."""
         self._silence = 0.0
         try:
             kind, content = self.pipe.recv()
@@ -159,24 +159,24 @@ class Seat:
         return kind, content
 
     def watch(self, hang_seconds: float | None) -> None:
-        """End its process if there was no news of its trial for so long."""
+        """Kill its process if its trial has told nothing for so long."""
         now = monotonic()
         self._silence += min(now - self._watched_at, LOOK_SECONDS)
         self._watched_at = now
-        if self.trial and hang_seconds and self._silence >= hang_seconds and not self.process.hangs:
-            self.hangs = True
+        if self.trial and hang_seconds and self._silence >= hang_seconds and not self.process.is_hung:
+            self.is_hung = True
             self.process.abort()
 
     def tell_to_stop(self) -> None:
-        """Its trial saves its state and ends, and after the last of its seats the process."""
+        """Tell its trial to save its state and end; the process ends after all of its seats."""
         with contextlib.suppress(OSError):
             self.pipe.send(None)
 
 
 def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any]", load: "Load") -> None:
-    """The life of a process: its seats', until all are told to stop.
+    """Serve all seats of this process until each is told to stop.
 
-    Where it was when it crashed or was aborted goes to ``stacks``.
+    The stacks at a crash or an abort are written to ``stacks``.
     """
     faulthandler.enable(stacks.fileno())
     with contextlib.suppress(OSError):  # stdout is the runner's, for data
@@ -184,24 +184,23 @@ def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-    with contextlib.suppress(Exception):  # what cannot be loaded fails the trials that need it
+    with contextlib.suppress(Exception):  # a trial that needs what cannot be loaded fails
         load()
-    first, *others = pipes
-    threads = [threading.Thread(target=_sit, args=(pipe, stacks), daemon=True) for pipe in others]
+    first, *rest = pipes
+    threads = [threading.Thread(target=_serve_seat, args=(pipe, stacks), daemon=True) for pipe in rest]
     for thread in threads:
         thread.start()
-    _sit(first, stacks)
+    _serve_seat(first, stacks)
     for thread in threads:
         thread.join()
     flush()
-    os._exit(0)  # nobody who stops a run should wait a second while torch is taken apart
+    os._exit(0)  # without the second that torch takes to shut down
 
 
-def _sit(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]") -> None:
-    """The life of a seat: trials in, events and outcomes out, until it is told to stop.
+def _serve_seat(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]") -> None:
+    """Receive trials, send events and outcomes, until None comes or the runner has closed the pipe.
 
-    The runner sends None to say so; that the other end of the pipe is closed, however the runner died, means
-    the same. What ends a seat in any other way ends the process: nobody would notice.
+    Any other end of a seat ends the process, as the runner would not notice it otherwise.
     """
 
     def tell(event: dict[str, Any]) -> bool:
@@ -214,15 +213,15 @@ def _sit(pipe: "Connection[Any, Any]", stacks: "Connection[Any, Any]") -> None:
         return True
 
     try:
-        while handed := pipe.recv():
-            work, trial = handed
-            message = packed(work, trial, tell)
-            if message is None:
+        while message := pipe.recv():
+            work, trial = message
+            outcome = packed(work, trial, tell)
+            if outcome is None:
                 break
-            pipe.send((OUTCOME, message))
+            pipe.send((OUTCOME, outcome))
         pipe.send((SAVED, None))
     except (EOFError, OSError):
         pass
     except BaseException as error:
-        os.write(stacks.fileno(), traceback.format_exc().encode()[-MOST_STACKS:])
+        os.write(stacks.fileno(), traceback.format_exc().encode()[-STACKS_BYTES:])
         os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)

@@ -1,12 +1,12 @@
-"""Quotas of CPUs, in made-up trees of /proc and /sys."""
+"""Cores and memory that a process may use, in made-up trees of /proc and /sys."""
 
 import math
+import os
 from pathlib import Path
 
 import pytest
 
-from normbench.config.experiment import Execute
-from normbench.sweep import cgroups, placement
+from normbench import machine as machines
 
 V1 = "30 24 0:26 {top} {point} rw,nosuid - cgroup cgroup rw,cpu,cpuacct"
 MEMORY = "31 24 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
@@ -36,9 +36,28 @@ class Machine:
         (self.root / group).mkdir(parents=True, exist_ok=True)
         (self.root / group / "cpu.max").write_text(f"{content}\n")
 
+    def meminfo(self, available: int) -> None:
+        (self.root / "proc/meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:   {available} kB\nOdd\n")
+
+    def memory_v1(self, group: str, limit: int, usage: int, cache: int = 0) -> None:
+        (self.root / group).mkdir(parents=True, exist_ok=True)
+        (self.root / group / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (self.root / group / "memory.usage_in_bytes").write_text(f"{usage}\n")
+        (self.root / group / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {cache}\n")
+
+    def memory_v2(self, group: str, limit: str, usage: int, cache: int = 0) -> None:
+        (self.root / group).mkdir(parents=True, exist_ok=True)
+        (self.root / group / "memory.max").write_text(f"{limit}\n")
+        (self.root / group / "memory.current").write_text(f"{usage}\n")
+        (self.root / group / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\n")
+
+    @property
+    def memory(self) -> int:
+        return machines.available_memory(self.root)
+
     @property
     def quota(self) -> float:
-        return cgroups.quota(self.root)
+        return machines.cpu_quota(self.root)
 
 
 @pytest.fixture
@@ -136,11 +155,76 @@ def test_lines_of_another_form_are_passed_over(machine: Machine) -> None:
 
 
 def test_without_proc_there_is_no_quota(tmp_path: Path) -> None:
-    assert cgroups.quota(tmp_path) == math.inf
+    assert machines.cpu_quota(tmp_path) == math.inf
 
 
-def test_workers_are_as_many_as_the_quota_carries(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("quota", "cores"), [(2.5, 3), (math.inf, 8), (99.0, 8), (0.2, 1), (1.0, 1)])
+def test_cores_are_as_many_as_the_quota_carries(
+    monkeypatch: pytest.MonkeyPatch, quota: float, cores: int
+) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    for quota, workers in ((2.5, 3), (math.inf, 8), (99.0, 8), (0.2, 1), (1.0, 1)):
-        monkeypatch.setattr(cgroups, "quota", lambda quota=quota: quota)
-        assert placement.workers(Execute(device="cpu")) == workers
+    monkeypatch.setattr(machines, "cpu_quota", lambda: quota)
+    assert machines.cores() == cores
+
+
+# ---- memory
+
+
+def test_without_groups_memory_is_what_the_system_says(machine: Machine) -> None:
+    machine.meminfo(available=3000)
+    assert machine.memory == 3000 * 1024
+
+
+def test_where_the_system_does_not_say_it_is_the_size_of_the_memory(tmp_path: Path) -> None:
+    assert machines.available_memory(tmp_path) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_the_system_has_less_than_the_groups_allow(machine: Machine) -> None:
+    machine.meminfo(available=1)
+    machine.mounts(V2.format(top="/", point="/sys/fs/cgroup"))
+    machine.groups("0::/a")
+    machine.memory_v2("sys/fs/cgroup/a", "1000000", usage=0)
+    assert machine.memory == 1024
+
+
+def test_memory_of_version_1_by_every_group_up_to_the_root(machine: Machine) -> None:
+    machine.meminfo(available=10**9)
+    machine.mounts(MEMORY, V1.format(top="/", point="/sys/fs/cgroup/cpu"))
+    machine.groups("9:memory:/batch/job", "4:cpu:/elsewhere", "0::/x")
+    memory = "sys/fs/cgroup/memory"
+    machine.memory_v1(memory, 9223372036854771712, usage=5000)
+    machine.memory_v1(f"{memory}/batch", 900_000, usage=500_000, cache=100_000)
+    machine.memory_v1(f"{memory}/batch/job", 800_000, usage=100_000)
+    machine.memory_v1(f"{memory}/elsewhere", 10, usage=0)
+    assert machine.memory == 500_000
+    machine.memory_v1(f"{memory}/batch/job", 400_000, usage=100_000)
+    assert machine.memory == 300_000
+
+
+def test_memory_of_version_2_by_every_group_up_to_the_root(machine: Machine) -> None:
+    machine.meminfo(available=10**9)
+    machine.mounts(V2.format(top="/", point="/sys/fs/cgroup"))
+    machine.groups("0::/user.slice/a.scope")
+    machine.memory_v2("sys/fs/cgroup/user.slice/a.scope", "max", usage=1000)
+    assert machine.memory == 10**9 * 1024
+    machine.memory_v2("sys/fs/cgroup/user.slice", "900000", usage=500_000, cache=100_000)
+    assert machine.memory == 500_000, "the page cache is dropped before anything fails"
+    machine.memory_v2("sys/fs/cgroup/user.slice/a.scope", "1000", usage=3000)
+    assert machine.memory == 0
+
+
+def test_memory_in_a_container(machine: Machine) -> None:
+    machine.meminfo(available=10**9)
+    machine.mounts(MEMORY.replace(" / /sys", " /docker/abc /sys"))
+    machine.groups("4:memory:/docker/abc")
+    machine.memory_v1("sys/fs/cgroup/memory", 7000, usage=1000)
+    assert machine.memory == 6000
+
+
+@pytest.mark.parametrize("limit", ["", "max", "much"])
+def test_a_limit_that_cannot_be_understood_is_none(machine: Machine, limit: str) -> None:
+    machine.meminfo(available=1000)
+    machine.mounts(V2.format(top="/", point="/sys/fs/cgroup"))
+    machine.groups("0::/")
+    machine.memory_v2("sys/fs/cgroup", limit, usage=0)
+    assert machine.memory == 1000 * 1024
