@@ -237,7 +237,9 @@ def title_of(part: Part) -> str:
         labels.append(f"{test.b.constant:g}")
     sign = " / " if test.kind == "ratio" else " − "
     along = f", along {test.along}" if test.along else ""
-    return f"{test.kind}: {sign.join(labels)}{along}"
+    metrics = {side.metric or test.metric for _, side in test.sides if side.constant is None}
+    of = "" if len(metrics) > 1 or metrics == {"accuracy"} else f" of {metrics.pop()}"
+    return f"{test.kind}{of}: {sign.join(labels)}{along}"
 
 
 def _effect_label(part: Part, effect: Effect) -> str:
@@ -378,8 +380,9 @@ def _rerun(judged: Iterable[Judged]) -> Iterable[tuple[str, str]]:
     files: dict[str, str] = {}
     for each in judged:
         for name, experiment in each.claim.experiments.items():
-            path = name or each.claim.settings.experiment or ""
-            files.setdefault(f"configs/{PurePosixPath(path).name}", experiment.name)
+            config = PurePosixPath(name or each.claim.settings.experiment or "")
+            is_of_project = config.parts[:1] == ("..",)  # the files of claims lie in configs/claims
+            files.setdefault(f"configs/{config.name}" if is_of_project else str(config), experiment.name)
     for path in sorted(files):
         yield f"normbench run {path}", f"trains the trials of {files[path]} that have no record"
     yield "normbench report", "makes this page anew from the records"

@@ -60,14 +60,16 @@ class Scale:
     @property
     def ticks(self) -> list[float]:
         """A few round values inside."""
+        low, high = self.low, self.high
         if self.is_ratio:
-            inside = [value for value in RATIOS if self.low <= math.log(value) <= self.high]
-            return inside if len(inside) <= TICKS + 1 else inside[:: math.ceil(len(inside) / TICKS)]
-        rough = (self.high - self.low) / TICKS
+            inside = [value for value in RATIOS if low <= math.log(value) <= high]
+            if len(inside) > 2:
+                return inside if len(inside) <= TICKS + 1 else inside[:: math.ceil(len(inside) / TICKS)]
+            low, high = math.exp(low), math.exp(high)
+        rough = (high - low) / TICKS
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-        first = math.ceil(self.low / step)
-        return [number * step for number in range(first, math.floor(self.high / step) + 1)]
+        return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 class Drawing:
@@ -89,7 +91,7 @@ class Drawing:
 
     def text(self, x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> None:
         """Write a line."""
-        self.add("text", words, x=x, y=y, class_=kind or "label", text_anchor=anchor)
+        self.add("text", printable(words, 300), x=x, y=y, class_=kind or "label", text_anchor=anchor)
 
     def dot(self, x: float, y: float, value: float, seed: int, kind: str, *, is_counted: bool = True) -> None:
         """Mark the value of a seed; one that is not finite by a cross."""
@@ -188,7 +190,7 @@ def _legend(drawing: Drawing, curves: Sequence[Curve]) -> None:
 
 
 def _cut(words: str, width: float) -> str:
-    words, letters = printable(words, 200), int(width / LETTER)
+    letters = int(width / LETTER)
     return words if len(words) <= letters else words[: letters - 1] + "…"
 
 

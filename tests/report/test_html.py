@@ -171,6 +171,13 @@ def test_the_rule_has_the_looks_the_level_and_the_correction(page: Page) -> None
     assert "corrected for 12 claims" in words
 
 
+def test_every_experiment_can_be_run_again(page: Page) -> None:
+    assert page.rerun[0] == (
+        "normbench run made_up.yaml",
+        "trains the trials of made_up that have no record",
+    )
+
+
 def test_sections_stand_in_their_order(tree: Tree) -> None:
     assert tree.of("h2") == [
         "Verdicts", "Evidence", "Exact properties", "What was not run", "The rule", "Trials that diverged",

@@ -28,14 +28,12 @@ class Effect:
 
     Attributes:
         label: the places of the axis that it compares; empty where there is no axis.
-        place: of the axis, where there is one place.
         values: by seed, in the order in which seeds count.
         n: how many of these seeds the interval is over; fewer than there are between two looks.
         interval: of the last look, simultaneous over all looks; None before the first.
     """
 
     label: str
-    place: Any
     values: Mapping[int, float]
     n: int
     interval: Interval | None
@@ -131,27 +129,27 @@ def _effects(
         level = (1 - judgement.confidence) / (2 * len(rule.looks))
     match kind:
         case Greater() | Less() | Equivalent():
-            yield _effect("", None, difference(kind.a, kind.b, kind.is_exact).evidence(values, rule), level)
+            yield _effect("", difference(kind.a, kind.b, kind.is_exact).evidence(values, rule), level)
         case Ratio():
             logs = {cell: logarithms(values.get(cell, {}), cell) for cell in (kind.a, kind.b)}
-            effect = _effect("", None, difference(kind.a, kind.b).evidence(logs, rule), level)
+            effect = _effect("", difference(kind.a, kind.b).evidence(logs, rule), level)
             ratios = {seed: math.exp(value) for seed, value in effect.values.items()}
-            yield Effect("", None, ratios, effect.n, judgement.interval)
+            yield Effect("", ratios, effect.n, judgement.interval)
         case Flat():
             for (first, a), (second, b) in combinations(zip(axis, kind.along, strict=True), 2):
                 evidence = difference(a, b).evidence(values, rule)
-                yield _effect(f"{written(first)} − {written(second)}", None, evidence, level)
+                yield _effect(f"{written(first)} − {written(second)}", evidence, level)
         case Trend():
-            yield Effect("", None, _slopes(kind, values, judgement), judgement.n, judgement.interval)
+            yield Effect("", _slopes(kind, values, judgement), judgement.n, judgement.interval)
         case Crossover():
             for place, a, b in zip(kind.axis, kind.a, kind.b, strict=True):
-                yield _effect(written(place), place, difference(a, b).evidence(values, rule), level)
+                yield _effect(written(place), difference(a, b).evidence(values, rule), level)
         case Knee():
             reference = kind.along[kind.axis.index(kind.reference)]
             for place, cell in zip(kind.axis, kind.along, strict=True):
                 if place != kind.reference:
                     evidence = difference(reference, cell).evidence(values, rule)
-                    yield _effect(f"{written(kind.reference)} − {written(place)}", place, evidence, level)
+                    yield _effect(f"{written(kind.reference)} − {written(place)}", evidence, level)
 
 
 def written(place: Any) -> str:
@@ -159,9 +157,9 @@ def written(place: Any) -> str:
     return f"{place:g}" if isinstance(place, int | float) and not isinstance(place, bool) else str(place)
 
 
-def _effect(label: str, place: Any, evidence: Evidence, level: float) -> Effect:
+def _effect(label: str, evidence: Evidence, level: float) -> Effect:
     values = dict(zip(evidence.seeds, evidence.values, strict=True))
-    return Effect(label, place, values, evidence.n, evidence.last.bounds(level) if evidence.last else None)
+    return Effect(label, values, evidence.n, evidence.last.bounds(level) if evidence.last else None)
 
 
 def _slopes(kind: Trend, values: Cells, judgement: Judgement) -> dict[int, float]:
