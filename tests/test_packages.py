@@ -41,11 +41,13 @@ def test_there_is_code_behind_every_entry(table: str) -> None:
         "from normbench.cli.app import main; main(['--help'])",
         "from normbench.cli.app import main; main(['status', '--results', 'results'])",
         "from normbench.config.experiment import load; [*map(load, Path('configs').glob('*.yaml'))]",
+        "from normbench.cli.app import main; from tempfile import TemporaryDirectory\n"
+        "place = TemporaryDirectory(); main(['report', '--out', f'{place.name}/r.html'])",
         "from normbench.records import Store; Store(Path('nothing')).load()",
         "from normbench.config.catalog.figures import FIGURES; [entry.load() for entry in FIGURES.values()]",
         "import normbench.sweep.run, normbench.sweep.executors.pool",
     ],
-    ids=["--help", "status", "config", "records", "figures", "sweep"],
+    ids=["--help", "status", "config", "report", "records", "figures", "sweep"],
 )
 def test_what_does_not_compute_does_not_load_torch(script: str) -> None:
     """Loading it takes more than a second."""

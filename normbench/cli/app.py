@@ -240,6 +240,30 @@ def export_(
     _print(export.exported(results, experiment, format_, errors.complain))
 
 
+@app.command(name="report")
+def report_(
+    experiments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EXPERIMENT", help="only the claims that it tests; all, if none is named"),
+    ] = None,
+    file: ClaimFiles = NO_FILES,
+    results: Results = RESULTS,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="its ending becomes that of the format")] = Path(
+        "report.html"
+    ),
+    formats: Annotated[
+        str, typer.Option("--format", metavar="FORMATS", help="of html, md and json")
+    ] = "html",
+    _debug: Debug = False,
+) -> None:
+    """Write one file with every claim: verdict, figure, arithmetic, records."""
+    from normbench.cli import errors, report
+    from normbench.config.source import printable
+
+    for path in report.write(experiments, file, results, out, formats, errors.complain):
+        _print(printable(str(path), 4096))
+
+
 @app.command()
 def claims(
     ids: Annotated[

@@ -72,11 +72,13 @@ class Claim:
         settings: as it is written.
         document: short name of the document of its file.
         experiments: by the name that a test writes (None: that of the claim), the experiment that it means.
+        title: of the document.
     """
 
     settings: ClaimSettings
     document: str
     experiments: Mapping[str | None, config.Experiment]
+    title: str = ""
 
     @property
     def id(self) -> str:
@@ -131,7 +133,7 @@ def load(path: Path) -> tuple[Claim, ...]:
             problems.append(Problem(spot, words))
         ids[settings.id] = spot
         experiments, found = _experiments(settings, node, path)
-        claim = Claim(settings, document.document, experiments)
+        claim = Claim(settings, document.document, experiments, document.title)
         problems += found
         problems += _problems(claim, node)
         claims.append(claim)

@@ -6,7 +6,7 @@ from typing import Any
 
 from normbench.report.claims.comparison import Side, Test
 from normbench.report.claims.judge import Judged
-from normbench.report.claims.judgement import Verdict
+from normbench.report.claims.judgement import Judgement, Verdict
 from normbench.report.metrics import metric
 from normbench.report.stats import Interval
 
@@ -97,8 +97,13 @@ def _margin(test: Test) -> str:
 
 def measured(judged: Judged) -> str:
     """Return what was measured of a claim: an estimate with its interval, a bracket, or nothing yet."""
-    test, judgement = judged.claim.test, judged.judgement
-    if test is None or judgement.verdict is Verdict.NOT_RUN:
+    test = judged.claim.test
+    return outcome(test, judged.judgement) if test else ""
+
+
+def outcome(test: Test, judgement: Judgement) -> str:
+    """Return what was measured by one comparison or a composition; see `measured`."""
+    if judgement.verdict is Verdict.NOT_RUN:
         return ""
     if test.kind in ("crossover", "knee"):
         return _bracket(test, judgement.bracket, judgement.by_means)
