@@ -363,6 +363,7 @@ def ask(
     does A cross B along KEY', each perhaps with 'at KEY=VALUE, …' behind it.
     """
     from normbench.cli import claims as verdicts
+    from normbench.cli.report import answer
     from normbench.report.claims import wording
 
     claim = verdicts.asked(question, config, overrides, margin)
@@ -371,7 +372,8 @@ def ask(
     )
     if not plan_only:
         (judged,) = look.judged
-        _print(verdicts.in_json([judged]) if as_json else wording.sentence(judged))
+        page = answer(judged, results)
+        _print(verdicts.in_json([judged]) if as_json else f"{wording.sentence(judged)}\nfigure: {page}")
 
 
 def _settle(

@@ -8,6 +8,7 @@ from normbench.config.registry import UnknownName, nearest, shortened
 from normbench.files import write_atomically
 from normbench.report import html
 from normbench.report.claims.document import Claim
+from normbench.report.claims.judge import Judged
 from normbench.report.page import page_of
 from normbench.sweep.adaptive import Looks
 from normbench.sweep.results import Tell
@@ -49,6 +50,16 @@ def write(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, html.FORMATS[kind](page, shown).encode())
         yield path
+
+
+def answer(judged: Judged, results: Path) -> Path:
+    """Write the page of one question beside the records of its experiment; return its path."""
+    (name,) = {each.name for each in judged.claim.experiments.values()}
+    path = results / name / "questions" / f"{judged.claim.id.removeprefix('q-')}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    declared = {key: str(entry["sha256"]) for key, entry in Looks.read(results).entries.items()}
+    write_atomically(path, html.as_html(page_of([judged], 1, declared), [judged]).encode())
+    return path
 
 
 def _testing(claims: Sequence[Claim], names: Sequence[str]) -> set[str]:

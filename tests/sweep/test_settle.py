@@ -219,6 +219,8 @@ def test_a_question_is_answered_by_running_it(
     assert not ended.value.code, problems
     assert answer.startswith("batch > group: ")
     assert "n = 3 seeds" in answer
+    page = Path(answer.partition("figure: ")[2].strip())
+    assert "<svg" in page.read_text()
     assert len(list(Path("results/tiny").glob("*-*.json"))) == 6
     files = sorted(Path("results").rglob("*"))
     with pytest.raises(SystemExit):
