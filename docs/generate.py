@@ -30,8 +30,8 @@ from normbench.config.series import differing
 from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.figures.published import PUBLISHED
-from normbench.report.panels import flat
 from normbench.report.stats import mean_interval
+from normbench.report.table import flat
 from normbench.sweep import results
 
 DOCS = Path(__file__).resolve().parent

@@ -18,7 +18,7 @@ from normbench.config.experiment import ConfigError
 from normbench.config.registry import UnknownName
 from normbench.config.source import printable
 from normbench.records import NewerRecordError, RecordsInUse
-from normbench.report.panels import CannotDrawError
+from normbench.report.figures.panels import CannotDrawError
 from normbench.signals import ENDING, is_heard
 from normbench.signals import Stopped as Stopped
 from normbench.sweep.run import Unusable

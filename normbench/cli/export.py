@@ -12,8 +12,8 @@ from normbench.config.labels import labels
 from normbench.config.registry import UnknownName, nearest, shortened
 from normbench.config.source import printable
 from normbench.records import ERROR, LackingError, Record, Store
-from normbench.report.figures.base import Row, as_csv
 from normbench.report.metrics import evaluation_name
+from normbench.report.rows import as_csv, trial_rows
 from normbench.sweep.results import Tell, find, named
 from normbench.sweep.run import stored
 
@@ -149,43 +149,4 @@ def exported(results: Path, experiment: str, kind: str, tell: Tell) -> str:
     records = sorted(find(results, name, tell).records, key=lambda record: record.trial.id)
     if kind == "json":
         return as_json([json.loads(record.to_json()) for record in records])
-    rows = [_row(record) for record in records]
-    columns = dict.fromkeys(key for row in rows for key in row)
-    return as_csv([{key: row.get(key) for key in columns} for row in rows])
-
-
-def _row(record: Record) -> Row:
-    row: Row = {"id": record.trial.id, "status": record.status}
-    row |= _flat("", record.trial.model_dump(mode="json"))
-    final = record.final
-    row |= {
-        "test_accuracy": final.test_accuracy if final else None,
-        "test_accuracy_median5": final.test_accuracy_median5 if final else None,
-        "epochs_run": len(record.epochs),
-        "images_per_second": record.images_per_second,
-        "seconds": record.seconds,
-        "peak_memory_bytes": record.peak_memory_bytes,
-        "data": printable(record.data, 1000),
-    }
-    for result in record.inference:
-        row |= _flat(f"inference.{evaluation_name(result)}.", dict(result.numbers))
-    return row | _flat("provenance.", record.provenance)
-
-
-def _flat(prefix: str, values: dict[str, Any]) -> Row:
-    """Nested mappings as dotted columns."""
-    row: Row = {}
-    for key, value in values.items():
-        column = f"{prefix}{printable(key)}"
-        match value:
-            case dict():
-                row |= _flat(f"{column}.", value)
-            case str():
-                row[column] = printable(value, 1000)
-            case None | bool() | float():
-                row[column] = value
-            case int() if abs(value) < 2**63:
-                row[column] = value
-            case _:
-                row[column] = printable(json.dumps(value), 1000)
-    return row
+    return as_csv(trial_rows(records))

@@ -3,19 +3,23 @@
 Figures, ``normbench export`` and claims start from it. Nothing here loads torch, pandas or matplotlib.
 """
 
+import importlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from normbench.config.catalog.norms import NORMS
 from normbench.config.messages import meant
 from normbench.config.registry import UnknownName, nearest, plain, shortened
-from normbench.config.series import Series, differing, key_of, numerically, series_of
+from normbench.config.series import Series, counted, differing, key_of, numerically, series_of
+from normbench.files import write_atomically
 from normbench.records import Record
 from normbench.report.metrics import Metric, metric
+from normbench.report.rows import Row, as_csv, epoch_rows, trial_rows
 
 MEASURED = frozenset({"evaluate", "diagnose"})  # settings that change nothing in how a network is trained
 MOST_LISTED = 12  # values that a message names
@@ -26,7 +30,7 @@ class AmbiguousCell(LookupError):
     """Settings that fit no cell or several; the message says in what these differ."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cell:
     """The trials of one setting, which differ in the seed alone.
 
@@ -39,6 +43,10 @@ class Cell:
     series: Series
     settings: Mapping[str, Any]
     trials: Mapping[int, Record]
+
+    def __repr__(self) -> str:
+        seeds = ", ".join(map(str, self.trials))
+        return f"<Cell of {self.series.label}, batch size {self.batch_size}, seeds {seeds}>"
 
     @property
     def batch_size(self) -> int:
@@ -83,7 +91,7 @@ class Cell:
         return {seed: record.status for seed, record in self.trials.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """Cells in the order of the methods' table, then of their settings.
 
@@ -99,6 +107,9 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.cells)
+
+    def __repr__(self) -> str:
+        return f"<Table of {counted(len(self), 'cell')}, {counted(len(self.records), 'trial')}>"
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -132,6 +143,10 @@ class Table:
             chosen = chosen._with(key, value)
         return chosen
 
+    def where(self, chosen: Callable[[Record], bool]) -> "Table":
+        """Return the table of the chosen records alone."""
+        return replace(table(filter(chosen, self.records)), copies=self.copies)
+
     def cell(self, settings: Mapping[str, Any] | None = None) -> Cell:
         """Return the one cell with these settings.
 
@@ -157,6 +172,38 @@ class Table:
     def statuses(self) -> dict[int, str]:
         """How each trial of the only cell ended, by seed."""
         return self.cell().statuses
+
+    def rows(self) -> list[Row]:
+        """Return one row a trial, by id: every setting, every number, and where it ran.
+
+        Accuracies are fractions, as they are stored. These are the columns of ``normbench export``.
+        """
+        return trial_rows(sorted(self.records, key=lambda record: record.trial.id))
+
+    def epochs(self) -> list[Row]:
+        """Return one row an epoch of every trial, with the settings in which the trials differ."""
+        settings = [key for key in self.varying if key != "data"]
+        return epoch_rows(sorted(self.records, key=lambda record: record.trial.id), settings)
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """Return the rows as CSV, and write them to a file where one is named."""
+        text = as_csv(self.rows())
+        if path is not None:
+            write_atomically(Path(path), text.encode())
+        return text
+
+    def to_pandas(self) -> Any:
+        """Return the rows as a ``pandas.DataFrame``.
+
+        Raises:
+            ImportError: pandas is not installed; normbench does not need it for anything else.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            words = "to_pandas() needs pandas ('pip install pandas'); rows() and to_csv() do without it"
+            raise ImportError(words) from error
+        return pandas.DataFrame(self.rows())
 
     def _with(self, key: str, value: Any) -> "Table":
         values = list(value) if isinstance(value, list | tuple | set | range) else [value]
@@ -207,6 +254,12 @@ def table(records: Iterable[Record]) -> Table:
 def settings_of(record: Record) -> dict[str, Any]:
     """Return every setting but the seed by its dotted key, and ``data``, the hash of the images."""
     return flat(record.trial.model_dump(mode="json", exclude={"seed", *MEASURED})) | {"data": record.data}
+
+
+def distinct(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without a normalization batch size that is all of the batch."""
+    is_whole = settings["norm_batch_size"] in (None, settings["batch_size"])
+    return {key: value for key, value in settings.items() if not (is_whole and key == "norm_batch_size")}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

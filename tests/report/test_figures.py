@@ -16,9 +16,11 @@ from normbench.config.registry import UnknownName
 from normbench.records import Record
 from normbench.report.figures import base as figures
 from normbench.report.figures import published, style
-from normbench.report.figures.base import FORMATS, as_csv, draw, printable, render
-from normbench.report.panels import MOST_PANELS, CannotDrawError, arrange
+from normbench.report.figures.base import FORMATS, draw, printable
+from normbench.report.figures.panels import MOST_PANELS, CannotDrawError, arrange
+from normbench.report.rows import as_csv
 from normbench.report.stats import mean_interval
+from normbench.report.table import table
 
 DATA = "d" * 64
 CENTRE = {"batch": 0.70, "layer": 0.60, "instance": 0.55, "group": 0.65, "switchable": 0.72, "none": 0.50}
@@ -150,7 +152,11 @@ def norm_sweep():
 def select(name, records, **options):
     entry = FIGURES[name]
     defaults = {key: option.default for key, option in entry.options.items()}
-    return entry.load().select(records, defaults | options)
+    return entry.load().select(table(records), defaults | options)
+
+
+def render(name, records, *args, **options):
+    return figures.render(name, table(records), *args, **options)
 
 
 def rows(path):
@@ -167,7 +173,18 @@ def spots(selection, method, panel=0):
 
 
 def test_the_table_lists_every_figure_file():
-    shared = {"__init__", "base", "caption", "style", "published", "samples", "lines", "profile"}
+    shared = {
+        "__init__",
+        "base",
+        "panels",
+        "values",
+        "caption",
+        "style",
+        "published",
+        "samples",
+        "lines",
+        "profile",
+    }
     files = {path.stem for path in Path(figures.__file__).parent.glob("*.py")} - shared
     assert files == {
         entry.target.removeprefix("normbench.report.figures.").split(":")[0] for entry in FIGURES.values()
@@ -279,8 +296,9 @@ import sys
 from pathlib import Path
 from normbench.config.catalog.figures import FIGURES
 from normbench.records import Record
+from normbench.report.table import table
 record = Record.from_json(Path(sys.argv[1]).read_bytes())
-chosen = [(entry.load(), entry.load().select([record], {})) for entry in FIGURES.values()]
+chosen = [(entry.load(), entry.load().select(table([record]), {})) for entry in FIGURES.values()]
 assert not {"torch", "matplotlib", "scipy.stats"} & sys.modules.keys(), "selecting"
 from normbench.report.figures.base import draw
 for figure, selection in chosen:
@@ -466,20 +484,20 @@ def test_a_method_without_gamma_joins_the_panels_it_agrees_with():
     records = [
         record(size_zero, zero_init_residual=zero) for size_zero, zero in (("batch", True), ("batch", False))
     ]
-    arranged = arrange([*records, record("none")])
+    arranged = arrange(table([*records, record("none")]))
     assert [panel.heading for panel in arranged.panels] == [
         "zero_init_residual False",
         "zero_init_residual True",
     ]
     assert [len(panel.curves) for panel in arranged.panels] == [2, 2]
-    assert len(arrange([record("none"), record("batch", zero_init_residual=True)]).panels) == 1
-    assert len(arrange([record("none"), record("none", epochs=5)]).panels) == 2
+    assert len(arrange(table([record("none"), record("batch", zero_init_residual=True)])).panels) == 1
+    assert len(arrange(table([record("none"), record("none", epochs=5)])).panels) == 2
 
 
 def test_more_settings_than_a_figure_holds_are_refused_by_name(tmp_path):
     records, told = [record(epochs=3 + n) for n in range(MOST_PANELS + 1)], []
     with pytest.raises(CannotDrawError, match=r"13 panels, more than 12, because they differ in epochs;"):
-        arrange(records)
+        arrange(table(records))
     assert render("batch_size", records, tmp_path, tell=told.append) == []
     assert told[0].startswith("figure batch_size is not drawn: these trials would need 13 panels")
     assert draw(FIGURES["batch_size"].load(), select("batch_size", records[:-1]), "svg")
@@ -561,7 +579,7 @@ def drawn(name, records):
 
     canvas = Figure()
     figure = FIGURES[name].load()
-    figure.draw(figure.select(records, {}), canvas)
+    figure.draw(figure.select(table(records), {}), canvas)
     return canvas
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_figures import record
+from test_figures import record, render
 
 from normbench.config.catalog.figures import FIGURES
-from normbench.report.figures.base import render
-from normbench.report.panels import CannotDrawError
+from normbench.report.figures.panels import CannotDrawError
+from normbench.report.table import table
 
 KEYS = {"x": "batch_size", "y": "clip.threshold"}
 
@@ -18,7 +18,7 @@ def agc(batch_size: int, threshold: float, **settings: Any) -> Any:
 
 
 def select(records: list[Any]) -> Any:
-    return FIGURES["heat_map"].load().select(records, KEYS)
+    return FIGURES["heat_map"].load().select(table(records), KEYS)
 
 
 def test_a_cell_is_the_mean_over_the_seeds_of_both_values() -> None:

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from test_figures import record
+from test_figures import record, render
 
 from normbench.config.catalog.figures import FIGURES
-from normbench.report import values as values_of
-from normbench.report.figures.base import render
-from normbench.report.panels import CannotDrawError
+from normbench.report.figures import values as values_of
+from normbench.report.figures.panels import CannotDrawError
+from normbench.report.table import table
 
 
 def select(records: list[Any], key: str) -> Any:
-    return FIGURES["setting"].load().select(records, {"key": key})
+    return FIGURES["setting"].load().select(table(records), {"key": key})
 
 
 def agc(threshold: float, **settings: Any) -> Any:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from normbench.config.series import Series
-from normbench.records import Record
 from normbench.report.figures import caption, samples, style
-from normbench.report.figures.base import Figure, Options, Row
+from normbench.report.figures.base import Figure, Options
+from normbench.report.figures.panels import AXIS_LABELS, Curve, Panel, arrange
 from normbench.report.figures.published import PUBLISHED, Point
 from normbench.report.figures.samples import ACCURACY, Sample, Spot, beyond
-from normbench.report.panels import AXIS_LABELS, Curve, Panel, arrange
+from normbench.report.rows import Row
+from normbench.report.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,9 +62,9 @@ class Accuracies:
         return [cell for lines in self.lines for line in lines for cell in line.cells]
 
 
-def select(records: Sequence[Record], options: Options) -> Accuracies | None:
+def select(trials: Table, options: Options) -> Accuracies | None:
     """Last-epoch test accuracies by panel, series and size."""
-    arranged = arrange(records)
+    arranged = arrange(trials)
     if arranged is None:
         return None
     lines = tuple(tuple(_line(curve) for curve in panel.curves) for panel in arranged.panels)
@@ -105,10 +106,9 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
 
 def _line(curve: Curve) -> Line:
     cells = []
-    for cell in curve.cells:
+    for x, cell in curve.cells.items():
         values = tuple(record.final.test_accuracy for record in cell.finished if record.final)
-        failures = tuple(record.status for record in cell.records if record.status != "done")
-        cells.append(Cell(values, failures, cell.x))
+        cells.append(Cell(values, cell.failures, x))
     return Line(curve.series, tuple(cells))
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from normbench.config.series import counted, numerically
 from normbench.records import Record
-from normbench.report.panels import AXIS_LABELS, Panels, mixed_data
+from normbench.report.figures.panels import AXIS_LABELS, Panels, mixed_data
 
 MOST_LISTED = 6  # cells named; the CSV has them all
 
 
 def about(panels: Panels) -> tuple[str, ...]:
     """Data, networks and budget; what became of the trials that did not finish; what the axis counts."""
-    sentences = [trials(panels.records), *_unfinished(panels)]
+    sentences = [trials(panels.table.records), *_unfinished(panels)]
     if any(panel.axis == "norm_batch_size" for panel in panels.panels):
         sentences.append("Norm batch size: the samples of an update that share statistics.")
     return tuple(sentences)
@@ -23,12 +23,12 @@ def about(panels: Panels) -> tuple[str, ...]:
 def warnings(panels: Panels) -> tuple[str, ...]:
     """What a reader must not miss: trials on different images, records left out."""
     sentences = []
-    if hashes := mixed_data(panels.records):
-        counts = Counter(record.data for record in panels.records)
+    if hashes := mixed_data(panels.table.records):
+        counts = Counter(record.data for record in panels.table.records)
         listed = ", ".join(f"{counted(counts[data], 'trial')} with hash {data[:8]}" for data in hashes)
         sentences.append(f"Trials of one data set ran on different images, so panels are separate: {listed}.")
-    if panels.copies:
-        left_out = counted(panels.copies, "record")
+    if panels.table.copies:
+        left_out = counted(panels.table.copies, "record")
         sentences.append(f"Of trials with several records one is shown; left out: {left_out}.")
     return tuple(sentences)
 
@@ -70,13 +70,13 @@ def _unfinished(panels: Panels) -> Iterator[str]:
     for status, word in (("diverged", "Diverged"), ("out_of_memory", "Out of memory")):
         cells: dict[str, str] = {}  # by a trial of the cell: two panels may show one cell
         for panel in panels.panels:
-            for series, cell in panel.cells:
-                if any(record.status == status for record in cell.records):
-                    where = f"{AXIS_LABELS[panel.axis]} {cell.x}" if cell.x is not None else ""
+            for x, cell in panel.cells:
+                if status in cell.failures:
+                    where = f"{AXIS_LABELS[panel.axis]} {x}" if x is not None else ""
                     places = [where, *([panel.heading] if len(panels.panels) > 1 else [])]
                     at = f" at {', '.join(filter(None, places))}" if any(places) else ""
                     left = f"mean of {len(cell.finished)} of {counted(len(cell.records), 'seed')}"
-                    told = f"{series.label}{at} ({left if cell.finished else 'no seed finished'})"
+                    told = f"{cell.series.label}{at} ({left if cell.finished else 'no seed finished'})"
                     cells.setdefault(cell.records[0].trial.id, told)
         if cells:
             listed = list(cells.values())

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Literal
 from normbench.config.series import Series
 from normbench.records import Epoch, Record
 from normbench.report.figures import caption, style
-from normbench.report.figures.base import Figure, Options, Row
+from normbench.report.figures.base import Figure, Options
+from normbench.report.figures.panels import Axis, Panel, arrange
 from normbench.report.figures.samples import Sample, counts, draw_ring, entries
-from normbench.report.panels import Axis, Cell, Panel, arrange
+from normbench.report.rows import Row
+from normbench.report.table import Cell, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,9 +91,9 @@ class Curves:
     warnings: tuple[str, ...]
 
 
-def select(records: Sequence[Record], _: Options) -> Curves | None:
+def select(trials: Table, _: Options) -> Curves | None:
     """Every trial's course by panel, size and series."""
-    arranged = arrange(records) if any(record.epochs for record in records) else None
+    arranged = arrange(trials) if any(record.epochs for record in trials.records) else None
     if arranged is None:
         return None
     columns = tuple(column for panel in arranged.panels for column in _columns(panel))
@@ -101,18 +103,18 @@ def select(records: Sequence[Record], _: Options) -> Curves | None:
 
 def _columns(panel: Panel) -> Iterator[Column]:
     for size in panel.sizes:
-        courses = [_course(series, cell) for series, cell in panel.cells if cell.x in (size, None)]
+        courses = [_course(cell) for x, cell in panel.cells if x in (size, None)]
         yield Column(panel.heading, panel.axis, size, tuple(courses))
 
 
-def _course(series: Series, cell: Cell) -> Course:
+def _course(cell: Cell) -> Course:
     seeds = []
     for record in cell.records:
         losses, accuracies = _points(record.epochs, "train_loss"), _points(record.epochs, "test_accuracy")
         seeds.append(Seed(losses, accuracies, record.trial.seed, record.status, _ended(record)))
     finished = [seed for seed in seeds if seed.status == "done"]
     losses, accuracies = _mean([s.train_loss for s in finished]), _mean([s.test_accuracy for s in finished])
-    return Course(losses, accuracies, series, tuple(seeds))
+    return Course(losses, accuracies, cell.series, tuple(seeds))
 
 
 def _ended(record: Record) -> int:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from normbench.config.series import differing
 from normbench.records import Record
 from normbench.report.figures import caption, style
-from normbench.report.figures.base import Figure, Options, Row
+from normbench.report.figures.base import Figure, Options
+from normbench.report.figures.panels import CannotDrawError, said, telling
 from normbench.report.figures.samples import Sample, columns
-from normbench.report.panels import CannotDrawError, said
-from normbench.report.values import in_words, order, settings_of, shown, written
+from normbench.report.figures.values import in_words, order, shown, written
+from normbench.report.rows import Row
+from normbench.report.table import Table, distinct
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -52,36 +53,34 @@ class Grids:
     warnings: tuple[str, ...] = ()
 
 
-def select(records: Sequence[Record], options: Options) -> Grids | None:
+def select(trials: Table, options: Options) -> Grids | None:
     """Last-epoch test accuracies of the trials that have both settings, by what else they differ in.
 
     Raises:
         CannotDrawError: that would be more than ``MOST_PANELS`` panels.
     """
     x, y = str(options.get("x", "batch_size")), str(options.get("y", "norm.name"))
-    once = {record.trial.id: record for record in records}
-    settings = {key: settings_of(record) for key, record in once.items()}
-    chosen = [record for key, record in sorted(once.items()) if {x, y} <= settings[key].keys()]
+    chosen = [(cell, own) for cell in trials if {x, y} <= (own := distinct(cell.settings)).keys()]
     if not chosen:
         return None
-    others = [_others(settings[one.trial.id], {x, y}) for one in chosen]
-    told = differing(others)
-    xs, ys = (sorted({written(settings[one.trial.id][key]) for one in chosen}, key=order) for key in (x, y))
+    others = [_others(own, {x, y}) for _, own in chosen]
+    told = telling(others)
+    xs, ys = (sorted({written(own[key]) for _, own in chosen}, key=order) for key in (x, y))
     panels: dict[str, dict[tuple[int, int], list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record, other in zip(chosen, others, strict=True):
-        own = settings[record.trial.id]
+    for (cell, own), other in zip(chosen, others, strict=True):
         place = ys.index(written(own[y])), xs.index(written(own[x]))
         heading = ", ".join(said(key, other[key]) for key in told if key in other)
-        panels[heading][place].append(record)
+        panels[heading][place] += cell.records
     if len(panels) > MOST_PANELS:
         raise CannotDrawError(f"{len(panels)} panels, because the trials also differ in {', '.join(told)}")
     grids = tuple(
         Grid(heading, {place: _cell(members) for place, members in panels[heading].items()})
         for heading in sorted(panels, key=order)
     )
-    stopped = Counter(record.status for record in chosen if record.status != "done")
+    shown_cells = Table(tuple(cell for cell, _ in chosen))
+    stopped = Counter(status for cell in shown_cells for status in cell.failures)
     sentences = [
-        caption.trials(chosen),
+        caption.trials(shown_cells.records),
         "Test accuracy after the last epoch, %: mean over the seeds that finished; an X for each other.",
         *(f"{status.replace('_', ' ')}: {count}." for status, count in sorted(stopped.items())),
     ]

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.records import Measured, Record
 from normbench.report.figures import caption, samples, style
-from normbench.report.figures.base import Figure, Options, Row
+from normbench.report.figures.base import Figure, Options
+from normbench.report.figures.panels import AXIS_LABELS, Axis, CannotDrawError, Curve, Panel, arrange
 from normbench.report.figures.samples import Bounds, Sample, beyond, columns
-from normbench.report.panels import AXIS_LABELS, Axis, CannotDrawError, Curve, Panel, arrange
+from normbench.report.rows import Row
+from normbench.report.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,23 +98,23 @@ class InferenceStatistics:
     warnings: tuple[str, ...]
 
 
-def select(records: Sequence[Record], _: Options) -> InferenceStatistics | None:
+def select(trials: Table, _: Options) -> InferenceStatistics | None:
     """Gaps to the final accuracy, which is that with the moving averages, seed by seed.
 
     Raises:
         CannotDrawError: there are more than `MOST_BLOCKS` settings.
     """
     compared = {name for _, names in PARTS.values() for name in names}
-    asked = [
-        record
-        for record in records
-        if any(result.name in compared for result in record.inference)
-        or any(choice.name in compared for choice in record.trial.evaluate)
-    ]
+    asked = trials.where(
+        lambda record: (
+            any(result.name in compared for result in record.inference)
+            or any(choice.name in compared for choice in record.trial.evaluate)
+        )
+    )
     arranged = arrange(asked)
     if arranged is None:
         return None
-    kinds = _kinds(result for record in arranged.records for result in record.inference)
+    kinds = _kinds(result for record in asked.records for result in record.inference)
     several = len(arranged.series) > 1
     blocks = tuple(
         block
@@ -189,13 +191,13 @@ def _block(
 ) -> Block:
     values: dict[Kind, dict[int, list[float]]] = {}
     failures: dict[int | None, tuple[str, ...]] = {}
-    for cell in curve.cells:
-        failures[cell.x] = tuple(record.status for record in cell.records if record.status != "done")
+    for x, cell in curve.cells.items():
+        failures[x] = cell.failures
         for record in cell.finished:
             for result in record.inference:
                 value = _value(record, result)
-                if value is not None and cell.x is not None:
-                    values.setdefault(kinds[_key(result)], {}).setdefault(cell.x, []).append(value)
+                if value is not None and x is not None:
+                    values.setdefault(kinds[_key(result)], {}).setdefault(x, []).append(value)
     parts = []
     for heading, (measure, names) in PARTS.items():
         lines = {

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.config.series import Series
 from normbench.report.figures import style
-from normbench.report.figures.base import Row
 from normbench.report.figures.samples import Sample, columns, counts, draw_ring, entries
+from normbench.report.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.config.series import Series, key_of, series_of
 from normbench.report.figures import style
-from normbench.report.figures.base import Figure, Row
+from normbench.report.figures.base import Figure
+from normbench.report.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas

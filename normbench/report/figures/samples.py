@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.transforms import Transform
 
-    from normbench.report.figures.base import Row
+    from normbench.report.rows import Row
 
 Bounds = tuple[float, float]
 ACCURACY: Bounds = (0.0, 1.0)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from normbench.config.catalog.norms import NORMS
-from normbench.config.series import counted, differing
-from normbench.records import Record
+from normbench.config.series import counted
 from normbench.report.figures import caption, samples, style
-from normbench.report.figures.base import Figure, Options, Row
+from normbench.report.figures.base import Figure, Options
+from normbench.report.figures.panels import CannotDrawError, said, telling
 from normbench.report.figures.samples import ACCURACY, Sample, Spot, beyond, columns
-from normbench.report.panels import CannotDrawError, said
-from normbench.report.values import in_words, numeric, order, places, settings_of, shown, written
+from normbench.report.figures.values import in_words, numeric, order, places, shown, written
+from normbench.report.rows import Row
+from normbench.report.table import Cell, Table, distinct
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -25,7 +26,7 @@ SPREAD = 0.36  # of the least distance between two values, over which the series
 
 
 @dataclass(frozen=True)
-class Cell(Sample):
+class Point(Sample):
     """Test accuracies, as fractions, of one series at one value.
 
     Attributes:
@@ -42,7 +43,7 @@ class Line:
     method: str
     variant: int
     label: str
-    cells: tuple[Cell, ...]
+    cells: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -71,54 +72,49 @@ class Accuracies:
         return sum(cell.failures.count("diverged") for cell in at) / trials if trials else 0.0
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Point]:
         """Those of all lines."""
         return [cell for line in self.lines for cell in line.cells]
 
 
-def select(records: Sequence[Record], options: Options) -> Accuracies | None:
+def select(trials: Table, options: Options) -> Accuracies | None:
     """Last-epoch test accuracies of the trials that have the setting, by what else they differ in.
 
     Raises:
         CannotDrawError: they differ in so much else that the lines could not be told apart.
     """
     key = str(options.get("key", "batch_size"))
-    once = {record.trial.id: record for record in records}
-    chosen = sorted(once.values(), key=lambda record: (record.trial.seed, record.trial.id))
-    settings = {record.trial.id: settings_of(record) for record in chosen}
-    chosen = [record for record in chosen if key in settings[record.trial.id]]
+    chosen = [(cell, own) for cell in trials if key in (own := distinct(cell.settings))]
     if not chosen:
         return None
-    others = {one.trial.id: {k: v for k, v in settings[one.trial.id].items() if k != key} for one in chosen}
-    told = [name for name in differing(list(others.values())) if name != "norm.name"]
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in chosen:
-        other = others[record.trial.id]
+    others = [{k: v for k, v in own.items() if k != key} for _, own in chosen]
+    told = [name for name in telling(others) if name != "norm.name"]
+    groups: dict[tuple[str, str], dict[str, Cell]] = defaultdict(dict)
+    for (cell, own), other in zip(chosen, others, strict=True):
         words = ", ".join(said(name, other[name]) for name in told if name in other)
-        groups[record.trial.norm.name, words].append(record)
+        groups[cell.series.method, words][written(own[key])] = cell
     if len(groups) > MOST_SERIES:
         raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {', '.join(told)}")
-    values = sorted({written(settings[one.trial.id][key]) for one in chosen}, key=order)
+    values = sorted({written(own[key]) for _, own in chosen}, key=order)
     lines, variants = [], defaultdict[str, int](int)
     for method, words in sorted(groups, key=lambda group: (NORMS.position(group[0]), order(group[1]))):
-        cells: dict[int, list[Record]] = defaultdict(list)
-        for record in groups[method, words]:
-            cells[values.index(written(settings[record.trial.id][key]))].append(record)
-        along = tuple(_cell(place, cells[place]) for place in sorted(cells))
+        cells = groups[method, words]
+        along = tuple(_point(place, cells[value]) for place, value in enumerate(values) if value in cells)
         lines.append(Line(method, variants[method], f"{method} ({words})" if words else method, along))
         variants[method] += 1
-    diverged = any(record.status == "diverged" for record in chosen)
+    shown_cells = Table(tuple(cell for cell, _ in chosen))
+    stopped = Counter(status for cell in shown_cells for status in cell.failures)
     return Accuracies(
         key,
         tuple(shown(value) for value in values),
         places(values),
         numeric(values),
         tuple(lines),
-        Counter[str](record.status for record in chosen if record.status != "done"),
+        stopped,
         (
-            caption.trials(chosen),
+            caption.trials(shown_cells.records),
             *_unfinished(lines, values),
-            *(["Grey: where trials diverged, the darker the more of them."] if diverged else []),
+            *(["Grey: where trials diverged, the darker the more of them."] if stopped["diverged"] else []),
             "Test accuracy after the last epoch: mean and 95 % t-interval over seeds (a single seed has "
             "none); small dots: single seeds.",
             *beyond((cell for line in lines for cell in line.cells), ACCURACY, "0 or 100 %"),
@@ -140,9 +136,9 @@ def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
         yield f"Not finished, so in no mean: {', '.join(cells)}."
 
 
-def _cell(place: int, records: Sequence[Record]) -> Cell:
-    values = tuple(record.final.test_accuracy for record in records if record.final)
-    return Cell(values, tuple(record.status for record in records if record.status != "done"), place)
+def _point(place: int, cell: Cell) -> Point:
+    values = tuple(record.final.test_accuracy for record in cell.finished if record.final)
+    return Point(values, cell.failures, place)
 
 
 def table(selection: Accuracies) -> list[Row]:

@@ -5,20 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from normbench.records import Record
-from normbench.report.panels import flat
-
 LOGARITHMIC = 4.0  # the span of values from which on their ratios count, and not their differences
-
-
-def settings_of(record: Record) -> dict[str, Any]:
-    """All settings but the seed, by dotted key. A norm batch that is the whole batch is none of its own."""
-    settings = flat(record.trial.model_dump(mode="json", exclude={"seed", "evaluate", "diagnose"})) | {
-        "data": record.data
-    }
-    if record.trial.norm_batch_size in (None, record.trial.batch_size):
-        del settings["norm_batch_size"]
-    return settings
 
 
 def written(value: Any) -> str:
