@@ -9,6 +9,24 @@ from typing import Any
 
 from normbench.config.catalog.norms import NORMS
 
+ABBREVIATIONS: Mapping[str, str] = {  # as papers have them
+    "none": "no norm",
+    "batch": "BN",
+    "layer": "LN",
+    "instance": "IN",
+    "group": "GN",
+    "switchable": "SN",
+    "batch_renorm": "BRN",
+    "moving_average_batch": "MABN",
+    "filter_response": "FRN",
+    "evonorm_s0": "EvoNorm-S0",
+    "evonorm_b0": "EvoNorm-B0",
+    "weight_norm": "WN",
+    "weight_standardization": "WS",
+    "centred_weights": "centred weights",
+    "normalizer_free": "NF",
+}
+
 
 @dataclass(frozen=True)
 class Series:
@@ -16,6 +34,7 @@ class Series:
 
     Attributes:
         label: the method's name, with the options by which it differs from other sets that are present.
+        legend: the same with the method's abbreviation, and always with the number of groups of GN.
         variant: 0 for the default options (or the first set), further sets count up; it picks the look.
         order: place among the sets of the method, by their values.
     """
@@ -23,6 +42,7 @@ class Series:
     method: str
     options: str
     label: str
+    legend: str
     variant: int
     order: int
 
@@ -61,11 +81,18 @@ def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Serie
         texts = sorted(found, key=numerically)
         looks = sorted(texts, key=lambda text: text != default)
         keys = differing(list(found.values()))
+        always = ["groups"] if method == "group" else []
         for text in texts:
-            told = ", ".join(_option(key, found[text][key]) for key in keys if key in found[text])
-            label = f"{method} ({told})" if told else method
-            series[method, text] = Series(method, text, label, looks.index(text), texts.index(text))
+            label = _named(method, found[text], keys)
+            legend = _named(ABBREVIATIONS.get(method, method), found[text], dict.fromkeys([*always, *keys]))
+            series[method, text] = Series(method, text, label, legend, looks.index(text), texts.index(text))
     return series
+
+
+def _named(name: str, options: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """Return a name with the options that the keys name."""
+    named = ", ".join(_option(key, options[key]) for key in keys if key in options)
+    return f"{name} ({named})" if named else name
 
 
 def key_of(norm: Mapping[str, Any]) -> tuple[str, str]:

@@ -335,8 +335,8 @@ def test_trials_that_did_not_finish_are_kept_marked_and_told(sweep):
     assert (full.values, full.failures) == ((0.60, 0.61), ("out_of_memory",))
     assert selection.stopped == {"diverged": 1, "out_of_memory": 1}
     text = " ".join(selection.caption)
-    assert "Diverged, so in no mean: batch at batch size 2 (mean of 2 of 3 seeds)." in text
-    assert "Out of memory, so in no mean: layer at batch size 32 (mean of 2 of 3 seeds)." in text
+    assert "Diverged, so in no mean: BN at batch size 2 (mean of 2 of 3 seeds)." in text
+    assert "Out of memory, so in no mean: LN at batch size 32 (mean of 2 of 3 seeds)." in text
 
 
 def test_failed_trials_are_drawn_at_the_bottom_edge_and_counted_in_the_legend(sweep):
@@ -349,11 +349,11 @@ def test_failed_trials_are_drawn_at_the_bottom_edge_and_counted_in_the_legend(sw
     assert marked[0].get_transform() == canvas.axes[0].get_xaxis_transform()
     labels = [text.get_text() for text in canvas.legends[0].get_texts()]
     assert labels == [
-        "batch",
-        "layer",
-        "instance",
-        "group",
-        "switchable",
+        "BN",
+        "LN",
+        "IN",
+        "GN (8 groups)",
+        "SN",
         "mean of the rest (1 of 3 diverged, 1 of 3 out of memory)",
         "diverged (1)",
         "out of memory (1)",
@@ -364,7 +364,7 @@ def test_failed_trials_are_drawn_at_the_bottom_edge_and_counted_in_the_legend(sw
 def test_a_cell_without_a_finished_trial_has_no_mean_but_a_place():
     selection = select("batch_size", [record(status="diverged"), record(batch_size=16)])
     assert spots(selection, "batch")[8].interval is None
-    assert "batch at batch size 8 (no seed finished)" in " ".join(selection.caption)
+    assert "BN at batch size 8 (no seed finished)" in " ".join(selection.caption)
     assert draw(FIGURES["batch_size"].load(), selection, "svg")
     only = select("batch_size", [record(status="diverged")])
     assert draw(FIGURES["batch_size"].load(), only, "svg")
@@ -389,30 +389,33 @@ def test_the_csv_holds_what_is_drawn(sweep, tmp_path):
     assert json.loads(row["options"]) == {"eps": 1e-5, "momentum": 0.1, "frozen_epochs": 0}
 
 
-def test_the_caption_says_data_network_budget_seeds_and_versions(sweep):
+def test_the_caption_says_data_network_learning_rate_budget_and_seeds(sweep):
     first = select("batch_size", sweep).caption[0]
     assert first == (
-        "cifar10; resnet8; 3 epochs; 45 trials, 3 seeds each; normbench 0.1.0; torch 2.11.0; a CPU."
+        "cifar10; ResNet-8; learning rate 0.1 · batch size / 128; cosine schedule; 3 epochs; "
+        "45 trials, 3 seeds each."
     )
 
 
-def test_versions_of_several_runs_are_a_range():
+def test_what_records_were_made_with_is_in_the_csv_and_not_in_the_caption(tmp_path):
     records = [
         record(seed=seed).model_copy(update={"provenance": {"normbench": version, "device": device}})
         for seed, (version, device) in enumerate([("0.10.0", "A"), ("0.2.0", "B"), ("0.9.1", "A")])
     ]
-    assert (
-        select("batch_size", records).caption[0].endswith("3 seeds each; normbench 0.2.0 to 0.10.0; A / B.")
-    )
+    render("batch_size", records, tmp_path, ["svg"])
+    (row,) = rows(tmp_path / "batch_size.csv")
+    made_with = [row[key] for key in ("normbench", "device", "torch")]
+    assert made_with == ["0.2.0 / 0.9.1 / 0.10.0", "A / B", ""]
+    assert "0.9.1" not in " ".join(select("batch_size", records).caption)
 
 
-def test_options_are_told_only_where_a_method_has_several_sets():
+def test_options_are_told_where_a_method_has_several_sets_and_the_groups_of_gn_always():
     one = select("batch_size", [record({"name": "group", "groups": 4}), record()])
-    assert [series.label for series in one.series] == ["batch", "group"]
+    assert [series.legend for series in one.series] == ["BN", "GN (4 groups)"]
     groups = [record({"name": "group", "groups": n}) for n in (16, 8, 2, 1)]
     several = select("batch_size", [*groups, record()])
-    assert [series.label for series in several.series] == [
-        "batch", "group (1 group)", "group (2 groups)", "group (8 groups)", "group (16 groups)",
+    assert [series.legend for series in several.series] == [
+        "BN", "GN (1 group)", "GN (2 groups)", "GN (8 groups)", "GN (16 groups)",
     ]  # fmt: skip
     assert [series.variant for series in several.series] == [
         0,
@@ -426,10 +429,10 @@ def test_options_are_told_only_where_a_method_has_several_sets():
 def test_methods_the_norm_batch_cannot_touch_are_lines_across(norm_sweep):
     selection = select("batch_size", norm_sweep)
     (panel,) = selection.panels
-    assert (panel.axis, panel.heading, panel.sizes) == ("norm_batch_size", "update batch 128", (2, 16, 128))
+    assert (panel.axis, panel.heading, panel.sizes) == ("norm_batch_size", "batch size 128", (2, 16, 128))
     assert list(spots(selection, "layer")) == [None]
     assert list(spots(selection, "batch")) == [2, 16, 128]
-    assert "Norm batch size: the samples of an update that share statistics." in selection.caption
+    assert "Normalization batch size: the samples of an update that share statistics." in selection.caption
     assert draw(FIGURES["batch_size"].load(), selection, "svg")
 
 
@@ -437,7 +440,7 @@ def test_both_kinds_of_batch_size_are_two_panels(sweep, norm_sweep):
     selection = select("batch_size", sweep + norm_sweep)
     assert [(panel.axis, panel.heading) for panel in selection.panels] == [
         ("batch_size", "both batch sizes together"),
-        ("norm_batch_size", "update batch 128"),
+        ("norm_batch_size", "batch size 128"),
     ]
     assert selection.panels[0].sizes == (2, 8, 32, 128)
 
@@ -445,7 +448,11 @@ def test_both_kinds_of_batch_size_are_two_panels(sweep, norm_sweep):
 def test_one_norm_batch_at_several_update_batches_is_an_axis_of_update_batches():
     ghosts = [record("batch", size, norm_batch_size=16) for size in (16, 64, 256)] + [record("layer", 64)]
     (panel,) = select("batch_size", ghosts).panels
-    assert (panel.axis, panel.heading, panel.sizes) == ("batch_size", "norm batch 16", (16, 64, 256))
+    assert (panel.axis, panel.heading, panel.sizes) == (
+        "batch_size",
+        "normalization batch size 16",
+        (16, 64, 256),
+    )
 
 
 # Mixed records
@@ -454,10 +461,10 @@ def test_one_norm_batch_at_several_update_batches_is_an_axis_of_update_batches()
 @pytest.mark.parametrize(
     ("changed", "headings"),
     [
-        ({"model": "resnet20"}, ["resnet8", "resnet20"]),
+        ({"model": "resnet20"}, ["ResNet-8", "ResNet-20"]),
         ({"dataset": "cifar100", "data": "e" * 64}, ["cifar10", "cifar100"]),
         ({"epochs": 30}, ["3 epochs", "30 epochs"]),
-        ({"optimizer": {"lr": 0.4}}, ["optimizer.lr 0.1", "optimizer.lr 0.4"]),
+        ({"optimizer": {"lr": 0.4}}, ["learning rate 0.1", "learning rate 0.4"]),
     ],
 )
 def test_trials_that_differ_otherwise_get_panels_of_their_own(changed, headings):
@@ -486,8 +493,8 @@ def test_a_method_without_gamma_joins_the_panels_it_agrees_with():
     ]
     arranged = arrange(table([*records, record("none")]))
     assert [panel.heading for panel in arranged.panels] == [
-        "zero_init_residual False",
-        "zero_init_residual True",
+        "zero init residual no",
+        "zero init residual yes",
     ]
     assert [len(panel.curves) for panel in arranged.panels] == [2, 2]
     assert len(arrange(table([record("none"), record("batch", zero_init_residual=True)])).panels) == 1
@@ -624,7 +631,7 @@ def test_weights_of_trials_that_did_not_finish_are_in_no_mean_and_it_is_said():
     broken = record("switchable", seed=1, status="diverged", diagnostics=weights(0.1))
     selection = select("switch_weights", [whole, broken])
     assert selection.blocks[0].sizes[0].overall["mean"][2].interval.mean == pytest.approx(0.5)
-    assert "switchable at batch size 8 (mean of 1 of 2 seeds)" in " ".join(selection.caption)
+    assert "SN at batch size 8 (mean of 1 of 2 seeds)" in " ".join(selection.caption)
     assert select("switch_weights", [broken]) is None
 
 
@@ -636,9 +643,9 @@ def test_networks_and_options_have_blocks_of_their_own(tmp_path):
     ]
     selection = select("switch_weights", records)
     assert [block.heading for block in selection.blocks] == [
-        "resnet8, switchable (variance official)",
-        "resnet8, switchable (variance paper)",
-        "resnet110, switchable (variance paper)",
+        "ResNet-8, SN (variance official)",
+        "ResNet-8, SN (variance paper)",
+        "ResNet-110, SN (variance paper)",
     ]
     assert render("switch_weights", records, tmp_path, ["svg"])
     found = rows(tmp_path / "switch_weights.csv")
@@ -794,7 +801,7 @@ def test_a_mean_over_survivors_has_a_ring_and_the_legend_says_so(name):
     whole = drawn(name, records)
     lost = drawn(name, [*records, record(batch_size=16, seed=2, status="diverged")])
     labels = [[text.get_text() for text in canvas.legends[0].get_texts()] for canvas in (whole, lost)]
-    assert labels == [["batch"], ["batch", "mean of the rest (1 of 3 diverged)", "diverged (1)"]]
+    assert labels == [["BN"], ["BN", "mean of the rest (1 of 3 diverged)", "diverged (1)"]]
     shares = [[text.get_text() for axes in canvas.axes for text in axes.texts] for canvas in (whole, lost)]
     assert shares == [[], ["1 of 3"] * (2 if name == "curves" else 1)]
 
@@ -813,12 +820,12 @@ def test_a_trial_that_diverged_at_once_is_in_the_curves_their_table_and_their_ca
     render("curves", records, tmp_path, ["svg"])
     found = [row for row in rows(tmp_path / "curves.csv") if row["status"] == "diverged"]
     assert [(row["panel"], row["norm"], row["epoch"], row["train_loss"]) for row in found] == [
-        ("optimizer.lr 0.8", "none", "1", ""),
-        ("optimizer.lr 3.2", "none", "1", ""),
+        ("learning rate 0.8", "none", "1", ""),
+        ("learning rate 3.2", "none", "1", ""),
     ]
     text = " ".join(select("curves", records).caption)
     for lr in (0.8, 3.2):
-        assert f"none at batch size 8, optimizer.lr {lr} (no seed finished)" in text
+        assert f"no norm at batch size 8, learning rate {lr} (no seed finished)" in text
 
 
 @pytest.mark.slow

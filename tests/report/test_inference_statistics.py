@@ -124,7 +124,7 @@ def test_every_method_and_setting_has_a_block_and_few_fit() -> None:
     chosen = select("inference_statistics", methods)
     headings = [block.heading for block in chosen.blocks]
     assert len(set(headings)) == MOST_BLOCKS
-    assert all(heading.endswith((", batch", ", switchable")) for heading in headings)
+    assert all(heading.endswith((", BN", ", SN")) for heading in headings)
     with pytest.raises(CannotDrawError, match="6 settings and methods, more than 4"):
         select(
             "inference_statistics",

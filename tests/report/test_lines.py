@@ -157,7 +157,7 @@ def test_a_panel_without_a_finished_trial_stands_beside_the_others() -> None:
     found = select("epochs_to_loss", [falling("batch", 2, 2.0, 1.0, optimizer={"lr": 0.1}), lost])
     ((whole, empty),) = found.rows
     assert whole.lines[0].mean == ((2, 2),)
-    assert empty.heading == "optimizer.lr 0.8\nno trial finished"
+    assert empty.heading == "learning rate 0.8\nno trial finished"
     assert empty.lines[0].mean == ()
     assert found.stopped == {"diverged": 1}
     canvas = Figure()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from normbench.config.catalog.figures import FIGURES
 from normbench.config.registry import nearest
 from normbench.files import write_atomically
+from normbench.report.figures.caption import provenance
 from normbench.report.figures.panels import CannotDrawError
 from normbench.report.figures.style import RC, WIDTH, legend_rows
 from normbench.report.rows import Row, as_csv
@@ -110,7 +111,8 @@ def render(
         tell(f"figure {name}: {warning}")
     stem = entry.stem(options or {})
     content = {out / f"{stem}.{kind}": draw(figure, selection, kind, title) for kind in formats}
-    content[out / f"{stem}.csv"] = as_csv(figure.table(selection)).encode()
+    made_with = provenance(table.records)
+    content[out / f"{stem}.csv"] = as_csv([row | made_with for row in figure.table(selection)]).encode()
     for path, data in content.items():
         write_atomically(path, data)
     return list(content)

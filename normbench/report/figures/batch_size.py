@@ -216,7 +216,7 @@ def _entries(selection: Accuracies, looks: Looks) -> Iterator[tuple["Line2D", st
     from matplotlib.lines import Line2D
 
     for series in selection.series:
-        yield style.entry(style.varied(looks[series.method], series.variant)), series.label
+        yield style.entry(style.varied(looks[series.method], series.variant)), series.legend
     yield from samples.entries(selection.cells)
     yield from style.failure_entries(selection.stopped)
     if selection.published:

@@ -2,13 +2,16 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from normbench.config.series import counted, numerically
+from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.figures.panels import AXIS_LABELS, Panels, mixed_data
+from normbench.report.figures.values import network
+from normbench.report.rows import Row
 
+MOST_SETTINGS = 3  # values named of one setting
 MOST_LISTED = 6  # cells named; the CSV has them all
 
 
@@ -16,7 +19,7 @@ def about(panels: Panels) -> tuple[str, ...]:
     """Data, networks and budget; what became of the trials that did not finish; what the axis counts."""
     sentences = [trials(panels.table.records), *_unfinished(panels)]
     if any(panel.axis == "norm_batch_size" for panel in panels.panels):
-        sentences.append("Norm batch size: the samples of an update that share statistics.")
+        sentences.append("Normalization batch size: the samples of an update that share statistics.")
     return tuple(sentences)
 
 
@@ -34,35 +37,69 @@ def warnings(panels: Panels) -> tuple[str, ...]:
 
 
 def trials(records: Sequence[Record]) -> str:
-    """One line: data, networks, budget, trials, seeds, and what they ran with."""
+    """Return one line: data, networks, learning rate, schedule, epochs, trials and seeds."""
     trials = [record.trial for record in records]
     cells = Counter((record.data, record.trial.model_copy(update={"seed": 0}).id) for record in records)
     fewest, most = min(cells.values()), max(cells.values())
     seeds = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
     *shorter, longest = sorted({trial.epochs for trial in trials})
     parts = [
-        _names(trial.dataset.model_dump() for trial in trials),
-        _names(trial.model.model_dump() for trial in trials),
+        _listed(map(_images, trials)),
+        _listed(map(_network, trials)),
+        _listed(map(_learning_rate, trials)),
+        _listed(map(_schedule, trials)),
         " / ".join([*map(str, shorter), counted(longest, "epoch")]),
         f"{counted(len(trials), 'trial')}, {seeds} each",
     ]
-    for key, between in (("normbench", " to "), ("torch", " to "), ("device", " / "), ("git", " / ")):
-        values = {str(record.provenance[key]) for record in records if record.provenance.get(key)}
-        ordered = sorted(sorted(values), key=lambda value: [int(n) for n in re.findall(r"\d+", value)])
-        ends = ordered if between == " / " else [*ordered[:1], *ordered[1:][-1:]]
-        if ends and (key != "git" or len(ends) > 1):  # of one state of the code nobody need be told
-            parts.append(f"{'' if key == 'device' else f'{key} '}{between.join(ends)}")
     return "; ".join(parts) + "."
 
 
-def _names(choices: Iterable[Mapping[str, Any]]) -> str:
-    """The choices that occur, with the options that are set; a width of 1 is the network as published."""
-    labels = set()
-    for choice in choices:
-        told = {key: value for key, value in choice.items() if key != "name" and value not in (None, 1.0)}
-        options = ", ".join(f"{key} {value}" for key, value in told.items())
-        labels.add(f"{choice['name']} ({options})" if options else choice["name"])
-    return " / ".join(sorted(labels, key=numerically))
+def provenance(records: Iterable[Record]) -> Row:
+    """Return what records were made with, for the table beside a figure."""
+    found: dict[str, dict[str, None]] = {"normbench": {}, "torch": {}, "device": {}, "git": {}}
+    for record in records:
+        for key, values in found.items():
+            if record.provenance.get(key):
+                values[str(record.provenance[key])] = None
+    return {key: " / ".join(sorted(sorted(values), key=_numbers)) for key, values in found.items()}
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def _listed(texts: Iterable[str]) -> str:
+    """Return the texts that occur, or some and how many there are."""
+    listed = sorted(set(texts), key=numerically)
+    if len(listed) <= MOST_SETTINGS:
+        return " / ".join(listed)
+    return f"{listed[0]} / … / {listed[-1]}"
+
+
+def _images(trial: Trial) -> str:
+    options = dict(trial.dataset.options)
+    name = options.pop("folder", trial.dataset.name)
+    words = {"train_size": "{} training images", "test_size": "{} test images", "image_size": "{0}×{0}"}
+    shown = [
+        words.get(key, f"{key} {{}}").format(value) for key, value in options.items() if value is not None
+    ]
+    return f"{name} ({', '.join(shown)})" if shown else name
+
+
+def _network(trial: Trial) -> str:
+    width = trial.model.options.get("width", 1.0)
+    return network(trial.model.name) + (f" (width {width:g})" if width != 1 else "")
+
+
+def _learning_rate(trial: Trial) -> str:
+    scaled = f" · batch size / {trial.lr_reference_batch}" if trial.lr_reference_batch else ""
+    return f"learning rate {trial.optimizer.lr:g}{scaled}"
+
+
+def _schedule(trial: Trial) -> str:
+    warmup = trial.schedule.warmup_epochs
+    words = "constant" if trial.schedule.name == "constant" else f"{trial.schedule.name} schedule"
+    return f"{words}, {warmup:g} epochs of warm-up" if warmup else words
 
 
 def _unfinished(panels: Panels) -> Iterator[str]:
@@ -76,7 +113,7 @@ def _unfinished(panels: Panels) -> Iterator[str]:
                     places = [where, *([panel.heading] if len(panels.panels) > 1 else [])]
                     at = f" at {', '.join(filter(None, places))}" if any(places) else ""
                     left = f"mean of {len(cell.finished)} of {counted(len(cell.records), 'seed')}"
-                    told = f"{cell.series.label}{at} ({left if cell.finished else 'no seed finished'})"
+                    told = f"{cell.series.legend}{at} ({left if cell.finished else 'no seed finished'})"
                     cells.setdefault(cell.records[0].trial.id, told)
         if cells:
             listed = list(cells.values())

@@ -300,7 +300,7 @@ def _entries(selection: Curves, looks: Looks, across: int) -> Iterator[tuple["Li
     }
     for series in selection.series:
         look = looks[series]
-        yield style.entry(look if series in marked else replace(look, marker="")), series.label
+        yield style.entry(look if series in marked else replace(look, marker="")), series.legend
     yield from entries(course.sample for course in courses if course.train_loss)
     yield from style.failure_entries(selection.stopped)
 

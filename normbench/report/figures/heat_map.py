@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from normbench.records import Record
 from normbench.report.figures import caption, style
 from normbench.report.figures.base import Figure, Options
-from normbench.report.figures.panels import CannotDrawError, said, telling
+from normbench.report.figures.panels import CannotDrawError, telling
 from normbench.report.figures.samples import Sample, columns
-from normbench.report.figures.values import in_words, order, shown, written
+from normbench.report.figures.values import in_heading, in_words, order, shown, value_in_words, written
 from normbench.report.rows import Row
 from normbench.report.table import Table, distinct
 
@@ -69,7 +69,7 @@ def select(trials: Table, options: Options) -> Grids | None:
     panels: dict[str, dict[tuple[int, int], list[Record]]] = defaultdict(lambda: defaultdict(list))
     for (cell, own), other in zip(chosen, others, strict=True):
         place = ys.index(written(own[y])), xs.index(written(own[x]))
-        heading = ", ".join(said(key, other[key]) for key in told if key in other)
+        heading = ", ".join(in_heading(key, other[key]) for key in told if key in other)
         panels[heading][place] += cell.records
     if len(panels) > MOST_PANELS:
         raise CannotDrawError(f"{len(panels)} panels, because the trials also differ in {', '.join(told)}")
@@ -128,8 +128,9 @@ def draw(selection: Grids, canvas: "Canvas") -> None:
             words = " ".join([f"{cell.mean:.1f}"] * bool(cell.values) + ["X"] * len(cell.failures))
             color = "white" if cell.values and not bright else "black"
             axes.text(column, row, words, ha="center", va="center", color=color, fontsize=8)
-        axes.set_xticks(columns, selection.xs)
-        axes.set_yticks(rows, selection.ys if number == 0 else [""] * len(selection.ys))
+        axes.set_xticks(columns, [value_in_words(selection.x, value) for value in selection.xs])
+        labels = [value_in_words(selection.y, value) for value in selection.ys]
+        axes.set_yticks(rows, labels if number == 0 else [""] * len(labels))
         axes.set_xlabel(in_words(selection.x))
         axes.set_ylabel(in_words(selection.y) if number == 0 else "")
         axes.set_title(grid.heading)

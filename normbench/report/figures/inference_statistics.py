@@ -207,7 +207,7 @@ def _block(
         }
         if lines:
             parts.append(Part(heading, measure, lines))
-    heading = ", ".join(filter(None, (panel.heading, curve.series.label if several else "")))
+    heading = ", ".join(filter(None, (panel.heading, curve.series.legend if several else "")))
     sizes = sorted({x for by_size in values.values() for x in by_size})
     return Block(heading, panel.axis, tuple(sizes), tuple(parts))
 

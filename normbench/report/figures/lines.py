@@ -263,6 +263,6 @@ def _entries(selection: Lines, looks: Looks, across: int) -> Iterator[tuple["Lin
     marked = {line.series for line in drawn if style.sparse(len(line.mean), across)}
     for series in selection.series:
         look = looks[series]
-        yield style.entry(look if series in marked else replace(look, marker="")), series.label
+        yield style.entry(look if series in marked else replace(look, marker="")), series.legend
     yield from entries(sample for line in drawn for sample in line.samples.values())
     yield from style.failure_entries(selection.stopped)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from normbench.config.catalog.norms import NORMS
-from normbench.config.series import Series, counted, differing, numerically
+from normbench.config.series import Series, differing, numerically
 from normbench.records import Record
+from normbench.report.figures.values import in_heading
 from normbench.report.table import Cell, Table, series_order
 
 Axis = Literal["batch_size", "norm_batch_size"]
-AXIS_LABELS: Mapping[Axis, str] = {"batch_size": "batch size", "norm_batch_size": "norm batch size"}
+AXIS_LABELS: Mapping[Axis, str] = {"batch_size": "batch size", "norm_batch_size": "normalization batch size"}
 MOST_PANELS = 12
 
 
@@ -111,19 +112,11 @@ def _by_setting(table: Table) -> list[tuple[list[Cell], str]]:
     mixed = bool(mixed_data(table.records))
     keys = [key for key in differing([setting for setting, _ in groups]) if key != "data" or mixed]
     headed = [
-        (members, [said(key, setting[key]) for key in keys if key in setting]) for setting, members in groups
+        (members, [in_heading(key, setting[key]) for key in keys if key in setting])
+        for setting, members in groups
     ]
     headed.sort(key=lambda item: [numerically(part) for part in item[1]])
     return [(members, ", ".join(parts)) for members, parts in headed]
-
-
-def said(key: str, value: Any) -> str:
-    """A setting as a heading has it."""
-    if key in ("dataset.name", "model.name"):
-        return str(value)
-    if key == "data":
-        return f"data {value[:8]}"
-    return counted(value, "epoch") if key == "epochs" else f"{key} {value}"
 
 
 def telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -155,11 +148,14 @@ def _by_axis(cells: Sequence[Cell]) -> Iterator[tuple[Axis, str, list[Cell]]]:
     axis: Axis
     if len(updates) > 1 and len(pairs) == len(updates):
         axis = "batch_size"
-        parts = [(f"norm batch {n}", [c for c in cells if c.norm_batch_size in (None, n)]) for n in norms]
+        parts = [
+            (f"normalization batch size {n}", [c for c in cells if c.norm_batch_size in (None, n)])
+            for n in norms
+        ]
         is_apart = any(cell.norm_batch_size not in (None, *norms) for cell in together)
     else:
         axis = "norm_batch_size"
-        parts = [(f"update batch {n}", [c for c in cells if c.batch_size == n]) for n in updates]
+        parts = [(f"batch size {n}", [c for c in cells if c.batch_size == n]) for n in updates]
         sizes = {cell.batch_size for cell in together}
         is_apart = len(sizes) > 1 or not sizes <= set(updates)
     if is_apart:

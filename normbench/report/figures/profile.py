@@ -93,7 +93,7 @@ def draw(selection: Costs, canvas: "Canvas") -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_yticks(rows, [method.label if place == 0 else "" for method in selection.methods])
+        axes.set_yticks(rows, [method.legend if place == 0 else "" for method in selection.methods])
         axes.grid(visible=True, axis="x")
         axes.set_title(words)
         axes.set_xlabel("over batch normalization")

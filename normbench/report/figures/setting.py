@@ -4,15 +4,24 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.norms import NORMS
-from normbench.config.series import counted
+from normbench.config.series import ABBREVIATIONS, counted, differing
 from normbench.report.figures import caption, samples, style
 from normbench.report.figures.base import Figure, Options
-from normbench.report.figures.panels import CannotDrawError, said, telling
+from normbench.report.figures.panels import CannotDrawError, telling
 from normbench.report.figures.samples import ACCURACY, Sample, Spot, beyond, columns
-from normbench.report.figures.values import in_words, numeric, order, places, shown, written
+from normbench.report.figures.values import (
+    in_heading,
+    in_words,
+    numeric,
+    order,
+    places,
+    shown,
+    value_in_words,
+    written,
+)
 from normbench.report.rows import Row
 from normbench.report.table import Cell, Table, distinct
 
@@ -88,10 +97,14 @@ def select(trials: Table, options: Options) -> Accuracies | None:
     if not chosen:
         return None
     others = [{k: v for k, v in own.items() if k != key} for _, own in chosen]
-    told = [name for name in telling(others) if name != "norm.name"]
+    told = [name for name in telling(others) if not name.startswith("norm.")]
+    options_of: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for (cell, _), other in zip(chosen, others, strict=True):
+        options_of[cell.series.method].append({k: v for k, v in other.items() if k.startswith("norm.")})
     groups: dict[tuple[str, str], dict[str, Cell]] = defaultdict(dict)
     for (cell, own), other in zip(chosen, others, strict=True):
-        words = ", ".join(said(name, other[name]) for name in told if name in other)
+        keys = [*told, *differing(options_of[cell.series.method])]
+        words = ", ".join(in_heading(name, other[name]) for name in keys if name in other)
         groups[cell.series.method, words][written(own[key])] = cell
     if len(groups) > MOST_SERIES:
         raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {', '.join(told)}")
@@ -100,7 +113,8 @@ def select(trials: Table, options: Options) -> Accuracies | None:
     for method, words in sorted(groups, key=lambda group: (NORMS.position(group[0]), order(group[1]))):
         cells = groups[method, words]
         along = tuple(_point(place, cells[value]) for place, value in enumerate(values) if value in cells)
-        lines.append(Line(method, variants[method], f"{method} ({words})" if words else method, along))
+        name = ABBREVIATIONS.get(method, method)
+        lines.append(Line(method, variants[method], f"{name} ({words})" if words else name, along))
         variants[method] += 1
     shown_cells = Table(tuple(cell for cell, _ in chosen))
     stopped = Counter(status for cell in shown_cells for status in cell.failures)
@@ -177,7 +191,8 @@ def draw(selection: Accuracies, canvas: "Canvas") -> None:
         spots = [Spot(xs[cell.place], xs[cell.place] - 0.4 * step, cell) for cell in line.cells]
         samples.draw(axes, look, spots, ACCURACY, scale=100, joined=selection.joined)
         samples.draw_failures(axes, look, spots)
-    axes.set_xticks(places, style.with_room(places, selection.values))
+    labels = [value_in_words(selection.key, value) for value in selection.values]
+    axes.set_xticks(places, style.with_room(places, labels))
     axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel(in_words(selection.key))
     axes.set_ylabel("test accuracy (%)")

@@ -218,7 +218,7 @@ def with_room(places: Sequence[float], labels: Sequence[str]) -> list[str]:
 
 def size_heading(axis: str, size: int) -> str:
     """What stands above a small panel of one size."""
-    return f"batch size {size}" if axis == "batch_size" else f"norm batch {size}"
+    return f"batch size {size}" if axis == "batch_size" else f"norm. batch {size}"
 
 
 def entry(style: Style, joined: bool = True) -> "Line2D":

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from normbench.config.series import ABBREVIATIONS
 from normbench.report.figures import caption, samples, style
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.panels import AXIS_LABELS, Axis, CannotDrawError, Panel, arrange
@@ -95,7 +96,7 @@ def select(trials: Table, _: Options) -> SwitchWeights | None:
 def _blocks(panel: Panel, several: bool) -> Iterator[Block]:
     for curve in panel.curves:
         sizes = tuple(size for x, cell in curve.cells.items() if (size := _size(x, cell)))
-        heading = ", ".join(filter(None, (panel.heading, curve.series.label if several else "")))
+        heading = ", ".join(filter(None, (panel.heading, curve.series.legend if several else "")))
         if sizes:
             yield Block(heading, panel.axis, sizes)
 
@@ -155,7 +156,7 @@ def draw(selection: SwitchWeights, canvas: "Canvas") -> None:
         parts = grid[place, 0].subgridspec(2, 1, height_ratios=(2.2, 3.0))
         _draw_by_size(canvas, parts[0, 0].subgridspec(1, 2), block)
         _draw_by_depth(canvas, parts[1, 0].subgridspec(2, len(block.sizes)), block)
-    members = [(style.entry(style.METHODS[member]), member) for member in MEMBERS]
+    members = [(style.entry(style.METHODS[member]), ABBREVIATIONS[member]) for member in MEMBERS]
     style.legend(canvas, [*members, *samples.entries(selection.samples)])
 
 

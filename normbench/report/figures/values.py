@@ -2,9 +2,44 @@
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from normbench.config.catalog.models import MODELS
+from normbench.config.series import ABBREVIATIONS, counted
+
+
+def network(name: str) -> str:
+    """Return a network as papers write it, such as ``pre-activation ResNet-8`` for ``preact_resnet8``."""
+    return re.sub(
+        r"^(preact_)?resnet(\d+)$", lambda m: f"{'pre-activation ' if m[1] else ''}ResNet-{m[2]}", name
+    )
+
+
+WORDS: Mapping[str, str] = {
+    "norm.name": "method",
+    "norm.groups": "groups of GN",
+    "norm.eps": "ε of the method",
+    "norm_batch_size": "normalization batch size",
+    "norm_every": "a norm after every k-th convolution, k",
+    "optimizer.lr": "learning rate",
+    "lr_reference_batch": "learning rate scaled by batch size /",
+    "schedule.warmup_epochs": "epochs of warm-up",
+    "clip.threshold": "clipping threshold λ",
+    "clip.max_norm": "maximum gradient norm",
+    "clip.exclude": "excluded from clipping",
+    "dropout": "dropout rate",
+    "init_scale": "scale of the initial weights",
+    "model.width": "width",
+    "dataset.train_size": "training images",
+}
+NAMES: Mapping[str, Mapping[str, str]] = {  # settings whose value says what it is of
+    "norm.name": ABBREVIATIONS,
+    "model.name": {name: network(name) for name in MODELS},
+    "clip.name": {"none": "no clipping", "agc": "AGC", "gradient_norm": "gradient-norm clipping"},
+    "schedule.name": {name: f"{name} schedule" for name in ("cosine", "step", "constant")},
+}
 LOGARITHMIC = 4.0  # the span of values from which on their ratios count, and not their differences
 
 
@@ -41,8 +76,19 @@ def places(texts: Sequence[str]) -> tuple[float, ...]:
 
 
 def in_words(key: str) -> str:
-    """The label of a setting: ``clip max norm`` for ``clip.max_norm``."""
-    return key.replace(".", " ").replace("_", " ")
+    """Return what a setting is called in papers: ``learning rate`` for ``optimizer.lr``."""
+    return WORDS.get(key, key.replace(".", " ").replace("_", " "))
+
+
+def in_heading(key: str, value: Any) -> str:
+    """Return a setting with its value, such as ``learning rate 0.1``."""
+    if key == "data":
+        return f"data {value[:8]}"
+    if key == "epochs":
+        return counted(value, "epoch")
+    if key in NAMES or key == "dataset.name":
+        return NAMES.get(key, {}).get(value, str(value))
+    return f"{in_words(key)} {'yes' if value is True else 'no' if value is False else shown(written(value))}"
 
 
 def shown(text: str) -> str:
@@ -51,3 +97,8 @@ def shown(text: str) -> str:
     if isinstance(value, list):
         return ",\n".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def value_in_words(key: str, label: str) -> str:
+    """Return what papers call a value, as ``shown``, of a setting: ``GN`` for the method ``group``."""
+    return NAMES.get(key, {}).get(label, label)
