@@ -455,6 +455,26 @@ def test_one_norm_batch_at_several_update_batches_is_an_axis_of_update_batches()
     )
 
 
+def test_more_series_than_can_be_told_apart_are_small_panels_beside_bn_in_grey():
+    names = [name for name in NORMS if name not in ("normalizer_free", "weight_norm")][:10]
+    records = [
+        record(name, size, seed, accuracy=0.5 + seed / 100, model="preact_resnet8")
+        for name in names
+        for size in (2, 8)
+        for seed in (0, 1)
+    ]
+    canvas = drawn("batch_size", records)
+    titles = [axes.get_title("left") or axes.get_title() for axes in canvas.axes]
+    assert titles == ["no norm", "BN", "LN", "IN", "GN (8 groups)", "SN", "BRN", "MABN", "FRN", "EvoNorm-S0"]
+    assert [text.get_text() for text in canvas.legends[0].get_texts()] == ["BN, beside the others"]
+    for title, axes in zip(titles, canvas.axes, strict=True):
+        colors = {line.get_color() for line in axes.get_lines() if len(line.get_xdata())}
+        assert (style.FAINT in colors) == (title != "BN")
+        assert len(colors - {style.FAINT}) == 1
+        assert len(lines_of(axes, ".")) == 2  # the seeds of both sizes
+    assert len({axes.get_ylim() for axes in canvas.axes}) == 1
+
+
 # Mixed records
 
 
@@ -547,25 +567,29 @@ def test_a_published_series_of_other_methods_is_said_to_be_missing():
 
 def test_curves_are_means_over_finished_seeds_by_epoch(sweep):
     selection = select("curves", sweep)
-    assert [(column.size, len(column.courses)) for column in selection.columns] == [(2, 5), (8, 5), (32, 5)]
-    course = selection.columns[0].courses[0]
-    assert (course.series.method, len(course.seeds)) == ("batch", 3)
-    assert dict(course.test_accuracy) == pytest.approx({1: 0.71 / 3, 2: 0.71 * 2 / 3, 3: 0.71})
-    assert [seed.status for seed in course.seeds] == ["done", "diverged", "done"]
-    assert course.seeds[1].train_loss == ((1, pytest.approx(2.0 - 0.71 / 3)),)  # no loss of epoch 2
+    losses, accuracies = selection.rows
+    assert [(panel.title, len(panel.lines)) for panel in losses] == [
+        ("batch size 2", 5), ("batch size 8", 5), ("batch size 32", 5)
+    ]  # fmt: skip
+    line = accuracies[0].lines[0]
+    assert (line.series.method, len(line.seeds)) == ("batch", 3)
+    assert dict(line.mean) == pytest.approx({1: 71 / 3, 2: 71 * 2 / 3, 3: 71})
+    assert [seed.status for seed in line.seeds] == ["done", "diverged", "done"]
+    assert losses[0].lines[0].seeds[1].points == ((1, pytest.approx(2.0 - 0.71 / 3)),)  # no loss of epoch 2
 
 
 def test_curves_show_untouched_methods_beside_every_norm_batch(norm_sweep):
     selection = select("curves", norm_sweep)
-    assert [column.size for column in selection.columns] == [2, 16, 128]
-    assert all(
-        [c.series.method for c in column.courses] == ["batch", "layer"] for column in selection.columns
-    )
+    for row in selection.rows:
+        assert [panel.columns["size"] for panel in row] == [2, 16, 128]
+        assert all([line.series.method for line in panel.lines] == ["batch", "layer"] for panel in row)
 
 
 def test_the_curves_csv_has_every_epoch_of_every_seed_and_of_the_mean(sweep, tmp_path):
     render("curves", sweep, tmp_path, ["svg"])
-    found = [row for row in rows(tmp_path / "curves.csv") if (row["norm"], row["size"]) == ("batch", "2")]
+    chosen = ("batch", "2", "training loss")
+    table_rows = rows(tmp_path / "curves.csv")
+    found = [row for row in table_rows if (row["norm"], row["size"], row["quantity"]) == chosen]
     assert [row["epoch"] for row in found if row["seed"] == "mean"] == ["1", "2", "3"]
     assert [(row["epoch"], row["status"]) for row in found if row["seed"] == "1"] == [
         ("1", "diverged"),
@@ -603,12 +627,26 @@ def test_few_points_of_a_curve_have_marks_and_many_have_none():
 
 def test_many_panels_of_curves_stand_side_by_side():
     records = [
-        record(batch_size=size, epochs=epochs) for epochs in range(1, MOST_PANELS + 1) for size in (2, 8, 32)
+        record(norm, size, epochs=epochs)
+        for epochs in range(1, MOST_PANELS + 1)
+        for size in (2, 8, 32)
+        for norm in ("batch", "layer")
     ]
     width, height = drawn("curves", records).get_size_inches()
     assert height <= 2 * width
     titles = [axes.get_title("left") or axes.get_title() for axes in drawn("curves", records).axes]
     assert sum(title[:1] not in ("", "\n") for title in titles) == MOST_PANELS
+
+
+def test_many_panels_of_one_line_become_lines_of_one_panel():
+    records = [record(batch_size=size, epochs=epochs) for epochs in range(1, 6) for size in (2, 8)]
+    canvas = drawn("curves", records)
+    assert [axes.get_title("left") or axes.get_title() for axes in canvas.axes] == [
+        "batch size 2", "batch size 8", "", ""
+    ]  # fmt: skip
+    labels = [text.get_text() for text in canvas.legends[0].get_texts()]
+    assert labels == ["BN (1 epoch)", *(f"BN ({n} epochs)" for n in range(2, 6))]
+    assert len({line.get_color() for line in canvas.axes[0].get_lines()}) == 5
 
 
 # Switchable norm's weights
@@ -816,13 +854,13 @@ def test_a_trial_that_diverged_at_once_is_in_the_curves_their_table_and_their_ca
     records = [*records[:1], *records[2:], record(optimizer={"lr": 3.2}), *lost]
     canvas = drawn("curves", records)
     marks = [len(lines_of(axes, style.FAILURES["diverged"])) for axes in canvas.axes]
-    assert marks == [0, 0, 1, 1, 1, 1]  # loss and accuracy of three learning rates
+    assert marks == [0, 1, 1, 0, 1, 1]  # loss and accuracy of three learning rates
     render("curves", records, tmp_path, ["svg"])
     found = [row for row in rows(tmp_path / "curves.csv") if row["status"] == "diverged"]
-    assert [(row["panel"], row["norm"], row["epoch"], row["train_loss"]) for row in found] == [
+    assert [(row["panel"], row["norm"], row["epoch"], row["value"]) for row in found] == [
         ("learning rate 0.8", "none", "1", ""),
         ("learning rate 3.2", "none", "1", ""),
-    ]
+    ] * 2
     text = " ".join(select("curves", records).caption)
     for lr in (0.8, 3.2):
         assert f"no norm at batch size 8, learning rate {lr} (no seed finished)" in text

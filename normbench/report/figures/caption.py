@@ -46,7 +46,7 @@ def trials(records: Sequence[Record]) -> str:
     parts = [
         _listed(map(_images, trials)),
         _listed(map(_network, trials)),
-        _listed(map(_learning_rate, trials)),
+        _learning_rates(trials),
         _listed(map(_schedule, trials)),
         " / ".join([*map(str, shorter), counted(longest, "epoch")]),
         f"{counted(len(trials), 'trial')}, {seeds} each",
@@ -73,7 +73,7 @@ def _listed(texts: Iterable[str]) -> str:
     listed = sorted(set(texts), key=numerically)
     if len(listed) <= MOST_SETTINGS:
         return " / ".join(listed)
-    return f"{listed[0]} / … / {listed[-1]}"
+    return f"{listed[0]} to {listed[-1]}"
 
 
 def _images(trial: Trial) -> str:
@@ -91,15 +91,17 @@ def _network(trial: Trial) -> str:
     return network(trial.model.name) + (f" (width {width:g})" if width != 1 else "")
 
 
-def _learning_rate(trial: Trial) -> str:
-    scaled = f" · batch size / {trial.lr_reference_batch}" if trial.lr_reference_batch else ""
-    return f"learning rate {trial.optimizer.lr:g}{scaled}"
+def _learning_rates(trials: Sequence[Trial]) -> str:
+    rates = _listed(f"{trial.optimizer.lr:g}" for trial in trials)
+    batches = sorted({trial.lr_reference_batch or 0 for trial in trials})
+    rules = " / ".join(f" · batch size / {batch}" if batch else " at every batch size" for batch in batches)
+    return f"learning rate {rates}{'' if batches == [0] else rules}"
 
 
 def _schedule(trial: Trial) -> str:
     warmup = trial.schedule.warmup_epochs
     words = "constant" if trial.schedule.name == "constant" else f"{trial.schedule.name} schedule"
-    return f"{words}, {warmup:g} epochs of warm-up" if warmup else words
+    return f"{words}, {warmup:g} {'epoch' if warmup == 1 else 'epochs'} of warm-up" if warmup else words
 
 
 def _unfinished(panels: Panels) -> Iterator[str]:

@@ -74,6 +74,15 @@ SPARE: Sequence[Style] = (
     Style("#F28E8E", (3, 0, 30), (0, (2, 3)), 5.4),
     Style("#8E2DE2", (8, 1, 0), (0, (7, 2, 3, 2)), 6.4),
 )
+MOST_VARIANTS = 4  # sets of options of one method, beyond which a sequence of colours tells them apart
+SEQUENCE = (
+    "#440154",
+    "#414487",
+    "#2A788E",
+    "#22A884",
+    "#7AD151",
+    "#D9C21F",
+)  # viridis, less pale
 VARIANT_LINES: Sequence[Dashes] = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), SOLID)
 VARIANT_SHADES = (-0.45, 0.40, -0.75, 0.55)  # of the way to black, or to white
 FAILURES: Mapping[str, str] = {"diverged": "X", "out_of_memory": "s"}
@@ -136,10 +145,24 @@ def varied(style: Style, variant: int) -> Style:
     return replace(style, color=shade, line=line, hollow=variant % 2 == 1)
 
 
+def sequence(count: int) -> list[Style]:
+    """Return looks for so many values of one setting, from dark to light."""
+    looks = []
+    for number in range(count):
+        place = number / max(count - 1, 1) * (len(SEQUENCE) - 1)
+        before = min(int(place), len(SEQUENCE) - 2)
+        color = _mixed(SEQUENCE[before], SEQUENCE[before + 1], place - before)
+        looks.append(Style(color, "osD^vP*X"[number % 8], SOLID, 4.6))
+    return looks
+
+
 def _shaded(color: str, amount: float) -> str:
-    target = 255 if amount > 0 else 0
-    parts = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(part + (target - part) * abs(amount)):02x}" for part in parts)
+    return _mixed(color, "#ffffff" if amount > 0 else "#000000", abs(amount))
+
+
+def _mixed(color: str, other: str, share: float) -> str:
+    parts = ((int(color[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (target - part) * share):02x}" for part, target in parts)
 
 
 def sparse(points: int, across: int) -> bool:
@@ -161,7 +184,7 @@ def dodge(of: int, sizes: Sequence[int], across: int = 1) -> float:
     Args:
         across: panels side by side; the narrower they are, the further apart on their axis.
     """
-    wanted = (0.018 if across == 1 else 0.03) * octaves(sizes)
+    wanted = (0.018 if across == 1 else 0.03 if across < 4 else 0.1) * octaves(sizes)
     gaps = [math.log2(after / before) for before, after in itertools.pairwise(sizes)]
     # all together within the axis' margins, see size_axis
     return min(wanted, 0.7 * min(gaps, default=1.0) / of, 1.6 * MARGIN * octaves(sizes) / of)
@@ -255,6 +278,9 @@ def failure_entries(stopped: Mapping[str, int]) -> Iterable[tuple["Line2D", str]
 
 def legend(canvas: "Canvas", entries: Iterable[tuple["Line2D", str]]) -> None:
     """The figure's one legend: rows above all that is drawn, as many as `legend_rows` says."""
+    entries = list(entries)
+    if not entries:
+        return
     handles, labels = zip(*entries, strict=True)
     columns = math.ceil(len(labels) / legend_rows(labels))
     canvas.legend(

@@ -88,7 +88,8 @@ def in_heading(key: str, value: Any) -> str:
         return counted(value, "epoch")
     if key in NAMES or key == "dataset.name":
         return NAMES.get(key, {}).get(value, str(value))
-    return f"{in_words(key)} {'yes' if value is True else 'no' if value is False else shown(written(value))}"
+    words = {True: "yes", False: "no"}.get(value) if isinstance(value, bool) else shown(written(value))
+    return f"{in_words(key)} {words}".replace("\n", " ")
 
 
 def shown(text: str) -> str:
