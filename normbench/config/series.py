@@ -91,7 +91,7 @@ def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Serie
 
 def _named(name: str, options: Mapping[str, Any], keys: Iterable[str]) -> str:
     """Return a name with the options that the keys name."""
-    named = ", ".join(_option(key, options[key]) for key in keys if key in options)
+    named = ", ".join(option_in_words(key, options[key]) for key in keys if key in options)
     return f"{name} ({named})" if named else name
 
 
@@ -101,7 +101,8 @@ def key_of(norm: Mapping[str, Any]) -> tuple[str, str]:
     return str(norm["name"]), json.dumps(options, sort_keys=True)
 
 
-def _option(key: str, value: Any) -> str:
+def option_in_words(key: str, value: Any) -> str:
+    """Return an option of a method with its value, such as ``8 groups``."""
     if isinstance(value, int) and key.endswith("s"):
         return counted(value, key.removesuffix("s"))
     return f"{key} {value}"

@@ -30,7 +30,7 @@ def test_a_line_is_what_differs_in_the_setting_and_the_seed_alone() -> None:
     ]
     found = select(records, "norm_every")
     assert found.values == ("1", "2")
-    assert [line.label for line in found.lines] == ["BN", "GN"]
+    assert [line.label for line in found.lines] == ["BN", "GN (8 groups)"]
     assert [len(spot.values) for line in found.lines for spot in line.cells] == [2, 2, 2, 2]
 
 
@@ -50,7 +50,10 @@ def test_what_else_differs_is_told_and_makes_a_line_of_its_own() -> None:
     found = select(
         [agc(t, batch_size=b, norm="group") for b in (8, 128) for t in (0.01, 0.1)], "clip.threshold"
     )
-    assert [line.label for line in found.lines] == ["GN (batch size 8)", "GN (batch size 128)"]
+    assert [line.label for line in found.lines] == [
+        "GN (8 groups), batch size 8",
+        "GN (8 groups), batch size 128",
+    ]
     assert [line.variant for line in found.lines] == [0, 1]
 
 

@@ -100,7 +100,7 @@ def _learning_rates(trials: Sequence[Trial]) -> str:
 
 def _schedule(trial: Trial) -> str:
     warmup = trial.schedule.warmup_epochs
-    words = "constant" if trial.schedule.name == "constant" else f"{trial.schedule.name} schedule"
+    words = f"{trial.schedule.name} schedule"
     return f"{words}, {warmup:g} {'epoch' if warmup == 1 else 'epochs'} of warm-up" if warmup else words
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.norms import NORMS
-from normbench.config.series import ABBREVIATIONS, counted, differing
+from normbench.config.series import counted, key_of, numerically, series_of
 from normbench.report.figures import caption, samples, style
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.panels import CannotDrawError, telling
@@ -96,25 +96,23 @@ def select(trials: Table, options: Options) -> Accuracies | None:
     chosen = [(cell, own) for cell in trials if key in (own := distinct(cell.settings))]
     if not chosen:
         return None
-    others = [{k: v for k, v in own.items() if k != key} for _, own in chosen]
-    told = [name for name in telling(others) if not name.startswith("norm.")]
-    options_of: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for (cell, _), other in zip(chosen, others, strict=True):
-        options_of[cell.series.method].append({k: v for k, v in other.items() if k.startswith("norm.")})
-    groups: dict[tuple[str, str], dict[str, Cell]] = defaultdict(dict)
-    for (cell, own), other in zip(chosen, others, strict=True):
-        keys = [*told, *differing(options_of[cell.series.method])]
+    norms = [_norm(own, key) for _, own in chosen]
+    series = series_of(norms)
+    others = [{k: v for k, v in own.items() if k != key and not k.startswith("norm.")} for _, own in chosen]
+    keys = telling(others)
+    groups: dict[tuple[str, str, str], dict[str, Cell]] = defaultdict(dict)
+    for (cell, own), norm, other in zip(chosen, norms, others, strict=True):
         words = ", ".join(in_heading(name, other[name]) for name in keys if name in other)
-        groups[cell.series.method, words][written(own[key])] = cell
+        groups[cell.series.method, series[key_of(norm)].legend, words][written(own[key])] = cell
     if len(groups) > MOST_SERIES:
-        raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {', '.join(told)}")
+        differ = ", ".join(keys or ["method and options"])
+        raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {differ}")
     values = sorted({written(own[key]) for _, own in chosen}, key=order)
     lines, variants = [], defaultdict[str, int](int)
-    for method, words in sorted(groups, key=lambda group: (NORMS.position(group[0]), order(group[1]))):
-        cells = groups[method, words]
+    for group in sorted(groups, key=lambda each: (NORMS.position(each[0]), *map(numerically, each[1:]))):
+        method, cells = group[0], groups[group]
         along = tuple(_point(place, cells[value]) for place, value in enumerate(values) if value in cells)
-        name = ABBREVIATIONS.get(method, method)
-        lines.append(Line(method, variants[method], f"{name} ({words})" if words else name, along))
+        lines.append(Line(method, variants[method], ", ".join(filter(None, group[1:])), along))
         variants[method] += 1
     shown_cells = Table(tuple(cell for cell, _ in chosen))
     stopped = Counter(status for cell in shown_cells for status in cell.failures)
@@ -135,6 +133,12 @@ def select(trials: Table, options: Options) -> Accuracies | None:
         ),
         (),
     )
+
+
+def _norm(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the method with its options, without the option that is on the axis."""
+    kept = {k: v for k, v in settings.items() if k == "norm.name" or k != key}
+    return {k.removeprefix("norm."): v for k, v in kept.items() if k.startswith("norm.")}
 
 
 def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
