@@ -23,7 +23,7 @@ MOST_LISTED = 5  # trials that a message names
 
 
 def trial_as_text(results: Path, part: str) -> str:
-    """The one trial whose id begins with ``part``, or else has it in it, as every experiment knows it.
+    """Return the trial whose id begins with ``part``, or else contains it, as every experiment has it.
 
     Settings, end, provenance and epochs; or why it failed.
 
@@ -58,7 +58,7 @@ def trial_as_text(results: Path, part: str) -> str:
 
 
 def _some(ids: Iterable[str]) -> str:
-    """The first few, by name."""
+    """Return the first few, by name."""
     known = sorted(set(ids))
     return ", ".join(known[:MOST_LISTED]) + (", …" if len(known) > MOST_LISTED else "")
 
@@ -103,7 +103,7 @@ def _one_trial(path: Path) -> str:
 
 
 def _varied(path: Path) -> str:
-    """What the sweep varies of the trial of a file, beside what its name says."""
+    """Return what the sweep varies of the trial of a file, beside what its name says."""
     try:
         label = labels(stored(path.parents[1], path.parent.name)).get(path.name.split(".")[0], "")
     except ConfigError:
@@ -112,7 +112,7 @@ def _varied(path: Path) -> str:
 
 
 def _measured(record: Record) -> list[str]:
-    """A heading and the results of ``evaluate``, one a line; nothing if there are none."""
+    """Return a heading and the results of ``evaluate``, one a line; nothing if there are none."""
     rows = []
     for result in record.inference:
         numbers = dict(result.numbers)
@@ -137,7 +137,7 @@ def _loss(loss: float | None) -> str:
 
 
 def exported(results: Path, experiment: str, kind: str, tell: Tell) -> str:
-    """All records of an experiment: whole, as a JSON list, or one CSV row a trial.
+    """Return all records of an experiment: whole, as a JSON list, or one CSV row a trial.
 
     Raises:
         UnknownName: there is no such experiment or format.

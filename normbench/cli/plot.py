@@ -108,7 +108,7 @@ def _draw(
 
 
 def _chosen(found: Found, figure: str | None) -> Sequence[tuple[str, Mapping[str, Any]]]:
-    """Figures that were asked for by name, with their options; none where nobody asked."""
+    """Return the figures that were asked for by name, with their options; none where nobody asked."""
     plots = found.survey.experiment.plots if found.survey else ()
     of_config = [(choice.name, choice.options) for choice in plots]
     if figure is None:

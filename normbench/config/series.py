@@ -48,21 +48,21 @@ class Series:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that do not have one value throughout, in the order in which they are written."""
+    """Return the keys that do not have one value throughout, in the order in which they are written."""
     values: dict[str, set[str]] = defaultdict(set)
     for setting in settings:
         for key, value in setting.items():
             values[key].add(json.dumps(value))
-    return [key for key, found in values.items() if len(found) > 1]
+    return [key for key, texts in values.items() if len(texts) > 1]
 
 
 def counted(n: int, noun: str) -> str:
-    """``3 seeds`` or ``1 seed``."""
+    """Return ``3 seeds`` or ``1 seed``."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Series]:
-    """Every method and set of options that occurs; the default options keep the method's own look.
+    """Return every method and set of options that occurs; the default options keep the method's look.
 
     Args:
         norms: names with options, as records have them.
@@ -75,16 +75,16 @@ def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Serie
         method, text = key_of(norm)
         sets[method][text] = {key: value for key, value in norm.items() if key != "name"}
     series = {}
-    for method, found in sets.items():
+    for method, options in sets.items():
         defaults = {key: option.default for key, option in NORMS[method].options.items()}
         default = json.dumps(defaults, sort_keys=True)
-        texts = sorted(found, key=numerically)
+        texts = sorted(options, key=numerically)
         looks = sorted(texts, key=lambda text: text != default)
-        keys = differing(list(found.values()))
+        keys = differing(list(options.values()))
         always = ["groups"] if method == "group" else []
         for text in texts:
-            label = _named(method, found[text], keys)
-            legend = _named(ABBREVIATIONS.get(method, method), found[text], dict.fromkeys([*always, *keys]))
+            label = _named(method, options[text], keys)
+            legend = _named(ABBREVIATIONS.get(method, method), options[text], dict.fromkeys([*always, *keys]))
             series[method, text] = Series(method, text, label, legend, looks.index(text), texts.index(text))
     return series
 
@@ -96,7 +96,7 @@ def _named(name: str, options: Mapping[str, Any], keys: Iterable[str]) -> str:
 
 
 def key_of(norm: Mapping[str, Any]) -> tuple[str, str]:
-    """A method's name and its options, as text that is equal where they are."""
+    """Return a method's name and its options, as text that is equal where they are."""
     options = {key: value for key, value in norm.items() if key != "name"}
     return str(norm["name"]), json.dumps(options, sort_keys=True)
 
@@ -109,6 +109,6 @@ def option_in_words(key: str, value: Any) -> str:
 
 
 def numerically(text: str) -> list[tuple[float, str]]:
-    """A sort key under which 16 comes after 8."""
+    """Return a sort key under which 16 comes after 8."""
     parts = re.findall(r"(\d+(?:\.\d+)?(?:e-?\d+)?)|(\D+)", text)
     return [(float(number) if number else -1.0, other) for number, other in parts]

@@ -156,8 +156,8 @@ class Table:
         """
         chosen = self.select(settings or {})
         if len(chosen) != 1:
-            told = f" that differ in {', '.join(chosen.varying)}" if chosen.cells else ""
-            raise AmbiguousCell(f"{len(chosen)} cells{told}, where one is asked for; give more settings")
+            words = f" that differ in {', '.join(chosen.varying)}" if chosen.cells else ""
+            raise AmbiguousCell(f"{len(chosen)} cells{words}, where one is asked for; give more settings")
         return chosen.cells[0]
 
     def values(self, name: str | Metric) -> dict[int, float]:
@@ -241,14 +241,14 @@ def table(records: Iterable[Record]) -> Table:
             copies += 1
             by_trial[trial_id] = min(kept, record, key=lambda each: (-len(each.inference), each.to_json()))
     series = series_of(record.trial.norm.model_dump() for record in by_trial.values())
-    cells: dict[str, dict[int, Record]] = defaultdict(dict)
+    by_setting: dict[str, dict[int, Record]] = defaultdict(dict)
     for record in sorted(by_trial.values(), key=lambda record: record.trial.seed):
-        cells[json.dumps(settings_of(record), sort_keys=True)][record.trial.seed] = record
-    found = []
-    for trials in cells.values():
+        by_setting[json.dumps(settings_of(record), sort_keys=True)][record.trial.seed] = record
+    cells = []
+    for trials in by_setting.values():
         first = next(iter(trials.values()))
-        found.append(Cell(series[key_of(first.trial.norm.model_dump())], settings_of(first), trials))
-    return Table(tuple(sorted(found, key=_order)), copies)
+        cells.append(Cell(series[key_of(first.trial.norm.model_dump())], settings_of(first), trials))
+    return Table(tuple(sorted(cells, key=_order)), copies)
 
 
 def settings_of(record: Record) -> dict[str, Any]:

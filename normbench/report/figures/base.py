@@ -66,7 +66,7 @@ class Figure(Generic[S]):
 
 
 def _silent(_: str) -> None:
-    """Tell nobody."""
+    """Do nothing with a line."""
 
 
 def render(
@@ -126,7 +126,7 @@ def _check(kind: str, given: Sequence[str] | Options, known: Sequence[str] | Map
 
 
 def draw(figure: Figure[S], selection: S, kind: str, title: str = "") -> bytes:
-    """The figure as the bytes of a ``kind`` file, whatever the user's matplotlibrc says."""
+    """Return the figure as the bytes of a ``kind`` file, whatever the user's matplotlibrc says."""
     _import_matplotlib()
     import matplotlib.style
     from matplotlib.figure import Figure as Canvas
@@ -188,5 +188,5 @@ def _place(canvas: "Canvas", inside: tuple[float, float, float, float]) -> None:
 
 
 def printable(text: str) -> str:
-    """``text`` with a mark in place of every character that is neither visible nor a space."""
+    """Return ``text`` with a mark in place of every character that is neither visible nor a space."""
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)

@@ -80,7 +80,7 @@ class Accuracies:
 
 
 def select(trials: Table, options: Options) -> Accuracies | None:
-    """Last-epoch test accuracies by panel, series and size."""
+    """Return the test accuracies after the last epoch by panel, series and size."""
     arranged = arrange(trials)
     if arranged is None:
         return None
@@ -130,7 +130,7 @@ def _line(curve: Curve) -> Line:
 
 
 def table(selection: Accuracies) -> list[Row]:
-    """One row a cell, and one a published point if there are any. Accuracies are fractions."""
+    """Return one row a cell, and one a published point if there are any. Accuracies are fractions."""
     rows: list[Row] = [
         {
             "panel": panel.heading,
@@ -155,7 +155,7 @@ def table(selection: Accuracies) -> list[Row]:
 
 
 def draw(selection: Accuracies, canvas: "Canvas") -> None:
-    """One panel large, or a grid of small ones, on a common scale where all show the same data set."""
+    """Draw one large panel or a grid of small ones, on one scale where all show the same data set."""
     views = [view for panel, lines in _with_lines(selection) for view in _views(panel, lines)]
     count = len(views)
     columns = min(count, 2 if count in (2, 4) else 3 if count <= MOST_PANELS else 4)
@@ -244,7 +244,7 @@ def _draw_published(axes: "Axes", published: Mapping[str, Mapping[int, Point]], 
 
 
 def _set_limits(axes: "Axes", lines: Sequence[Line]) -> None:
-    """Within 0 to 100 %, with room for the marks of failed trials below the lowest value."""
+    """Set limits within 0 to 100 %, with room for the marks of failed trials below the lowest value."""
     cells = [cell for line in lines for cell in line.cells]
     if not any(cell.values for cell in cells):
         axes.set_ylim(0, 100)

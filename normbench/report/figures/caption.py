@@ -10,21 +10,22 @@ from normbench.records import Record
 from normbench.report.figures.panels import AXIS_LABELS, Panels, mixed_data
 from normbench.report.figures.values import network
 from normbench.report.rows import Row
+from normbench.report.table import Table
 
 MOST_SETTINGS = 3  # values named of one setting
 MOST_LISTED = 6  # cells named; the CSV has them all
 
 
 def about(panels: Panels) -> tuple[str, ...]:
-    """Data, networks and budget; what became of the trials that did not finish; what the axis counts."""
-    sentences = [trials(panels.table.records), *_unfinished(panels)]
+    """Return the sentences on data, networks and recipe, on trials that did not finish, and on the axis."""
+    sentences = [trials(panels.table), *_unfinished(panels)]
     if any(panel.axis == "norm_batch_size" for panel in panels.panels):
         sentences.append("Normalization batch size: the samples of an update that share statistics.")
     return tuple(sentences)
 
 
 def warnings(panels: Panels) -> tuple[str, ...]:
-    """What a reader must not miss: trials on different images, records left out."""
+    """Return what a reader must not miss: trials on different images, records left out."""
     sentences = []
     if hashes := mixed_data(panels.table.records):
         counts = Counter(record.data for record in panels.table.records)
@@ -36,11 +37,10 @@ def warnings(panels: Panels) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def trials(records: Sequence[Record]) -> str:
+def trials(table: Table) -> str:
     """Return one line: data, networks, learning rate, schedule, epochs, trials and seeds."""
-    trials = [record.trial for record in records]
-    cells = Counter((record.data, record.trial.model_copy(update={"seed": 0}).id) for record in records)
-    fewest, most = min(cells.values()), max(cells.values())
+    trials = [record.trial for record in table.records]
+    fewest, *_, most = sorted([len(cell.trials) for cell in table] * 2)
     seeds = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
     *shorter, longest = sorted({trial.epochs for trial in trials})
     parts = [
@@ -56,12 +56,12 @@ def trials(records: Sequence[Record]) -> str:
 
 def provenance(records: Iterable[Record]) -> Row:
     """Return what records were made with, for the table beside a figure."""
-    found: dict[str, dict[str, None]] = {"normbench": {}, "torch": {}, "device": {}, "git": {}}
+    versions: dict[str, dict[str, None]] = {"normbench": {}, "torch": {}, "device": {}, "git": {}}
     for record in records:
-        for key, values in found.items():
+        for key, values in versions.items():
             if record.provenance.get(key):
                 values[str(record.provenance[key])] = None
-    return {key: " / ".join(sorted(sorted(values), key=_numbers)) for key, values in found.items()}
+    return {key: " / ".join(sorted(sorted(values), key=_numbers)) for key, values in versions.items()}
 
 
 def _numbers(version: str) -> list[int]:
@@ -105,7 +105,7 @@ def _schedule(trial: Trial) -> str:
 
 
 def _unfinished(panels: Panels) -> Iterator[str]:
-    """Which cells have trials that did not finish, and how many seeds their means still have."""
+    """Yield the cells with trials that did not finish, and how many seeds their means still have."""
     for status, word in (("diverged", "Diverged"), ("out_of_memory", "Out of memory")):
         cells: dict[str, str] = {}  # by a trial of the cell: two panels may show one cell
         for panel in panels.panels:
@@ -115,8 +115,8 @@ def _unfinished(panels: Panels) -> Iterator[str]:
                     places = [where, *([panel.heading] if len(panels.panels) > 1 else [])]
                     at = f" at {', '.join(filter(None, places))}" if any(places) else ""
                     left = f"mean of {len(cell.finished)} of {counted(len(cell.records), 'seed')}"
-                    told = f"{cell.series.legend}{at} ({left if cell.finished else 'no seed finished'})"
-                    cells.setdefault(cell.records[0].trial.id, told)
+                    words = f"{cell.series.legend}{at} ({left if cell.finished else 'no seed finished'})"
+                    cells.setdefault(cell.records[0].trial.id, words)
         if cells:
             listed = list(cells.values())
             more = f" and {len(listed) - MOST_LISTED} more, see the CSV" if len(listed) > MOST_LISTED else ""

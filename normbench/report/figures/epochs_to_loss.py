@@ -20,7 +20,7 @@ POST_HOC = (
 
 
 def select(trials: Table, options: Options) -> Lines | None:
-    """Epochs until the mean training loss of an epoch is at most ``loss``, between epochs on a straight line.
+    """Return the epochs until the training loss is at most ``loss``, between epochs on a straight line.
 
     Without that option: the least loss that all finished trials of a panel reach, so that none is left out.
     Trials that do not get there, finished or not, are marked at the top edge.
@@ -60,7 +60,7 @@ def _panel(panel: Panel, given: float | None) -> Drawn:
 
 
 def _seeds(curve: Curve, sizes: Sequence[int], loss: float) -> tuple[Seed, ...]:
-    """A line for each seed, but for its trials that failed, each of which is by itself.
+    """Return a line for each seed; each trial that failed is a line of its own.
 
     What no size can touch is the same at all of them.
     """
@@ -72,7 +72,7 @@ def _seeds(curve: Curve, sizes: Sequence[int], loss: float) -> tuple[Seed, ...]:
             key = record.trial.seed, record.status, None if record.status == "done" else x
             points[key] += [(place, math.nan if reached is None else reached) for place in at]
     ordered = sorted(points.items(), key=lambda item: (item[0][:2], item[1]))
-    return tuple(Seed(seed, status, tuple(sorted(found))) for (seed, status, _), found in ordered)
+    return tuple(Seed(seed, status, tuple(sorted(places))) for (seed, status, _), places in ordered)
 
 
 FIGURE = Figure(select, draw, table)

@@ -99,7 +99,7 @@ class InferenceStatistics:
 
 
 def select(trials: Table, _: Options) -> InferenceStatistics | None:
-    """Gaps to the final accuracy, which is that with the moving averages, seed by seed.
+    """Return the gaps to the final accuracy, which is that with the moving averages, seed by seed.
 
     Raises:
         CannotDrawError: there are more than `MOST_BLOCKS` settings.
@@ -165,18 +165,18 @@ def _key(result: Measured) -> tuple[str, tuple[int | str, ...]]:
 
 
 def _kinds(results: Iterable[Measured]) -> dict[tuple[str, tuple[int | str, ...]], Kind]:
-    """All kinds that occur, in the order of the table; options are named where they tell two apart.
+    """Return all kinds that occur, in the order of the table, with the options that tell two apart.
 
     Records made before ``precise`` had an option for its variance always tell which they have.
     """
-    found = {_key(result): result for result in results}
+    results_by_key = {_key(result): result for result in results}
     names = list(EVALUATIONS)
     kinds: dict[tuple[str, tuple[int | str, ...]], Kind] = {}
-    for key in sorted(found, key=lambda key: (names.index(key[0]), key[1])):
-        same = [result.options for (name, _), result in found.items() if name == key[0]]
+    for key in sorted(results_by_key, key=lambda key: (names.index(key[0]), key[1])):
+        same = [result.options for (name, _), result in results_by_key.items() if name == key[0]]
         telling = [
             f"{option.replace('_', ' ')} {value}"
-            for option, value in found[key].options.items()
+            for option, value in results_by_key[key].options.items()
             if key[0] == "batch"
             or (key[0], value) == ("precise", "within")
             or any(options[option] != value for options in same)
@@ -223,7 +223,7 @@ def _value(record: Record, result: Measured) -> float | None:
 
 
 def table(selection: InferenceStatistics) -> list[Row]:
-    """One row a kind and size; gaps in points, changes in percent."""
+    """Return one row a kind and size; gaps in points, changes in percent."""
     return [
         {
             "panel": block.heading,
@@ -241,7 +241,7 @@ def table(selection: InferenceStatistics) -> list[Row]:
 
 
 def draw(selection: InferenceStatistics, canvas: "Canvas") -> None:
-    """For each block its parts, two in a row, on scales of their own."""
+    """Draw the parts of each block, two in a row, each on a scale of its own."""
     rows = [(len(block.parts) + 1) // 2 for block in selection.blocks]
     canvas.set_size_inches(style.WIDTH, 2.4 * sum(rows))
     grid = canvas.add_gridspec(len(selection.blocks), 1, height_ratios=rows)

@@ -62,21 +62,21 @@ class Line:
 
         A trial that failed is among the failures of every x, or of those alone where its value is nan.
         """
-        found: dict[float, list[float]] = defaultdict(list)
+        values: dict[float, list[float]] = defaultdict(list)
         missing: dict[float, list[str]] = defaultdict(list)
         for seed in self.seeds:
             for x, y in seed.points:
                 if math.isnan(y):
                     missing[x].append(seed.status)
                 elif seed.status == "done":
-                    found[x].append(y)
+                    values[x].append(y)
         lost = [s.status for s in self.seeds if s.status != "done" and not any(map(math.isnan, s.ys))]
         return {
             x: Sample(
-                () if x in missing else tuple(sorted(found[x])),
+                () if x in missing else tuple(sorted(values[x])),
                 (*lost, *(status for status in missing.get(x, ()) if status != "done")),
             )
-            for x in sorted(found.keys() | missing.keys())
+            for x in sorted(values.keys() | missing.keys())
         }
 
 
@@ -143,7 +143,7 @@ class Lines:
 
 
 def table(selection: Lines) -> list[Row]:
-    """One row a point of every seed, and of their mean with its 95 % t-interval."""
+    """Return one row a point of every seed, and of their mean with its 95 % t-interval."""
     rows: list[Row] = []
     for panel in (panel for row in selection.rows for panel in row):
         for line in panel.lines:
@@ -153,8 +153,8 @@ def table(selection: Lines) -> list[Row]:
             for x, sample in line.samples.items():
                 summary = columns(sample, "value")
                 done = [seed for seed in line.seeds if seed.status == "done" and x in dict(seed.points)]
-                told = {key: summary[key] for key in ("value", *empty)} | {"finished": len(done)}
-                rows.append(head | {"seed": "mean", "status": "done", selection.x: x} | told)
+                numbers = {key: summary[key] for key in ("value", *empty)} | {"finished": len(done)}
+                rows.append(head | {"seed": "mean", "status": "done", selection.x: x} | numbers)
             for seed in line.seeds:
                 name: Row = {"seed": seed.seed, "status": seed.status}
                 points = seed.points
@@ -213,7 +213,7 @@ def _looks(selection: Lines) -> Looks:
 
 
 def _limits(panels: Sequence[Panel], logarithmic: bool) -> tuple[float, float]:
-    """The range of the trials that finished: one that diverged must not flatten all others."""
+    """Return the range of the trials that finished: one that diverged must not flatten all others."""
     seeds = [seed for panel in panels for line in panel.lines for seed in line.seeds]
     finished = [seed for seed in seeds if seed.status == "done"] or seeds
     values = [y for seed in finished for _, y in seed.points if y > 0 or not (logarithmic or math.isnan(y))]
@@ -262,22 +262,22 @@ def _draw_pointless(axes: "Axes", panel: Panel, looks: Looks) -> None:
 
 
 def _unreached(panel: Panel) -> dict[float, list[Line]]:
-    """By x, the lines of which a seed has a value of nan that is to be shown."""
-    found: dict[float, list[Line]] = defaultdict(list)
+    """Return by x the lines of which a seed has a value of nan that is to be shown."""
+    by_x: dict[float, list[Line]] = defaultdict(list)
     for line in panel.lines if panel.unreached else ():
         for x in dict.fromkeys(x for seed in line.seeds for x, y in seed.points if math.isnan(y)):
-            found[x].append(line)
-    return found
+            by_x[x].append(line)
+    return by_x
 
 
 def _draw_unreached(axes: "Axes", panel: Panel, looks: Looks, sizes: Sequence[int], across: int) -> None:
     """Draw at the top edge what has no value, side by side: a mark, or that of a trial that failed."""
-    found = _unreached(panel)
-    if not found:
+    by_x = _unreached(panel)
+    if not by_x:
         return
     place = axes.get_xaxis_transform()
-    step = style.dodge(max(map(len, found.values())), sizes, across)
-    for x, lines in found.items():
+    step = style.dodge(max(map(len, by_x.values())), sizes, across)
+    for x, lines in by_x.items():
         for line, offset in zip(lines, style.offsets([len(lines) > 1] * len(lines)), strict=True):
             look = looks[line.series]
             at = style.dodged(x, offset, step)

@@ -11,7 +11,7 @@ QUANTITY = "progressive accuracy (%)"
 
 
 def select(trials: Table, _: Options) -> Lines | None:
-    """The share of the samples so far that were predicted rightly, by batch size and series."""
+    """Return the share of the samples so far that were predicted correctly, by batch size and series."""
     passes = trials.where(lambda record: record.trial.online or bool(record.diagnostics.get("online")))
     arranged = arrange(passes) if any(record.diagnostics.get("online") for record in passes.records) else None
     if arranged is None:

@@ -127,11 +127,11 @@ def telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def mixed_data(records: Iterable[Record]) -> list[str]:
-    """The content hashes of data sets that are one by their configuration, but not by their images."""
-    found: dict[str, set[str]] = defaultdict(set)
+    """Return the hashes of data sets that are equal by configuration, but not by their images."""
+    hashes_by_data: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        found[record.trial.dataset.model_dump_json()].add(record.data)
-    return sorted({data for hashes in found.values() if len(hashes) > 1 for data in hashes})
+        hashes_by_data[record.trial.dataset.model_dump_json()].add(record.data)
+    return sorted({data for hashes in hashes_by_data.values() if len(hashes) > 1 for data in hashes})
 
 
 def _by_axis(cells: Sequence[Cell]) -> Iterator[tuple[Axis, str, list[Cell]]]:

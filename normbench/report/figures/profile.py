@@ -30,7 +30,7 @@ class Costs:
 
 
 def select(costs: Sequence[Mapping[str, Any]], caption: str) -> Costs | None:
-    """The ratios of costs as ``Profile.to_json`` has them; None without batch normalization among them.
+    """Return the ratios of costs as ``Profile.to_json`` has them; None without batch normalization.
 
     Sets of options of a method are methods of their own, and what is compared with is batch normalization
     with its default options, or with the first ones if those were not measured.
@@ -56,7 +56,7 @@ def select(costs: Sequence[Mapping[str, Any]], caption: str) -> Costs | None:
 
 
 def table(selection: Costs) -> list[Row]:
-    """One row a ratio."""
+    """Return one row a ratio."""
     return [
         {
             "norm": method.method,

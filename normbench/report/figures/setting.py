@@ -75,7 +75,7 @@ class Accuracies:
     warnings: tuple[str, ...]
 
     def diverged(self, place: int) -> float:
-        """The share of the trials at a value that diverged."""
+        """Return the share of the trials at a value that diverged."""
         at = [cell for cell in self.cells if cell.place == place]
         trials = sum(len(cell.values) + len(cell.failures) for cell in at)
         return sum(cell.failures.count("diverged") for cell in at) / trials if trials else 0.0
@@ -87,27 +87,30 @@ class Accuracies:
 
 
 def select(trials: Table, options: Options) -> Accuracies | None:
-    """Last-epoch test accuracies of the trials that have the setting, by what else they differ in.
+    """Return last-epoch test accuracies of the trials that have the setting, by what else they differ in.
 
     Raises:
         CannotDrawError: they differ in so much else that the lines could not be told apart.
     """
     key = str(options.get("key", "batch_size"))
-    chosen = [(cell, own) for cell in trials if key in (own := distinct(cell.settings))]
+    chosen = [(cell, settings) for cell in trials if key in (settings := distinct(cell.settings))]
     if not chosen:
         return None
-    norms = [_norm(own, key) for _, own in chosen]
+    norms = [_norm(settings, key) for _, settings in chosen]
     series = series_of(norms)
-    others = [{k: v for k, v in own.items() if k != key and not k.startswith("norm.")} for _, own in chosen]
+    others = [
+        {k: v for k, v in settings.items() if k != key and not k.startswith("norm.")}
+        for _, settings in chosen
+    ]
     keys = telling(others)
     groups: dict[tuple[str, str, str], dict[str, Cell]] = defaultdict(dict)
-    for (cell, own), norm, other in zip(chosen, norms, others, strict=True):
+    for (cell, settings), norm, other in zip(chosen, norms, others, strict=True):
         words = ", ".join(in_heading(name, other[name]) for name in keys if name in other)
-        groups[cell.series.method, series[key_of(norm)].legend, words][written(own[key])] = cell
+        groups[cell.series.method, series[key_of(norm)].legend, words][written(settings[key])] = cell
     if len(groups) > MOST_SERIES:
         differ = ", ".join(keys or ["method and options"])
         raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {differ}")
-    values = sorted({written(own[key]) for _, own in chosen}, key=order)
+    values = sorted({written(settings[key]) for _, settings in chosen}, key=order)
     lines, variants = [], defaultdict[str, int](int)
     for group in sorted(groups, key=lambda each: (NORMS.position(each[0]), *map(numerically, each[1:]))):
         method, cells = group[0], groups[group]
@@ -124,7 +127,7 @@ def select(trials: Table, options: Options) -> Accuracies | None:
         tuple(lines),
         stopped,
         (
-            caption.trials(shown_cells.records),
+            caption.trials(shown_cells),
             *_unfinished(lines, values),
             *(["Grey: where trials diverged, the darker the more of them."] if stopped["diverged"] else []),
             "Test accuracy after the last epoch: mean and 95 % t-interval over seeds (a single seed has "
@@ -142,7 +145,7 @@ def _norm(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
-    """Which means leave trials out."""
+    """Yield which means leave trials out."""
     cells = [
         f"{line.label} at {shown(values[cell.place])} ({len(cell.values)} of "
         f"{counted(len(cell.values) + len(cell.failures), 'seed')} left)"
@@ -160,7 +163,7 @@ def _point(place: int, cell: Cell) -> Point:
 
 
 def table(selection: Accuracies) -> list[Row]:
-    """One row a cell. Accuracies are fractions."""
+    """Return one row a cell. Accuracies are fractions."""
     return [
         {
             "setting": selection.key,
@@ -175,7 +178,7 @@ def table(selection: Accuracies) -> list[Row]:
 
 
 def draw(selection: Accuracies, canvas: "Canvas") -> None:
-    """One panel."""
+    """Draw one panel."""
     canvas.set_size_inches(style.WIDTH, 3.7)
     axes = canvas.add_subplot()
     places, gaps = selection.places, [b - a for a, b in itertools.pairwise(selection.places)] or [1.0]

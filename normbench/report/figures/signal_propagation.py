@@ -15,7 +15,7 @@ QUANTITIES = {
 
 
 def select(trials: Table, _: Options) -> Lines | None:
-    """By block: before the first update, and after the last epoch of each trial.
+    """Return the numbers by block: before the first update, and after the last epoch of each trial.
 
     Raises:
         CannotDrawError: the trials differ in more than method and seed.
@@ -48,7 +48,7 @@ def _line(cell: Cell, key: str, which: int) -> Line:
 
 
 def _seed(record: Record, key: str, which: int) -> Seed:
-    """A trial that failed before the end of its first epoch has nothing but what was before training."""
+    """Return one trial; if it failed in its first epoch, it has only what was before training."""
     course = record.diagnostics["signal_propagation"]
     layers = course[which]["layers"] if which == 0 or len(course) > 1 else ()
     points: Points = tuple((number, layer[key]) for number, layer in enumerate(layers, 1) if layer[key])

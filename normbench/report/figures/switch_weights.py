@@ -66,7 +66,7 @@ class SwitchWeights:
 
 
 def select(trials: Table, _: Options) -> SwitchWeights | None:
-    """The weights after the last epoch, of the trials that finished.
+    """Return the weights after the last epoch, of the trials that finished.
 
     Raises:
         CannotDrawError: there are more than `MOST_BLOCKS` settings.
@@ -119,7 +119,7 @@ def _average(weights: Iterable[Sequence[float]]) -> Weights:
 
 
 def table(selection: SwitchWeights) -> list[Row]:
-    """One row a weight; ``layer`` is "all" for the mean over layers, ``depth`` counts from 1."""
+    """Return one row a weight; ``layer`` is "all" for the mean over layers, ``depth`` counts from 1."""
     return [
         {
             "panel": block.heading,
@@ -148,7 +148,7 @@ def _weights(size: Size, statistic: str) -> Iterator[tuple[str, int | None, str,
 
 
 def draw(selection: SwitchWeights, canvas: "Canvas") -> None:
-    """For each block: the weights by size, and below them the weights by depth, one column a size."""
+    """Draw for each block the weights by size, and below them the weights by depth, one column a size."""
     count = len(selection.blocks)
     canvas.set_size_inches(style.WIDTH, 5.2 * count)
     grid = canvas.add_gridspec(count, 1)

@@ -44,12 +44,12 @@ LOGARITHMIC = 4.0  # the span of values from which on their ratios count, and no
 
 
 def written(value: Any) -> str:
-    """A value by which it is told from others."""
+    """Return a value as text by which it is told from others."""
     return json.dumps(value)
 
 
 def order(text: str) -> tuple[float, int, str]:
-    """Of values as ``written``: numbers by size, in front of everything else; lists by length."""
+    """Return a sort key of values as ``written``: numbers by size, then all else; lists by length."""
     try:
         return float(text), 0, ""
     except ValueError:
@@ -57,12 +57,12 @@ def order(text: str) -> tuple[float, int, str]:
 
 
 def numeric(texts: Sequence[str]) -> bool:
-    """Whether all of these values as ``written`` are numbers."""
+    """Return whether all of these values as ``written`` are numbers."""
     return all(math.isfinite(order(text)[0]) for text in texts)
 
 
 def places(texts: Sequence[str]) -> tuple[float, ...]:
-    """Where values as ``written`` stand on an axis, in their order.
+    """Return where values as ``written`` stand on an axis, in their order.
 
     Numbers stand by their size, or by its logarithm where all are positive and span a factor of
     `LOGARITHMIC`; anything else, and numbers beside anything else, at equal distances.
@@ -93,7 +93,7 @@ def in_heading(key: str, value: Any) -> str:
 
 
 def shown(text: str) -> str:
-    """The label of a value as ``written``."""
+    """Return the label of a value as ``written``."""
     value = json.loads(text)
     if isinstance(value, list):
         return ",\n".join(map(str, value)) or "none"
