@@ -26,12 +26,11 @@ from normbench.cli.app import app
 from normbench.cli.catalog import TABLES
 from normbench.config import experiment as config
 from normbench.config.registry import Option
-from normbench.config.series import differing
+from normbench.config.series import differing, flat
 from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.figures.published import PUBLISHED
 from normbench.report.stats import mean_interval
-from normbench.report.table import flat
 from normbench.sweep import results
 
 DOCS = Path(__file__).resolve().parent

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from normbench.config.experiment import Experiment
+from normbench.config.series import flat
 from normbench.config.trial import Trial
 
 IN_ID = frozenset({"norm.name", "model.name", "batch_size", "norm_batch_size", "seed"})  # see ``Trial.id``
@@ -30,12 +31,7 @@ def varied(experiment: Experiment) -> dict[str, str]:
 
 def settings(trial: Trial) -> dict[str, str]:
     """Return every setting by its dotted key, as it is shown."""
-    flat: dict[str, Any] = {}
-    for key, value in trial.model_dump(mode="json").items():
-        flat |= (
-            {f"{key}.{inner}": of for inner, of in value.items()} if isinstance(value, dict) else {key: value}
-        )
-    return {key: _shown(value) for key, value in flat.items()}
+    return {key: _shown(value) for key, value in flat(trial.model_dump(mode="json")).items()}
 
 
 def _shown(value: Any) -> str:

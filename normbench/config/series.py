@@ -56,6 +56,14 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key, texts in values.items() if len(texts) > 1]
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted keys."""
+    settings: dict[str, Any] = {}
+    for key, value in values.items():
+        settings |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return settings
+
+
 def counted(n: int, noun: str) -> str:
     """Return ``3 seeds`` or ``1 seed``."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

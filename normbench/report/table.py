@@ -15,7 +15,7 @@ from typing import Any
 from normbench.config.catalog.norms import NORMS
 from normbench.config.messages import meant
 from normbench.config.registry import UnknownName, nearest, plain, shortened
-from normbench.config.series import Series, counted, differing, key_of, numerically, series_of
+from normbench.config.series import Series, counted, differing, flat, key_of, numerically, series_of
 from normbench.files import write_atomically
 from normbench.records import Record
 from normbench.report.metrics import Metric, metric
@@ -145,7 +145,8 @@ class Table:
 
     def where(self, chosen: Callable[[Record], bool]) -> "Table":
         """Return the table of the chosen records alone."""
-        return replace(table(filter(chosen, self.records)), copies=self.copies)
+        kept = [(c, {seed: r for seed, r in c.trials.items() if chosen(r)}) for c in self.cells]
+        return Table(tuple(replace(cell, trials=trials) for cell, trials in kept if trials), self.copies)
 
     def cell(self, settings: Mapping[str, Any] | None = None) -> Cell:
         """Return the one cell with these settings.
@@ -209,8 +210,7 @@ class Table:
         values = list(value) if isinstance(value, list | tuple | set | range) else [value]
         if key == "seed":
             _check(key, values, [seed for cell in self.cells for seed in cell.trials])
-            kept = [(c, {seed: c.trials[seed] for seed in c.trials if seed in values}) for c in self.cells]
-            return Table(tuple(replace(cell, trials=trials) for cell, trials in kept if trials))
+            return self.where(lambda record: record.trial.seed in values)
         known = {key: None for cell in self.cells for key in cell.settings}
         key = f"{key}.name" if f"{key}.name" in known else key
         if key not in known:
@@ -235,7 +235,9 @@ def table(records: Iterable[Record]) -> Table:
     by_trial: dict[str, Record] = {}
     copies = 0
     for record in records:
-        trial_id = record.trial.model_copy(update={"evaluate": (), "diagnose": ()}).id
+        trial = record.trial
+        is_measured = trial.evaluate or trial.diagnose
+        trial_id = (trial.model_copy(update=dict.fromkeys(MEASURED, ())) if is_measured else trial).id
         kept = by_trial.setdefault(trial_id, record)
         if kept is not record:
             copies += 1
@@ -260,14 +262,6 @@ def distinct(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without a normalization batch size that is all of the batch."""
     is_whole = settings["norm_batch_size"] in (None, settings["batch_size"])
     return {key: value for key, value in settings.items() if not (is_whole and key == "norm_batch_size")}
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by their dotted keys."""
-    settings: dict[str, Any] = {}
-    for key, value in values.items():
-        settings |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return settings
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
