@@ -26,7 +26,7 @@ from normbench.cli.app import app
 from normbench.cli.catalog import TABLES
 from normbench.config import experiment as config
 from normbench.config.registry import Option
-from normbench.config.series import differing
+from normbench.config.series import differing, flat
 from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.claims import wording
@@ -34,7 +34,6 @@ from normbench.report.claims.document import FOLDER, load_all
 from normbench.report.claims.judge import Judged, judge_all
 from normbench.report.claims.rule import Rule
 from normbench.report.figures.published import PUBLISHED
-from normbench.report.panels import flat
 from normbench.report.stats import mean_interval
 from normbench.sweep import results
 from normbench.sweep.adaptive import Looks, records_of

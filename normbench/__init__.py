@@ -1,3 +1,187 @@
-"""normbench settles arguments about normalization layers by training small networks and counting."""
+"""normbench settles arguments about normalization layers by training small networks and counting.
+
+These are the names for notebooks and scripts; ``docs/api.md`` shows them at work. None of them loads torch
+before it is used: ``load_results`` and ``figures`` never do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from normbench.config.experiment import Experiment
+    from normbench.norms.api import Normalization
+    from normbench.report.table import Table
 
 __version__ = "0.1.0"
+__all__ = ["Normalization", "figures", "load_experiment", "load_results", "norm_layer", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is there by name alone: ``Normalization`` is made of torch."""
+    if name == "Normalization":
+        return import_module("normbench.norms.api").Normalization
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_results(path: str | Path) -> "Table":
+    """Return the table of the records below a directory; a record that cannot be read is a warning.
+
+    Args:
+        path: of one experiment, such as ``results/small_batch_cpu``, or of several, such as ``results``.
+
+    Raises:
+        UnknownName: there is no experiment; the message names the nearest.
+    """
+    from normbench.report.table import table
+    from normbench.sweep.results import experiments, find, named
+
+    results, name = Path(path), None
+    directory = results.absolute()
+    if directory.name in experiments(directory.parent) or not experiments(directory):
+        results, name = results.parent, directory.name
+    return table(record for each in named(results, name) for record in find(results, each, _warn).records)
+
+
+def load_experiment(path: str | Path, *overrides: str) -> "Experiment":
+    """Return the experiment of a YAML file, with ``KEY=VALUE`` overrides as on the command line.
+
+    Raises:
+        ConfigError: with everything that is wrong in the file and the overrides.
+    """
+    from normbench.config.experiment import load
+
+    return load(Path(path), overrides)
+
+
+def run(
+    experiment: "Experiment",
+    results: str | Path = "results",
+    data: str | Path | None = None,
+    *,
+    executor: str | None = None,
+    workers: int | None = None,
+) -> "Table":
+    """Train every trial of an experiment that has no record yet, and return the table of all its trials.
+
+    Args:
+        experiment: as `load_experiment` gives it.
+        results: records go to ``results/<name>/``, where the command line finds them too.
+        data: the data directory; by default that of the command line.
+        executor: where to run instead of the experiment's own; ``serial`` stays in this process.
+        workers: processes, instead of the experiment's own number.
+
+    Raises:
+        Exception: as :func:`normbench.sweep.run.run`. A trial that gives no record is a warning.
+    """
+    from normbench.data.dataset import default_directory
+    from normbench.report.table import table
+    from normbench.sweep.run import override
+    from normbench.sweep.run import run as run_missing
+
+    placed = override(experiment, executor=executor, workers=workers)
+    survey = run_missing(placed, Path(results), default_directory() if data is None else Path(data))
+    for trial_id, failure in survey.errors.items():
+        if trial_id not in survey.records:
+            _warn(f"{trial_id}: {failure.state}: {failure.reason}")
+    return table(survey.records.values())
+
+
+def figures(
+    results: "Table | str | Path",
+    *plots: str | Mapping[str, Any],
+    out: str | Path = "figures",
+    formats: Sequence[str] = ("png",),
+    title: str = "",
+) -> list[Path]:
+    """Draw figures, and write the numbers of each beside it as CSV.
+
+    Args:
+        results: a table, or what `load_results` takes.
+        plots: names of figures or mappings with a name and options, as under ``plots`` in a configuration;
+            by default every figure that the records hold something for.
+        out: the directory of the files.
+        formats: of ``png``, ``svg`` and ``pdf``.
+        title: what stands above each figure.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UnknownName: there is no such figure.
+        CannotDrawError: the records hold nothing for a figure that is named, or too much.
+    """
+    from normbench.config.catalog.figures import FIGURES
+    from normbench.report.figures.base import render
+    from normbench.report.figures.panels import CannotDrawError
+
+    trials = load_results(results) if isinstance(results, str | Path) else results
+    chosen: Sequence[str | Mapping[str, Any]] = plots or [
+        kind.name for kind in FIGURES.values() if not kind.of
+    ]
+    files = []
+    for plot in chosen:
+        options = {"name": plot} if isinstance(plot, str) else dict(plot)
+        lines: list[str] = []
+        name = str(options.pop("name"))
+        paths = render(name, trials, Path(out), formats, options, title=title, tell=lines.append)
+        if plots and not paths:
+            raise CannotDrawError("; ".join(lines))
+        for line in lines if paths else ():
+            _warn(line)
+        files += paths
+    return files
+
+
+def norm_layer(
+    name: str, *, norm_batch_size: int | None = None, **options: Any
+) -> "Callable[[int], nn.Module]":
+    """Return a function from a number of channels to a normalization layer, for any network.
+
+    It takes the place of ``nn.BatchNorm2d``: the layers map [N, C, H, W] to [N, C, H, W].
+
+    Args:
+        name: a method, as in a configuration.
+        norm_batch_size: samples that share statistics, for methods that look across samples; every batch in
+            training must be a multiple of it.
+        options: of the method.
+
+    Raises:
+        UnknownName: there is no such method.
+        ValueError: an option is wrong, ``norm_batch_size`` is missing, or the method is not a layer alone.
+    """
+    from pydantic import TypeAdapter
+
+    from normbench.config.catalog.norms import NORMS
+    from normbench.config.registry import nearest
+    from normbench.config.trial import Norm
+    from normbench.norms.api import Normalization, build
+
+    method = NORMS[name]
+    for option in options:
+        if not method.own and option not in method.options:
+            known = ", ".join(method.options) or "none"
+            words = f"norm {name} has no option {option!r}{nearest(option, method.options)}"
+            raise ValueError(f"{words}; it has {known}")
+    if method.across_samples and norm_batch_size is None and not method.own:
+        raise ValueError(f"norm {name} needs norm_batch_size, the number of samples that share statistics")
+    choice = TypeAdapter(Norm).validate_python({"name": name, **options})
+    normalization, plain = build(choice, norm_batch_size), Normalization()
+    if (normalization.conv, normalization.residual) != (plain.conv, plain.residual):
+        raise ValueError(
+            f"norm {name} is no layer alone: it changes convolutions or residual blocks, too (docs/api.md)"
+        )
+    return normalization.layer
+
+
+def _warn(words: str) -> None:
+    from warnings import warn
+
+    warn(words, stacklevel=3)

@@ -20,7 +20,7 @@ from normbench.config.source import printable
 from normbench.records import NewerRecordError, RecordsInUse
 from normbench.report.claims.cells import CellError
 from normbench.report.claims.question import QuestionError
-from normbench.report.panels import CannotDrawError
+from normbench.report.figures.panels import CannotDrawError
 from normbench.signals import ENDING, is_heard
 from normbench.signals import Stopped as Stopped
 from normbench.sweep.adaptive import LooksError

@@ -12,8 +12,8 @@ from normbench.config.labels import labels
 from normbench.config.registry import UnknownName, nearest, shortened
 from normbench.config.source import printable
 from normbench.records import ERROR, LackingError, Record, Store
-from normbench.report.figures.base import Row, as_csv
 from normbench.report.metrics import evaluation_name
+from normbench.report.rows import as_csv, trial_rows
 from normbench.sweep.results import Tell, find, named
 from normbench.sweep.run import load_plan
 
@@ -23,7 +23,7 @@ MOST_LISTED = 5  # trials that a message names
 
 
 def trial_as_text(results: Path, part: str) -> str:
-    """The one trial whose id begins with ``part``, or else has it in it, as every experiment knows it.
+    """Return the trial whose id begins with ``part``, or else contains it, as every experiment has it.
 
     Settings, end, provenance and epochs; or why it failed.
 
@@ -58,7 +58,7 @@ def trial_as_text(results: Path, part: str) -> str:
 
 
 def _some(ids: Iterable[str]) -> str:
-    """The first few, by name."""
+    """Return the first few, by name."""
     known = sorted(set(ids))
     return ", ".join(known[:MOST_LISTED]) + (", …" if len(known) > MOST_LISTED else "")
 
@@ -103,7 +103,7 @@ def _one_trial(path: Path) -> str:
 
 
 def _varied(path: Path) -> str:
-    """What the sweep varies of the trial of a file, beside what its name says."""
+    """Return what the sweep varies of the trial of a file, beside what its name says."""
     try:
         label = labels(load_plan(path.parents[1], path.parent.name)).get(path.name.split(".")[0], "")
     except ConfigError:
@@ -112,7 +112,7 @@ def _varied(path: Path) -> str:
 
 
 def _measured(record: Record) -> list[str]:
-    """A heading and the results of ``evaluate``, one a line; nothing if there are none."""
+    """Return a heading and the results of ``evaluate``, one a line; nothing if there are none."""
     rows = []
     for result in record.inference:
         numbers = dict(result.numbers)
@@ -137,7 +137,7 @@ def _loss(loss: float | None) -> str:
 
 
 def exported(results: Path, experiment: str, kind: str, tell: Tell) -> str:
-    """All records of an experiment: whole, as a JSON list, or one CSV row a trial.
+    """Return all records of an experiment: whole, as a JSON list, or one CSV row a trial.
 
     Raises:
         UnknownName: there is no such experiment or format.
@@ -149,43 +149,4 @@ def exported(results: Path, experiment: str, kind: str, tell: Tell) -> str:
     records = sorted(find(results, name, tell).records, key=lambda record: record.trial.id)
     if kind == "json":
         return as_json([json.loads(record.to_json()) for record in records])
-    rows = [_row(record) for record in records]
-    columns = dict.fromkeys(key for row in rows for key in row)
-    return as_csv([{key: row.get(key) for key in columns} for row in rows])
-
-
-def _row(record: Record) -> Row:
-    row: Row = {"id": record.trial.id, "status": record.status}
-    row |= _flat("", record.trial.model_dump(mode="json"))
-    final = record.final
-    row |= {
-        "test_accuracy": final.test_accuracy if final else None,
-        "test_accuracy_median5": final.test_accuracy_median5 if final else None,
-        "epochs_run": len(record.epochs),
-        "images_per_second": record.images_per_second,
-        "seconds": record.seconds,
-        "peak_memory_bytes": record.peak_memory_bytes,
-        "data": printable(record.data, 1000),
-    }
-    for result in record.inference:
-        row |= _flat(f"inference.{evaluation_name(result)}.", dict(result.numbers))
-    return row | _flat("provenance.", record.provenance)
-
-
-def _flat(prefix: str, values: dict[str, Any]) -> Row:
-    """Nested mappings as dotted columns."""
-    row: Row = {}
-    for key, value in values.items():
-        column = f"{prefix}{printable(key)}"
-        match value:
-            case dict():
-                row |= _flat(f"{column}.", value)
-            case str():
-                row[column] = printable(value, 1000)
-            case None | bool() | float():
-                row[column] = value
-            case int() if abs(value) < 2**63:
-                row[column] = value
-            case _:
-                row[column] = printable(json.dumps(value), 1000)
-    return row
+    return as_csv(trial_rows(records))

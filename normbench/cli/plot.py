@@ -8,7 +8,8 @@ from normbench.cli.errors import words_of
 from normbench.config.catalog.figures import FIGURES, PUBLISHED_OPTION
 from normbench.config.registry import UnknownName, nearest, shortened
 from normbench.report.figures.base import FORMATS, render
-from normbench.report.panels import CannotDrawError
+from normbench.report.figures.panels import CannotDrawError
+from normbench.report.table import table
 from normbench.sweep.results import StoredExperiment, Tell, find, named
 
 SERIES: tuple[str, ...] = get_args(PUBLISHED_OPTION.annotation)
@@ -81,6 +82,7 @@ def _draw(
 ) -> Iterator[Path]:
     """Draw the figures of one experiment; what a figure fails with is told, and added to ``faults``."""
     chosen = _chosen(found, figure)
+    trials = table(found.records)
     drawn = False
     unasked: list[str] = []  # why a figure that nobody named is not drawn: of interest if none is
     for kind, given in chosen or [(kind.name, {}) for kind in FIGURES.values() if not kind.of]:
@@ -90,7 +92,7 @@ def _draw(
         lines: list[str] = []
         paths: list[Path] = []
         try:
-            paths = render(kind, found.records, place, kinds, options, title=found.title, tell=lines.append)
+            paths = render(kind, trials, place, kinds, options, title=found.title, tell=lines.append)
         except Exception as error:  # whatever a figure stumbles over, the others do not need it
             tell(f"{found.name}: figure {FIGURES[kind].stem(given)} is not drawn: {words_of(error)}")
             faults.append(error)
@@ -106,7 +108,7 @@ def _draw(
 
 
 def _chosen(found: StoredExperiment, figure: str | None) -> Sequence[tuple[str, Mapping[str, Any]]]:
-    """Figures that were asked for by name, with their options; none where nobody asked."""
+    """Return the figures that were asked for by name, with their options; none where nobody asked."""
     plots = found.survey.experiment.plots if found.survey else ()
     of_config = [(choice.name, choice.options) for choice in plots]
     if figure is None:

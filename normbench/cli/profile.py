@@ -13,7 +13,8 @@ from normbench.config.catalog.norms import NORMS
 from normbench.config.user_code import Contained, EndedProcess
 from normbench.files import write_atomically
 from normbench.report.figures import profile as figure
-from normbench.report.figures.base import FORMATS, as_csv, draw
+from normbench.report.figures.base import FORMATS, draw
+from normbench.report.rows import as_csv
 from normbench.sweep.results import experiments
 from normbench.sweep.run import Unusable
 

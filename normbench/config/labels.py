@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from normbench.config.experiment import Experiment
+from normbench.config.series import flat
 from normbench.config.trial import Trial
 
 IN_ID = frozenset({"norm.name", "model.name", "batch_size", "norm_batch_size", "seed"})  # see ``Trial.id``
 
 
 def varied(experiment: Experiment) -> dict[str, str]:
-    """The dotted keys that a sweep varies, and what to call each: ``lr`` for ``optimizer.lr``.
+    """Return the dotted keys that a sweep varies, and what to call each: ``lr`` for ``optimizer.lr``.
 
     An option that only some methods have differs where two trials that have it differ.
     """
@@ -29,13 +30,8 @@ def varied(experiment: Experiment) -> dict[str, str]:
 
 
 def settings(trial: Trial) -> dict[str, str]:
-    """Every setting by its dotted key, as it is shown."""
-    flat: dict[str, Any] = {}
-    for key, value in trial.model_dump(mode="json").items():
-        flat |= (
-            {f"{key}.{inner}": of for inner, of in value.items()} if isinstance(value, dict) else {key: value}
-        )
-    return {key: _shown(value) for key, value in flat.items()}
+    """Return every setting by its dotted key, as it is shown."""
+    return {key: _shown(value) for key, value in flat(trial.model_dump(mode="json")).items()}
 
 
 def _shown(value: Any) -> str:
@@ -45,7 +41,7 @@ def _shown(value: Any) -> str:
 
 
 def labels(experiment: Experiment) -> dict[str, str]:
-    """By id, the trial's id and, in brackets, what the sweep varies beside all that is in it."""
+    """Return by id the trial's id and, in brackets, what the sweep varies beside all that is in it."""
     keys = {key: name for key, name in varied(experiment).items() if key not in IN_ID}
     named = {}
     for trial in experiment.trials:

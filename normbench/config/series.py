@@ -9,6 +9,24 @@ from typing import Any
 
 from normbench.config.catalog.norms import NORMS
 
+ABBREVIATIONS: Mapping[str, str] = {  # as papers have them
+    "none": "no norm",
+    "batch": "BN",
+    "layer": "LN",
+    "instance": "IN",
+    "group": "GN",
+    "switchable": "SN",
+    "batch_renorm": "BRN",
+    "moving_average_batch": "MABN",
+    "filter_response": "FRN",
+    "evonorm_s0": "EvoNorm-S0",
+    "evonorm_b0": "EvoNorm-B0",
+    "weight_norm": "WN",
+    "weight_standardization": "WS",
+    "centred_weights": "centred weights",
+    "normalizer_free": "NF",
+}
+
 
 @dataclass(frozen=True)
 class Series:
@@ -16,6 +34,7 @@ class Series:
 
     Attributes:
         label: the method's name, with the options by which it differs from other sets that are present.
+        legend: the same with the method's abbreviation, and always with the number of groups of GN.
         variant: 0 for the default options (or the first set), further sets count up; it picks the look.
         order: place among the sets of the method, by their values.
     """
@@ -23,26 +42,35 @@ class Series:
     method: str
     options: str
     label: str
+    legend: str
     variant: int
     order: int
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that do not have one value throughout, in the order in which they are written."""
+    """Return the keys that do not have one value throughout, in the order in which they are written."""
     values: dict[str, set[str]] = defaultdict(set)
     for setting in settings:
         for key, value in setting.items():
             values[key].add(json.dumps(value))
-    return [key for key, found in values.items() if len(found) > 1]
+    return [key for key, texts in values.items() if len(texts) > 1]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted keys."""
+    settings: dict[str, Any] = {}
+    for key, value in values.items():
+        settings |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return settings
 
 
 def counted(n: int, noun: str) -> str:
-    """``3 seeds`` or ``1 seed``."""
+    """Return ``3 seeds`` or ``1 seed``."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Series]:
-    """Every method and set of options that occurs; the default options keep the method's own look.
+    """Return every method and set of options that occurs; the default options keep the method's look.
 
     Args:
         norms: names with options, as records have them.
@@ -55,32 +83,40 @@ def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Serie
         method, text = key_of(norm)
         sets[method][text] = {key: value for key, value in norm.items() if key != "name"}
     series = {}
-    for method, found in sets.items():
+    for method, options in sets.items():
         defaults = {key: option.default for key, option in NORMS[method].options.items()}
         default = json.dumps(defaults, sort_keys=True)
-        texts = sorted(found, key=numerically)
+        texts = sorted(options, key=numerically)
         looks = sorted(texts, key=lambda text: text != default)
-        keys = differing(list(found.values()))
+        keys = differing(list(options.values()))
+        always = ["groups"] if method == "group" else []
         for text in texts:
-            told = ", ".join(_option(key, found[text][key]) for key in keys if key in found[text])
-            label = f"{method} ({told})" if told else method
-            series[method, text] = Series(method, text, label, looks.index(text), texts.index(text))
+            label = _named(method, options[text], keys)
+            legend = _named(ABBREVIATIONS.get(method, method), options[text], dict.fromkeys([*always, *keys]))
+            series[method, text] = Series(method, text, label, legend, looks.index(text), texts.index(text))
     return series
 
 
+def _named(name: str, options: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """Return a name with the options that the keys name."""
+    named = ", ".join(option_in_words(key, options[key]) for key in keys if key in options)
+    return f"{name} ({named})" if named else name
+
+
 def key_of(norm: Mapping[str, Any]) -> tuple[str, str]:
-    """A method's name and its options, as text that is equal where they are."""
+    """Return a method's name and its options, as text that is equal where they are."""
     options = {key: value for key, value in norm.items() if key != "name"}
     return str(norm["name"]), json.dumps(options, sort_keys=True)
 
 
-def _option(key: str, value: Any) -> str:
+def option_in_words(key: str, value: Any) -> str:
+    """Return an option of a method with its value, such as ``8 groups``."""
     if isinstance(value, int) and key.endswith("s"):
         return counted(value, key.removesuffix("s"))
     return f"{key} {value}"
 
 
 def numerically(text: str) -> list[tuple[float, str]]:
-    """A sort key under which 16 comes after 8."""
+    """Return a sort key under which 16 comes after 8."""
     parts = re.findall(r"(\d+(?:\.\d+)?(?:e-?\d+)?)|(\D+)", text)
     return [(float(number) if number else -1.0, other) for number, other in parts]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.config.registry import UnknownName, nearest, shortened
@@ -93,7 +93,7 @@ def evaluation_name(result: Measured, between: str = "_") -> str:
     return between.join([result.name, *(f"{key}{between}{value}" for key, value in result.options.items())])
 
 
-def switch_weights(record: Record) -> Sequence[Mapping[str, Sequence[float]]]:
+def switch_weights(record: Record) -> Sequence[Mapping[str, Any]]:
     """Return, by layer, the weights that switchable normalization ends with; none of other methods."""
     course = record.diagnostics.get("switch_weights")
     return course[-1]["layers"] if course else ()

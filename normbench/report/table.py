@@ -3,19 +3,23 @@
 Figures, ``normbench export`` and claims start from it. Nothing here loads torch, pandas or matplotlib.
 """
 
+import importlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from normbench.config.catalog.norms import NORMS
 from normbench.config.messages import meant
 from normbench.config.registry import UnknownName, nearest, plain, shortened
-from normbench.config.series import Series, differing, key_of, numerically, series_of
+from normbench.config.series import Series, counted, differing, flat, key_of, numerically, series_of
+from normbench.files import write_atomically
 from normbench.records import Record
 from normbench.report.metrics import Metric, metric
+from normbench.report.rows import Row, as_csv, epoch_rows, trial_rows
 
 MEASURED = frozenset({"evaluate", "diagnose"})  # settings that change nothing in how a network is trained
 MOST_LISTED = 12  # values that a message names
@@ -26,7 +30,7 @@ class AmbiguousCell(LookupError):
     """Settings that fit no cell or several; the message says in what these differ."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cell:
     """The trials of one setting, which differ in the seed alone.
 
@@ -39,6 +43,10 @@ class Cell:
     series: Series
     settings: Mapping[str, Any]
     trials: Mapping[int, Record]
+
+    def __repr__(self) -> str:
+        seeds = ", ".join(map(str, self.trials))
+        return f"<Cell of {self.series.label}, batch size {self.batch_size}, seeds {seeds}>"
 
     @property
     def batch_size(self) -> int:
@@ -83,7 +91,7 @@ class Cell:
         return {seed: record.status for seed, record in self.trials.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """Cells in the order of the methods' table, then of their settings.
 
@@ -99,6 +107,9 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.cells)
+
+    def __repr__(self) -> str:
+        return f"<Table of {counted(len(self), 'cell')}, {counted(len(self.records), 'trial')}>"
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -132,6 +143,11 @@ class Table:
             chosen = chosen._with(key, value)
         return chosen
 
+    def where(self, chosen: Callable[[Record], bool]) -> "Table":
+        """Return the table of the chosen records alone."""
+        kept = [(c, {seed: r for seed, r in c.trials.items() if chosen(r)}) for c in self.cells]
+        return Table(tuple(replace(cell, trials=trials) for cell, trials in kept if trials), self.copies)
+
     def cell(self, settings: Mapping[str, Any] | None = None) -> Cell:
         """Return the one cell with these settings.
 
@@ -141,8 +157,8 @@ class Table:
         """
         chosen = self.select(settings or {})
         if len(chosen) != 1:
-            told = f" that differ in {', '.join(chosen.varying)}" if chosen.cells else ""
-            raise AmbiguousCell(f"{len(chosen)} cells{told}, where one is asked for; give more settings")
+            words = f" that differ in {', '.join(chosen.varying)}" if chosen.cells else ""
+            raise AmbiguousCell(f"{len(chosen)} cells{words}, where one is asked for; give more settings")
         return chosen.cells[0]
 
     def values(self, name: str | Metric) -> dict[int, float]:
@@ -158,12 +174,43 @@ class Table:
         """How each trial of the only cell ended, by seed."""
         return self.cell().statuses
 
+    def rows(self) -> list[Row]:
+        """Return one row a trial, by id: every setting, every number, and where it ran.
+
+        Accuracies are fractions, as they are stored. These are the columns of ``normbench export``.
+        """
+        return trial_rows(sorted(self.records, key=lambda record: record.trial.id))
+
+    def epochs(self) -> list[Row]:
+        """Return one row an epoch of every trial, with the settings in which the trials differ."""
+        settings = [key for key in self.varying if key != "data"]
+        return epoch_rows(sorted(self.records, key=lambda record: record.trial.id), settings)
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """Return the rows as CSV, and write them to a file where one is named."""
+        text = as_csv(self.rows())
+        if path is not None:
+            write_atomically(Path(path), text.encode())
+        return text
+
+    def to_pandas(self) -> Any:
+        """Return the rows as a ``pandas.DataFrame``.
+
+        Raises:
+            ImportError: pandas is not installed; normbench does not need it for anything else.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            words = "to_pandas() needs pandas ('pip install pandas'); rows() and to_csv() do without it"
+            raise ImportError(words) from error
+        return pandas.DataFrame(self.rows())
+
     def _with(self, key: str, value: Any) -> "Table":
         values = list(value) if isinstance(value, list | tuple | set | range) else [value]
         if key == "seed":
             _check(key, values, [seed for cell in self.cells for seed in cell.trials])
-            kept = [(c, {seed: c.trials[seed] for seed in c.trials if seed in values}) for c in self.cells]
-            return Table(tuple(replace(cell, trials=trials) for cell, trials in kept if trials))
+            return self.where(lambda record: record.trial.seed in values)
         known = {key: None for cell in self.cells for key in cell.settings}
         key = f"{key}.name" if f"{key}.name" in known else key
         if key not in known:
@@ -188,20 +235,22 @@ def table(records: Iterable[Record]) -> Table:
     by_trial: dict[str, Record] = {}
     copies = 0
     for record in records:
-        trial_id = record.trial.model_copy(update={"evaluate": (), "diagnose": ()}).id
+        trial = record.trial
+        is_measured = trial.evaluate or trial.diagnose
+        trial_id = (trial.model_copy(update=dict.fromkeys(MEASURED, ())) if is_measured else trial).id
         kept = by_trial.setdefault(trial_id, record)
         if kept is not record:
             copies += 1
             by_trial[trial_id] = min(kept, record, key=lambda each: (-len(each.inference), each.to_json()))
     series = series_of(record.trial.norm.model_dump() for record in by_trial.values())
-    cells: dict[str, dict[int, Record]] = defaultdict(dict)
+    by_setting: dict[str, dict[int, Record]] = defaultdict(dict)
     for record in sorted(by_trial.values(), key=lambda record: record.trial.seed):
-        cells[json.dumps(settings_of(record), sort_keys=True)][record.trial.seed] = record
-    found = []
-    for trials in cells.values():
+        by_setting[json.dumps(settings_of(record), sort_keys=True)][record.trial.seed] = record
+    cells = []
+    for trials in by_setting.values():
         first = next(iter(trials.values()))
-        found.append(Cell(series[key_of(first.trial.norm.model_dump())], settings_of(first), trials))
-    return Table(tuple(sorted(found, key=_order)), copies)
+        cells.append(Cell(series[key_of(first.trial.norm.model_dump())], settings_of(first), trials))
+    return Table(tuple(sorted(cells, key=_order)), copies)
 
 
 def settings_of(record: Record) -> dict[str, Any]:
@@ -209,12 +258,10 @@ def settings_of(record: Record) -> dict[str, Any]:
     return flat(record.trial.model_dump(mode="json", exclude={"seed", *MEASURED})) | {"data": record.data}
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by their dotted keys."""
-    settings: dict[str, Any] = {}
-    for key, value in values.items():
-        settings |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return settings
+def distinct(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without a normalization batch size that is all of the batch."""
+    is_whole = settings["norm_batch_size"] in (None, settings["batch_size"])
+    return {key: value for key, value in settings.items() if not (is_whole and key == "norm_batch_size")}
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from normbench.cli.plot import draw
 from normbench.config.registry import UnknownName
 from normbench.records import Store, _checksum
 from normbench.report.figures import batch_size
-from normbench.report.panels import CannotDrawError
+from normbench.report.figures.panels import CannotDrawError
 
 
 def drawn(lab: Path, *names: str, told: list[str] | None = None, **options: Any) -> list[str]:

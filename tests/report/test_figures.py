@@ -16,9 +16,11 @@ from normbench.config.registry import UnknownName
 from normbench.records import Record
 from normbench.report.figures import base as figures
 from normbench.report.figures import published, style
-from normbench.report.figures.base import FORMATS, as_csv, draw, printable, render
-from normbench.report.panels import MOST_PANELS, CannotDrawError, arrange
+from normbench.report.figures.base import FORMATS, draw, printable
+from normbench.report.figures.panels import MOST_PANELS, CannotDrawError, arrange
+from normbench.report.rows import as_csv
 from normbench.report.stats import mean_interval
+from normbench.report.table import table
 
 DATA = "d" * 64
 CENTRE = {"batch": 0.70, "layer": 0.60, "instance": 0.55, "group": 0.65, "switchable": 0.72, "none": 0.50}
@@ -150,7 +152,11 @@ def norm_sweep():
 def select(name, records, **options):
     entry = FIGURES[name]
     defaults = {key: option.default for key, option in entry.options.items()}
-    return entry.load().select(records, defaults | options)
+    return entry.load().select(table(records), defaults | options)
+
+
+def render(name, records, *args, **options):
+    return figures.render(name, table(records), *args, **options)
 
 
 def rows(path):
@@ -167,7 +173,18 @@ def spots(selection, method, panel=0):
 
 
 def test_the_table_lists_every_figure_file():
-    shared = {"__init__", "base", "caption", "style", "published", "samples", "lines", "profile"}
+    shared = {
+        "__init__",
+        "base",
+        "panels",
+        "values",
+        "caption",
+        "style",
+        "published",
+        "samples",
+        "lines",
+        "profile",
+    }
     files = {path.stem for path in Path(figures.__file__).parent.glob("*.py")} - shared
     assert files == {
         entry.target.removeprefix("normbench.report.figures.").split(":")[0] for entry in FIGURES.values()
@@ -279,8 +296,9 @@ import sys
 from pathlib import Path
 from normbench.config.catalog.figures import FIGURES
 from normbench.records import Record
+from normbench.report.table import table
 record = Record.from_json(Path(sys.argv[1]).read_bytes())
-chosen = [(entry.load(), entry.load().select([record], {})) for entry in FIGURES.values()]
+chosen = [(entry.load(), entry.load().select(table([record]), {})) for entry in FIGURES.values()]
 assert not {"torch", "matplotlib", "scipy.stats"} & sys.modules.keys(), "selecting"
 from normbench.report.figures.base import draw
 for figure, selection in chosen:
@@ -317,8 +335,8 @@ def test_trials_that_did_not_finish_are_kept_marked_and_told(sweep):
     assert (full.values, full.failures) == ((0.60, 0.61), ("out_of_memory",))
     assert selection.stopped == {"diverged": 1, "out_of_memory": 1}
     text = " ".join(selection.caption)
-    assert "Diverged, so in no mean: batch at batch size 2 (mean of 2 of 3 seeds)." in text
-    assert "Out of memory, so in no mean: layer at batch size 32 (mean of 2 of 3 seeds)." in text
+    assert "Diverged, so in no mean: BN at batch size 2 (mean of 2 of 3 seeds)." in text
+    assert "Out of memory, so in no mean: LN at batch size 32 (mean of 2 of 3 seeds)." in text
 
 
 def test_failed_trials_are_drawn_at_the_bottom_edge_and_counted_in_the_legend(sweep):
@@ -331,11 +349,11 @@ def test_failed_trials_are_drawn_at_the_bottom_edge_and_counted_in_the_legend(sw
     assert marked[0].get_transform() == canvas.axes[0].get_xaxis_transform()
     labels = [text.get_text() for text in canvas.legends[0].get_texts()]
     assert labels == [
-        "batch",
-        "layer",
-        "instance",
-        "group",
-        "switchable",
+        "BN",
+        "LN",
+        "IN",
+        "GN (8 groups)",
+        "SN",
         "mean of the rest (1 of 3 diverged, 1 of 3 out of memory)",
         "diverged (1)",
         "out of memory (1)",
@@ -346,7 +364,7 @@ def test_failed_trials_are_drawn_at_the_bottom_edge_and_counted_in_the_legend(sw
 def test_a_cell_without_a_finished_trial_has_no_mean_but_a_place():
     selection = select("batch_size", [record(status="diverged"), record(batch_size=16)])
     assert spots(selection, "batch")[8].interval is None
-    assert "batch at batch size 8 (no seed finished)" in " ".join(selection.caption)
+    assert "BN at batch size 8 (no seed finished)" in " ".join(selection.caption)
     assert draw(FIGURES["batch_size"].load(), selection, "svg")
     only = select("batch_size", [record(status="diverged")])
     assert draw(FIGURES["batch_size"].load(), only, "svg")
@@ -371,30 +389,33 @@ def test_the_csv_holds_what_is_drawn(sweep, tmp_path):
     assert json.loads(row["options"]) == {"eps": 1e-5, "momentum": 0.1, "frozen_epochs": 0}
 
 
-def test_the_caption_says_data_network_budget_seeds_and_versions(sweep):
+def test_the_caption_says_data_network_learning_rate_budget_and_seeds(sweep):
     first = select("batch_size", sweep).caption[0]
     assert first == (
-        "cifar10; resnet8; 3 epochs; 45 trials, 3 seeds each; normbench 0.1.0; torch 2.11.0; a CPU."
+        "cifar10; ResNet-8; learning rate 0.1 · batch size / 128; cosine schedule; 3 epochs; "
+        "45 trials, 3 seeds each."
     )
 
 
-def test_versions_of_several_runs_are_a_range():
+def test_what_records_were_made_with_is_in_the_csv_and_not_in_the_caption(tmp_path):
     records = [
         record(seed=seed).model_copy(update={"provenance": {"normbench": version, "device": device}})
         for seed, (version, device) in enumerate([("0.10.0", "A"), ("0.2.0", "B"), ("0.9.1", "A")])
     ]
-    assert (
-        select("batch_size", records).caption[0].endswith("3 seeds each; normbench 0.2.0 to 0.10.0; A / B.")
-    )
+    render("batch_size", records, tmp_path, ["svg"])
+    (row,) = rows(tmp_path / "batch_size.csv")
+    made_with = [row[key] for key in ("normbench", "device", "torch")]
+    assert made_with == ["0.2.0 / 0.9.1 / 0.10.0", "A / B", ""]
+    assert "0.9.1" not in " ".join(select("batch_size", records).caption)
 
 
-def test_options_are_told_only_where_a_method_has_several_sets():
+def test_options_are_told_where_a_method_has_several_sets_and_the_groups_of_gn_always():
     one = select("batch_size", [record({"name": "group", "groups": 4}), record()])
-    assert [series.label for series in one.series] == ["batch", "group"]
+    assert [series.legend for series in one.series] == ["BN", "GN (4 groups)"]
     groups = [record({"name": "group", "groups": n}) for n in (16, 8, 2, 1)]
     several = select("batch_size", [*groups, record()])
-    assert [series.label for series in several.series] == [
-        "batch", "group (1 group)", "group (2 groups)", "group (8 groups)", "group (16 groups)",
+    assert [series.legend for series in several.series] == [
+        "BN", "GN (1 group)", "GN (2 groups)", "GN (8 groups)", "GN (16 groups)",
     ]  # fmt: skip
     assert [series.variant for series in several.series] == [
         0,
@@ -408,10 +429,10 @@ def test_options_are_told_only_where_a_method_has_several_sets():
 def test_methods_the_norm_batch_cannot_touch_are_lines_across(norm_sweep):
     selection = select("batch_size", norm_sweep)
     (panel,) = selection.panels
-    assert (panel.axis, panel.heading, panel.sizes) == ("norm_batch_size", "update batch 128", (2, 16, 128))
+    assert (panel.axis, panel.heading, panel.sizes) == ("norm_batch_size", "batch size 128", (2, 16, 128))
     assert list(spots(selection, "layer")) == [None]
     assert list(spots(selection, "batch")) == [2, 16, 128]
-    assert "Norm batch size: the samples of an update that share statistics." in selection.caption
+    assert "Normalization batch size: the samples of an update that share statistics." in selection.caption
     assert draw(FIGURES["batch_size"].load(), selection, "svg")
 
 
@@ -419,7 +440,7 @@ def test_both_kinds_of_batch_size_are_two_panels(sweep, norm_sweep):
     selection = select("batch_size", sweep + norm_sweep)
     assert [(panel.axis, panel.heading) for panel in selection.panels] == [
         ("batch_size", "both batch sizes together"),
-        ("norm_batch_size", "update batch 128"),
+        ("norm_batch_size", "batch size 128"),
     ]
     assert selection.panels[0].sizes == (2, 8, 32, 128)
 
@@ -427,7 +448,31 @@ def test_both_kinds_of_batch_size_are_two_panels(sweep, norm_sweep):
 def test_one_norm_batch_at_several_update_batches_is_an_axis_of_update_batches():
     ghosts = [record("batch", size, norm_batch_size=16) for size in (16, 64, 256)] + [record("layer", 64)]
     (panel,) = select("batch_size", ghosts).panels
-    assert (panel.axis, panel.heading, panel.sizes) == ("batch_size", "norm batch 16", (16, 64, 256))
+    assert (panel.axis, panel.heading, panel.sizes) == (
+        "batch_size",
+        "normalization batch size 16",
+        (16, 64, 256),
+    )
+
+
+def test_more_series_than_can_be_told_apart_are_small_panels_beside_bn_in_grey():
+    names = [name for name in NORMS if name not in ("normalizer_free", "weight_norm")][:10]
+    records = [
+        record(name, size, seed, accuracy=0.5 + seed / 100, model="preact_resnet8")
+        for name in names
+        for size in (2, 8)
+        for seed in (0, 1)
+    ]
+    canvas = drawn("batch_size", records)
+    titles = [axes.get_title("left") or axes.get_title() for axes in canvas.axes]
+    assert titles == ["no norm", "BN", "LN", "IN", "GN (8 groups)", "SN", "BRN", "MABN", "FRN", "EvoNorm-S0"]
+    assert [text.get_text() for text in canvas.legends[0].get_texts()] == ["BN, beside the others"]
+    for title, axes in zip(titles, canvas.axes, strict=True):
+        colors = {line.get_color() for line in axes.get_lines() if len(line.get_xdata())}
+        assert (style.FAINT in colors) == (title != "BN")
+        assert len(colors - {style.FAINT}) == 1
+        assert len(lines_of(axes, ".")) == 2  # the seeds of both sizes
+    assert len({axes.get_ylim() for axes in canvas.axes}) == 1
 
 
 # Mixed records
@@ -436,10 +481,10 @@ def test_one_norm_batch_at_several_update_batches_is_an_axis_of_update_batches()
 @pytest.mark.parametrize(
     ("changed", "headings"),
     [
-        ({"model": "resnet20"}, ["resnet8", "resnet20"]),
+        ({"model": "resnet20"}, ["ResNet-8", "ResNet-20"]),
         ({"dataset": "cifar100", "data": "e" * 64}, ["cifar10", "cifar100"]),
         ({"epochs": 30}, ["3 epochs", "30 epochs"]),
-        ({"optimizer": {"lr": 0.4}}, ["optimizer.lr 0.1", "optimizer.lr 0.4"]),
+        ({"optimizer": {"lr": 0.4}}, ["learning rate 0.1", "learning rate 0.4"]),
     ],
 )
 def test_trials_that_differ_otherwise_get_panels_of_their_own(changed, headings):
@@ -466,20 +511,20 @@ def test_a_method_without_gamma_joins_the_panels_it_agrees_with():
     records = [
         record(size_zero, zero_init_residual=zero) for size_zero, zero in (("batch", True), ("batch", False))
     ]
-    arranged = arrange([*records, record("none")])
+    arranged = arrange(table([*records, record("none")]))
     assert [panel.heading for panel in arranged.panels] == [
-        "zero_init_residual False",
-        "zero_init_residual True",
+        "zero init residual no",
+        "zero init residual yes",
     ]
     assert [len(panel.curves) for panel in arranged.panels] == [2, 2]
-    assert len(arrange([record("none"), record("batch", zero_init_residual=True)]).panels) == 1
-    assert len(arrange([record("none"), record("none", epochs=5)]).panels) == 2
+    assert len(arrange(table([record("none"), record("batch", zero_init_residual=True)])).panels) == 1
+    assert len(arrange(table([record("none"), record("none", epochs=5)])).panels) == 2
 
 
 def test_more_settings_than_a_figure_holds_are_refused_by_name(tmp_path):
     records, told = [record(epochs=3 + n) for n in range(MOST_PANELS + 1)], []
     with pytest.raises(CannotDrawError, match=r"13 panels, more than 12, because they differ in epochs;"):
-        arrange(records)
+        arrange(table(records))
     assert render("batch_size", records, tmp_path, tell=told.append) == []
     assert told[0].startswith("figure batch_size is not drawn: these trials would need 13 panels")
     assert draw(FIGURES["batch_size"].load(), select("batch_size", records[:-1]), "svg")
@@ -522,25 +567,29 @@ def test_a_published_series_of_other_methods_is_said_to_be_missing():
 
 def test_curves_are_means_over_finished_seeds_by_epoch(sweep):
     selection = select("curves", sweep)
-    assert [(column.size, len(column.courses)) for column in selection.columns] == [(2, 5), (8, 5), (32, 5)]
-    course = selection.columns[0].courses[0]
-    assert (course.series.method, len(course.seeds)) == ("batch", 3)
-    assert dict(course.test_accuracy) == pytest.approx({1: 0.71 / 3, 2: 0.71 * 2 / 3, 3: 0.71})
-    assert [seed.status for seed in course.seeds] == ["done", "diverged", "done"]
-    assert course.seeds[1].train_loss == ((1, pytest.approx(2.0 - 0.71 / 3)),)  # no loss of epoch 2
+    losses, accuracies = selection.rows
+    assert [(panel.title, len(panel.lines)) for panel in losses] == [
+        ("batch size 2", 5), ("batch size 8", 5), ("batch size 32", 5)
+    ]  # fmt: skip
+    line = accuracies[0].lines[0]
+    assert (line.series.method, len(line.seeds)) == ("batch", 3)
+    assert dict(line.mean) == pytest.approx({1: 71 / 3, 2: 71 * 2 / 3, 3: 71})
+    assert [seed.status for seed in line.seeds] == ["done", "diverged", "done"]
+    assert losses[0].lines[0].seeds[1].points == ((1, pytest.approx(2.0 - 0.71 / 3)),)  # no loss of epoch 2
 
 
 def test_curves_show_untouched_methods_beside_every_norm_batch(norm_sweep):
     selection = select("curves", norm_sweep)
-    assert [column.size for column in selection.columns] == [2, 16, 128]
-    assert all(
-        [c.series.method for c in column.courses] == ["batch", "layer"] for column in selection.columns
-    )
+    for row in selection.rows:
+        assert [panel.columns["size"] for panel in row] == [2, 16, 128]
+        assert all([line.series.method for line in panel.lines] == ["batch", "layer"] for panel in row)
 
 
 def test_the_curves_csv_has_every_epoch_of_every_seed_and_of_the_mean(sweep, tmp_path):
     render("curves", sweep, tmp_path, ["svg"])
-    found = [row for row in rows(tmp_path / "curves.csv") if (row["norm"], row["size"]) == ("batch", "2")]
+    chosen = ("batch", "2", "training loss")
+    table_rows = rows(tmp_path / "curves.csv")
+    found = [row for row in table_rows if (row["norm"], row["size"], row["quantity"]) == chosen]
     assert [row["epoch"] for row in found if row["seed"] == "mean"] == ["1", "2", "3"]
     assert [(row["epoch"], row["status"]) for row in found if row["seed"] == "1"] == [
         ("1", "diverged"),
@@ -561,7 +610,7 @@ def drawn(name, records):
 
     canvas = Figure()
     figure = FIGURES[name].load()
-    figure.draw(figure.select(records, {}), canvas)
+    figure.draw(figure.select(table(records), {}), canvas)
     return canvas
 
 
@@ -578,12 +627,26 @@ def test_few_points_of_a_curve_have_marks_and_many_have_none():
 
 def test_many_panels_of_curves_stand_side_by_side():
     records = [
-        record(batch_size=size, epochs=epochs) for epochs in range(1, MOST_PANELS + 1) for size in (2, 8, 32)
+        record(norm, size, epochs=epochs)
+        for epochs in range(1, MOST_PANELS + 1)
+        for size in (2, 8, 32)
+        for norm in ("batch", "layer")
     ]
     width, height = drawn("curves", records).get_size_inches()
     assert height <= 2 * width
     titles = [axes.get_title("left") or axes.get_title() for axes in drawn("curves", records).axes]
     assert sum(title[:1] not in ("", "\n") for title in titles) == MOST_PANELS
+
+
+def test_many_panels_of_one_line_become_lines_of_one_panel():
+    records = [record(batch_size=size, epochs=epochs) for epochs in range(1, 6) for size in (2, 8)]
+    canvas = drawn("curves", records)
+    assert [axes.get_title("left") or axes.get_title() for axes in canvas.axes] == [
+        "batch size 2", "batch size 8", "", ""
+    ]  # fmt: skip
+    labels = [text.get_text() for text in canvas.legends[0].get_texts()]
+    assert labels == ["BN (1 epoch)", *(f"BN ({n} epochs)" for n in range(2, 6))]
+    assert len({line.get_color() for line in canvas.axes[0].get_lines()}) == 5
 
 
 # Switchable norm's weights
@@ -606,7 +669,7 @@ def test_weights_of_trials_that_did_not_finish_are_in_no_mean_and_it_is_said():
     broken = record("switchable", seed=1, status="diverged", diagnostics=weights(0.1))
     selection = select("switch_weights", [whole, broken])
     assert selection.blocks[0].sizes[0].overall["mean"][2].interval.mean == pytest.approx(0.5)
-    assert "switchable at batch size 8 (mean of 1 of 2 seeds)" in " ".join(selection.caption)
+    assert "SN at batch size 8 (mean of 1 of 2 seeds)" in " ".join(selection.caption)
     assert select("switch_weights", [broken]) is None
 
 
@@ -618,9 +681,9 @@ def test_networks_and_options_have_blocks_of_their_own(tmp_path):
     ]
     selection = select("switch_weights", records)
     assert [block.heading for block in selection.blocks] == [
-        "resnet8, switchable (variance official)",
-        "resnet8, switchable (variance paper)",
-        "resnet110, switchable (variance paper)",
+        "ResNet-8, SN (variance official)",
+        "ResNet-8, SN (variance paper)",
+        "ResNet-110, SN (variance paper)",
     ]
     assert render("switch_weights", records, tmp_path, ["svg"])
     found = rows(tmp_path / "switch_weights.csv")
@@ -776,7 +839,7 @@ def test_a_mean_over_survivors_has_a_ring_and_the_legend_says_so(name):
     whole = drawn(name, records)
     lost = drawn(name, [*records, record(batch_size=16, seed=2, status="diverged")])
     labels = [[text.get_text() for text in canvas.legends[0].get_texts()] for canvas in (whole, lost)]
-    assert labels == [["batch"], ["batch", "mean of the rest (1 of 3 diverged)", "diverged (1)"]]
+    assert labels == [["BN"], ["BN", "mean of the rest (1 of 3 diverged)", "diverged (1)"]]
     shares = [[text.get_text() for axes in canvas.axes for text in axes.texts] for canvas in (whole, lost)]
     assert shares == [[], ["1 of 3"] * (2 if name == "curves" else 1)]
 
@@ -791,16 +854,16 @@ def test_a_trial_that_diverged_at_once_is_in_the_curves_their_table_and_their_ca
     records = [*records[:1], *records[2:], record(optimizer={"lr": 3.2}), *lost]
     canvas = drawn("curves", records)
     marks = [len(lines_of(axes, style.FAILURES["diverged"])) for axes in canvas.axes]
-    assert marks == [0, 0, 1, 1, 1, 1]  # loss and accuracy of three learning rates
+    assert marks == [0, 1, 1, 0, 1, 1]  # loss and accuracy of three learning rates
     render("curves", records, tmp_path, ["svg"])
     found = [row for row in rows(tmp_path / "curves.csv") if row["status"] == "diverged"]
-    assert [(row["panel"], row["norm"], row["epoch"], row["train_loss"]) for row in found] == [
-        ("optimizer.lr 0.8", "none", "1", ""),
-        ("optimizer.lr 3.2", "none", "1", ""),
-    ]
+    assert [(row["panel"], row["norm"], row["epoch"], row["value"]) for row in found] == [
+        ("learning rate 0.8", "none", "1", ""),
+        ("learning rate 3.2", "none", "1", ""),
+    ] * 2
     text = " ".join(select("curves", records).caption)
     for lr in (0.8, 3.2):
-        assert f"none at batch size 8, optimizer.lr {lr} (no seed finished)" in text
+        assert f"no norm at batch size 8, learning rate {lr} (no seed finished)" in text
 
 
 @pytest.mark.slow

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_figures import record
+from test_figures import record, render
 
 from normbench.config.catalog.figures import FIGURES
-from normbench.report.figures.base import render
-from normbench.report.panels import CannotDrawError
+from normbench.report.figures.panels import CannotDrawError
+from normbench.report.table import table
 
 KEYS = {"x": "batch_size", "y": "clip.threshold"}
 
@@ -18,7 +18,7 @@ def agc(batch_size: int, threshold: float, **settings: Any) -> Any:
 
 
 def select(records: list[Any]) -> Any:
-    return FIGURES["heat_map"].load().select(records, KEYS)
+    return FIGURES["heat_map"].load().select(table(records), KEYS)
 
 
 def test_a_cell_is_the_mean_over_the_seeds_of_both_values() -> None:
@@ -69,3 +69,10 @@ def test_it_is_written_with_its_numbers_beside_it(tmp_path: Path) -> None:
         f"heat_map-batch_size-clip.threshold.{kind}" for kind in ("png", "csv")
     ]
     assert "8,0.01,1,0," in paths[1].read_text()
+
+
+def test_options_of_a_method_that_differ_are_no_one_mean() -> None:
+    records = [record({"name": "group", "groups": n}, accuracy=n / 10) for n in (2, 4)] + [record("layer")]
+    found = FIGURES["heat_map"].load().select(table(records), {"x": "batch_size", "y": "norm.name"})
+    assert [grid.heading for grid in found.grids] == ["", "groups of GN 2", "groups of GN 4"]
+    assert [[cell.values for cell in grid.cells.values()] for grid in found.grids[1:]] == [[(0.2,)], [(0.4,)]]

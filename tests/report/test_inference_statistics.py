@@ -3,14 +3,14 @@
 from typing import Any
 
 import pytest
-from test_figures import evaluated, record, rows, select
+from test_figures import evaluated, record, render, rows, select
 
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.records import Record
-from normbench.report.figures.base import render
 from normbench.report.figures.inference_statistics import MOST_BLOCKS, PARTS, Block, InferenceStatistics
-from normbench.report.panels import CannotDrawError, arrange
+from normbench.report.figures.panels import CannotDrawError, arrange
 from normbench.report.stats import mean_interval
+from normbench.report.table import table
 
 ACCURACY = 0.7
 
@@ -124,7 +124,7 @@ def test_every_method_and_setting_has_a_block_and_few_fit() -> None:
     chosen = select("inference_statistics", methods)
     headings = [block.heading for block in chosen.blocks]
     assert len(set(headings)) == MOST_BLOCKS
-    assert all(heading.endswith((", batch", ", switchable")) for heading in headings)
+    assert all(heading.endswith((", BN", ", SN")) for heading in headings)
     with pytest.raises(CannotDrawError, match="6 settings and methods, more than 4"):
         select(
             "inference_statistics",
@@ -162,7 +162,7 @@ def test_the_csv_has_every_number(selection: InferenceStatistics, tmp_path: Any)
 def test_what_is_evaluated_keeps_no_trials_apart() -> None:
     """Else the methods that have nothing to evaluate would never share a panel with those that have."""
     settings: dict[str, Any] = {"batch_size": 8, "norm_batch_size": 8, "evaluate": ["precise"]}
-    arranged = arrange([one(**settings), record("group", 8)])
+    arranged = arrange(table([one(**settings), record("group", 8)]))
     assert arranged is not None
     assert len(arranged.panels) == 1
 
@@ -172,7 +172,5 @@ def test_one_course_evaluated_twice_is_one_seed() -> None:
     more, less = one(evaluate=["precise", "removed", "neighbours"]), one(evaluate=[], inference=[])
     assert more.trial.id != less.trial.id
     for records in ([more, less], [less, more]):
-        arranged = arrange(records)
-        assert arranged is not None
-        assert arranged.records == (more,)
-        assert arranged.copies == 1
+        assert table(records).records == (more,)
+        assert table(records).copies == 1

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from test_figures import record
+from test_figures import record, render
 
 from normbench.config.catalog.figures import FIGURES
-from normbench.report.figures.base import render
+from normbench.report.figures.panels import CannotDrawError
 from normbench.report.metrics import epochs_to
-from normbench.report.panels import CannotDrawError
+from normbench.report.table import table
 
 
 def online(norm: str, batch_size: int, *accuracies: float, **settings: Any) -> Any:
@@ -36,7 +36,7 @@ def signal(norm: str, *ratios: float | None, **settings: Any) -> Any:
 
 
 def select(name: str, records: list[Any]) -> Any:
-    return FIGURES[name].load().select(records, {})
+    return FIGURES[name].load().select(table(records), {})
 
 
 def means(panel: Any) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_what_never_reaches_a_given_loss_has_no_point_and_its_cell_no_mean() -> 
         falling("batch", 2, 2.0, 1.5, seed=1),
         falling("batch", 8, 0.5, 0.4),
     ]
-    ((panel,),) = FIGURES["epochs_to_loss"].load().select(records, {"loss": 1.0}).rows
+    ((panel,),) = FIGURES["epochs_to_loss"].load().select(table(records), {"loss": 1.0}).rows
 
     (line,) = panel.lines
     assert [seed.points[0] for seed in line.seeds] == [
@@ -157,7 +157,7 @@ def test_a_panel_without_a_finished_trial_stands_beside_the_others() -> None:
     found = select("epochs_to_loss", [falling("batch", 2, 2.0, 1.0, optimizer={"lr": 0.1}), lost])
     ((whole, empty),) = found.rows
     assert whole.lines[0].mean == ((2, 2),)
-    assert empty.heading == "optimizer.lr 0.8\nno trial finished"
+    assert empty.heading == "learning rate 0.8\nno trial finished"
     assert empty.lines[0].mean == ()
     assert found.stopped == {"diverged": 1}
     canvas = Figure()
@@ -169,7 +169,7 @@ def test_a_panel_without_a_finished_trial_stands_beside_the_others() -> None:
 def test_what_is_not_reached_is_shown_at_the_top_edge_above_all_ticks() -> None:
     records = [falling("batch", 2, 2.0, 1.9), falling("batch", 8, 2.0, 0.5), falling("layer", 2, 2.0, 0.5)]
     figure = FIGURES["epochs_to_loss"].load()
-    selection = figure.select(records, {"loss": 1.0})
+    selection = figure.select(table(records), {"loss": 1.0})
     canvas = Figure()
     figure.draw(selection, canvas)
     (axes,) = canvas.axes
@@ -188,7 +188,7 @@ def test_what_is_not_reached_is_shown_at_the_top_edge_above_all_ticks() -> None:
 def test_a_loss_that_is_chosen_after_the_fact_is_said_to_be() -> None:
     records = [falling("batch", 2, 2.0, 1.0)]
     figure = FIGURES["epochs_to_loss"].load()
-    said = [" ".join(figure.select(records, options).caption) for options in ({}, {"loss": 1.0})]
+    said = [" ".join(figure.select(table(records), options).caption) for options in ({}, {"loss": 1.0})]
     assert ["chosen after the fact" in words for words in said] == [True, False]
 
 

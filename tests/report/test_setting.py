@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from test_figures import record
+from test_figures import record, render
 
 from normbench.config.catalog.figures import FIGURES
-from normbench.report import values as values_of
-from normbench.report.figures.base import render
-from normbench.report.panels import CannotDrawError
+from normbench.report.figures import values as values_of
+from normbench.report.figures.panels import CannotDrawError
+from normbench.report.table import table
 
 
 def select(records: list[Any], key: str) -> Any:
-    return FIGURES["setting"].load().select(records, {"key": key})
+    return FIGURES["setting"].load().select(table(records), {"key": key})
 
 
 def agc(threshold: float, **settings: Any) -> Any:
@@ -30,7 +30,7 @@ def test_a_line_is_what_differs_in_the_setting_and_the_seed_alone() -> None:
     ]
     found = select(records, "norm_every")
     assert found.values == ("1", "2")
-    assert [line.label for line in found.lines] == ["batch", "group"]
+    assert [line.label for line in found.lines] == ["BN", "GN (8 groups)"]
     assert [len(spot.values) for line in found.lines for spot in line.cells] == [2, 2, 2, 2]
 
 
@@ -50,7 +50,10 @@ def test_what_else_differs_is_told_and_makes_a_line_of_its_own() -> None:
     found = select(
         [agc(t, batch_size=b, norm="group") for b in (8, 128) for t in (0.01, 0.1)], "clip.threshold"
     )
-    assert [line.label for line in found.lines] == ["group (batch_size 8)", "group (batch_size 128)"]
+    assert [line.label for line in found.lines] == [
+        "GN (8 groups), batch size 8",
+        "GN (8 groups), batch size 128",
+    ]
     assert [line.variant for line in found.lines] == [0, 1]
 
 
@@ -74,7 +77,7 @@ def test_trials_without_the_setting_are_not_in_it() -> None:
 def test_the_batch_size_may_be_the_setting_though_the_norm_batch_moves_along() -> None:
     found = select([record("batch", size) for size in (128, 8)], "batch_size")
     assert found.values == ("8", "128")
-    assert [line.label for line in found.lines] == ["batch"]
+    assert [line.label for line in found.lines] == ["BN"]
 
 
 def test_what_did_not_finish_is_marked_and_in_no_mean() -> None:
@@ -82,7 +85,7 @@ def test_what_did_not_finish_is_marked_and_in_no_mean() -> None:
     ((spot,),) = (line.cells for line in found.lines)
     assert len(spot.values) == 1
     assert spot.failures == ("diverged",)
-    assert any("batch at 0.1 (1 of 2 seeds left)" in sentence for sentence in found.caption)
+    assert any("BN at 0.1 (1 of 2 seeds left)" in sentence for sentence in found.caption)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,7 @@ def test_the_axis_of_accuracies_ends_at_what_an_accuracy_can_be_and_says_so() ->
 
 
 def test_the_axis_is_named_in_words() -> None:
-    assert drawn([agc(0.1), agc(0.2)], "clip.threshold").get_xlabel() == "clip threshold"
+    assert drawn([agc(0.1), agc(0.2)], "clip.threshold").get_xlabel() == "clipping threshold λ"
     assert drawn([record(batch_size=size) for size in (8, 128)], "batch_size").get_xlabel() == "batch size"
 
 

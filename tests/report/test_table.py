@@ -149,7 +149,13 @@ def one(**settings: Any) -> Record:
         {"epoch": epoch, "layers": [{"layer": "clip", "conv.weight": share, "conv.bias": 0.0}]}
         for epoch, share in ((1, 0.9), (2, 0.5))
     ]
+    blocks = [
+        {"layer": layer, "branch_ratio": ratio, "squared_mean": 2 * ratio}
+        for layer, ratio in (("a", 0.9), ("b", 0.4))
+    ]
+    signal = [{"epoch": epoch, "layers": blocks[::step]} for epoch, step in ((0, 1), (1, -1))]
     diagnostics = weights(0.5) | {"clipped": clipped, "online": PROBED["online"]}
+    diagnostics["signal_propagation"] = signal
     return record("switchable", accuracy=0.7, inference=results, diagnostics=diagnostics, **settings)
 
 
@@ -168,6 +174,8 @@ VALUES = {
     "switch_weight.variance.instance": 0.5,
     "switch_weight.variance.layer": 0.3,
     "switch_weight.variance.batch": 0.2,
+    "initial_branch_ratio": 0.4,
+    "initial_squared_mean": 0.8,
     "diverged": 0,
 }
 
@@ -175,7 +183,7 @@ VALUES = {
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_the_number_of_the_record(name: str) -> None:
     assert metric(name)(one()) == pytest.approx(VALUES[name])
-    assert METRICS[name].unit or name.startswith("switch_weight")
+    assert METRICS[name].unit or name.startswith(("switch_weight", "initial"))
 
 
 @pytest.mark.parametrize(

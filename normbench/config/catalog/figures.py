@@ -1,7 +1,8 @@
 """The figures. ONE FILE = ONE FIGURE; this table lists them all.
 
-Shared by them: ``figure`` (select, draw, write), ``panels`` (what may share axes), ``lines`` (over an axis),
-``samples`` (means with intervals), ``values``, ``caption``, ``style`` and ``published``.
+All select from one table of records (``normbench.report.table``). Shared by them: ``base`` (select, draw,
+write), ``panels`` (what may share axes), ``lines`` (every seed and their mean), ``samples`` (means with
+intervals), ``values`` (settings in words and on axes), ``caption``, ``style`` and ``published``.
 """
 
 from collections.abc import Mapping

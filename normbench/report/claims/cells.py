@@ -6,9 +6,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.norms import NORMS
-from normbench.config.series import differing
+from normbench.config.series import differing, flat
 from normbench.config.trial import Trial
-from normbench.report.table import flat
 
 if TYPE_CHECKING:
     from normbench.report.claims.comparison import Side, Test

@@ -1,8 +1,6 @@
 """A figure is select (data, tested) then draw (ink). The same records give the same bytes."""
 
-import csv
 import io
-import math
 import os
 import textwrap
 import warnings
@@ -14,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from normbench.config.catalog.figures import FIGURES
 from normbench.config.registry import nearest
 from normbench.files import write_atomically
-from normbench.records import Record
+from normbench.report.figures.caption import provenance
+from normbench.report.figures.panels import CannotDrawError
 from normbench.report.figures.style import RC, WIDTH, legend_rows
-from normbench.report.panels import CannotDrawError
+from normbench.report.rows import Row, as_csv
+from normbench.report.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 Options = Mapping[str, Any]
-Value = str | int | float | None
-Row = dict[str, Value]
 
 # Fixed, so that neither the day nor the library's version is in the bytes.
 METADATA: Mapping[str, Mapping[str, str | None]] = {
@@ -56,24 +54,24 @@ class Figure(Generic[S]):
     """One kind of figure.
 
     Attributes:
-        select: the numbers to draw, whatever the order of the records; None when they hold nothing for this
-            figure. May raise `CannotDrawError`.
+        select: the numbers to draw; None when the records hold nothing for this figure. It may raise
+            `CannotDrawError`.
         draw: puts them on an empty matplotlib figure and sets its size; title and caption come around it.
         table: the same numbers as rows with equal keys.
     """
 
-    select: Callable[[Sequence[Record], Options], S | None]
+    select: Callable[[Table, Options], S | None]
     draw: Callable[[S, "Canvas"], None]
     table: Callable[[S], list[Row]]
 
 
 def _silent(_: str) -> None:
-    """Tell nobody."""
+    """Do nothing with a line."""
 
 
 def render(
     name: str,
-    records: Sequence[Record],
+    table: Table,
     out: Path,
     formats: Sequence[str] = FORMATS,
     options: Options | None = None,
@@ -102,18 +100,19 @@ def render(
     figure: Figure[Any] = entry.load()
     defaults = {key: option.default for key, option in entry.options.items()}
     try:
-        selection = figure.select(records, defaults | dict(options or {}))
+        selection = figure.select(table, defaults | dict(options or {}))
     except CannotDrawError as reason:
         tell(f"figure {name} is not drawn: {reason}")
         return []
     if selection is None:
-        tell(f"figure {name}: nothing to draw, none of {len(records)} records holds anything for it")
+        tell(f"figure {name}: nothing to draw, none of {len(table.records)} records holds anything for it")
         return []
     for warning in selection.warnings:
         tell(f"figure {name}: {warning}")
     stem = entry.stem(options or {})
     content = {out / f"{stem}.{kind}": draw(figure, selection, kind, title) for kind in formats}
-    content[out / f"{stem}.csv"] = as_csv(figure.table(selection)).encode()
+    made_with = provenance(table.records)
+    content[out / f"{stem}.csv"] = as_csv([row | made_with for row in figure.table(selection)]).encode()
     for path, data in content.items():
         write_atomically(path, data)
     return list(content)
@@ -127,7 +126,7 @@ def _check(kind: str, given: Sequence[str] | Options, known: Sequence[str] | Map
 
 
 def draw(figure: Figure[S], selection: S, kind: str, title: str = "") -> bytes:
-    """The figure as the bytes of a ``kind`` file, whatever the user's matplotlibrc says."""
+    """Return the figure as the bytes of a ``kind`` file, whatever the user's matplotlibrc says."""
     _import_matplotlib()
     import matplotlib.style
     from matplotlib.figure import Figure as Canvas
@@ -189,20 +188,5 @@ def _place(canvas: "Canvas", inside: tuple[float, float, float, float]) -> None:
 
 
 def printable(text: str) -> str:
-    """``text`` with a mark in place of every character that is neither visible nor a space."""
+    """Return ``text`` with a mark in place of every character that is neither visible nor a space."""
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """Rows with equal keys as CSV. None and nan are empty; no text starts like a spreadsheet's formula."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    return file.getvalue()
-
-
-def _cell(value: Value) -> str | int | float:
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-    return "" if value is None or math.isnan(value) else value

@@ -3,16 +3,17 @@
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from normbench.config.series import Series
-from normbench.records import Record
 from normbench.report.figures import caption, samples, style
-from normbench.report.figures.base import Figure, Options, Row
+from normbench.report.figures.base import Figure, Options
+from normbench.report.figures.panels import AXIS_LABELS, MOST_PANELS, Curve, Panel, arrange
 from normbench.report.figures.published import PUBLISHED, Point
 from normbench.report.figures.samples import ACCURACY, Sample, Spot, beyond
-from normbench.report.panels import AXIS_LABELS, Curve, Panel, arrange
+from normbench.report.rows import Row
+from normbench.report.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 Looks = Mapping[str, style.Style]
+MOST_SERIES = 8  # in one pair of axes; of more, each has axes of its own
+REFERENCE: Mapping[str, Any] = {"color": style.FAINT, "linewidth": 1.2, "zorder": 1.6}
 PUBLISHED_LINE: Mapping[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 0.8}
 
 
@@ -41,6 +44,21 @@ class Line:
     series: Series
     cells: tuple[Cell, ...]
 
+    @property
+    def is_along(self) -> bool:
+        """Whether the size on the axis can touch it."""
+        return self.cells[0].x is not None
+
+
+@dataclass(frozen=True)
+class View:
+    """One pair of axes: a panel's lines, and those beside which they are drawn, in grey."""
+
+    panel: Panel
+    heading: str
+    lines: tuple[Line, ...]
+    references: tuple[Line, ...] = ()
+
 
 @dataclass(frozen=True)
 class Accuracies:
@@ -61,9 +79,9 @@ class Accuracies:
         return [cell for lines in self.lines for line in lines for cell in line.cells]
 
 
-def select(records: Sequence[Record], options: Options) -> Accuracies | None:
-    """Last-epoch test accuracies by panel, series and size."""
-    arranged = arrange(records)
+def select(trials: Table, options: Options) -> Accuracies | None:
+    """Return the test accuracies after the last epoch by panel, series and size."""
+    arranged = arrange(trials)
     if arranged is None:
         return None
     lines = tuple(tuple(_line(curve) for curve in panel.curves) for panel in arranged.panels)
@@ -105,15 +123,14 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
 
 def _line(curve: Curve) -> Line:
     cells = []
-    for cell in curve.cells:
+    for x, cell in curve.cells.items():
         values = tuple(record.final.test_accuracy for record in cell.finished if record.final)
-        failures = tuple(record.status for record in cell.records if record.status != "done")
-        cells.append(Cell(values, failures, cell.x))
+        cells.append(Cell(values, cell.failures, x))
     return Line(curve.series, tuple(cells))
 
 
 def table(selection: Accuracies) -> list[Row]:
-    """One row a cell, and one a published point if there are any. Accuracies are fractions."""
+    """Return one row a cell, and one a published point if there are any. Accuracies are fractions."""
     rows: list[Row] = [
         {
             "panel": panel.heading,
@@ -138,30 +155,56 @@ def table(selection: Accuracies) -> list[Row]:
 
 
 def draw(selection: Accuracies, canvas: "Canvas") -> None:
-    """One panel large, or a grid of small ones, on a common scale where all show the same data set."""
-    count = len(selection.panels)
-    columns = min(count, 2 if count in (2, 4) else 3)
+    """Draw one large panel or a grid of small ones, on one scale where all show the same data set."""
+    views = [view for panel, lines in _with_lines(selection) for view in _views(panel, lines)]
+    count = len(views)
+    columns = min(count, 2 if count in (2, 4) else 3 if count <= MOST_PANELS else 4)
     rows = math.ceil(count / columns)
-    canvas.set_size_inches(style.WIDTH, 3.7 if count == 1 else 2.6 * rows)
+    canvas.set_size_inches(style.WIDTH, 3.7 if count == 1 else (2.6 if columns < 4 else 1.7) * rows)
     looks = style.of_methods(series.method for series in selection.series)
     drawn = []
-    for place, (panel, lines) in enumerate(zip(selection.panels, selection.lines, strict=True)):
+    for place, view in enumerate(views):
         axes = canvas.add_subplot(rows, columns, place + 1)
-        along = [line for line in lines if line.cells[0].x is not None]
-        _draw_along(axes, along, looks, panel.sizes, columns)
-        _draw_across(axes, [line for line in lines if line.cells[0].x is None], looks, 0.02 * columns)
-        _draw_published(axes, selection.published, looks)
-        sizes = {size for points in selection.published.values() for size in points}
-        style.size_axis(axes, sorted(sizes.union(panel.sizes)), AXIS_LABELS[panel.axis])
-        axes.set_title(textwrap.fill(panel.heading, 96 // columns))
+        for reference in view.references:
+            heights = {
+                cell.x: 100 * cell.interval.mean for cell in reference.cells if cell.interval and cell.x
+            }
+            axes.plot(list(heights), list(heights.values()), **REFERENCE)
+        _draw_along(axes, [line for line in view.lines if line.is_along], looks, view.panel.sizes, columns)
+        across = [line for line in view.lines if not line.is_along]
+        _draw_across(axes, across, looks, 0.02 * columns)
+        shown = {line.series.method for line in view.lines}
+        published = {method: points for method, points in selection.published.items() if method in shown}
+        _draw_published(axes, published, looks)
+        sizes = {size for points in published.values() for size in points}
+        is_low = place >= count - columns
+        label = AXIS_LABELS[view.panel.axis] if is_low or columns < 4 else ""
+        style.size_axis(axes, sorted(sizes.union(view.panel.sizes)), label)
+        axes.set_title(textwrap.fill(view.heading, 96 // columns))
         axes.set_ylabel("test accuracy (%)" if place % columns == 0 else "")
-        _set_limits(axes, lines)
+        axes.tick_params(labelleft=columns < 4 or place % columns == 0)
+        _set_limits(axes, [*view.lines, *view.references])
         drawn.append(axes)
     if len({panel.dataset for panel in selection.panels}) == 1:
         low, high = min(axes.get_ylim()[0] for axes in drawn), max(axes.get_ylim()[1] for axes in drawn)
         for axes in drawn:
             axes.set_ylim(low, high)
     style.legend(canvas, _entries(selection, looks))
+
+
+def _with_lines(selection: Accuracies) -> Iterator[tuple[Panel, tuple[Line, ...]]]:
+    return zip(selection.panels, selection.lines, strict=True)
+
+
+def _views(panel: Panel, lines: Sequence[Line]) -> Iterator[View]:
+    """Yield a panel, or, of more series than can be told apart, one for each beside BN in grey."""
+    if len(lines) <= MOST_SERIES:
+        yield View(panel, panel.heading, tuple(lines))
+        return
+    references = tuple(line for line in lines if line.series.method == "batch" and not line.series.variant)
+    for line in lines:
+        heading = ", ".join(filter(None, (panel.heading, line.series.legend)))
+        yield View(panel, heading, (line,), tuple(other for other in references if other is not line))
 
 
 def _draw_along(
@@ -171,6 +214,8 @@ def _draw_along(
     cells = [{cell.x: cell for cell in line.cells if cell.x is not None} for line in lines]
     for line, spots in zip(lines, samples.along(cells, sizes, columns), strict=True):
         look = style.varied(looks[line.series.method], line.series.variant)
+        if columns > 3:
+            look = replace(look, size=0.6 * look.size)
         samples.draw(axes, look, spots, ACCURACY, scale=100)
         samples.draw_failures(axes, look, spots)
 
@@ -199,7 +244,7 @@ def _draw_published(axes: "Axes", published: Mapping[str, Mapping[int, Point]], 
 
 
 def _set_limits(axes: "Axes", lines: Sequence[Line]) -> None:
-    """Within 0 to 100 %, with room for the marks of failed trials below the lowest value."""
+    """Set limits within 0 to 100 %, with room for the marks of failed trials below the lowest value."""
     cells = [cell for line in lines for cell in line.cells]
     if not any(cell.values for cell in cells):
         axes.set_ylim(0, 100)
@@ -215,8 +260,14 @@ def _entries(selection: Accuracies, looks: Looks) -> Iterator[tuple["Line2D", st
     """Give the legend: every series, then what the other marks mean."""
     from matplotlib.lines import Line2D
 
+    views = [view for panel, lines in _with_lines(selection) for view in _views(panel, lines)]
+    whole = (lines for _, lines in _with_lines(selection) if len(lines) <= MOST_SERIES)
+    named = {line.series for lines in whole for line in lines}
     for series in selection.series:
-        yield style.entry(style.varied(looks[series.method], series.variant)), series.label
+        if series in named:
+            yield style.entry(style.varied(looks[series.method], series.variant)), series.legend
+    for line in dict.fromkeys(line.series for view in views for line in view.references):
+        yield Line2D([], [], **REFERENCE), f"{line.legend}, beside the others"
     yield from samples.entries(selection.cells)
     yield from style.failure_entries(selection.stopped)
     if selection.published:

@@ -2,82 +2,121 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from normbench.config.series import counted, numerically
+from normbench.config.trial import Trial
 from normbench.records import Record
-from normbench.report.panels import AXIS_LABELS, Panels, mixed_data
+from normbench.report.figures.panels import AXIS_LABELS, Panels, mixed_data
+from normbench.report.figures.values import network
+from normbench.report.rows import Row
+from normbench.report.table import Table
 
+MOST_SETTINGS = 3  # values named of one setting
 MOST_LISTED = 6  # cells named; the CSV has them all
 
 
 def about(panels: Panels) -> tuple[str, ...]:
-    """Data, networks and budget; what became of the trials that did not finish; what the axis counts."""
-    sentences = [trials(panels.records), *_unfinished(panels)]
+    """Return the sentences on data, networks and recipe, on trials that did not finish, and on the axis."""
+    sentences = [trials(panels.table), *_unfinished(panels)]
     if any(panel.axis == "norm_batch_size" for panel in panels.panels):
-        sentences.append("Norm batch size: the samples of an update that share statistics.")
+        sentences.append("Normalization batch size: the samples of an update that share statistics.")
     return tuple(sentences)
 
 
 def warnings(panels: Panels) -> tuple[str, ...]:
-    """What a reader must not miss: trials on different images, records left out."""
+    """Return what a reader must not miss: trials on different images, records left out."""
     sentences = []
-    if hashes := mixed_data(panels.records):
-        counts = Counter(record.data for record in panels.records)
+    if hashes := mixed_data(panels.table.records):
+        counts = Counter(record.data for record in panels.table.records)
         listed = ", ".join(f"{counted(counts[data], 'trial')} with hash {data[:8]}" for data in hashes)
         sentences.append(f"Trials of one data set ran on different images, so panels are separate: {listed}.")
-    if panels.copies:
-        left_out = counted(panels.copies, "record")
+    if panels.table.copies:
+        left_out = counted(panels.table.copies, "record")
         sentences.append(f"Of trials with several records one is shown; left out: {left_out}.")
     return tuple(sentences)
 
 
-def trials(records: Sequence[Record]) -> str:
-    """One line: data, networks, budget, trials, seeds, and what they ran with."""
-    trials = [record.trial for record in records]
-    cells = Counter((record.data, record.trial.model_copy(update={"seed": 0}).id) for record in records)
-    fewest, most = min(cells.values()), max(cells.values())
+def trials(table: Table) -> str:
+    """Return one line: data, networks, learning rate, schedule, epochs, trials and seeds."""
+    trials = [record.trial for record in table.records]
+    fewest, *_, most = sorted([len(cell.trials) for cell in table] * 2)
     seeds = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
     *shorter, longest = sorted({trial.epochs for trial in trials})
     parts = [
-        _names(trial.dataset.model_dump() for trial in trials),
-        _names(trial.model.model_dump() for trial in trials),
+        _listed(map(_images, trials)),
+        _listed(map(_network, trials)),
+        _learning_rates(trials),
+        _listed(map(_schedule, trials)),
         " / ".join([*map(str, shorter), counted(longest, "epoch")]),
         f"{counted(len(trials), 'trial')}, {seeds} each",
     ]
-    for key, between in (("normbench", " to "), ("torch", " to "), ("device", " / "), ("git", " / ")):
-        values = {str(record.provenance[key]) for record in records if record.provenance.get(key)}
-        ordered = sorted(sorted(values), key=lambda value: [int(n) for n in re.findall(r"\d+", value)])
-        ends = ordered if between == " / " else [*ordered[:1], *ordered[1:][-1:]]
-        if ends and (key != "git" or len(ends) > 1):  # of one state of the code nobody need be told
-            parts.append(f"{'' if key == 'device' else f'{key} '}{between.join(ends)}")
     return "; ".join(parts) + "."
 
 
-def _names(choices: Iterable[Mapping[str, Any]]) -> str:
-    """The choices that occur, with the options that are set; a width of 1 is the network as published."""
-    labels = set()
-    for choice in choices:
-        told = {key: value for key, value in choice.items() if key != "name" and value not in (None, 1.0)}
-        options = ", ".join(f"{key} {value}" for key, value in told.items())
-        labels.add(f"{choice['name']} ({options})" if options else choice["name"])
-    return " / ".join(sorted(labels, key=numerically))
+def provenance(records: Iterable[Record]) -> Row:
+    """Return what records were made with, for the table beside a figure."""
+    versions: dict[str, dict[str, None]] = {"normbench": {}, "torch": {}, "device": {}, "git": {}}
+    for record in records:
+        for key, values in versions.items():
+            if record.provenance.get(key):
+                values[str(record.provenance[key])] = None
+    return {key: " / ".join(sorted(sorted(values), key=_numbers)) for key, values in versions.items()}
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def _listed(texts: Iterable[str]) -> str:
+    """Return the texts that occur, or some and how many there are."""
+    listed = sorted(set(texts), key=numerically)
+    if len(listed) <= MOST_SETTINGS:
+        return " / ".join(listed)
+    return f"{listed[0]} to {listed[-1]}"
+
+
+def _images(trial: Trial) -> str:
+    options = dict(trial.dataset.options)
+    name = options.pop("folder", trial.dataset.name)
+    words = {"train_size": "{} training images", "test_size": "{} test images", "image_size": "{0}×{0}"}
+    shown = [
+        words.get(key, f"{key} {{}}").format(value) for key, value in options.items() if value is not None
+    ]
+    return f"{name} ({', '.join(shown)})" if shown else name
+
+
+def _network(trial: Trial) -> str:
+    width = trial.model.options.get("width", 1.0)
+    return network(trial.model.name) + (f" (width {width:g})" if width != 1 else "")
+
+
+def _learning_rates(trials: Sequence[Trial]) -> str:
+    rates = _listed(f"{trial.optimizer.lr:g}" for trial in trials)
+    batches = sorted({trial.lr_reference_batch or 0 for trial in trials})
+    rules = " / ".join(f" · batch size / {batch}" if batch else " at every batch size" for batch in batches)
+    return f"learning rate {rates}{'' if batches == [0] else rules}"
+
+
+def _schedule(trial: Trial) -> str:
+    warmup = trial.schedule.warmup_epochs
+    words = f"{trial.schedule.name} schedule"
+    return f"{words}, {warmup:g} {'epoch' if warmup == 1 else 'epochs'} of warm-up" if warmup else words
 
 
 def _unfinished(panels: Panels) -> Iterator[str]:
-    """Which cells have trials that did not finish, and how many seeds their means still have."""
+    """Yield the cells with trials that did not finish, and how many seeds their means still have."""
     for status, word in (("diverged", "Diverged"), ("out_of_memory", "Out of memory")):
         cells: dict[str, str] = {}  # by a trial of the cell: two panels may show one cell
         for panel in panels.panels:
-            for series, cell in panel.cells:
-                if any(record.status == status for record in cell.records):
-                    where = f"{AXIS_LABELS[panel.axis]} {cell.x}" if cell.x is not None else ""
+            for x, cell in panel.cells:
+                if status in cell.failures:
+                    where = f"{AXIS_LABELS[panel.axis]} {x}" if x is not None else ""
                     places = [where, *([panel.heading] if len(panels.panels) > 1 else [])]
                     at = f" at {', '.join(filter(None, places))}" if any(places) else ""
                     left = f"mean of {len(cell.finished)} of {counted(len(cell.records), 'seed')}"
-                    told = f"{series.label}{at} ({left if cell.finished else 'no seed finished'})"
-                    cells.setdefault(cell.records[0].trial.id, told)
+                    words = f"{cell.series.legend}{at} ({left if cell.finished else 'no seed finished'})"
+                    cells.setdefault(cell.records[0].trial.id, words)
         if cells:
             listed = list(cells.values())
             more = f" and {len(listed) - MOST_LISTED} more, see the CSV" if len(listed) > MOST_LISTED else ""

@@ -5,13 +5,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from normbench.config.series import counted
-from normbench.records import Record
 from normbench.report.figures import caption
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.lines import Line, Lines, Seed, draw, table
 from normbench.report.figures.lines import Panel as Drawn
+from normbench.report.figures.panels import AXIS_LABELS, CannotDrawError, Curve, Panel, arrange
 from normbench.report.metrics import epochs_to, losses
-from normbench.report.panels import AXIS_LABELS, CannotDrawError, Curve, Panel, arrange
+from normbench.report.table import Table
 
 POST_HOC = (
     "That loss is chosen after the fact: it is what the slowest trial ends with, so another trial may move "
@@ -19,8 +19,8 @@ POST_HOC = (
 )
 
 
-def select(records: Sequence[Record], options: Options) -> Lines | None:
-    """Epochs until the mean training loss of an epoch is at most ``loss``, between epochs on a straight line.
+def select(trials: Table, options: Options) -> Lines | None:
+    """Return the epochs until the training loss is at most ``loss``, between epochs on a straight line.
 
     Without that option: the least loss that all finished trials of a panel reach, so that none is left out.
     Trials that do not get there, finished or not, are marked at the top edge.
@@ -28,8 +28,8 @@ def select(records: Sequence[Record], options: Options) -> Lines | None:
     Raises:
         CannotDrawError: the panels are not along one axis.
     """
-    arranged = arrange(records) if any(record.epochs for record in records) else None
-    if arranged is None or not any(record.status == "done" for record in arranged.records):
+    arranged = arrange(trials) if any(record.epochs for record in trials.records) else None
+    if arranged is None or not any(record.status == "done" for record in trials.records):
         return None
     axes = {panel.axis for panel in arranged.panels}
     if len(axes) > 1:
@@ -60,19 +60,19 @@ def _panel(panel: Panel, given: float | None) -> Drawn:
 
 
 def _seeds(curve: Curve, sizes: Sequence[int], loss: float) -> tuple[Seed, ...]:
-    """A line for each seed, but for its trials that failed, each of which is by itself.
+    """Return a line for each seed; each trial that failed is a line of its own.
 
     What no size can touch is the same at all of them.
     """
     points: dict[tuple[int, str, int | None], list[tuple[float, float]]] = defaultdict(list)
-    for cell in curve.cells:
+    for x, cell in curve.cells.items():
         for record in cell.records:
             reached = epochs_to(loss, losses(record)) if record.status == "done" else None
-            at = [cell.x] if cell.x else sizes
-            key = record.trial.seed, record.status, None if record.status == "done" else cell.x
-            points[key] += [(x, math.nan if reached is None else reached) for x in at]
+            at = [x] if x else sizes
+            key = record.trial.seed, record.status, None if record.status == "done" else x
+            points[key] += [(place, math.nan if reached is None else reached) for place in at]
     ordered = sorted(points.items(), key=lambda item: (item[0][:2], item[1]))
-    return tuple(Seed(seed, status, tuple(sorted(found))) for (seed, status, _), found in ordered)
+    return tuple(Seed(seed, status, tuple(sorted(places))) for (seed, status, _), places in ordered)
 
 
 FIGURE = Figure(select, draw, table)

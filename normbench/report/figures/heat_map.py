@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from normbench.config.series import differing
 from normbench.records import Record
 from normbench.report.figures import caption, style
-from normbench.report.figures.base import Figure, Options, Row
+from normbench.report.figures.base import Figure, Options
+from normbench.report.figures.panels import CannotDrawError, telling
 from normbench.report.figures.samples import Sample, columns
-from normbench.report.panels import CannotDrawError, said
-from normbench.report.values import in_words, order, settings_of, shown, written
+from normbench.report.figures.values import in_heading, in_words, order, shown, value_in_words, written
+from normbench.report.rows import Row
+from normbench.report.table import Cell, Table, distinct
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -22,7 +24,7 @@ COLOURS = "cividis"  # even in lightness, and the same to the colour-blind
 
 
 @dataclass(frozen=True)
-class Cell(Sample):
+class Place(Sample):
     """Test accuracies, as fractions."""
 
     @property
@@ -36,7 +38,7 @@ class Grid:
     """One panel: cells by (row, column); those that were not run are not there."""
 
     heading: str
-    cells: Mapping[tuple[int, int], Cell]
+    cells: Mapping[tuple[int, int], Place]
 
 
 @dataclass(frozen=True)
@@ -52,55 +54,66 @@ class Grids:
     warnings: tuple[str, ...] = ()
 
 
-def select(records: Sequence[Record], options: Options) -> Grids | None:
-    """Last-epoch test accuracies of the trials that have both settings, by what else they differ in.
+def select(trials: Table, options: Options) -> Grids | None:
+    """Return last-epoch test accuracies of the trials that have both settings, by what else they differ in.
 
     Raises:
         CannotDrawError: that would be more than ``MOST_PANELS`` panels.
     """
     x, y = str(options.get("x", "batch_size")), str(options.get("y", "norm.name"))
-    once = {record.trial.id: record for record in records}
-    settings = {key: settings_of(record) for key, record in once.items()}
-    chosen = [record for key, record in sorted(once.items()) if {x, y} <= settings[key].keys()]
+    chosen = [(cell, settings) for cell in trials if {x, y} <= (settings := distinct(cell.settings)).keys()]
     if not chosen:
         return None
-    others = [_others(settings[one.trial.id], {x, y}) for one in chosen]
-    told = differing(others)
-    xs, ys = (sorted({written(settings[one.trial.id][key]) for one in chosen}, key=order) for key in (x, y))
+    others = _others(chosen, {x, y})
+    keys = telling(others)
+    xs, ys = (sorted({written(settings[key]) for _, settings in chosen}, key=order) for key in (x, y))
     panels: dict[str, dict[tuple[int, int], list[Record]]] = defaultdict(lambda: defaultdict(list))
-    for record, other in zip(chosen, others, strict=True):
-        own = settings[record.trial.id]
-        place = ys.index(written(own[y])), xs.index(written(own[x]))
-        heading = ", ".join(said(key, other[key]) for key in told if key in other)
-        panels[heading][place].append(record)
+    for (cell, settings), other in zip(chosen, others, strict=True):
+        place = ys.index(written(settings[y])), xs.index(written(settings[x]))
+        heading = ", ".join(in_heading(key, other[key]) for key in keys if key in other)
+        panels[heading][place] += cell.records
     if len(panels) > MOST_PANELS:
-        raise CannotDrawError(f"{len(panels)} panels, because the trials also differ in {', '.join(told)}")
+        raise CannotDrawError(f"{len(panels)} panels, because the trials also differ in {', '.join(keys)}")
     grids = tuple(
-        Grid(heading, {place: _cell(members) for place, members in panels[heading].items()})
+        Grid(heading, {place: _place(members) for place, members in panels[heading].items()})
         for heading in sorted(panels, key=order)
     )
-    stopped = Counter(record.status for record in chosen if record.status != "done")
+    shown_cells = Table(tuple(cell for cell, _ in chosen))
+    stopped = Counter(status for cell in shown_cells for status in cell.failures)
     sentences = [
-        caption.trials(chosen),
+        caption.trials(shown_cells),
         "Test accuracy after the last epoch, %: mean over the seeds that finished; an X for each other.",
         *(f"{status.replace('_', ' ')}: {count}." for status, count in sorted(stopped.items())),
     ]
     return Grids(x, y, tuple(map(shown, xs)), tuple(map(shown, ys)), grids, tuple(sentences))
 
 
-def _others(settings: Mapping[str, Any], shown_by: set[str]) -> dict[str, Any]:
-    """What else tells trials apart; where methods are, their options belong to them."""
-    with_it = ("norm.",) if "norm.name" in shown_by else ()
-    return {k: v for k, v in settings.items() if k not in shown_by and not k.startswith(with_it)}
+def _others(chosen: Sequence[tuple[Cell, Mapping[str, Any]]], shown_by: set[str]) -> list[dict[str, Any]]:
+    """Return what else may tell trials apart; of methods on an axis, the options in which they differ."""
+    options: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for cell, settings in chosen:
+        options[cell.series.method].append(settings)
+    kept = {method: set(differing(members)) for method, members in options.items()}
+    return [
+        {
+            key: value
+            for key, value in settings.items()
+            if key not in shown_by
+            and not (
+                "norm.name" in shown_by and key.startswith("norm.") and key not in kept[cell.series.method]
+            )
+        }
+        for cell, settings in chosen
+    ]
 
 
-def _cell(records: Sequence[Record]) -> Cell:
+def _place(records: Sequence[Record]) -> Place:
     accuracies = tuple(record.final.test_accuracy for record in records if record.final)
-    return Cell(accuracies, tuple(record.status for record in records if record.status != "done"))
+    return Place(accuracies, tuple(record.status for record in records if record.status != "done"))
 
 
 def table(selection: Grids) -> list[Row]:
-    """One row a cell. Accuracies are fractions."""
+    """Return one row a cell. Accuracies are fractions."""
     return [
         {
             "panel": grid.heading,
@@ -114,7 +127,7 @@ def table(selection: Grids) -> list[Row]:
 
 
 def draw(selection: Grids, canvas: "Canvas") -> None:
-    """Panels side by side, on one scale of colours."""
+    """Draw panels side by side, on one scale of colours."""
     count = len(selection.grids)
     canvas.set_size_inches(style.WIDTH, 0.9 + 0.42 * len(selection.ys))
     means = [cell.mean for grid in selection.grids for cell in grid.cells.values() if cell.values]
@@ -122,15 +135,16 @@ def draw(selection: Grids, canvas: "Canvas") -> None:
     for number, grid in enumerate(selection.grids):
         axes = canvas.add_subplot(1, count, number + 1)
         rows, columns = range(len(selection.ys)), range(len(selection.xs))
-        values = [[grid.cells.get((row, column), Cell(())).mean for column in columns] for row in rows]
+        values = [[grid.cells.get((row, column), Place(())).mean for column in columns] for row in rows]
         axes.imshow(values, cmap=COLOURS, vmin=low, vmax=high, aspect="auto", origin="lower")
         for (row, column), cell in grid.cells.items():
             bright = cell.values and cell.mean > (low + high) / 2
             words = " ".join([f"{cell.mean:.1f}"] * bool(cell.values) + ["X"] * len(cell.failures))
             color = "white" if cell.values and not bright else "black"
             axes.text(column, row, words, ha="center", va="center", color=color, fontsize=8)
-        axes.set_xticks(columns, selection.xs)
-        axes.set_yticks(rows, selection.ys if number == 0 else [""] * len(selection.ys))
+        axes.set_xticks(columns, [value_in_words(selection.x, value) for value in selection.xs])
+        labels = [value_in_words(selection.y, value) for value in selection.ys]
+        axes.set_yticks(rows, labels if number == 0 else [""] * len(labels))
         axes.set_xlabel(in_words(selection.x))
         axes.set_ylabel(in_words(selection.y) if number == 0 else "")
         axes.set_title(grid.heading)

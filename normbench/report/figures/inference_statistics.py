@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.records import Measured, Record
 from normbench.report.figures import caption, samples, style
-from normbench.report.figures.base import Figure, Options, Row
+from normbench.report.figures.base import Figure, Options
+from normbench.report.figures.panels import AXIS_LABELS, Axis, CannotDrawError, Curve, Panel, arrange
 from normbench.report.figures.samples import Bounds, Sample, beyond, columns
-from normbench.report.panels import AXIS_LABELS, Axis, CannotDrawError, Curve, Panel, arrange
+from normbench.report.rows import Row
+from normbench.report.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,23 +98,23 @@ class InferenceStatistics:
     warnings: tuple[str, ...]
 
 
-def select(records: Sequence[Record], _: Options) -> InferenceStatistics | None:
-    """Gaps to the final accuracy, which is that with the moving averages, seed by seed.
+def select(trials: Table, _: Options) -> InferenceStatistics | None:
+    """Return the gaps to the final accuracy, which is that with the moving averages, seed by seed.
 
     Raises:
         CannotDrawError: there are more than `MOST_BLOCKS` settings.
     """
     compared = {name for _, names in PARTS.values() for name in names}
-    asked = [
-        record
-        for record in records
-        if any(result.name in compared for result in record.inference)
-        or any(choice.name in compared for choice in record.trial.evaluate)
-    ]
+    asked = trials.where(
+        lambda record: (
+            any(result.name in compared for result in record.inference)
+            or any(choice.name in compared for choice in record.trial.evaluate)
+        )
+    )
     arranged = arrange(asked)
     if arranged is None:
         return None
-    kinds = _kinds(result for record in arranged.records for result in record.inference)
+    kinds = _kinds(result for record in asked.records for result in record.inference)
     several = len(arranged.series) > 1
     blocks = tuple(
         block
@@ -163,18 +165,18 @@ def _key(result: Measured) -> tuple[str, tuple[int | str, ...]]:
 
 
 def _kinds(results: Iterable[Measured]) -> dict[tuple[str, tuple[int | str, ...]], Kind]:
-    """All kinds that occur, in the order of the table; options are named where they tell two apart.
+    """Return all kinds that occur, in the order of the table, with the options that tell two apart.
 
     Records made before ``precise`` had an option for its variance always tell which they have.
     """
-    found = {_key(result): result for result in results}
+    results_by_key = {_key(result): result for result in results}
     names = list(EVALUATIONS)
     kinds: dict[tuple[str, tuple[int | str, ...]], Kind] = {}
-    for key in sorted(found, key=lambda key: (names.index(key[0]), key[1])):
-        same = [result.options for (name, _), result in found.items() if name == key[0]]
+    for key in sorted(results_by_key, key=lambda key: (names.index(key[0]), key[1])):
+        same = [result.options for (name, _), result in results_by_key.items() if name == key[0]]
         telling = [
             f"{option.replace('_', ' ')} {value}"
-            for option, value in found[key].options.items()
+            for option, value in results_by_key[key].options.items()
             if key[0] == "batch"
             or (key[0], value) == ("precise", "within")
             or any(options[option] != value for options in same)
@@ -189,13 +191,13 @@ def _block(
 ) -> Block:
     values: dict[Kind, dict[int, list[float]]] = {}
     failures: dict[int | None, tuple[str, ...]] = {}
-    for cell in curve.cells:
-        failures[cell.x] = tuple(record.status for record in cell.records if record.status != "done")
+    for x, cell in curve.cells.items():
+        failures[x] = cell.failures
         for record in cell.finished:
             for result in record.inference:
                 value = _value(record, result)
-                if value is not None and cell.x is not None:
-                    values.setdefault(kinds[_key(result)], {}).setdefault(cell.x, []).append(value)
+                if value is not None and x is not None:
+                    values.setdefault(kinds[_key(result)], {}).setdefault(x, []).append(value)
     parts = []
     for heading, (measure, names) in PARTS.items():
         lines = {
@@ -205,7 +207,7 @@ def _block(
         }
         if lines:
             parts.append(Part(heading, measure, lines))
-    heading = ", ".join(filter(None, (panel.heading, curve.series.label if several else "")))
+    heading = ", ".join(filter(None, (panel.heading, curve.series.legend if several else "")))
     sizes = sorted({x for by_size in values.values() for x in by_size})
     return Block(heading, panel.axis, tuple(sizes), tuple(parts))
 
@@ -221,7 +223,7 @@ def _value(record: Record, result: Measured) -> float | None:
 
 
 def table(selection: InferenceStatistics) -> list[Row]:
-    """One row a kind and size; gaps in points, changes in percent."""
+    """Return one row a kind and size; gaps in points, changes in percent."""
     return [
         {
             "panel": block.heading,
@@ -239,7 +241,7 @@ def table(selection: InferenceStatistics) -> list[Row]:
 
 
 def draw(selection: InferenceStatistics, canvas: "Canvas") -> None:
-    """For each block its parts, two in a row, on scales of their own."""
+    """Draw the parts of each block, two in a row, each on a scale of its own."""
     rows = [(len(block.parts) + 1) // 2 for block in selection.blocks]
     canvas.set_size_inches(style.WIDTH, 2.4 * sum(rows))
     grid = canvas.add_gridspec(len(selection.blocks), 1, height_ratios=rows)

@@ -1,20 +1,19 @@
 """Accuracy of a single pass: every sample is predicted before the network learns from it."""
 
-from collections.abc import Sequence
-
 from normbench.records import Record
 from normbench.report.figures import caption, style
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.lines import Line, Lines, Panel, Points, Seed, draw, table
-from normbench.report.panels import arrange
+from normbench.report.figures.panels import arrange
+from normbench.report.table import Table
 
 QUANTITY = "progressive accuracy (%)"
 
 
-def select(records: Sequence[Record], _: Options) -> Lines | None:
-    """The share of the samples so far that were predicted rightly, by batch size and series."""
-    passes = [record for record in records if record.trial.online or record.diagnostics.get("online")]
-    arranged = arrange(passes) if any(record.diagnostics.get("online") for record in passes) else None
+def select(trials: Table, _: Options) -> Lines | None:
+    """Return the share of the samples so far that were predicted correctly, by batch size and series."""
+    passes = trials.where(lambda record: record.trial.online or bool(record.diagnostics.get("online")))
+    arranged = arrange(passes) if any(record.diagnostics.get("online") for record in passes.records) else None
     if arranged is None:
         return None
     headed = len(arranged.panels) > 1
@@ -25,9 +24,9 @@ def select(records: Sequence[Record], _: Options) -> Lines | None:
             else style.size_heading(panel.axis, size),
             QUANTITY,
             tuple(
-                Line(series, tuple(map(_seed, cell.records)))
-                for series, cell in panel.cells
-                if cell.x in (size, None)
+                Line(cell.series, tuple(map(_seed, cell.records)))
+                for x, cell in panel.cells
+                if x in (size, None)
             ),
         )
         for panel in arranged.panels

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.config.series import Series, key_of, series_of
 from normbench.report.figures import style
-from normbench.report.figures.base import Figure, Row
+from normbench.report.figures.base import Figure
+from normbench.report.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -29,7 +30,7 @@ class Costs:
 
 
 def select(costs: Sequence[Mapping[str, Any]], caption: str) -> Costs | None:
-    """The ratios of costs as ``Profile.to_json`` has them; None without batch normalization among them.
+    """Return the ratios of costs as ``Profile.to_json`` has them; None without batch normalization.
 
     Sets of options of a method are methods of their own, and what is compared with is batch normalization
     with its default options, or with the first ones if those were not measured.
@@ -55,7 +56,7 @@ def select(costs: Sequence[Mapping[str, Any]], caption: str) -> Costs | None:
 
 
 def table(selection: Costs) -> list[Row]:
-    """One row a ratio."""
+    """Return one row a ratio."""
     return [
         {
             "norm": method.method,
@@ -92,7 +93,7 @@ def draw(selection: Costs, canvas: "Canvas") -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_yticks(rows, [method.label if place == 0 else "" for method in selection.methods])
+        axes.set_yticks(rows, [method.legend if place == 0 else "" for method in selection.methods])
         axes.grid(visible=True, axis="x")
         axes.set_title(words)
         axes.set_xlabel("over batch normalization")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.transforms import Transform
 
-    from normbench.report.figures.base import Row
+    from normbench.report.rows import Row
 
 Bounds = tuple[float, float]
 ACCURACY: Bounds = (0.0, 1.0)
@@ -63,7 +63,7 @@ class Sample:
 
 
 def columns(sample: Sample, quantity: str, scale: float = 1.0) -> "Row":
-    """The columns by which every table of figures tells of a cell; ``docs/figures.md`` explains them.
+    """Return the columns that every table of figures has of a cell; ``docs/figures.md`` explains them.
 
     Args:
         quantity: the name of the column of the mean.
@@ -81,13 +81,13 @@ def columns(sample: Sample, quantity: str, scale: float = 1.0) -> "Row":
 
 
 def counts(sample: Sample) -> "Row":
-    """The columns with the number of trials by how they ended."""
+    """Return the columns with the number of trials by how they ended."""
     ended: Row = {status: sample.failures.count(status) for status in style.FAILURES}
     return {"finished": len(sample.values), **ended}
 
 
 def beyond(samples: Iterable[Sample], bounds: Bounds, words: str) -> list[str]:
-    """The sentence of the caption on intervals that leave ``bounds``; empty where none does.
+    """Return the sentence of the caption on intervals that leave ``bounds``; empty where none does.
 
     Args:
         words: the bounds as the axis has them, such as ``0 or 100 %``.
@@ -223,7 +223,7 @@ def entries(samples: Iterable[Sample]) -> Iterator[tuple["Line2D", str]]:
     """Give the legend's entry for means that leave trials out; none where there are none."""
     from matplotlib.lines import Line2D
 
-    told = dict.fromkeys(
+    labels = dict.fromkeys(
         f"{sample.failures.count(status)} of {len(sample.values) + len(sample.failures)} "
         f"{status.replace('_', ' ')}"
         for sample in samples
@@ -231,5 +231,5 @@ def entries(samples: Iterable[Sample]) -> Iterator[tuple["Line2D", str]]:
         for status in style.FAILURES
         if status in sample.failures
     )
-    if told:
-        yield Line2D([], [], **RING), f"mean of the rest ({', '.join(sorted(told))})"
+    if labels:
+        yield Line2D([], [], **RING), f"mean of the rest ({', '.join(sorted(labels))})"

@@ -4,16 +4,26 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.norms import NORMS
-from normbench.config.series import counted, differing
-from normbench.records import Record
+from normbench.config.series import counted, key_of, numerically, series_of
 from normbench.report.figures import caption, samples, style
-from normbench.report.figures.base import Figure, Options, Row
+from normbench.report.figures.base import Figure, Options
+from normbench.report.figures.panels import CannotDrawError, telling
 from normbench.report.figures.samples import ACCURACY, Sample, Spot, beyond, columns
-from normbench.report.panels import CannotDrawError, said
-from normbench.report.values import in_words, numeric, order, places, settings_of, shown, written
+from normbench.report.figures.values import (
+    in_heading,
+    in_words,
+    numeric,
+    order,
+    places,
+    shown,
+    value_in_words,
+    written,
+)
+from normbench.report.rows import Row
+from normbench.report.table import Cell, Table, distinct
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -25,7 +35,7 @@ SPREAD = 0.36  # of the least distance between two values, over which the series
 
 
 @dataclass(frozen=True)
-class Cell(Sample):
+class Point(Sample):
     """Test accuracies, as fractions, of one series at one value.
 
     Attributes:
@@ -42,7 +52,7 @@ class Line:
     method: str
     variant: int
     label: str
-    cells: tuple[Cell, ...]
+    cells: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
@@ -65,60 +75,61 @@ class Accuracies:
     warnings: tuple[str, ...]
 
     def diverged(self, place: int) -> float:
-        """The share of the trials at a value that diverged."""
+        """Return the share of the trials at a value that diverged."""
         at = [cell for cell in self.cells if cell.place == place]
         trials = sum(len(cell.values) + len(cell.failures) for cell in at)
         return sum(cell.failures.count("diverged") for cell in at) / trials if trials else 0.0
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Point]:
         """Those of all lines."""
         return [cell for line in self.lines for cell in line.cells]
 
 
-def select(records: Sequence[Record], options: Options) -> Accuracies | None:
-    """Last-epoch test accuracies of the trials that have the setting, by what else they differ in.
+def select(trials: Table, options: Options) -> Accuracies | None:
+    """Return last-epoch test accuracies of the trials that have the setting, by what else they differ in.
 
     Raises:
         CannotDrawError: they differ in so much else that the lines could not be told apart.
     """
     key = str(options.get("key", "batch_size"))
-    once = {record.trial.id: record for record in records}
-    chosen = sorted(once.values(), key=lambda record: (record.trial.seed, record.trial.id))
-    settings = {record.trial.id: settings_of(record) for record in chosen}
-    chosen = [record for record in chosen if key in settings[record.trial.id]]
+    chosen = [(cell, settings) for cell in trials if key in (settings := distinct(cell.settings))]
     if not chosen:
         return None
-    others = {one.trial.id: {k: v for k, v in settings[one.trial.id].items() if k != key} for one in chosen}
-    told = [name for name in differing(list(others.values())) if name != "norm.name"]
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in chosen:
-        other = others[record.trial.id]
-        words = ", ".join(said(name, other[name]) for name in told if name in other)
-        groups[record.trial.norm.name, words].append(record)
+    norms = [_norm(settings, key) for _, settings in chosen]
+    series = series_of(norms)
+    others = [
+        {k: v for k, v in settings.items() if k != key and not k.startswith("norm.")}
+        for _, settings in chosen
+    ]
+    keys = telling(others)
+    groups: dict[tuple[str, str, str], dict[str, Cell]] = defaultdict(dict)
+    for (cell, settings), norm, other in zip(chosen, norms, others, strict=True):
+        words = ", ".join(in_heading(name, other[name]) for name in keys if name in other)
+        groups[cell.series.method, series[key_of(norm)].legend, words][written(settings[key])] = cell
     if len(groups) > MOST_SERIES:
-        raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {', '.join(told)}")
-    values = sorted({written(settings[one.trial.id][key]) for one in chosen}, key=order)
+        differ = ", ".join(keys or ["method and options"])
+        raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {differ}")
+    values = sorted({written(settings[key]) for _, settings in chosen}, key=order)
     lines, variants = [], defaultdict[str, int](int)
-    for method, words in sorted(groups, key=lambda group: (NORMS.position(group[0]), order(group[1]))):
-        cells: dict[int, list[Record]] = defaultdict(list)
-        for record in groups[method, words]:
-            cells[values.index(written(settings[record.trial.id][key]))].append(record)
-        along = tuple(_cell(place, cells[place]) for place in sorted(cells))
-        lines.append(Line(method, variants[method], f"{method} ({words})" if words else method, along))
+    for group in sorted(groups, key=lambda each: (NORMS.position(each[0]), *map(numerically, each[1:]))):
+        method, cells = group[0], groups[group]
+        along = tuple(_point(place, cells[value]) for place, value in enumerate(values) if value in cells)
+        lines.append(Line(method, variants[method], ", ".join(filter(None, group[1:])), along))
         variants[method] += 1
-    diverged = any(record.status == "diverged" for record in chosen)
+    shown_cells = Table(tuple(cell for cell, _ in chosen))
+    stopped = Counter(status for cell in shown_cells for status in cell.failures)
     return Accuracies(
         key,
         tuple(shown(value) for value in values),
         places(values),
         numeric(values),
         tuple(lines),
-        Counter[str](record.status for record in chosen if record.status != "done"),
+        stopped,
         (
-            caption.trials(chosen),
+            caption.trials(shown_cells),
             *_unfinished(lines, values),
-            *(["Grey: where trials diverged, the darker the more of them."] if diverged else []),
+            *(["Grey: where trials diverged, the darker the more of them."] if stopped["diverged"] else []),
             "Test accuracy after the last epoch: mean and 95 % t-interval over seeds (a single seed has "
             "none); small dots: single seeds.",
             *beyond((cell for line in lines for cell in line.cells), ACCURACY, "0 or 100 %"),
@@ -127,8 +138,14 @@ def select(records: Sequence[Record], options: Options) -> Accuracies | None:
     )
 
 
+def _norm(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the method with its options, without the option that is on the axis."""
+    kept = {k: v for k, v in settings.items() if k == "norm.name" or k != key}
+    return {k.removeprefix("norm."): v for k, v in kept.items() if k.startswith("norm.")}
+
+
 def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
-    """Which means leave trials out."""
+    """Yield which means leave trials out."""
     cells = [
         f"{line.label} at {shown(values[cell.place])} ({len(cell.values)} of "
         f"{counted(len(cell.values) + len(cell.failures), 'seed')} left)"
@@ -140,13 +157,13 @@ def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
         yield f"Not finished, so in no mean: {', '.join(cells)}."
 
 
-def _cell(place: int, records: Sequence[Record]) -> Cell:
-    values = tuple(record.final.test_accuracy for record in records if record.final)
-    return Cell(values, tuple(record.status for record in records if record.status != "done"), place)
+def _point(place: int, cell: Cell) -> Point:
+    values = tuple(record.final.test_accuracy for record in cell.finished if record.final)
+    return Point(values, cell.failures, place)
 
 
 def table(selection: Accuracies) -> list[Row]:
-    """One row a cell. Accuracies are fractions."""
+    """Return one row a cell. Accuracies are fractions."""
     return [
         {
             "setting": selection.key,
@@ -161,7 +178,7 @@ def table(selection: Accuracies) -> list[Row]:
 
 
 def draw(selection: Accuracies, canvas: "Canvas") -> None:
-    """One panel."""
+    """Draw one panel."""
     canvas.set_size_inches(style.WIDTH, 3.7)
     axes = canvas.add_subplot()
     places, gaps = selection.places, [b - a for a, b in itertools.pairwise(selection.places)] or [1.0]
@@ -181,7 +198,8 @@ def draw(selection: Accuracies, canvas: "Canvas") -> None:
         spots = [Spot(xs[cell.place], xs[cell.place] - 0.4 * step, cell) for cell in line.cells]
         samples.draw(axes, look, spots, ACCURACY, scale=100, joined=selection.joined)
         samples.draw_failures(axes, look, spots)
-    axes.set_xticks(places, style.with_room(places, selection.values))
+    labels = [value_in_words(selection.key, value) for value in selection.values]
+    axes.set_xticks(places, style.with_room(places, labels))
     axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel(in_words(selection.key))
     axes.set_ylabel("test accuracy (%)")

@@ -1,13 +1,11 @@
 """Signal propagation plots (Brock et al. 2021, arXiv 2101.08692, section 3): what blocks do, by depth."""
 
-from collections.abc import Sequence
-from typing import Any
-
 from normbench.records import Record
 from normbench.report.figures import caption
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.lines import Line, Lines, Panel, Points, Seed, draw, table
-from normbench.report.panels import CannotDrawError, Cell, arrange
+from normbench.report.figures.panels import CannotDrawError, arrange
+from normbench.report.table import Cell, Table
 
 QUANTITIES = {
     "squared_mean": "channel mean²",
@@ -16,13 +14,13 @@ QUANTITIES = {
 }
 
 
-def select(records: Sequence[Record], _: Options) -> Lines | None:
-    """By block: before the first update, and after the last epoch of each trial.
+def select(trials: Table, _: Options) -> Lines | None:
+    """Return the numbers by block: before the first update, and after the last epoch of each trial.
 
     Raises:
         CannotDrawError: the trials differ in more than method and seed.
     """
-    arranged = arrange(record for record in records if record.diagnostics.get("signal_propagation"))
+    arranged = arrange(trials.where(lambda record: bool(record.diagnostics.get("signal_propagation"))))
     if arranged is None:
         return None
     sizes = [size for panel in arranged.panels for size in panel.sizes]
@@ -31,7 +29,7 @@ def select(records: Sequence[Record], _: Options) -> Lines | None:
     (panel,) = arranged.panels
     rows = tuple(
         tuple(
-            Panel(heading, words, tuple(_line(series, cell, key, which) for series, cell in panel.cells))
+            Panel(heading, words, tuple(_line(cell, key, which) for _, cell in panel.cells))
             for heading, which in (("at initialisation", 0), ("after the last epoch", -1))
         )
         for key, words in QUANTITIES.items()
@@ -45,12 +43,12 @@ def select(records: Sequence[Record], _: Options) -> Lines | None:
     return Lines("block", rows, sentences, caption.warnings(arranged), logarithmic=True)
 
 
-def _line(series: Any, cell: Cell, key: str, which: int) -> Line:
-    return Line(series, tuple(_seed(record, key, which) for record in cell.records))
+def _line(cell: Cell, key: str, which: int) -> Line:
+    return Line(cell.series, tuple(_seed(record, key, which) for record in cell.records))
 
 
 def _seed(record: Record, key: str, which: int) -> Seed:
-    """A trial that failed before the end of its first epoch has nothing but what was before training."""
+    """Return one trial; if it failed in its first epoch, it has only what was before training."""
     course = record.diagnostics["signal_propagation"]
     layers = course[which]["layers"] if which == 0 or len(course) > 1 else ()
     points: Points = tuple((number, layer[key]) for number, layer in enumerate(layers, 1) if layer[key])

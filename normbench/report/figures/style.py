@@ -74,6 +74,15 @@ SPARE: Sequence[Style] = (
     Style("#F28E8E", (3, 0, 30), (0, (2, 3)), 5.4),
     Style("#8E2DE2", (8, 1, 0), (0, (7, 2, 3, 2)), 6.4),
 )
+MOST_VARIANTS = 4  # sets of options of one method, beyond which a sequence of colours tells them apart
+SEQUENCE = (
+    "#440154",
+    "#414487",
+    "#2A788E",
+    "#22A884",
+    "#7AD151",
+    "#D9C21F",
+)  # viridis, less pale
 VARIANT_LINES: Sequence[Dashes] = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), SOLID)
 VARIANT_SHADES = (-0.45, 0.40, -0.75, 0.55)  # of the way to black, or to white
 FAILURES: Mapping[str, str] = {"diverged": "X", "out_of_memory": "s"}
@@ -136,14 +145,28 @@ def varied(style: Style, variant: int) -> Style:
     return replace(style, color=shade, line=line, hollow=variant % 2 == 1)
 
 
+def sequence(count: int) -> list[Style]:
+    """Return looks for so many values of one setting, from dark to light."""
+    looks = []
+    for number in range(count):
+        place = number / max(count - 1, 1) * (len(SEQUENCE) - 1)
+        before = min(int(place), len(SEQUENCE) - 2)
+        color = _mixed(SEQUENCE[before], SEQUENCE[before + 1], place - before)
+        looks.append(Style(color, "osD^vP*X"[number % 8], SOLID, 4.6))
+    return looks
+
+
 def _shaded(color: str, amount: float) -> str:
-    target = 255 if amount > 0 else 0
-    parts = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(part + (target - part) * abs(amount)):02x}" for part in parts)
+    return _mixed(color, "#ffffff" if amount > 0 else "#000000", abs(amount))
+
+
+def _mixed(color: str, other: str, share: float) -> str:
+    parts = ((int(color[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (target - part) * share):02x}" for part, target in parts)
 
 
 def sparse(points: int, across: int) -> bool:
-    """Whether a line of so many points has a mark at each, in a panel of which ``across`` share the width.
+    """Return whether a line of so many points has a mark at each, with ``across`` panels in the width.
 
     Where points are few, a line alone would not show them, and would not show a single one at all.
     """
@@ -151,17 +174,17 @@ def sparse(points: int, across: int) -> bool:
 
 
 def octaves(sizes: Sequence[int]) -> float:
-    """How far the sizes reach on a log2 axis; at least 1, so that a single size has an axis too."""
+    """Return how far the sizes reach on a log2 axis; at least 1, so that a single size has an axis too."""
     return max(math.log2(max(sizes) / min(sizes)), 1.0)
 
 
 def dodge(of: int, sizes: Sequence[int], across: int = 1) -> float:
-    """Octaves between neighbours of ``of`` series at one size, so that none hides another's interval.
+    """Return the octaves between ``of`` series at one size, so that none hides another's interval.
 
     Args:
         across: panels side by side; the narrower they are, the further apart on their axis.
     """
-    wanted = (0.018 if across == 1 else 0.03) * octaves(sizes)
+    wanted = (0.018 if across == 1 else 0.03 if across < 4 else 0.1) * octaves(sizes)
     gaps = [math.log2(after / before) for before, after in itertools.pairwise(sizes)]
     # all together within the axis' margins, see size_axis
     return min(wanted, 0.7 * min(gaps, default=1.0) / of, 1.6 * MARGIN * octaves(sizes) / of)
@@ -184,7 +207,7 @@ def offsets(crowded: Sequence[bool]) -> list[float]:
 
 
 def size_axis(axes: "Axes", sizes: Sequence[int], label: str) -> None:
-    """A log2 x-axis with a tick at every size, and a label at every one there is room for."""
+    """Make a log2 x-axis with a tick at every size, and a label wherever there is room."""
     span = octaves(sizes)
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(sizes) * 2 ** (-MARGIN * span), max(sizes) * 2 ** (MARGIN * span))
@@ -194,19 +217,19 @@ def size_axis(axes: "Axes", sizes: Sequence[int], label: str) -> None:
 
 
 def of_seed(color: str, points: int, across: int) -> dict[str, Any]:
-    """The thin line of a single seed, with a dot at each of its points where these are `sparse`."""
+    """Return the thin line of a single seed, with a dot at each of its points where these are `sparse`."""
     thin: dict[str, Any] = {"color": color, "linewidth": 0.6, "alpha": 0.4, "zorder": 2}
     return thin | {"marker": "." if sparse(points, across) else "", "ms": 3, "mew": 0}
 
 
 def of_mean(look: "Style", points: int, across: int) -> dict[str, Any]:
-    """The line over the seeds, with a mark at each of its points where these are `sparse`."""
+    """Return the line over the seeds, with a mark at each of its points where these are `sparse`."""
     marks = replace(look, size=3.2).marks if sparse(points, across) else {}
     return {"color": look.color, "linestyle": look.line, "linewidth": 1.4, "zorder": 3} | marks
 
 
 def with_room(places: Sequence[float], labels: Sequence[str]) -> list[str]:
-    """The labels, but for those that would stand too close to one before them; places ascend."""
+    """Return the labels without those that would stand too close to one before them; places ascend."""
     least = (places[-1] - places[0]) / 16
     kept, last = [], -math.inf
     for place, label in zip(places, labels, strict=True):
@@ -217,12 +240,12 @@ def with_room(places: Sequence[float], labels: Sequence[str]) -> list[str]:
 
 
 def size_heading(axis: str, size: int) -> str:
-    """What stands above a small panel of one size."""
-    return f"batch size {size}" if axis == "batch_size" else f"norm batch {size}"
+    """Return what stands above a small panel of one size."""
+    return f"batch size {size}" if axis == "batch_size" else f"norm. batch {size}"
 
 
 def entry(style: Style, joined: bool = True) -> "Line2D":
-    """A series' entry in a legend, with its line or its mark alone."""
+    """Return a series' entry in a legend, with its line or its mark alone."""
     from matplotlib.lines import Line2D
 
     return Line2D(
@@ -231,7 +254,7 @@ def entry(style: Style, joined: bool = True) -> "Line2D":
 
 
 def failure(status: str, color: str) -> dict[str, Any]:
-    """The mark of a trial that did not finish, as matplotlib's keyword arguments."""
+    """Return the mark of a trial that did not finish, as matplotlib's keyword arguments."""
     solid = status == "diverged"
     return {
         "linestyle": "none",
@@ -245,7 +268,7 @@ def failure(status: str, color: str) -> dict[str, Any]:
 
 
 def failure_entries(stopped: Mapping[str, int]) -> Iterable[tuple["Line2D", str]]:
-    """The entries of such marks in a legend, with how many trials they stand for."""
+    """Yield the entries of such marks in a legend, with how many trials they stand for."""
     from matplotlib.lines import Line2D
 
     for status in FAILURES:
@@ -254,7 +277,10 @@ def failure_entries(stopped: Mapping[str, int]) -> Iterable[tuple["Line2D", str]
 
 
 def legend(canvas: "Canvas", entries: Iterable[tuple["Line2D", str]]) -> None:
-    """The figure's one legend: rows above all that is drawn, as many as `legend_rows` says."""
+    """Draw the figure's one legend: as many rows as `legend_rows` says, above all that is drawn."""
+    entries = list(entries)
+    if not entries:
+        return
     handles, labels = zip(*entries, strict=True)
     columns = math.ceil(len(labels) / legend_rows(labels))
     canvas.legend(
@@ -271,7 +297,7 @@ def legend(canvas: "Canvas", entries: Iterable[tuple["Line2D", str]]) -> None:
 
 
 def legend_rows(labels: Sequence[str]) -> int:
-    """The fewest rows in which entries with these labels fit the width; they are filled column by column."""
+    """Return the fewest rows in which entries with these labels fit the width, filled column by column."""
     widths = [0.062 * len(label) + 0.52 for label in labels]  # inches, of 8 point type with its line
     for rows in range(1, len(labels)):
         columns = [widths[start : start + rows] for start in range(0, len(widths), rows)]

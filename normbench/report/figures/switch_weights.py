@@ -6,19 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from normbench.records import Record
+from normbench.config.series import ABBREVIATIONS
 from normbench.report.figures import caption, samples, style
-from normbench.report.figures.base import Figure, Options, Row
+from normbench.report.figures.base import Figure, Options
+from normbench.report.figures.panels import AXIS_LABELS, Axis, CannotDrawError, Panel, arrange
 from normbench.report.figures.samples import Bounds, Sample, beyond, columns, counts
-from normbench.report.panels import AXIS_LABELS, Axis, CannotDrawError, Cell, Panel, arrange
+from normbench.report.metrics import MEMBERS, STATISTICS, switch_weights
+from normbench.report.rows import Row
+from normbench.report.table import Cell, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
     from matplotlib.gridspec import GridSpecBase
 
-MEMBERS = ("instance", "layer", "batch")  # in the order in which the weights are recorded
-STATISTICS = ("mean", "variance")
 MOST_BLOCKS = 4
 WEIGHT: Bounds = (0.0, 1.0)
 
@@ -64,14 +65,14 @@ class SwitchWeights:
         return [sample for size in sizes for members in size.overall.values() for sample in members]
 
 
-def select(records: Sequence[Record], _: Options) -> SwitchWeights | None:
-    """The weights after the last epoch, of the trials that finished.
+def select(trials: Table, _: Options) -> SwitchWeights | None:
+    """Return the weights after the last epoch, of the trials that finished.
 
     Raises:
         CannotDrawError: there are more than `MOST_BLOCKS` settings.
     """
-    weighing = {record.trial.norm.name for record in records if record.diagnostics.get("switch_weights")}
-    arranged = arrange(record for record in records if record.trial.norm.name in weighing)
+    weighing = {record.trial.norm.name for record in trials.records if switch_weights(record)}
+    arranged = arrange(trials.where(lambda record: record.trial.norm.name in weighing))
     if arranged is None:
         return None
     several = len(arranged.series) > 1
@@ -94,25 +95,23 @@ def select(records: Sequence[Record], _: Options) -> SwitchWeights | None:
 
 def _blocks(panel: Panel, several: bool) -> Iterator[Block]:
     for curve in panel.curves:
-        sizes = tuple(size for cell in curve.cells if (size := _size(cell)))
-        heading = ", ".join(filter(None, (panel.heading, curve.series.label if several else "")))
+        sizes = tuple(size for x, cell in curve.cells.items() if (size := _size(x, cell)))
+        heading = ", ".join(filter(None, (panel.heading, curve.series.legend if several else "")))
         if sizes:
             yield Block(heading, panel.axis, sizes)
 
 
-def _size(cell: Cell) -> Size | None:
-    courses = [record.diagnostics.get("switch_weights") for record in cell.finished]
-    last = [course[-1]["layers"] for course in courses if course]
-    if not last or cell.x is None:
+def _size(x: int | None, cell: Cell) -> Size | None:
+    last = [layers for record in cell.finished if (layers := switch_weights(record))]
+    if not last or x is None:
         return None
-    failures = tuple(record.status for record in cell.records if record.status != "done")
     overall, depth = {}, {}
     for statistic in STATISTICS:
         seeds = [[layer[statistic] for layer in layers] for layers in last]
         per_seed = [_average(layers) for layers in seeds]
-        overall[statistic] = tuple(Sample(weights, failures) for weights in zip(*per_seed, strict=True))
+        overall[statistic] = tuple(Sample(weights, cell.failures) for weights in zip(*per_seed, strict=True))
         depth[statistic] = tuple(_average(layer) for layer in zip(*seeds, strict=True))
-    return Size(cell.x, tuple(layer["layer"] for layer in last[0]), overall, depth)
+    return Size(x, tuple(layer["layer"] for layer in last[0]), overall, depth)
 
 
 def _average(weights: Iterable[Sequence[float]]) -> Weights:
@@ -120,7 +119,7 @@ def _average(weights: Iterable[Sequence[float]]) -> Weights:
 
 
 def table(selection: SwitchWeights) -> list[Row]:
-    """One row a weight; ``layer`` is "all" for the mean over layers, ``depth`` counts from 1."""
+    """Return one row a weight; ``layer`` is "all" for the mean over layers, ``depth`` counts from 1."""
     return [
         {
             "panel": block.heading,
@@ -149,7 +148,7 @@ def _weights(size: Size, statistic: str) -> Iterator[tuple[str, int | None, str,
 
 
 def draw(selection: SwitchWeights, canvas: "Canvas") -> None:
-    """For each block: the weights by size, and below them the weights by depth, one column a size."""
+    """Draw for each block the weights by size, and below them the weights by depth, one column a size."""
     count = len(selection.blocks)
     canvas.set_size_inches(style.WIDTH, 5.2 * count)
     grid = canvas.add_gridspec(count, 1)
@@ -157,7 +156,7 @@ def draw(selection: SwitchWeights, canvas: "Canvas") -> None:
         parts = grid[place, 0].subgridspec(2, 1, height_ratios=(2.2, 3.0))
         _draw_by_size(canvas, parts[0, 0].subgridspec(1, 2), block)
         _draw_by_depth(canvas, parts[1, 0].subgridspec(2, len(block.sizes)), block)
-    members = [(style.entry(style.METHODS[member]), member) for member in MEMBERS]
+    members = [(style.entry(style.METHODS[member]), ABBREVIATIONS[member]) for member in MEMBERS]
     style.legend(canvas, [*members, *samples.entries(selection.samples)])
 
 
