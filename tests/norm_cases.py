@@ -100,6 +100,43 @@ def normalization(norm: Choice, channels: int, norm_batch: int) -> Normalization
     return build(fitted(norm, channels), norm_batch)
 
 
+Axis = pytest.MarkDecorator
+
+
+def pairwise(*axes: Axis) -> Axis:
+    """Parametrize over the product of ``axes``, marks of one argument each; most of it is slow.
+
+    The default tier has a small part in which any two values of two axes meet (a covering array, chosen
+    greedily), since a fault that takes three particular values at once is rare.
+    """
+    columns = [[_case(axis, index, value) for index, value in enumerate(axis.args[1])] for axis in axes]
+    product = list(itertools.product(*(range(len(column)) for column in columns)))
+    pairs = {
+        chosen: set(itertools.combinations(enumerate(chosen), 2))
+        for chosen in product
+        if not any(column[index].marks for column, index in zip(columns, chosen, strict=True))
+    }
+    default, uncovered = set(), set().union(*pairs.values())
+    while uncovered:
+        best = max(pairs, key=lambda chosen: len(pairs[chosen] & uncovered))
+        default.add(best)
+        uncovered -= pairs[best]
+    cases = []
+    for chosen in product:
+        row = [column[index] for column, index in zip(columns, chosen, strict=True)]
+        values, name = [case.values[0] for case in row], "-".join(str(case.id) for case in row)
+        cases.append(pytest.param(*values, id=name, marks=() if chosen in default else pytest.mark.slow))
+    return pytest.mark.parametrize([axis.args[0] for axis in axes], cases)
+
+
+def _case(axis: Axis, index: int, value: Any) -> Any:
+    """Return a value of an axis as ``pytest.param`` with an id."""
+    if isinstance(value, type(pytest.param())):
+        return value if value.id else value._replace(id=str(value.values[0]))
+    ids = axis.kwargs.get("ids", str)
+    return pytest.param(value, id=ids(value) if callable(ids) else ids[index])
+
+
 ENDINGS = pytest.mark.parametrize("ending", ["plain", "relu", "shortcut and relu"])
 VARIANTS = [variant for variant in variants() if _made_of_moments(variant.values[0])]
 FIVE = pytest.mark.parametrize(

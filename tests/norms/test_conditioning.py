@@ -83,11 +83,13 @@ def test_every_path_is_within_rounding_of_float64(
     the gradients of parameters what all gradients of a channel make up.
     """
     x, dy = drawn(KINDS[kind])
+    exact: dict[str, Tensor] = {}
     for arithmetic in ARITHMETICS[1:]:
-        x = x.to(arithmetic.dtype)
-        with monkeypatch.context() as only_here:
-            take(FLOAT64, only_here)
-            exact = step(layer(norm), x, dy, FLOAT64)
+        if x.dtype != arithmetic.dtype or not exact:
+            x = x.to(arithmetic.dtype)
+            with monkeypatch.context() as only_here:
+                take(FLOAT64, only_here)
+                exact = step(layer(norm), x, dy, FLOAT64)
         with monkeypatch.context() as only_here:
             take(arithmetic, only_here)
             found = step(layer(norm), x, dy, arithmetic)

@@ -35,7 +35,7 @@ shapes = st.builds(
     st.integers(2, 5),
 )
 seeds = st.integers(0, 2**32 - 1)
-quickly = settings(max_examples=25, deadline=None, derandomize=True)
+quickly = settings(max_examples=10, deadline=None, derandomize=True)
 
 
 def made(norm: str | dict[str, Any], channels: int, norm_batch: int, seed: int = 0) -> nn.Module:

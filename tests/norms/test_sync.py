@@ -13,7 +13,19 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-from norm_cases import ARITHMETICS, Arithmetic, Shape, assert_within, layer, like, maps, put, take, variants
+from norm_cases import (
+    ARITHMETICS,
+    Arithmetic,
+    Shape,
+    assert_within,
+    layer,
+    like,
+    maps,
+    pairwise,
+    put,
+    take,
+    variants,
+)
 from torch import Tensor, nn
 
 from normbench.config.catalog.norms import NORMS
@@ -133,9 +145,11 @@ def test_several_processes_compute_what_one_does(
         assert_within(actual, expected, 1e-12 * max(1.0, float(expected.abs().max())), name)
 
 
-@ACROSS
-@pytest.mark.parametrize("arithmetic", ARITHMETICS[1:3], ids=str)
-@pytest.mark.parametrize("norm_batch", [8, 2])
+@pairwise(
+    ACROSS,
+    pytest.mark.parametrize("arithmetic", ARITHMETICS[1:3], ids=str),
+    pytest.mark.parametrize("norm_batch", [8, 2]),
+)
 def test_in_single_precision_too(
     norm: Choice, arithmetic: Arithmetic, norm_batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
