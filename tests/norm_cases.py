@@ -85,8 +85,8 @@ def variants() -> Iterator[Any]:
 
 def _made_of_moments(norm: Choice) -> bool:
     seam = normalization(norm, 16, 2)
-    bare = seam.conv is Normalization().conv
-    return norm.name == "none" or (bare and isinstance(seam.layer(16), MomentNorm))
+    bare = seam.wrap_conv is Normalization().wrap_conv
+    return norm.name == "none" or (bare and isinstance(seam.make_layer(16), MomentNorm))
 
 
 def fitted(norm: Choice, channels: int) -> Choice:
@@ -150,7 +150,7 @@ EVERY_AFFINE_METHOD = pytest.mark.parametrize(
 
 def layer(norm: Choice, channels: int, norm_batch: int, seed: int = 0) -> nn.Module:
     """A float64 layer whose parameters, drawn from 0.5 to 1.5, all matter to the result."""
-    module = normalization(norm, channels, norm_batch).layer(channels).double()
+    module = normalization(norm, channels, norm_batch).make_layer(channels).double()
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -25,14 +25,14 @@ class PreactBlock(nn.Module):
     def __init__(self, position: Position, norm: Normalization, drop: float) -> None:
         super().__init__()
         _, channels_in, channels, stride, additions = position
-        self.norm1 = norm.layer(channels_in)
-        self.conv1 = norm.conv(conv3x3(channels_in, channels, stride))
-        self.norm2 = norm.layer(channels)
+        self.norm1 = norm.make_layer(channels_in)
+        self.conv1 = norm.wrap_conv(conv3x3(channels_in, channels, stride))
+        self.norm2 = norm.make_layer(channels)
         self.dropout = dropout(drop)
-        self.conv2 = norm.conv(conv3x3(channels, channels, 1))
+        self.conv2 = norm.wrap_conv(conv3x3(channels, channels, 1))
         same = stride == 1 and channels_in == channels
-        self.projection = None if same else norm.conv(conv1x1(channels_in, channels, stride))
-        self.residual = norm.residual(additions)
+        self.projection = None if same else norm.wrap_conv(conv1x1(channels_in, channels, stride))
+        self.residual = norm.make_residual(additions)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H / stride, W / stride]."""
@@ -63,12 +63,12 @@ class PreactResNet(nn.Module):
 
     def __init__(self, depth: int, width: float, classes: int, norm: Normalization, dropout: float) -> None:
         super().__init__()
-        self.conv = norm.conv(conv3x3(3, stem_channels(width), 1))
+        self.conv = norm.wrap_conv(conv3x3(3, stem_channels(width), 1))
         stages: tuple[list[nn.Module], ...] = [], [], []
         for position in positions(depth, width):
             stages[position.stage].append(PreactBlock(position, norm, dropout))
         self.stage1, self.stage2, self.stage3 = (nn.Sequential(*blocks) for blocks in stages)
-        self.last_norm = norm.layer(position.channels)
+        self.last_norm = norm.make_layer(position.channels)
         self.linear = FinalLinear(position.channels, classes)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)

@@ -30,12 +30,12 @@ class Block(nn.Module):
     def __init__(self, position: Position, norm: Normalization, drop: float) -> None:
         super().__init__()
         _, channels_in, channels, self.stride, additions = position
-        self.conv1 = norm.conv(conv3x3(channels_in, channels, self.stride))
-        self.norm1 = norm.layer(channels)
+        self.conv1 = norm.wrap_conv(conv3x3(channels_in, channels, self.stride))
+        self.norm1 = norm.make_layer(channels)
         self.dropout = dropout(drop)
-        self.conv2 = norm.conv(conv3x3(channels, channels, 1))
-        self.norm2 = norm.layer(channels)
-        self.residual = norm.residual(additions)
+        self.conv2 = norm.wrap_conv(conv3x3(channels, channels, 1))
+        self.norm2 = norm.make_layer(channels)
+        self.residual = norm.make_residual(additions)
         self.new_channels = channels - channels_in
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,8 +71,8 @@ class ResNet(nn.Module):
 
     def __init__(self, depth: int, width: float, classes: int, norm: Normalization, dropout: float) -> None:
         super().__init__()
-        self.conv = norm.conv(conv3x3(3, stem_channels(width), 1))
-        self.norm = norm.layer(stem_channels(width))
+        self.conv = norm.wrap_conv(conv3x3(3, stem_channels(width), 1))
+        self.norm = norm.make_layer(stem_channels(width))
         stages: tuple[list[nn.Module], ...] = [], [], []
         for position in positions(depth, width):
             stages[position.stage].append(Block(position, norm, dropout))

@@ -91,7 +91,7 @@ def batch_renorm(
 ) -> Normalization:
     """Batch renormalization after every convolution."""
     return Normalization(
-        layer=partial(
+        make_layer=partial(
             BatchRenorm,
             eps=eps,
             momentum=momentum,

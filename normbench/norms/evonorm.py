@@ -139,11 +139,11 @@ class EvoNormB0(EvoNorm):
 
 def evonorm_s0(groups: int, eps: float) -> Normalization:
     """EvoNorm S0 in front of every convolution."""
-    return Normalization(layer=partial(EvoNormS0, groups=groups, eps=eps))
+    return Normalization(make_layer=partial(EvoNormS0, groups=groups, eps=eps))
 
 
 def evonorm_b0(eps: float, momentum: float, norm_batch_size: int) -> Normalization:
     """EvoNorm B0 in front of every convolution."""
     return Normalization(
-        layer=partial(EvoNormB0, eps=eps, momentum=momentum, norm_batch_size=norm_batch_size)
+        make_layer=partial(EvoNormB0, eps=eps, momentum=momentum, norm_batch_size=norm_batch_size)
     )

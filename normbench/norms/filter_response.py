@@ -38,4 +38,4 @@ class FilterResponseNorm(nn.Module):
 
 def filter_response(eps: float) -> Normalization:
     """Filter response normalization after every convolution, its threshold for every ReLU behind one."""
-    return Normalization(layer=partial(FilterResponseNorm, eps=eps))
+    return Normalization(make_layer=partial(FilterResponseNorm, eps=eps))

@@ -27,4 +27,4 @@ class GroupNorm(MomentNorm):
 
 def group(groups: int, eps: float) -> Normalization:
     """Group normalization after every convolution."""
-    return Normalization(layer=partial(GroupNorm, groups=groups, eps=eps))
+    return Normalization(make_layer=partial(GroupNorm, groups=groups, eps=eps))

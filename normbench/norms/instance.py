@@ -16,4 +16,4 @@ class InstanceNorm(MomentNorm):
 
 def instance(eps: float) -> Normalization:
     """Instance normalization, with gamma and beta, after every convolution."""
-    return Normalization(layer=partial(InstanceNorm, eps=eps))
+    return Normalization(make_layer=partial(InstanceNorm, eps=eps))

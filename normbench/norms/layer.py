@@ -16,4 +16,4 @@ class LayerNorm(MomentNorm):
 
 def layer(eps: float) -> Normalization:
     """Layer normalization after every convolution."""
-    return Normalization(layer=partial(LayerNorm, eps=eps))
+    return Normalization(make_layer=partial(LayerNorm, eps=eps))

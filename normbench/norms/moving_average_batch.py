@@ -107,7 +107,7 @@ def moving_average_batch(
 ) -> Normalization:
     """Every convolution with centred weights, and moving average batch normalization behind it."""
     return Normalization(
-        layer=partial(
+        make_layer=partial(
             MovingAverageBatchNorm,
             eps=eps,
             momentum=momentum,
@@ -117,5 +117,5 @@ def moving_average_batch(
             warmup_updates=warmup_updates,
             renorm_updates=renorm_updates,
         ),
-        conv=lambda plain: CentredConv(plain, bias=False),
+        wrap_conv=lambda plain: CentredConv(plain, bias=False),
     )

@@ -71,7 +71,7 @@ class SkipInit(Sum):
 def normalizer_free(alpha: float) -> Normalization:
     """Scaled standardized weights, gamma at every ReLU, scaled branches; pre-activation networks only."""
     return Normalization(
-        layer=Gamma,
-        conv=ScaledStandardizedConv,
-        residual=partial(SkipInit, alpha=alpha),
+        make_layer=Gamma,
+        wrap_conv=ScaledStandardizedConv,
+        make_residual=partial(SkipInit, alpha=alpha),
     )

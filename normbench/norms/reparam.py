@@ -151,8 +151,8 @@ def with_layer(conv: Callable[..., nn.Module], layer: str, groups: int) -> Norma
         groups: of group normalization.
     """
     if layer == "none":
-        return Normalization(conv=lambda plain: conv(plain, bias=True))
+        return Normalization(wrap_conv=lambda plain: conv(plain, bias=True))
     group = NORMS["group"]
     options = {key: option.default for key, option in group.options.items()} | {"groups": groups}
     behind: Normalization = group.load()(**options)
-    return Normalization(conv=lambda plain: conv(plain, bias=False), layer=behind.layer)
+    return Normalization(wrap_conv=lambda plain: conv(plain, bias=False), make_layer=behind.make_layer)

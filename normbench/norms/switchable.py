@@ -59,4 +59,6 @@ class OfficialSwitchNorm(SwitchNorm):
 def switchable(variance: str, eps: float, momentum: float, norm_batch_size: int) -> Normalization:
     """Switchable normalization after every convolution; ``variance`` is 'paper' or 'official'."""
     layer = {"paper": SwitchNorm, "official": OfficialSwitchNorm}[variance]
-    return Normalization(layer=partial(layer, eps=eps, momentum=momentum, norm_batch_size=norm_batch_size))
+    return Normalization(
+        make_layer=partial(layer, eps=eps, momentum=momentum, norm_batch_size=norm_batch_size)
+    )

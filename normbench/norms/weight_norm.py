@@ -55,4 +55,4 @@ class WeightNormConv(FunctionOfWeights):
 
 def weight_norm(data_init: bool) -> Normalization:
     """Every convolution weight-normalized, nothing between them."""
-    return Normalization(conv=partial(WeightNormConv, data_init=data_init))
+    return Normalization(wrap_conv=partial(WeightNormConv, data_init=data_init))

@@ -44,9 +44,9 @@ def _scaled(norm: Normalization, scale: float) -> Normalization:
     @torch.no_grad()
     def conv(replaced: nn.Conv2d) -> nn.Module:
         replaced.weight.mul_(scale)
-        return norm.conv(replaced)
+        return norm.wrap_conv(replaced)
 
-    return replace(norm, conv=conv)
+    return replace(norm, wrap_conv=conv)
 
 
 def check(trial: Trial, classes: int, image_size: int) -> int:

@@ -38,7 +38,9 @@ KINDS = {
     "huge": Kind(lambda x: 1e18 * x),
 }
 LAYERS = list(  # of methods that have the same, one
-    {type(normalization(one.values[0], 16, 6).layer(16)): one for one in reversed([*variants()])}.values()
+    {
+        type(normalization(one.values[0], 16, 6).make_layer(16)): one for one in reversed([*variants()])
+    }.values()
 )
 LAYERS = [one for one in LAYERS if one.values[0].name != "none"]
 TORCHS: dict[str, Callable[[int], nn.Module]] = {
@@ -124,7 +126,7 @@ def test_no_error_is_more_than_twice_that_of_the_layer_of_torch(
 
 
 def layer(norm: object) -> nn.Module:
-    return normalization(norm, SHAPE.C, SHAPE.norm_batch).layer(SHAPE.C)  # type: ignore[arg-type]
+    return normalization(norm, SHAPE.C, SHAPE.norm_batch).make_layer(SHAPE.C)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -170,6 +170,8 @@ def test_shapes_without_statistics_are_refused(x: Tensor, norm_batch_size: int, 
 
 
 def test_its_convolutions_have_centred_weights_and_no_bias() -> None:
-    conv = build(Trial(norm="moving_average_batch").norm, 2).conv(nn.Conv2d(3, 4, 3, padding=1, bias=False))
+    conv = build(Trial(norm="moving_average_batch").norm, 2).wrap_conv(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    )
     y = conv(torch.ones(1, 3, 5, 5))[:, :, 1:-1, 1:-1]
     torch.testing.assert_close(y, torch.zeros_like(y), rtol=0, atol=1e-6)

@@ -114,7 +114,7 @@ def test_every_method_computes_its_papers_formulas(
 def test_every_method_starts_from_its_papers_values(norm: Choice) -> None:
     """gamma 1, beta 0; running mean 0, running variance 1 (in the authors' switchable norm 0); logits 1."""
     formulas = reference(norm, 16, 4)
-    for name, value in normalization(norm, 16, 4).layer(16).state_dict().items():
+    for name, value in normalization(norm, 16, 4).make_layer(16).state_dict().items():
         assert np.array_equal(value.numpy(), getattr(formulas, name)), name
 
 
@@ -267,8 +267,8 @@ def test_what_a_method_does_not_set_does_nothing(norm: Choice) -> None:
     gradient = torch.tensor([[1e9]])
     model = nn.Linear(1, 1)
     model.weight.grad = gradient.clone()
-    assert seam.conv(conv) is conv
-    assert seam.residual(0)(shortcut, branch) == 3
+    assert seam.wrap_conv(conv) is conv
+    assert seam.make_residual(0)(shortcut, branch) == 3
     seam.clip(model)()
     assert torch.equal(model.weight.grad, gradient)
 
@@ -320,7 +320,7 @@ def test_under_bf16_autocast_statistics_and_parameters_stay_fp32(
 
 
 def _made(norm: str | dict[str, Any], channels: int, norm_batch: int) -> nn.Module:
-    return build(Trial(norm=norm).norm, norm_batch).layer(channels)
+    return build(Trial(norm=norm).norm, norm_batch).make_layer(channels)
 
 
 @pytest.mark.parametrize("norm", ["batch", "switchable"])

@@ -261,7 +261,7 @@ def test_the_compiled_path_agrees_with_the_torch_path_on_any_shape(
 
 def test_switchable_norm_reports_its_importance_weights() -> None:
     """Three for the mean and three for the variance, each summing to 1, equal at the start: IN, LN, BN."""
-    module = build(Trial(norm="switchable").norm, 4).layer(8)
+    module = build(Trial(norm="switchable").norm, 4).make_layer(8)
     weights = module.diagnostics()["switch_weights"]
     assert weights == {"mean": pytest.approx([1 / 3] * 3), "variance": pytest.approx([1 / 3] * 3)}
     with torch.no_grad():
