@@ -245,7 +245,7 @@ def test_weight_norm_is_initialised_by_the_whole_batch() -> None:
 def test_the_gradient_of_what_was_gathered_is_the_sum_over_processes() -> None:
     def gradient(share: Share) -> Tensor:
         own = torch.full((2, 3), float(share.rank), requires_grad=True)
-        (sync.gathered(own) * (share.rank + 1)).sum().backward()
+        (sync.all_gather(own) * (share.rank + 1)).sum().backward()
         assert own.grad is not None
         return own.grad
 

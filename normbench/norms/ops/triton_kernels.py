@@ -49,9 +49,9 @@ def moments(x, mean, variance, P, C, bessel, BLOCK_P: tl.constexpr, BLOCK_C: tl.
         at, inside = _tile(n, start + tl.arange(0, BLOCK_P), c, P, C)
         v = tl.where(inside, _load(x, at, inside) - first[None, :], 0.0)
         count = tl.minimum(P - start, BLOCK_P).to(tl.float32)
-        own = tl.sum(v, 0) / count
-        d = tl.where(inside, v - own[None, :], 0.0)
-        step, share = own - m, count / (start + count)
+        mean_of_tile = tl.sum(v, 0) / count
+        d = tl.where(inside, v - mean_of_tile[None, :], 0.0)
+        step, share = mean_of_tile - m, count / (start + count)
         m += step * share
         square += tl.sum(d * d, 0) + step * step * (share * start)
     tl.store(mean + n * C + c, first + m, mask=c < C)
@@ -276,9 +276,9 @@ def forward(
     ``poolings`` has two bits for each. Running statistics move towards the average over the norm batches.
     """
     NC = A * S * G * H
-    of_channels, there = _channels(G, H, BLOCK_G, BLOCK_H)
-    gammas = tl.load(gamma + of_channels, mask=there, other=0.0)
-    betas = tl.load(beta + of_channels, mask=there, other=0.0)
+    of_channels, mask = _channels(G, H, BLOCK_G, BLOCK_H)
+    gammas = tl.load(gamma + of_channels, mask=mask, other=0.0)
+    betas = tl.load(beta + of_channels, mask=mask, other=0.0)
     newest_mean = tl.zeros([1, 1, BLOCK_G, BLOCK_H], tl.float32)
     newest_variance = tl.zeros([1, 1, BLOCK_G, BLOCK_H], tl.float32)
     for a in range(0, A, BLOCK_A):
@@ -302,11 +302,11 @@ def forward(
         tl.store(saved + 5 * NC + at, betas - mixed_mean * scale, mask=inside)
     if follows:
         batches = A * S / _count(poolings >> (2 * K - 2), S, H)
-        was = tl.load(running_mean + of_channels, mask=there, other=0.0)
-        tl.store(running_mean + of_channels, was + momentum * (newest_mean / batches - was), mask=there)
-        was = tl.load(running_variance + of_channels, mask=there, other=0.0)
+        was = tl.load(running_mean + of_channels, mask=mask, other=0.0)
+        tl.store(running_mean + of_channels, was + momentum * (newest_mean / batches - was), mask=mask)
+        was = tl.load(running_variance + of_channels, mask=mask, other=0.0)
         newest = newest_variance / batches * unbias
-        tl.store(running_variance + of_channels, was + momentum * (newest - was), mask=there)
+        tl.store(running_variance + of_channels, was + momentum * (newest - was), mask=mask)
 
 
 @triton.jit
@@ -344,7 +344,7 @@ def backward(
     ``work`` are [N][C] tables: A, B, slope, offset; the first two are there.
     """
     NC = A * S * G * H
-    of_channels, there = _channels(G, H, BLOCK_G, BLOCK_H)
+    of_channels, mask = _channels(G, H, BLOCK_G, BLOCK_H)
     of_gamma = tl.zeros([1, 1, BLOCK_G, BLOCK_H], tl.float32)
     of_beta = tl.zeros([1, 1, BLOCK_G, BLOCK_H], tl.float32)
     ks = tl.arange(0, BLOCK_K)
@@ -374,8 +374,8 @@ def backward(
             dv += dV_b
         tl.store(work + 2 * NC + at, dv * (2.0 * bessel / P), mask=inside)
         tl.store(work + 3 * NC + at, du / P, mask=inside)
-    tl.store(dgamma + of_channels, of_gamma, mask=there)
-    tl.store(dbeta + of_channels, of_beta, mask=there)
+    tl.store(dgamma + of_channels, of_gamma, mask=mask)
+    tl.store(dbeta + of_channels, of_beta, mask=mask)
     if K > 1:
         tl.store(dmean_weights + ks, of_mean_weights, mask=ks < K)
         tl.store(dvariance_weights + ks, of_variance_weights, mask=ks < K)
