@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normbench.norms.api import Clock, Normalization
 from normbench.norms.moment_norm import Block, RunningMomentNorm, Statistics, normalize
-from normbench.norms.ops.cpu import Running
+from normbench.norms.ops.operators import Running
 
 
 class BatchRenorm(RunningMomentNorm):

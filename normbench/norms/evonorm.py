@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from normbench.norms.api import Normalization, ShapeError
 from normbench.norms.moment_norm import Block, Statistics, constant_moments, normalize
 from normbench.norms.ops import sync
-from normbench.norms.ops.cpu import Running
+from normbench.norms.ops.operators import Running
 from normbench.norms.ops.pointwise import MapFunction, larger, multiply_add
 
 SWISH = MapFunction(lambda x, v: x * torch.sigmoid(v * x), code=1)

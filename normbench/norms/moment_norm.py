@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.api import ShapeError
-from normbench.norms.ops import cpu, dispatch, sync
+from normbench.norms.ops import dispatch, sync
+from normbench.norms.ops.operators import Form, Method, Past, Running
 from normbench.norms.ops.pointwise import (
     IDENTITY,
     MapFunction,
@@ -190,12 +191,12 @@ def normalize(
     eps: float,
     shortcut: Tensor | None = None,
     relu: bool = False,
-    running: cpu.Running | None = None,
+    running: Running | None = None,
     *,
     of: MapFunction = IDENTITY,
     inner: Tensor | None = None,
     floor: Tensor | None = None,
-    past: cpu.Past | None = None,
+    past: Past | None = None,
 ) -> Tensor:
     """Normalize a batch by its own statistics; then add ``shortcut``, if any; take the ReLU if ``relu``.
 
@@ -236,10 +237,10 @@ def normalize(
             of_all = whole_batch(moments(x, statistics.bessel))
             newest = _pooled(of_all, statistics.blocks[-1], statistics.squares)
     following = running if newest is None or running is None else running._replace(follows=False)
-    form = cpu.Form(of.code or 0, shortcut is not None, relu)
+    form = Form(of.code or 0, shortcut is not None, relu)
     floor = floor if relu else None
     flags = statistics.bessel, statistics.squares, statistics.centred, bounds is not None
-    method = cpu.Method(statistics.blocks, eps, form, *flags)
+    method = Method(statistics.blocks, eps, form, *flags)
     compiled = None
     if not is_spanning and _is_compiled(of, form, statistics, bounds is not None):
         numbers = gamma, beta, *weights, inner
@@ -256,7 +257,7 @@ def normalize(
     return y
 
 
-def _is_compiled(of: MapFunction, form: cpu.Form, statistics: Statistics, is_corrected: bool) -> bool:
+def _is_compiled(of: MapFunction, form: Form, statistics: Statistics, is_corrected: bool) -> bool:
     """Return whether the compiled kernels can do all of this in one call."""
     fits = not (of.divides and (statistics.centred or is_corrected))
     return of.compiled(form) and fits
@@ -276,8 +277,8 @@ def _by_torch(
     eps: float,
     shortcut: Tensor | None,
     relu: bool,
-    running: cpu.Running | None,
-    past: cpu.Past | None,
+    running: Running | None,
+    past: Past | None,
     is_spanning: bool,
     of: MapFunction,
     inner: Tensor | None,
@@ -422,7 +423,7 @@ class RunningMomentNorm(MomentNorm):
             return self._infer(x, statistics, shortcut, relu)
         statistics.check(N, C, H * W)
         unbias = self.unbias(self.norm_batch_size * H * W)
-        running = cpu.Running(self.running_mean, self.running_var, self.momentum, unbias)
+        running = Running(self.running_mean, self.running_var, self.momentum, unbias)
         return normalize(x, self.gamma, self.beta, statistics, self.eps, shortcut, relu, running)
 
     def unbias(self, values: int) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from normbench.norms.api import Clock, Normalization, ShapeError
 from normbench.norms.moment_norm import Block, Statistics, normalize
-from normbench.norms.ops.cpu import Past, Running
+from normbench.norms.ops.operators import Past, Running
 from normbench.norms.ops.pointwise import multiply_add
 from normbench.norms.reparam import CentredConv
 

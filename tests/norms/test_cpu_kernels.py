@@ -48,6 +48,7 @@ from normbench.norms.moment_norm import Block, MomentNorm, RunningMomentNorm, St
 from normbench.norms.moving_average_batch import MovingAverageBatchNorm
 from normbench.norms.normalizer_free import Gamma, SkipInit
 from normbench.norms.ops import cpu
+from normbench.norms.ops.operators import Form, Method, Past, Running
 from normbench.norms.ops.pointwise import MapFunction, multiply_add
 
 FP32 = Arithmetic(torch.float32, "compiled")
@@ -366,8 +367,8 @@ def test_a_gradient_in_two_parts_is_their_sum_to_the_last_bit(dtype: torch.dtype
     gamma, beta, tau = torch.rand(3, 20)
     weights = torch.tensor([0.3, 0.7])
     given = added if shortcut else None
-    form, scale = cpu.Form(0, shortcut, True), torch.rand(4, 20)
-    method = cpu.Method(((2, 1), (1, 4)), 1e-5, form)
+    form, scale = Form(0, shortcut, True), torch.rand(4, 20)
+    method = Method(((2, 1), (1, 4)), 1e-5, form)
 
     for other, floor in itertools.product((more, dy), (None, tau)):
         numbers = weights, weights, None, floor
@@ -448,15 +449,13 @@ def cases_of_maps(C: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Whatever can be asked of maps and statistics together, also what no method asks and C does not have."""
     gamma, beta, v = (torch.linspace(low, 2, C) for low in (0.5, -1, 0.1))
     spread, batch = Statistics((Block(channels=C),), centred=False), Block(samples=2)
-    running = cpu.Running(
-        torch.full((C,), 0.3), torch.full((C,), 2.0), 0.1, 1.5, torch.tensor([0.9, 1.1, 0.1])
-    )
-    past = cpu.Past(torch.rand(3, 2, C), torch.rand(3, 2, C), True)
+    running = Running(torch.full((C,), 0.3), torch.full((C,), 2.0), 0.1, 1.5, torch.tensor([0.9, 1.1, 0.1]))
+    past = Past(torch.rand(3, 2, C), torch.rand(3, 2, C), True)
     tanh = MapFunction(torch.tanh)
     every_other = torch.linspace(-1, 1, 2 * C)[::2]
 
-    def moving() -> cpu.Running:
-        return cpu.Running(running.mean.clone(), running.variance.clone(), *running[2:])
+    def moving() -> Running:
+        return Running(running.mean.clone(), running.variance.clone(), *running[2:])
 
     return {
         "swish and relu": lambda x, _: normalize(x, gamma, beta, spread, 1e-5, relu=True, of=SWISH, inner=v),
@@ -480,7 +479,7 @@ def cases_of_maps(C: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
             1e-5,
             s,
             running=moving(),
-            past=cpu.Past(past.variances.clone(), past.gradients.clone(), True),
+            past=Past(past.variances.clone(), past.gradients.clone(), True),
         ),
         "strided floor": lambda x, s: normalize(x, gamma, beta, spread, 1e-5, s, True, floor=every_other),
         "expanded floor": lambda x, _: multiply_add(
@@ -734,7 +733,7 @@ def test_a_damaged_library_in_the_cache_is_built_anew(
 
 
 def test_running_statistics_of_several_channels_are_refused() -> None:
-    running = cpu.Running(torch.zeros(4), torch.ones(4), 0.1, 1.0)
+    running = Running(torch.zeros(4), torch.ones(4), 0.1, 1.0)
     with pytest.raises(ValueError, match="must be of single channels"):
         normalize(
             torch.ones(2, 4, 3, 3),

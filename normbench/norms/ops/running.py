@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normbench.norms.ops.cpu import Past, Running
+from normbench.norms.ops.operators import Past, Running
 
 
 @torch.no_grad()
