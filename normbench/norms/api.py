@@ -301,14 +301,3 @@ def _every(k: int, layer: Callable[[int], nn.Module]) -> Callable[[int], nn.Modu
     """Return a function that makes every k-th layer of a network, from the k-th on, and else an identity."""
     numbers = itertools.count(1)
     return lambda channels: layer(channels) if next(numbers) % k == 0 else nn.Identity()
-
-
-def place(parameter: str) -> str:
-    """Which of ``PLACES`` a parameter of a network belongs to, by its name there."""
-    first = parameter.partition(".")[0]
-    return {"conv": "stem", "norm": "stem", "last_norm": "stage3", "linear": "final_linear"}.get(first, first)
-
-
-def is_norm_parameter(name: str, parameter: Tensor) -> bool:
-    """Gamma, beta and a method's own parameters, and not what convolutions and linear layers learn."""
-    return parameter.ndim <= 1 and not name.startswith("linear.")

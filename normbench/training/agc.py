@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.api import Clip, Clock, place
+from normbench.models.layers import place
+from normbench.norms.api import Clip, Clock
 
 SMALLEST_GRADIENT = 1e-6  # norm that is divided by
 
@@ -33,7 +34,8 @@ class AdaptiveClip(Clip):
         self.clipped = [
             (name, parameter)
             for name, parameter in model.named_parameters()
-            if place(name) not in exclude or name == "linear.bias"
+            if (where := place(model, name)) not in exclude
+            or (where == "final_linear" and parameter.ndim == 1)
         ]
         units = [1 if parameter.ndim < 2 else len(parameter) for _, parameter in self.clipped]
         self.units = dict(zip((name for name, _ in self.clipped), units, strict=True))

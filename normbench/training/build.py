@@ -11,7 +11,8 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.config.user_code import Contained, EndedProcess
-from normbench.norms.api import GradientNorms, Normalization, OwnError, ShapeError, build, place
+from normbench.models.layers import place
+from normbench.norms.api import GradientNorms, Normalization, OwnError, ShapeError, build
 from normbench.training.process import exclusive
 
 
@@ -66,7 +67,7 @@ def check(trial: Trial, classes: int, image_size: int) -> int:
 
     def note(layer: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal reached
-        where = f"{trial.model.name}'s {place(layer)} (module {layer!r})"
+        where = f"{trial.model.name}'s {place(model, layer)} (module {layer!r})"
         reached = f"{where}, which gets maps of shape {list(inputs[0].shape)}"
 
     drawn = torch.randn if own else torch.empty
