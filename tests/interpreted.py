@@ -1,7 +1,7 @@
 """The GPU's kernels on a CPU, one operation after the other, as Triton's interpreter does them.
 
-``test_fused.py`` runs this file in a process of its own, since Triton has to be told before it is loaded. By
-hand: ``TRITON_INTERPRET=1 python -m pytest --noconftest tests/interpreted.py``.
+``test_triton_kernels.py`` runs this file in another process, since Triton reads the variable when it is
+loaded. By hand: ``TRITON_INTERPRET=1 python -m pytest --noconftest tests/interpreted.py``.
 """
 
 import os
@@ -58,7 +58,7 @@ SHAPES = [
 
 @pytest.fixture(autouse=True)
 def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter cuts off what bf16 cannot hold; a GPU rounds (``test_fused.py`` asks for that)."""
+    """The interpreter cuts off what bf16 cannot hold; a GPU rounds (``test_triton_kernels.py`` asks for that)."""
     as_it_is = interpreter._convert_float
 
     def convert(values: Any, source: Any, target: Any, mode: Any) -> Any:

@@ -2,7 +2,7 @@
 
 Nothing here names a method, so one that is added to the table meets every test, or fails for lack of a
 reference. ``VARIANTS`` are the methods that are made of moments, and none; every other method has a test file
-of its own, ``test_norms_<module>.py``.
+of its own, ``test_<module>.py``.
 """
 
 import itertools
