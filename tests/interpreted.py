@@ -58,7 +58,7 @@ SHAPES = [
 
 @pytest.fixture(autouse=True)
 def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter cuts off what bf16 cannot hold; a GPU rounds (``test_triton_kernels.py`` asks for that)."""
+    """The interpreter truncates to bf16; a GPU rounds, for which ``test_triton_kernels.py`` looks."""
     as_it_is = interpreter._convert_float
 
     def convert(values: Any, source: Any, target: Any, mode: Any) -> Any:

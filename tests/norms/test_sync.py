@@ -181,28 +181,15 @@ def test_without_the_others_statistics_the_numbers_are_others(norm: Choice) -> N
 
 
 @pytest.mark.parametrize("norm", list(variants()))
-def test_at_inference_no_process_waits_for_another(norm: Choice) -> None:
+def test_no_process_waits_for_another_at_inference_or_for_a_method_of_single_samples(norm: Choice) -> None:
     """The leader evaluates alone; a group that does not exist cannot be asked."""
-    module = layer(norm, 16, 4).eval()
-    x = maps(Shape(4, 4, 16, 4, 4))
+    module, x = layer(norm, 16, 4), maps(Shape(4, 4, 16, 4, 4))
+    module.train(not NORMS[norm.name].across_samples)
+    options = {"relu": True} if getattr(module, "takes_relu", False) else {}
+    expected = module(x, **options)
 
     with sync.using(Share(1, 2, group=None)):
-        module(x, relu=True) if getattr(module, "takes_relu", False) else module(x)
-
-
-@pytest.mark.parametrize(
-    "norm",
-    [variant for variant in variants() if not NORMS[variant.values[0].name].across_samples],
-)
-def test_a_method_that_looks_at_single_samples_asks_nobody(norm: Choice) -> None:
-    module = layer(norm, 16, 4)
-    x = maps(Shape(4, 4, 16, 4, 4))
-    expected = module(x, relu=True) if getattr(module, "takes_relu", False) else module(x)
-
-    with sync.using(Share(1, 2, group=None)):
-        actual = module(x, relu=True) if getattr(module, "takes_relu", False) else module(x)
-
-    assert torch.equal(actual, expected)
+        assert torch.equal(module(x, **options), expected)
 
 
 # ---- what else looks across the batch
