@@ -174,11 +174,11 @@ def norm_layer(
         raise ValueError(f"norm {name} needs norm_batch_size, the number of samples that share statistics")
     choice = TypeAdapter(Norm).validate_python({"name": name, **options})
     normalization, plain = build(choice, norm_batch_size), Normalization()
-    if (normalization.conv, normalization.residual) != (plain.conv, plain.residual):
+    if (normalization.wrap_conv, normalization.make_residual) != (plain.wrap_conv, plain.make_residual):
         raise ValueError(
             f"norm {name} is no layer alone: it changes convolutions or residual blocks, too (docs/api.md)"
         )
-    return normalization.layer
+    return normalization.make_layer
 
 
 def _warn(words: str) -> None:

@@ -1,7 +1,7 @@
 """The GPU's kernels on a CPU, one operation after the other, as Triton's interpreter does them.
 
-``test_fused.py`` runs this file in a process of its own, since Triton has to be told before it is loaded. By
-hand: ``TRITON_INTERPRET=1 python -m pytest --noconftest tests/interpreted.py``.
+``test_triton_kernels.py`` runs this file in another process, since Triton reads the variable when it is
+loaded. By hand: ``TRITON_INTERPRET=1 python -m pytest --noconftest tests/interpreted.py``.
 """
 
 import os
@@ -35,9 +35,9 @@ from triton.runtime import interpreter
 
 from normbench.config.trial import Choice, Trial
 from normbench.norms.moment_norm import Block, Moments, Statistics, constant_moments, moments, normalize
-from normbench.norms.ops import cpu, dispatch, gpu
-from normbench.norms.ops.cpu import Form
+from normbench.norms.ops import dispatch, gpu
 from normbench.norms.ops.gpu import Fused
+from normbench.norms.ops.operators import Form, Method, Running
 from normbench.norms.ops.pointwise import multiply_add
 from normbench.training.build import network
 
@@ -58,7 +58,7 @@ SHAPES = [
 
 @pytest.fixture(autouse=True)
 def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter cuts off what bf16 cannot hold; a GPU rounds (``test_fused.py`` asks for that)."""
+    """The interpreter truncates to bf16; a GPU rounds, for which ``test_triton_kernels.py`` looks."""
     as_it_is = interpreter._convert_float
 
     def convert(values: Any, source: Any, target: Any, mode: Any) -> Any:
@@ -226,7 +226,7 @@ def test_the_moments_of_maps_are_those_of_float64(
 def test_a_gradient_in_two_parts_is_their_sum_to_the_last_bit(arithmetic: Arithmetic) -> None:
     x, dy, more, added = (maps(Shape(2, 2, 16, 3, 3), seed).to(arithmetic.dtype) for seed in range(4))
     form = Form(0, True, True)
-    method = cpu.Method(((2, 1),), 1e-5, form)
+    method = Method(((2, 1),), 1e-5, form)
     gamma, beta = torch.rand(2, 16)
     compiled = Fused()
     y, saved = compiled.forward(x, gamma, beta, None, None, None, None, added, method, None, None)
@@ -241,7 +241,7 @@ def test_a_gradient_in_two_parts_is_their_sum_to_the_last_bit(arithmetic: Arithm
 def test_statistics_that_only_stand_by_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those are that follow the norm batches of all processes and not of this one."""
     take(FP32, monkeypatch)
-    running = cpu.Running(torch.full((8,), 0.3), torch.full((8,), 2.0), 0.1, 1.5, follows=False)
+    running = Running(torch.full((8,), 0.3), torch.full((8,), 2.0), 0.1, 1.5, follows=False)
     x = maps(Shape(2, 2, 8, 3, 3)).float()
     normalize(x, torch.ones(8), torch.zeros(8), Statistics((Block(2),)), 1e-5, running=running)
     assert running.mean is not None
@@ -252,7 +252,7 @@ def test_statistics_that_only_stand_by_are_left_alone(monkeypatch: pytest.Monkey
 def test_a_running_variance_is_kept_without_a_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     take(FP32, monkeypatch)
     variance, gamma = torch.full((8,), 2.0), torch.ones(8)
-    running = cpu.Running(None, variance, 0.1, 1.5)
+    running = Running(None, variance, 0.1, 1.5)
     x = maps(Shape(2, 2, 8, 3, 3)).float()
     normalize(x, gamma, torch.zeros(8), Statistics((Block(2),)), 1e-5, running=running)
     assert_within(variance, 1.8 + 0.15 * x.double().var((0, 2, 3), correction=0), 1e-6)

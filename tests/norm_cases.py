@@ -2,7 +2,7 @@
 
 Nothing here names a method, so one that is added to the table meets every test, or fails for lack of a
 reference. ``VARIANTS`` are the methods that are made of moments, and none; every other method has a test file
-of its own, ``test_norms_<module>.py``.
+of its own, ``test_<module>.py``.
 """
 
 import itertools
@@ -85,8 +85,8 @@ def variants() -> Iterator[Any]:
 
 def _made_of_moments(norm: Choice) -> bool:
     seam = normalization(norm, 16, 2)
-    bare = seam.conv is Normalization().conv
-    return norm.name == "none" or (bare and isinstance(seam.layer(16), MomentNorm))
+    bare = seam.wrap_conv is Normalization().wrap_conv
+    return norm.name == "none" or (bare and isinstance(seam.make_layer(16), MomentNorm))
 
 
 def fitted(norm: Choice, channels: int) -> Choice:
@@ -98,6 +98,43 @@ def fitted(norm: Choice, channels: int) -> Choice:
 
 def normalization(norm: Choice, channels: int, norm_batch: int) -> Normalization:
     return build(fitted(norm, channels), norm_batch)
+
+
+Axis = pytest.MarkDecorator
+
+
+def pairwise(*axes: Axis) -> Axis:
+    """Parametrize over the product of ``axes``, marks of one argument each; most of it is slow.
+
+    The default tier has a small part in which any two values of two axes meet (a covering array, chosen
+    greedily), since a fault that takes three particular values at once is rare.
+    """
+    columns = [[_case(axis, index, value) for index, value in enumerate(axis.args[1])] for axis in axes]
+    product = list(itertools.product(*(range(len(column)) for column in columns)))
+    pairs = {
+        chosen: set(itertools.combinations(enumerate(chosen), 2))
+        for chosen in product
+        if not any(column[index].marks for column, index in zip(columns, chosen, strict=True))
+    }
+    default, uncovered = set(), set().union(*pairs.values())
+    while uncovered:
+        best = max(pairs, key=lambda chosen: len(pairs[chosen] & uncovered))
+        default.add(best)
+        uncovered -= pairs[best]
+    cases = []
+    for chosen in product:
+        row = [column[index] for column, index in zip(columns, chosen, strict=True)]
+        values, name = [case.values[0] for case in row], "-".join(str(case.id) for case in row)
+        cases.append(pytest.param(*values, id=name, marks=() if chosen in default else pytest.mark.slow))
+    return pytest.mark.parametrize([axis.args[0] for axis in axes], cases)
+
+
+def _case(axis: Axis, index: int, value: Any) -> Any:
+    """Return a value of an axis as ``pytest.param`` with an id."""
+    if isinstance(value, type(pytest.param())):
+        return value if value.id else value._replace(id=str(value.values[0]))
+    ids = axis.kwargs.get("ids", str)
+    return pytest.param(value, id=ids(value) if callable(ids) else ids[index])
 
 
 ENDINGS = pytest.mark.parametrize("ending", ["plain", "relu", "shortcut and relu"])
@@ -113,7 +150,7 @@ EVERY_AFFINE_METHOD = pytest.mark.parametrize(
 
 def layer(norm: Choice, channels: int, norm_batch: int, seed: int = 0) -> nn.Module:
     """A float64 layer whose parameters, drawn from 0.5 to 1.5, all matter to the result."""
-    module = normalization(norm, channels, norm_batch).layer(channels).double()
+    module = normalization(norm, channels, norm_batch).make_layer(channels).double()
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():

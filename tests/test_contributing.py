@@ -19,7 +19,7 @@ from normbench.norms.api import build
 from normbench.config.trial import Trial
 
 def layer(norm):
-    return build(Trial.model_validate({"norm": norm}).norm, None).layer(8)
+    return build(Trial.model_validate({"norm": norm}).norm, None).make_layer(8)
 
 x = torch.randn(3, 8, 5, 5)
 for name in ("halves", "my_norms:halves"):

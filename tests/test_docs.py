@@ -253,7 +253,7 @@ def test_a_method_of_ones_own_is_written_as_described(
     (code,) = re.findall(r"```python\n(.*?)```", PAGES["extending.md"], re.DOTALL)
     (tmp_path / "norms_of_the_documentation.py").write_text(code, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    layer = NORMS["norms_of_the_documentation:rms"].load()().layer(3)
+    layer = NORMS["norms_of_the_documentation:rms"].load()().make_layer(3)
     x = torch.randn(2, 3, 4, 4)
     expected = x / x.square().mean((1, 2, 3), keepdim=True).add(1e-5).sqrt()
     torch.testing.assert_close(layer(x), expected)

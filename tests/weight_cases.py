@@ -30,7 +30,7 @@ def exact(actual: Tensor, expected: Array | Tensor) -> None:
 def check_gradients(module: nn.Module, x: Tensor) -> None:
     """torch.autograd.gradcheck at float64 to its default 1e-5 + 1e-3 relative: inputs and parameters."""
     assert torch.autograd.gradcheck(
-        lambda x, *_: module(x), (x.clone().requires_grad_(), *module.parameters())
+        lambda x, *_: module(x), (x[:2, :, :4, :4].clone().requires_grad_(), *module.parameters())
     )
 
 

@@ -1,6 +1,6 @@
-"""What the families of residual networks are made of, whatever the order inside their blocks."""
+"""Layers that the families of residual networks share, and what their parameters belong to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +19,11 @@ class Position(NamedTuple):
 
     Attributes:
         stage: 0, 1 or 2.
-        channels_in: of its input.
-        channels: of its output.
-        stride: of its first convolution.
-        additions: branches summed in its input since the variance there was last 1: a stage's first block, as
-            in normalizer-free networks, starts anew behind it.
+        channels_in: channels of its input.
+        channels: channels of its output.
+        stride: stride of its first convolution.
+        additions: number of branches summed in its input since the variance was last 1, which it is again
+            behind the first block of a stage, as in normalizer-free networks.
     """
 
     stage: int
@@ -34,29 +34,32 @@ class Position(NamedTuple):
 
 
 def positions(depth: int, width: float) -> Iterator[Position]:
-    """The blocks of 6n + 2 layers, in order: three stages of n, with 16, 32, 64 channels times ``width``."""
-    each = (depth - 2) // 6
+    """Yield the blocks of 6n + 2 layers: three stages of n, with 16, 32 and 64 channels times ``width``."""
+    blocks = (depth - 2) // 6
     channels_in, additions = stem_channels(width), 0
     for stage, base in enumerate((16, 32, 64)):
         channels = max(1, round(base * width))
-        for index in range(each):
+        for index in range(blocks):
             stride = 2 if stage and not index else 1
             yield Position(stage, channels_in, channels, stride, additions)
             channels_in, additions = channels, additions + 1 if index else 1
 
 
 def stem_channels(width: float) -> int:
-    """Outputs of the first convolution."""
+    """Return the number of output channels of the first convolution."""
     return max(1, round(16 * width))
 
 
 def conv3x3(channels_in: int, channels: int, stride: int) -> nn.Conv2d:
-    """Without a bias, which a norm would cancel; initialised as in He et al. 2015, arXiv 1502.01852."""
+    """Return a 3×3 convolution without a bias, which a norm would cancel.
+
+    It is initialised as in He et al. 2015, arXiv 1502.01852.
+    """
     return _initialised(nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False))
 
 
 def conv1x1(channels_in: int, channels: int, stride: int) -> nn.Conv2d:
-    """Likewise."""
+    """Return a 1×1 convolution without a bias, initialised like :func:`conv3x3`."""
     return _initialised(nn.Conv2d(channels_in, channels, 1, stride, bias=False))
 
 
@@ -66,18 +69,18 @@ def _initialised(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 class FinalLinear(nn.Linear):
-    """The linear layer that gives logits, in the precision of its weights also where autocast would halve it.
+    """The linear layer that computes logits, in the precision of its weights also under autocast.
 
-    Of logits in bfloat16, with their 8 bits, the two largest can be equal, and then the lower class is taken.
+    In bfloat16, with 8 bits, the two largest logits can be equal; the class of lower number would be taken.
 
     Attributes:
-        full: whether it does that, or else what autocast says.
+        full: whether it ignores autocast.
     """
 
     full = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C] -> [N, classes]."""
+        """Return logits [N, classes] of features [N, C]."""
         if not self.full or x.is_meta or not torch.is_autocast_enabled(x.device.type):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -85,9 +88,10 @@ class FinalLinear(nn.Linear):
 
 
 class Dropout(nn.Module):
-    """Zeroes a share ``rate`` of the values in training and scales the others up (Srivastava et al. 2014).
+    """Dropout of a fraction ``rate`` of the values in training (Srivastava et al. 2014).
 
-    Which ones is a pure function of (seed of the trial, update, layer): a resumed trial drops the same.
+    Which values are dropped is a function of (seed of the trial, update, layer): a resumed trial drops the
+    same.
     """
 
     not_recorded = "step", "random"
@@ -101,16 +105,16 @@ class Dropout(nn.Module):
             self.key = int(torch.randint(2**62, (), device="cpu"))
 
     def at(self, clock: Clock) -> None:
-        """Take this update's values from a stream of its own."""
+        """Set the update, which has its own stream of random numbers."""
         self.step = clock.step
 
     def reseed(self) -> None:
-        """Begin this update's values anew."""
+        """Set the generator to the start of the stream of this update."""
         if self.random is not None:
             self.random.manual_seed((self.key + self.step * GOLDEN) % 2**64)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]."""
+        """Return x, [N, C, H, W], with values dropped and the others divided by 1 - rate."""
         if not self.training or x.is_meta:
             return x
         if self.random is None or self.random.device != x.device:
@@ -123,25 +127,25 @@ class Dropout(nn.Module):
         return x * kept.movedim(-1, 1).to(x.dtype).div_(1 - self.rate)
 
     def __getstate__(self) -> dict[str, object]:
-        """A copy draws from a generator of its own."""
+        """Return the state without the generator, so that a copy makes another."""
         return vars(self) | {"random": None}
 
 
 def dropout(rate: float) -> nn.Module:
-    """A layer for this rate; none at 0."""
+    """Return a dropout layer, or an identity at rate 0."""
     return Dropout(rate) if rate else nn.Identity()
 
 
 class Shortcut(torch.autograd.Function):
     """Every ``stride``-th row and column, with ``new_channels`` of zeros around the old channels.
 
-    What indexing and padding would do; their own backward pass answers in another memory order than
-    channels-last, and every addition that meets such a gradient is several times slower.
+    It does the same as indexing and padding, whose gradients are not channels-last; an addition of such a
+    gradient is several times slower.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stride: int, new_channels: int) -> Tensor:
-        """[N, C, H, W] -> [N, C + new_channels, ceil(H / stride), ceil(W / stride)]."""
+        """Map x, [N, C, H, W], to [N, C + new_channels, ceil(H / stride), ceil(W / stride)]."""
         ctx.shape, ctx.stride, ctx.before = x.shape, stride, new_channels // 2
         N, C = x.shape[:2]
         y = torch.zeros_like(
@@ -152,7 +156,35 @@ class Shortcut(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        """The gradient of x."""
+        """Return the gradient of x."""
         dx = torch.zeros_like(dy[:, :1, :1, :1].expand(ctx.shape), memory_format=CHANNELS_LAST)
         dx[:, :, :: ctx.stride, :: ctx.stride] = dy[:, ctx.before : ctx.before + ctx.shape[1]]
         return dx, None, None
+
+
+def place(model: nn.Module, name: str) -> str:
+    """Return which of ``PLACES`` a parameter or module of a network belongs to.
+
+    Args:
+        model: the network; its attribute ``places`` maps names of children to places, and all others are the
+            stages of these names.
+        name: the name in the network, such as ``stage2.0.norm1.gamma``.
+    """
+    child = name.partition(".")[0]
+    places: Mapping[str, str] = getattr(model, "places", {})
+    return places.get(child, child)
+
+
+def norm_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """Return gamma, beta and the other parameters that a method adds to a network.
+
+    These are all scalars and vectors but the bias of the final linear layer, since convolutions have no bias
+    unless a method adds it.
+    """
+    return {
+        parameter
+        for module in model.modules()
+        if not isinstance(module, FinalLinear)
+        for parameter in module.parameters(recurse=False)
+        if parameter.ndim <= 1
+    }

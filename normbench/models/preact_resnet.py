@@ -15,32 +15,33 @@ from normbench.norms.api import Normalization, relu
 
 
 class PreactBlock(nn.Module):
-    """Norm, ReLU and convolution, twice, beside a shortcut that nothing acts upon.
+    """Norm, ReLU and convolution, twice, beside an identity shortcut.
 
-    Where a stage begins, the shortcut is a strided 1×1 convolution of the activated input.
+    In the first block of a stage the shortcut is a strided 1×1 convolution of the activated input.
     """
 
-    into_norm: ClassVar = {"conv1": "norm2"}  # outputs that go there and nowhere else
+    # convolutions whose output goes to this norm alone
+    into_norm: ClassVar = {"conv1": "norm2"}
 
     def __init__(self, position: Position, norm: Normalization, drop: float) -> None:
         super().__init__()
         _, channels_in, channels, stride, additions = position
-        self.norm1 = norm.layer(channels_in)
-        self.conv1 = norm.conv(conv3x3(channels_in, channels, stride))
-        self.norm2 = norm.layer(channels)
+        self.norm1 = norm.make_layer(channels_in)
+        self.conv1 = norm.wrap_conv(conv3x3(channels_in, channels, stride))
+        self.norm2 = norm.make_layer(channels)
         self.dropout = dropout(drop)
-        self.conv2 = norm.conv(conv3x3(channels, channels, 1))
+        self.conv2 = norm.wrap_conv(conv3x3(channels, channels, 1))
         same = stride == 1 and channels_in == channels
-        self.projection = None if same else norm.conv(conv1x1(channels_in, channels, stride))
-        self.residual = norm.residual(additions)
+        self.projection = None if same else norm.wrap_conv(conv1x1(channels_in, channels, stride))
+        self.residual = norm.make_residual(additions)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C', H / stride, W / stride]."""
+        """Map x, [N, C, H, W], to [N, C', H / stride, W / stride]."""
         total: Tensor = self.residual(*self.summands(x))
         return total
 
     def summands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Shortcut and branch, which ``residual`` makes the block's output of."""
+        """Return shortcut and branch, which ``residual`` combines."""
         active = relu(self.norm1, x)
         if self.residual.beta != 1:
             active = active * self.residual.beta
@@ -55,26 +56,28 @@ class PreactResNet(nn.Module):
 
     Args:
         depth: 6n + 2.
-        width: multiplies the channels, rounded to whole ones.
-        classes: outputs of the linear layer.
-        norm: what stands in front of every ReLU, and what ends every block.
-        dropout: the share dropped between the two convolutions of a block, behind the ReLU.
+        width: factor of the numbers of channels, which are rounded.
+        classes: number of outputs of the linear layer.
+        norm: the method.
+        dropout: the fraction dropped between the two convolutions of a block, behind the ReLU.
     """
+
+    places: ClassVar = {"conv": "stem", "last_norm": "stage3", "linear": "final_linear"}
 
     def __init__(self, depth: int, width: float, classes: int, norm: Normalization, dropout: float) -> None:
         super().__init__()
-        self.conv = norm.conv(conv3x3(3, stem_channels(width), 1))
+        self.conv = norm.wrap_conv(conv3x3(3, stem_channels(width), 1))
         stages: tuple[list[nn.Module], ...] = [], [], []
         for position in positions(depth, width):
             stages[position.stage].append(PreactBlock(position, norm, dropout))
         self.stage1, self.stage2, self.stage3 = (nn.Sequential(*blocks) for blocks in stages)
-        self.last_norm = norm.layer(position.channels)
+        self.last_norm = norm.make_layer(position.channels)
         self.linear = FinalLinear(position.channels, classes)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> logits [N, classes]."""
+        """Return logits [N, classes] of images [N, 3, H, W]."""
         x = self.stage3(self.stage2(self.stage1(self.conv(x))))
         logits: Tensor = self.linear(relu(self.last_norm, x).mean((2, 3)))
         return logits

@@ -25,25 +25,26 @@ class Block(nn.Module):
     zeros.
     """
 
-    into_norm: ClassVar = {"conv1": "norm1", "conv2": "norm2"}  # outputs that go there and nowhere else
+    # convolutions whose output goes to this norm alone
+    into_norm: ClassVar = {"conv1": "norm1", "conv2": "norm2"}
 
     def __init__(self, position: Position, norm: Normalization, drop: float) -> None:
         super().__init__()
         _, channels_in, channels, self.stride, additions = position
-        self.conv1 = norm.conv(conv3x3(channels_in, channels, self.stride))
-        self.norm1 = norm.layer(channels)
+        self.conv1 = norm.wrap_conv(conv3x3(channels_in, channels, self.stride))
+        self.norm1 = norm.make_layer(channels)
         self.dropout = dropout(drop)
-        self.conv2 = norm.conv(conv3x3(channels, channels, 1))
-        self.norm2 = norm.layer(channels)
-        self.residual = norm.residual(additions)
+        self.conv2 = norm.wrap_conv(conv3x3(channels, channels, 1))
+        self.norm2 = norm.make_layer(channels)
+        self.residual = norm.make_residual(additions)
         self.new_channels = channels - channels_in
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C', H / stride, W / stride]."""
+        """Map x, [N, C, H, W], to [N, C', H / stride, W / stride]."""
         return relu(self.norm2, self._convolved(x), self._shortcut(x), self.residual)
 
     def summands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Shortcut and branch, which the block's output is the ReLU of the sum of."""
+        """Return shortcut and branch; the output of the block is the ReLU of their sum."""
         return self._shortcut(x), self.norm2(self._convolved(x))
 
     def _convolved(self, x: Tensor) -> Tensor:
@@ -61,18 +62,19 @@ class ResNet(nn.Module):
 
     Args:
         depth: 6n + 2.
-        width: multiplies the channels, rounded to whole ones.
-        classes: outputs of the linear layer.
-        norm: what stands behind every convolution.
-        dropout: the share dropped between the two convolutions of a block, behind the ReLU.
+        width: factor of the numbers of channels, which are rounded.
+        classes: number of outputs of the linear layer.
+        norm: the method.
+        dropout: the fraction dropped between the two convolutions of a block, behind the ReLU.
     """
 
     into_norm: ClassVar = {"conv": "norm"}
+    places: ClassVar = {"conv": "stem", "norm": "stem", "linear": "final_linear"}
 
     def __init__(self, depth: int, width: float, classes: int, norm: Normalization, dropout: float) -> None:
         super().__init__()
-        self.conv = norm.conv(conv3x3(3, stem_channels(width), 1))
-        self.norm = norm.layer(stem_channels(width))
+        self.conv = norm.wrap_conv(conv3x3(3, stem_channels(width), 1))
+        self.norm = norm.make_layer(stem_channels(width))
         stages: tuple[list[nn.Module], ...] = [], [], []
         for position in positions(depth, width):
             stages[position.stage].append(Block(position, norm, dropout))
@@ -80,14 +82,14 @@ class ResNet(nn.Module):
         self.linear = FinalLinear(position.channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [N, 3, H, W] -> logits [N, classes]."""
+        """Return logits [N, classes] of images [N, 3, H, W]."""
         x = relu(self.norm, self.conv(x))
         x = self.stage3(self.stage2(self.stage1(x)))
         logits: Tensor = self.linear(x.mean((2, 3)))
         return logits
 
     def zero_init_residual(self) -> None:
-        """Start every block as its shortcut: gamma = 0 in its last normalization, where that has one."""
+        """Set gamma, if any, to 0 in the last norm of each block, which then starts as its shortcut."""
         for module in self.modules():
             if isinstance(module, Block) and isinstance(
                 gamma := getattr(module.norm2, "gamma", None), Tensor

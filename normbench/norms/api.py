@@ -2,9 +2,10 @@
 
 import inspect
 import itertools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,12 +21,12 @@ class ShapeError(ValueError):
 
 
 class Clock(NamedTuple):
-    """When it is. ``Timed`` modules are told before every update.
+    """Progress of a training, which :class:`Timed` modules get before every update.
 
     Attributes:
-        step: updates made so far.
-        steps_per_epoch: updates of an epoch.
-        epochs: of the whole training.
+        step: number of updates made so far.
+        steps_per_epoch: number of updates in an epoch.
+        epochs: number of epochs of the whole training.
     """
 
     step: int
@@ -34,29 +35,29 @@ class Clock(NamedTuple):
 
     @property
     def epoch(self) -> float:
-        """Epochs made so far."""
+        """Return the number of epochs made so far, with the fraction of the current one."""
         return self.step / self.steps_per_epoch
 
 
 @runtime_checkable
 class Timed(Protocol):
-    """A module that behaves otherwise as training goes on."""
+    """A module whose behaviour depends on the progress of the training."""
 
     def at(self, clock: Clock) -> None:
-        """Take note of when it is; called before every update."""
+        """Set the progress of the training; called before every update."""
 
 
 class Sum(nn.Module):
-    """What ends a residual block: shortcut + branch.
+    """The end of a residual block: shortcut + branch.
 
     Attributes:
-        beta: what the block's input is multiplied by in front of the branch.
+        beta: factor of the block's input in front of the branch.
     """
 
     beta = 1.0
 
     def forward(self, shortcut: Tensor, branch: Tensor) -> Tensor:
-        """Both [N, C, H, W]."""
+        """Return shortcut + branch, [N, C, H, W] each."""
         return shortcut + branch
 
 
@@ -72,20 +73,39 @@ def _sum(_additions: int) -> Sum:
     return Sum()
 
 
+RENAMED = {"layer": "make_layer", "conv": "wrap_conv", "residual": "make_residual"}
+
+
+def _renamed(old: str) -> str:
+    """Return the present name of an argument of :class:`Normalization`; warn at the line with the old one."""
+    warnings.warn(f"Normalization: {old} is {RENAMED[old]} now", DeprecationWarning, stacklevel=3)
+    return RENAMED[old]
+
+
+class _AcceptsOldNames(type):
+    """A class whose arguments may have the names that they had before."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make an instance."""
+        for old in RENAMED.keys() & kwargs.keys():
+            kwargs[_renamed(old)] = kwargs.pop(old)
+        return super().__call__(*args, **kwargs)
+
+
 @dataclass(frozen=True)
-class Normalization:
-    """What a method does to a network: three places to act in, each doing nothing unless the method sets it.
+class Normalization(metaclass=_AcceptsOldNames):
+    """What a method does to a network; each attribute does nothing unless the method sets it.
 
     Attributes:
-        layer: channels -> the module that follows a convolution, [N, C, H, W] -> [N, C, H, W].
-        conv: a convolution -> the module that takes its place (weight norm, weight standardization).
-        residual: how many branches were added into a block's input since its variance was last 1 -> the
+        make_layer: channels -> the module that follows a convolution, [N, C, H, W] -> [N, C, H, W].
+        wrap_conv: a convolution -> the module that takes its place (weight norm, weight standardization).
+        make_residual: number of branches added into a block's input since its variance was last 1 -> the
             :class:`Sum` that ends the block.
     """
 
-    layer: Callable[[int], nn.Module] = _no_layer
-    conv: Callable[[nn.Conv2d], nn.Module] = _same_conv
-    residual: Callable[[int], Sum] = _sum
+    make_layer: Callable[[int], nn.Module] = _no_layer
+    wrap_conv: Callable[[nn.Conv2d], nn.Module] = _same_conv
+    make_residual: Callable[[int], Sum] = _sum
     clip: InitVar[None] = None
 
     def __post_init__(self, clip: object) -> None:
@@ -93,19 +113,27 @@ class Normalization:
         if clip is not None:
             raise TypeError("a Normalization takes no clip any more: gradients are clipped by trial.clip")
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Return an attribute by the name that it had before."""
+            if name in RENAMED:
+                return getattr(self, _renamed(name))
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
 
 _PLAIN = Sum()
 
 
 def relu(layer: nn.Module, x: Tensor, shortcut: Tensor | None = None, residual: Sum = _PLAIN) -> Tensor:
-    """relu(layer(x)) or relu(residual(shortcut, layer(x))); in one pass if the layer ``takes_relu``.
+    """Return relu(layer(x)) or relu(residual(shortcut, layer(x))), [N, C, H, W].
 
-    A layer that ``takes_relu`` is called as ``layer(x, shortcut, relu=True)``; it may put another activation
-    in the ReLU's place.
+    A layer with ``takes_relu = True`` computes both in one pass: it is called as ``layer(x, shortcut,
+    relu=True)`` and may replace the ReLU by an activation of the method.
     """
     if getattr(layer, "takes_relu", False) and (shortcut is None or type(residual) is Sum):
-        one_pass: Tensor = layer(x, shortcut, relu=True)
-        return one_pass
+        activated: Tensor = layer(x, shortcut, relu=True)
+        return activated
     y = layer(x)
     return F.relu(y if shortcut is None else residual(shortcut, y))
 
@@ -116,16 +144,16 @@ def build(
     norm_every: int = 1,
     norm_batches: int = 1,
 ) -> Normalization:
-    """The normalization that a trial names.
+    """Return the normalization that a trial names.
 
     Args:
         norm: the method and its options.
-        norm_batch_size: samples that share statistics, for methods that look across samples.
-        norm_every: a layer after every so many convolutions, none after the others.
-        norm_batches: of an update.
+        norm_batch_size: number of samples that share statistics, for methods that look across samples.
+        norm_every: k, for a layer after every k-th convolution and none after the others.
+        norm_batches: number of norm batches in an update.
 
     Raises:
-        OwnError: the method is a user's own and cannot be used.
+        OwnError: a user's method cannot be used.
     """
     method = NORMS[norm.name]
     across = {"norm_batch_size": norm_batch_size} if method.across_samples else {}
@@ -133,63 +161,69 @@ def build(
         across["norm_batches"] = norm_batches
     normalization: Normalization
     if method.own:
-        normalization = _own(method, norm.options, across)
+        normalization = _user_method(method, norm.options, across)
     else:
         normalization = method.load()(**norm.options, **across)
     if norm_every > 1:
-        normalization = replace(normalization, layer=_every(norm_every, normalization.layer))
+        normalization = replace(normalization, make_layer=_every(norm_every, normalization.make_layer))
     return normalization
 
 
 CURE = (
-    "let it 'return Normalization(layer=make)', where make(channels) gives the layer that follows a "
+    "let it 'return Normalization(make_layer=make)', where make(channels) gives the layer that follows a "
     "convolution, and import that by 'from normbench.norms.api import Normalization'"
 )
 
 
 class OwnError(ValueError):
-    """A user's own method cannot be used; the message names it and says why."""
+    """A user's method cannot be used; the message names it and says why."""
 
 
-def _own(method: Method, options: Mapping[str, Any], across: Mapping[str, Any]) -> Normalization:
-    """Of a user's function, which is given ``norm_batch_size`` only if it takes that."""
+def _user_method(method: Method, options: Mapping[str, Any], across: Mapping[str, Any]) -> Normalization:
+    """Call a user's function, with ``norm_batch_size`` only if it has a parameter of that name.
+
+    Raises:
+        OwnError: the function raises, or does not take these options, or returns something else.
+    """
     try:
         function = method.load()
         if isinstance(function, type) and issubclass(function, nn.Module):
             raise OwnError(f"norm {method.name} is a layer and gives no Normalization: {CURE}")
-        taken = inspect.signature(function).parameters
-        open_ = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
-        given = {**options, **(across if open_ or "norm_batch_size" in taken else {})}
-        if words := _misfit(taken, given, open_):
-            raise OwnError(f"norm {method.name} {words}")
+        parameters = inspect.signature(function).parameters
+        takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+        arguments = {**options, **(across if takes_any or "norm_batch_size" in parameters else {})}
+        if problem := _mismatch(parameters, arguments, takes_any):
+            raise OwnError(f"norm {method.name} {problem}")
         with Contained():
-            found = function(**given)
+            result = function(**arguments)
     except OwnError:
         raise
     except EndedProcess as error:
         raise OwnError(f"norm {method.name}: {error}") from error
     except Exception as error:
         raise OwnError(f"norm {method.name}: {type(error).__name__}: {error}") from error
-    if not isinstance(found, Normalization):
-        raise OwnError(f"norm {method.name} gives a {type(found).__name__} and not a Normalization: {CURE}")
-    return found
+    if not isinstance(result, Normalization):
+        raise OwnError(f"norm {method.name} gives a {type(result).__name__} and not a Normalization: {CURE}")
+    return result
 
 
-def _misfit(taken: Mapping[str, inspect.Parameter], given: Mapping[str, Any], open_: bool) -> str:
-    """Which option a function asks for and is not given, or is given and does not take; or nothing."""
-    named = [one for one in taken.values() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-    for one in named:
-        if one.default is one.empty and one.name not in given:
-            return f"has no default for its option {one.name!r} and is not given it"
-    names = [one.name for one in named]
-    for key in given:
-        if key not in names and not open_:
-            return f"takes no option {key!r}; it takes {', '.join(names) or 'none'}"
+def _mismatch(
+    parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any], takes_any: bool
+) -> str:
+    """Return which option a function requires and does not get, or gets and does not take; or ''."""
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    options = {name: parameter for name, parameter in parameters.items() if parameter.kind in kinds}
+    for name, parameter in options.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            return f"has no default for its option {name!r} and is not given it"
+    for key in arguments:
+        if key not in options and not takes_any:
+            return f"takes no option {key!r}; it takes {', '.join(options) or 'none'}"
     return ""
 
 
 def sources(norm: Choice) -> dict[str, str]:
-    """What a record says of a user's own code, as this process imported it; nothing for the table's methods.
+    """Return what a record states of a user's code as this process imported it; {} for the table's methods.
 
     ``own_norm_sha256`` is that of the file of the method; ``own_code_sha256`` takes in the modules beside it
     that it imports (see :mod:`normbench.config.user_code`).
@@ -198,31 +232,20 @@ def sources(norm: Choice) -> dict[str, str]:
     if not method.own:
         return {}
     method.load()
-    found = user_code.imported(method.target)
-    return {"own_norm_sha256": found.first, "own_code_sha256": found.sha256} if found.first else {}
+    code = user_code.imported(method.target)
+    return {"own_norm_sha256": code.first, "own_code_sha256": code.sha256} if code.first else {}
 
 
 def recordable(norm: Choice) -> bool:
-    """Whether updates with the method may be replayed (see ``recording``): a user's own has to say so.
+    """Return whether updates with the method may be recorded and replayed.
 
-    It does by an attribute of its function, ``recordable = True``: between passes nothing changes but
-    tensors, and these in place; and nothing is read or written but by operators of torch.
+    A user's method has to state it by an attribute of its function, ``recordable = True``: between passes
+    nothing changes but tensors, and these in place; and only operators of torch read or write.
     """
     return not NORMS[norm.name].own or getattr(NORMS[norm.name].load(), "recordable", False) is True
 
 
 def _every(k: int, layer: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
-    """Every k-th layer that a network asks for, starting with the k-th; nothing in place of the others."""
-    asked = itertools.count(1)
-    return lambda channels: layer(channels) if next(asked) % k == 0 else nn.Identity()
-
-
-def place(parameter: str) -> str:
-    """Which of ``PLACES`` a parameter of a network belongs to, by its name there."""
-    first = parameter.partition(".")[0]
-    return {"conv": "stem", "norm": "stem", "last_norm": "stage3", "linear": "final_linear"}.get(first, first)
-
-
-def is_norm_parameter(name: str, parameter: Tensor) -> bool:
-    """Gamma, beta and a method's own parameters, and not what convolutions and linear layers learn."""
-    return parameter.ndim <= 1 and not name.startswith("linear.")
+    """Return a function that makes every k-th layer of a network, from the k-th on, and else an identity."""
+    numbers = itertools.count(1)
+    return lambda channels: layer(channels) if next(numbers) % k == 0 else nn.Identity()

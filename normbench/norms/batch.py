@@ -1,4 +1,4 @@
-"""Batch normalization (Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1): a channel over all samples."""
+"""Batch normalization (Ioffe & Szegedy 2015, arXiv 1502.03167, algorithms 1 and 2)."""
 
 from functools import partial
 
@@ -7,16 +7,17 @@ from normbench.norms.moment_norm import Block, RunningMomentNorm, Statistics
 
 
 class BatchNorm(RunningMomentNorm):
-    """Statistics of each channel over consecutive ``norm_batch_size`` samples (all of them: plain BN)."""
+    """Normalization of each channel over ``norm_batch_size`` consecutive samples, H and W."""
 
     def statistics(self, C: int) -> Statistics:  # noqa: ARG002
-        """The samples of a norm batch share them; the channels do not."""
+        """Return statistics that the samples of a norm batch share, channel by channel."""
         return Statistics((Block(samples=self.norm_batch_size),))
 
 
 class FreezingBatchNorm(BatchNorm):
-    """In the last ``frozen_epochs`` the running statistics stand still and are used in training too (Wu &
-    Johnson 2021, arXiv 2105.07576).
+    """Batch normalization whose running statistics stand still in the last ``frozen_epochs`` epochs.
+
+    Training uses them then as inference does (Wu & Johnson 2021, arXiv 2105.07576).
     """
 
     def __init__(
@@ -26,11 +27,16 @@ class FreezingBatchNorm(BatchNorm):
         self.frozen_epochs = frozen_epochs
 
     def at(self, clock: Clock) -> None:
-        """Freeze in time."""
+        """Freeze the running statistics from the first of the last ``frozen_epochs`` epochs on."""
         self.frozen = clock.epoch >= clock.epochs - self.frozen_epochs
 
 
 def batch(eps: float, momentum: float, frozen_epochs: int, norm_batch_size: int) -> Normalization:
-    """Batch normalization after every convolution; Ghost BN is a ``norm_batch_size`` below the batch size."""
+    """Return batch normalization after every convolution.
+
+    A ``norm_batch_size`` below the batch size makes it Ghost BN (Hoffer et al. 2017, arXiv 1705.08741).
+    """
     layer = partial(FreezingBatchNorm, frozen_epochs=frozen_epochs) if frozen_epochs else BatchNorm
-    return Normalization(partial(layer, eps=eps, momentum=momentum, norm_batch_size=norm_batch_size))
+    return Normalization(
+        make_layer=partial(layer, eps=eps, momentum=momentum, norm_batch_size=norm_batch_size)
+    )

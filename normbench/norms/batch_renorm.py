@@ -7,11 +7,11 @@ from torch import Tensor
 
 from normbench.norms.api import Clock, Normalization
 from normbench.norms.moment_norm import Block, RunningMomentNorm, Statistics, normalize
-from normbench.norms.ops.cpu import Running
+from normbench.norms.ops.operators import Running
 
 
 class BatchRenorm(RunningMomentNorm):
-    """(x - mean) / deviation · r + d, then gamma and beta (algorithm 1).
+    """gamma · ((x - mean) / deviation · r + d) + beta (algorithm 1).
 
     r is deviation / running deviation within [1 / r_max, r_max], d is (mean - running mean) / running
     deviation within ±d_max, and both are constants to the gradient. The bounds are 1 and 0 (plain BN) for
@@ -41,7 +41,7 @@ class BatchRenorm(RunningMomentNorm):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The most that r and d may be now."""
+        """Return the present r_max and d_max."""
         return self._bounds
 
     @bounds.setter
@@ -49,15 +49,15 @@ class BatchRenorm(RunningMomentNorm):
         if vars(self).get("_bounds") == bounds:
             return
         self._bounds = r_max, d_max = bounds
-        for place, limit in enumerate((1 / r_max, r_max, d_max)):
-            self._limits[place].fill_(limit)
+        for index, limit in enumerate((1 / r_max, r_max, d_max)):
+            self._limits[index].fill_(limit)
 
     def statistics(self, C: int) -> Statistics:  # noqa: ARG002
-        """Those of batch normalization."""
+        """Return the statistics of batch normalization."""
         return Statistics((Block(samples=self.norm_batch_size),))
 
     def at(self, clock: Clock) -> None:
-        """Move the bounds."""
+        """Set the bounds for this update."""
         since = clock.epoch - self.warmup_epochs
         share = min(1.0, since / self.ramp_epochs if self.ramp_epochs else 1.0) if since >= 0 else 0.0
         r_max, d_max = self.ends
@@ -89,9 +89,9 @@ def batch_renorm(
     ramp_epochs: float,
     norm_batch_size: int,
 ) -> Normalization:
-    """Batch renormalization after every convolution."""
+    """Return batch renormalization after every convolution."""
     return Normalization(
-        layer=partial(
+        make_layer=partial(
             BatchRenorm,
             eps=eps,
             momentum=momentum,

@@ -1,7 +1,7 @@
 """EvoNorm S0 and B0 (Liu et al. 2020, arXiv 2004.02967, table 2): normalization and activation in one.
 
-In front of a convolution they stand for norm and ReLU. Where a sum comes between the two, as in the blocks of
-post-activation networks, they are not defined, so these take pre-activation networks only.
+They take the place of a norm and its ReLU. Where a sum comes between the two, as in the blocks of
+post-activation networks, they are not defined; so they are for pre-activation networks only.
 """
 
 from functools import partial
@@ -13,28 +13,28 @@ from torch import Tensor, nn
 from normbench.norms.api import Normalization, ShapeError
 from normbench.norms.moment_norm import Block, Statistics, constant_moments, normalize
 from normbench.norms.ops import sync
-from normbench.norms.ops.cpu import Running
+from normbench.norms.ops.operators import Running
 from normbench.norms.ops.pointwise import MapFunction, larger, multiply_add
 
 SWISH = MapFunction(lambda x, v: x * torch.sigmoid(v * x), code=1)
 
 
 class _Gated(torch.autograd.Function):
-    """x / max(a, v · x + b), whose derivative is b / gate² where the gate is the larger.
+    """x / max(a, v · x + b), whose derivative is b / gate² where gate = v · x + b is the larger.
 
-    Automatic differentiation takes (gate - v · x) / gate², which cancels for large x.
+    Automatic differentiation would compute (gate - v · x) / gate², which cancels for large x.
     """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
-        """x [N, C, H, W]; v, a and b [N, C, 1, 1]."""
+        """Compute it for x, [N, C, H, W], and v, a and b, [N, C, 1, 1] each."""
         ctx.save_for_backward(*arguments)
         x, v, a, b = arguments
         return x / larger(v * x + b, a)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Made of what is differentiable once more."""
+        """Return the gradients, from operators that can be differentiated again."""
         x, v, a, b = ctx.saved_tensors
         gate = v * x + b
         divisor = larger(gate, a)
@@ -50,7 +50,7 @@ GATED = MapFunction(_Gated.apply, code=2, divides=True)
 
 
 class EvoNorm(nn.Module):
-    """gamma · f(x) + beta, with a learned v for each channel inside f; gamma and v are initially 1."""
+    """gamma · f(x) + beta, with a learned v for each channel in f; gamma and v are initially 1, beta 0."""
 
     takes_relu = True
 
@@ -62,14 +62,14 @@ class EvoNorm(nn.Module):
         self.v = nn.Parameter(torch.ones(channels))
 
     def act(self, x: Tensor) -> Tensor:
-        """gamma · f(x) + beta; x and the result are [N, C, H, W]."""
+        """Return gamma · f(x) + beta for x, [N, C, H, W]."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = True) -> Tensor:
-        """Normalized and activated x, [N, C, H, W].
+        """Return x normalized and activated, [N, C, H, W].
 
         Raises:
-            ShapeError: asked for without its activation, or with a sum in front of that.
+            ShapeError: the network wants no activation here, or a sum in front of it.
         """
         if shortcut is not None or not relu:
             raise ShapeError("it is normalization and activation in one, and here a sum comes between them")
@@ -84,7 +84,7 @@ class EvoNormS0(EvoNorm):
         self.groups = groups
 
     def act(self, x: Tensor) -> Tensor:
-        """gamma · f(x) + beta.
+        """Return gamma · f(x) + beta.
 
         Raises:
             ShapeError: ``groups`` does not divide C, or a group holds a single value.
@@ -113,7 +113,7 @@ class EvoNormB0(EvoNorm):
         self.register_buffer("running_var", torch.ones(channels))
 
     def act(self, x: Tensor) -> Tensor:
-        """gamma · f(x) + beta.
+        """Return gamma · f(x) + beta.
 
         Raises:
             ShapeError: the norm batch does not divide N, or a map has one position.
@@ -127,8 +127,10 @@ class EvoNormB0(EvoNorm):
             raise ShapeError(words)
 
         if not self.training:
-            deviations = ((one + self.eps).sqrt() for one in (self.running_var, constant_moments(x).variance))
-            scale, shift, *inner = (one.expand(N, C) for one in (self.gamma, self.beta, self.v, *deviations))
+            variances = self.running_var, constant_moments(x).variance
+            deviations = ((variance + self.eps).sqrt() for variance in variances)
+            numbers = self.gamma, self.beta, self.v, *deviations
+            scale, shift, *inner = (number.expand(N, C) for number in numbers)
             return multiply_add(x, scale, shift, of=GATED, inner=inner)
         values = self.norm_batch_size * H * W
         running = Running(None, self.running_var, self.momentum, values / (values - 1))
@@ -138,12 +140,12 @@ class EvoNormB0(EvoNorm):
 
 
 def evonorm_s0(groups: int, eps: float) -> Normalization:
-    """EvoNorm S0 in front of every convolution."""
-    return Normalization(layer=partial(EvoNormS0, groups=groups, eps=eps))
+    """Return EvoNorm S0 in front of every convolution."""
+    return Normalization(make_layer=partial(EvoNormS0, groups=groups, eps=eps))
 
 
 def evonorm_b0(eps: float, momentum: float, norm_batch_size: int) -> Normalization:
-    """EvoNorm B0 in front of every convolution."""
+    """Return EvoNorm B0 in front of every convolution."""
     return Normalization(
-        layer=partial(EvoNormB0, eps=eps, momentum=momentum, norm_batch_size=norm_batch_size)
+        make_layer=partial(EvoNormB0, eps=eps, momentum=momentum, norm_batch_size=norm_batch_size)
     )

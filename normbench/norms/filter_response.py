@@ -10,9 +10,11 @@ from normbench.norms.moment_norm import Block, Statistics, normalize
 
 
 class FilterResponseNorm(nn.Module):
-    """gamma · x / sqrt(mean of x² over H, W + eps) + beta (equations 1 to 3), per sample and channel.
+    """Division by the root mean square over H and W of each channel of each sample (equations 1 to 3).
 
-    In place of a ReLU comes max(·, tau) with a learned tau for each channel, initially 0 (equation 4).
+    y = gamma · x / sqrt(mean of x² + eps) + beta
+
+    max(y, tau) with a learned tau for each channel, initially 0, takes the place of a ReLU (equation 4).
     """
 
     takes_relu = True
@@ -25,7 +27,7 @@ class FilterResponseNorm(nn.Module):
         self.tau = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Normalize x, [N, C, H, W]; add a shortcut and apply the threshold, if so asked.
+        """Normalize x, [N, C, H, W]; then add ``shortcut``, if any; with ``relu`` apply the threshold.
 
         Raises:
             ShapeError: a map has one position, and every output would be ±gamma + beta.
@@ -37,5 +39,5 @@ class FilterResponseNorm(nn.Module):
 
 
 def filter_response(eps: float) -> Normalization:
-    """Filter response normalization after every convolution, its threshold for every ReLU behind one."""
-    return Normalization(layer=partial(FilterResponseNorm, eps=eps))
+    """Return filter response normalization after every convolution, with its threshold for each ReLU."""
+    return Normalization(make_layer=partial(FilterResponseNorm, eps=eps))

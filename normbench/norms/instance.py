@@ -1,4 +1,4 @@
-"""Instance normalization (Ulyanov et al. 2016, arXiv 1607.08022): every channel of every sample alone."""
+"""Instance normalization (Ulyanov et al. 2016, arXiv 1607.08022, section 2)."""
 
 from functools import partial
 
@@ -7,13 +7,13 @@ from normbench.norms.moment_norm import Block, MomentNorm, Statistics
 
 
 class InstanceNorm(MomentNorm):
-    """Statistics over H and W only."""
+    """Normalization of each channel of each sample over H and W."""
 
     def statistics(self, C: int) -> Statistics:  # noqa: ARG002
-        """Nothing is shared."""
+        """Return statistics of each channel of each sample."""
         return Statistics((Block(),))
 
 
 def instance(eps: float) -> Normalization:
-    """Instance normalization, with gamma and beta, after every convolution."""
-    return Normalization(layer=partial(InstanceNorm, eps=eps))
+    """Return instance normalization, with gamma and beta, after every convolution."""
+    return Normalization(make_layer=partial(InstanceNorm, eps=eps))

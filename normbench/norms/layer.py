@@ -1,4 +1,4 @@
-"""Layer normalization (Ba et al. 2016, arXiv 1607.06450, equation 3): a sample over all its channels."""
+"""Layer normalization (Ba et al. 2016, arXiv 1607.06450, equation 3)."""
 
 from functools import partial
 
@@ -7,13 +7,13 @@ from normbench.norms.moment_norm import Block, MomentNorm, Statistics
 
 
 class LayerNorm(MomentNorm):
-    """Statistics over C, H and W; gamma and beta are one number a channel, as for the other methods."""
+    """Normalization of each sample over C, H and W; gamma and beta are [C], as for the other methods."""
 
     def statistics(self, C: int) -> Statistics:
-        """All channels of a sample share them."""
+        """Return statistics that all C channels of a sample share."""
         return Statistics((Block(channels=C),))
 
 
 def layer(eps: float) -> Normalization:
-    """Layer normalization after every convolution."""
-    return Normalization(layer=partial(LayerNorm, eps=eps))
+    """Return layer normalization after every convolution."""
+    return Normalization(make_layer=partial(LayerNorm, eps=eps))

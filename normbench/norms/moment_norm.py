@@ -1,4 +1,4 @@
-"""One idea under BN, LN, IN, GN and SN: which samples and channels share a mean and a variance.
+"""Normalization by moments: BN, LN, IN, GN and SN differ in which samples and channels share them.
 
 Everything starts from the mean and variance of each channel of each sample over its H·W positions. A method
 pools these over blocks of samples and channels (SN mixes three such poolings); gamma, beta and the pooled
@@ -7,15 +7,15 @@ statistics then make one multiply-add per element:
     y[n, c, h, w] = (x[n, c, h, w] - u[n, c]) * scale[n, c] + shift[n, c]
     scale = gamma / sqrt(variance + eps),   shift = beta - (mean - u) * scale
 
-Everything is measured from the mean u of its map, forward and backward: maps that lie far from 0 lose nothing
-to sums that cancel, and those of a constant are exact.
+All values are taken relative to the mean u of their map, forward and backward, so that no sums cancel for
+maps far from 0, and results for constant maps are exact.
 
 This file is the definition, in plain torch for any device and precision. On a CPU with a C compiler the same
 arithmetic runs in :mod:`normbench.norms.ops.cpu`, on a GPU in :mod:`normbench.norms.ops.gpu`;
-``tests/norms/test_cpu_kernels.py`` and ``tests/norms/test_triton_kernels.py`` hold them together.
+``tests/norms/test_cpu_kernels.py`` and ``tests/norms/test_triton_kernels.py`` compare them.
 
-Where several processes share a batch, what looks across samples pools the moments of all of them: that is all
-there is to synchronised normalization.
+Where several processes share a batch, methods that look across samples pool the moments of all of them, which
+is synchronised normalization.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.api import ShapeError
-from normbench.norms.ops import cpu, dispatch, sync
+from normbench.norms.ops import dispatch, sync
+from normbench.norms.ops.operators import Form, Method, Past, Running
 from normbench.norms.ops.pointwise import (
     IDENTITY,
     MapFunction,
@@ -33,11 +34,11 @@ from normbench.norms.ops.pointwise import (
     multiply_add,
     refuse_second_derivatives,
 )
-from normbench.norms.ops.running import averaged, correction, follow
+from normbench.norms.ops.running import average_over_updates, correction, follow
 
 
 class Block(NamedTuple):
-    """Statistics are shared by ``samples`` consecutive samples times ``channels`` consecutive channels."""
+    """A block of ``samples`` consecutive samples times ``channels`` consecutive channels with one mean."""
 
     samples: int = 1
     channels: int = 1
@@ -51,15 +52,15 @@ class Moments(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """How a layer normalizes a batch: a mixture of poolings.
+    """The statistics that a layer normalizes by: a mixture of poolings.
 
     Attributes:
         blocks: K poolings; running statistics follow the last.
         mean_weights: [K] mixing weights of the K means, which add up to 1; None for a single pooling.
         variance_weights: [K] mixing weights of the K variances; None for a single pooling.
-        bessel: start from variances over H·W - 1 instead of H·W.
-        squares: means of squares in place of variances.
-        centred: the mean is subtracted.
+        bessel: take the variances of maps over H·W - 1 instead of H·W.
+        squares: take means of squares in place of variances.
+        centred: subtract the mean.
     """
 
     blocks: tuple[Block, ...]
@@ -70,12 +71,12 @@ class Statistics(NamedTuple):
     centred: bool = True
 
     def check(self, N: int, C: int, positions: int) -> None:
-        """Refuse N samples of C channels and H·W positions that these statistics are not defined for.
+        """Check that these statistics are defined for N samples of C channels and H·W positions.
 
-        Where processes share a batch, N is this one's.
+        Where processes share a batch, N counts the samples of this process.
 
         Raises:
-            ShapeError: says which rule is broken.
+            ShapeError: they are not; the message states the rule.
         """
         N = sync.current().whole(N)
         for samples, channels in self.blocks:
@@ -91,12 +92,12 @@ class Statistics(NamedTuple):
 
 
 def moments(x: Tensor, bessel: bool = False) -> Moments:
-    """Mean and variance of x, [N, C, H, W], over H·W (``bessel``: H·W - 1), in fp32 or float64."""
+    """Return the moments of the maps of x, [N, C, H, W], in fp32 or float64; ``bessel``: over H·W - 1."""
     return _moments(*_centred(x.to(torch.promote_types(x.dtype, torch.float32))), bessel)
 
 
 def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of each map, [N, C], a constant to the gradient, and x less that."""
+    """Return the mean of each map, [N, C], a constant to the gradient, and x less that mean."""
     dispatch.note(dispatch.TORCH)
     with torch.no_grad():
         first = x[:, :, :1, :1]  # measured from here, the mean of a constant is exact
@@ -105,14 +106,14 @@ def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _moments(centre: Tensor, deviations: Tensor, bessel: bool) -> Moments:
-    """Of maps; what rounding left in the mean of the deviations is small, but carries its gradient."""
+    """Return the moments of maps; the mean of the deviations is only rounding, but carries the gradient."""
     rest = deviations.mean((2, 3))
     variance = deviations.square().mean((2, 3)) - rest.square()
     return _corrected(Moments(centre + rest, variance), deviations.shape[2] * deviations.shape[3], bessel)
 
 
 def constant_moments(x: Tensor, bessel: bool = False) -> Moments:
-    """The same; by the compiled kernels, where nothing is differentiated."""
+    """Return :func:`moments`, from the compiled kernels where nothing is differentiated."""
     compiled = None if torch.is_grad_enabled() else dispatch.suited(x)
     if compiled is None:
         return moments(x, bessel)
@@ -121,16 +122,16 @@ def constant_moments(x: Tensor, bessel: bool = False) -> Moments:
 
 
 def _corrected(parts: Moments, positions: int, bessel: bool) -> Moments:
-    """The same with variances over so many positions, less one if so asked."""
+    """Return moments over H·W = ``positions`` with the variance over H·W - 1, if ``bessel``."""
     return parts._replace(variance=parts.variance * (positions / (positions - 1))) if bessel else parts
 
 
 def pool(parts: Moments, block: Block) -> Moments:
-    """The moments of blocks, [N / samples, 1, C / channels, 1] each.
+    """Return the moments of blocks, [N / samples, 1, C / channels, 1] each.
 
     By the law of total variance, the variance of a block is the mean of its members' variances plus the
-    variance of their means: nothing is subtracted that could cancel. What rounding leaves of the deviations
-    from the first mean is added to it, which makes that of equal members exact.
+    variance of their means: no subtraction can cancel. The mean of the deviations from the mean, which is its
+    rounding error, is added to it, so that the mean of equal members is exact.
     """
     N, C = parts.mean.shape
     shape = N // block.samples, block.samples, C // block.channels, block.channels
@@ -142,27 +143,27 @@ def pool(parts: Moments, block: Block) -> Moments:
 
 
 def spread_out(pooled: Moments, block: Block, N: int, C: int) -> Moments:
-    """What :func:`pool` gave, repeated for every member of its block, [N, C] each."""
+    """Return the moments of blocks repeated for each of their members, [N, C] each; undoes :func:`pool`."""
     shape = N // block.samples, block.samples, C // block.channels, block.channels
     return Moments(*(part.expand(shape).reshape(N, C) for part in pooled))
 
 
-def whole_batch(own: Moments) -> Moments:
-    """The moments of the samples of all processes that share a batch, [P·N, C] each, from this one's."""
+def whole_batch(local: Moments) -> Moments:
+    """Gather the moments of the samples of all processes that share a batch, [N, C] -> [P·N, C] each."""
     if sync.current().processes == 1:
-        return own
-    mean, variance = sync.gathered(torch.stack(own, 1)).unbind(1)
+        return local
+    mean, variance = sync.all_gather(torch.stack(local, 1)).unbind(1)
     return Moments(mean, variance)
 
 
-def own_rows(moments: Moments) -> Moments:
-    """Of the moments of a whole batch, those of this process's samples."""
+def local_rows(moments: Moments) -> Moments:
+    """Return the moments of this process's samples from those of a whole batch, [P·N, C] -> [N, C] each."""
     share = sync.current()
     return Moments(*(share.rows(part) for part in moments))
 
 
 def mix(parts: Sequence[Moments], statistics: Statistics) -> Moments:
-    """The weighted mixture of K moments, [N, C] each."""
+    """Return the weighted mixture of K moments, [N, C] each."""
     if statistics.mean_weights is None or statistics.variance_weights is None:
         (only,) = parts
         return only
@@ -177,7 +178,7 @@ def mix(parts: Sequence[Moments], statistics: Statistics) -> Moments:
 def affine(
     mixed: Moments, gamma: Tensor, beta: Tensor, eps: float, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift, [N, C] each."""
+    """Return scale and shift, [N, C] each, of moments [N, C]."""
     scale = gamma / (mixed.variance + eps).sqrt()  # the gradient of rsqrt underflows from 1e18 on
     return scale, beta - mixed.mean * scale if centred else beta.expand_as(scale)
 
@@ -190,17 +191,17 @@ def normalize(
     eps: float,
     shortcut: Tensor | None = None,
     relu: bool = False,
-    running: cpu.Running | None = None,
+    running: Running | None = None,
     *,
     of: MapFunction = IDENTITY,
     inner: Tensor | None = None,
     floor: Tensor | None = None,
-    past: cpu.Past | None = None,
+    past: Past | None = None,
 ) -> Tensor:
-    """Normalize a batch by its own statistics; then add a shortcut and take the ReLU, if so asked.
+    """Normalize a batch by its own statistics; then add ``shortcut``, if any; take the ReLU if ``relu``.
 
-    y = f(x) · scale + shift, with f(x) = x (less the mean of the map, where one is subtracted anyway) unless
-    another is given; the statistics are always those of x.
+    y = f(x) · scale + shift, where f(x) = x by default (computed as x less the mean of the map, if a mean is
+    subtracted); the statistics are always those of x.
 
     Args:
         x: [N, C, H, W].
@@ -210,34 +211,38 @@ def normalize(
         eps: added to the variance before the square root.
         shortcut: [N, C, H, W], added to the normalized x.
         relu: end with max(·, 0).
-        running: statistics to move on by those of the last pooling, which they correct if they have bounds.
+        running: running statistics, updated by those of the last pooling, which they correct if they have
+            bounds.
         of: f.
-        inner: [C], f's own number.
-        floor: [C], in place of the ReLU's 0.
-        past: of the variances of the only pooling.
+        inner: [C], the parameter of f.
+        floor: [C], in place of the 0 of the ReLU.
+        past: earlier variances, which those of the only pooling are averaged with.
 
     Returns:
-        y, [N, C, H, W] in x's dtype.
+        y, [N, C, H, W] in the dtype of x.
+
+    Raises:
+        ValueError: mixing weights do not match the poolings, or running statistics follow several channels.
     """
     weights = statistics.mean_weights, statistics.variance_weights
     if weights.count(None) != (2 if len(statistics.blocks) == 1 else 0):
         raise ValueError("several poolings are mixed by weights of means and of variances, one by neither")
     if running is not None and statistics.blocks[-1].channels != 1:
         raise ValueError("running statistics follow the last pooling, which must be of single channels")
-    spanning = any(len(x) % block.samples for block in statistics.blocks)  # samples of other processes
+    is_spanning = any(len(x) % block.samples for block in statistics.blocks)  # samples of other processes
     bounds = None if running is None else running.bounds
     newest = None
-    if running is not None and sync.current().processes > 1 and not spanning:
+    if running is not None and sync.current().processes > 1 and not is_spanning:
         with torch.no_grad():  # running statistics follow those of all processes
             of_all = whole_batch(moments(x, statistics.bessel))
             newest = _pooled(of_all, statistics.blocks[-1], statistics.squares)
     following = running if newest is None or running is None else running._replace(follows=False)
-    form = cpu.Form(of.code or 0, shortcut is not None, relu)
+    form = Form(of.code or 0, shortcut is not None, relu)
     floor = floor if relu else None
     flags = statistics.bessel, statistics.squares, statistics.centred, bounds is not None
-    method = cpu.Method(statistics.blocks, eps, form, *flags)
+    method = Method(statistics.blocks, eps, form, *flags)
     compiled = None
-    if not spanning and _in_c(of, form, statistics, bounds is not None):
+    if not is_spanning and _is_compiled(of, form, statistics, bounds is not None):
         numbers = gamma, beta, *weights, inner
         compiled = dispatch.suited(x, *numbers, form=form, floor=floor, method=method, past=past)
     if compiled is not None:
@@ -245,22 +250,22 @@ def normalize(
             x, gamma, beta, *weights, inner, floor, shortcut, method, following, past, compiled
         )
     else:
-        ends = shortcut, relu, following, past, spanning, of, inner, floor
+        ends = shortcut, relu, following, past, is_spanning, of, inner, floor
         y = _by_torch(x, gamma, beta, statistics, eps, *ends)
     if running is not None and newest is not None:
         follow(running, *newest)
     return y
 
 
-def _in_c(of: MapFunction, form: cpu.Form, statistics: Statistics, corrected: bool) -> bool:
-    """Whether there are compiled forms of all that is asked for together."""
-    alone = not (of.divides and (statistics.centred or corrected))
-    return of.compiled(form) and alone
+def _is_compiled(of: MapFunction, form: Form, statistics: Statistics, is_corrected: bool) -> bool:
+    """Return whether the compiled kernels can do all of this in one call."""
+    fits = not (of.divides and (statistics.centred or is_corrected))
+    return of.compiled(form) and fits
 
 
-def _pooled(own: Moments, block: Block, squares: bool) -> Moments:
-    """Of blocks, with means of squares in place of variances if so asked."""
-    pooled = pool(own, block)
+def _pooled(parts: Moments, block: Block, squares: bool) -> Moments:
+    """Return the moments of blocks, with means of squares in place of variances if ``squares``."""
+    pooled = pool(parts, block)
     return pooled._replace(variance=pooled.variance + pooled.mean.square()) if squares else pooled
 
 
@@ -272,31 +277,34 @@ def _by_torch(
     eps: float,
     shortcut: Tensor | None,
     relu: bool,
-    running: cpu.Running | None,
-    past: cpu.Past | None,
-    spanning: bool,
+    running: Running | None,
+    past: Past | None,
+    is_spanning: bool,
     of: MapFunction,
     inner: Tensor | None,
     floor: Tensor | None,
 ) -> Tensor:
-    """The definition of :func:`normalize`; ``spanning``: samples of other processes share the statistics."""
+    """Compute :func:`normalize` by its definition.
+
+    ``is_spanning``: samples of several processes share statistics.
+    """
     dtype, positions = x.dtype, x.shape[2] * x.shape[3]
     x = x.to(torch.promote_types(dtype, torch.float32))  # once: its gradient is rounded when it is added up
     centre, deviations = _centred(x)
-    own = _moments(centre, deviations, statistics.bessel)
-    if spanning:
-        own = whole_batch(own)
-    N, C = own.mean.shape
-    pooled = [_pooled(own, block, statistics.squares) for block in statistics.blocks]
+    of_maps = _moments(centre, deviations, statistics.bessel)
+    if is_spanning:
+        of_maps = whole_batch(of_maps)
+    N, C = of_maps.mean.shape
+    pooled = [_pooled(of_maps, block, statistics.squares) for block in statistics.blocks]
     last = statistics.blocks[-1]
     if past is not None:
         (only,) = pooled
         values = last.samples * last.channels * positions
-        pooled = [only._replace(variance=averaged(past, only.variance, eps, values))]
+        pooled = [only._replace(variance=average_over_updates(past, only.variance, eps, values))]
 
     def of_samples(part: Moments, block: Block) -> Moments:
         rows = spread_out(part, block, N, C)
-        return own_rows(rows) if spanning else rows
+        return local_rows(rows) if is_spanning else rows
 
     if running is not None:
         if running.bounds is not None:
@@ -310,7 +318,8 @@ def _by_torch(
     mixed = mix(parts, statistics)
     numbers: tuple[Tensor, ...] = () if inner is None else (inner.expand_as(mixed.variance),)
     if of.divides:
-        divisors = ((one.variance + eps).sqrt() for one in (mixed, own_rows(own) if spanning else own))
+        both = mixed, local_rows(of_maps) if is_spanning else of_maps
+        divisors = ((part.variance + eps).sqrt() for part in both)
         scale, shift = gamma.expand_as(mixed.mean), beta.expand_as(mixed.mean)
         numbers = *numbers, *divisors
     else:
@@ -319,14 +328,14 @@ def _by_torch(
 
 
 class _Compiled(torch.autograd.Function):
-    """The same by the compiled kernels, with a hand-derived backward pass; keeps x, y and [N, C] numbers."""
+    """Normalization by the compiled kernels, whose backward pass is derived by hand."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
-        """See :func:`normalize`."""
+        """Compute :func:`normalize`; keeps x, y and tables of [N, C] for the backward pass."""
         x, *parameters, shortcut, method, running, past, compiled = arguments
         x = x.contiguous(memory_format=torch.channels_last)
-        parameters = [one if one is None else one.contiguous() for one in parameters]
+        parameters = [None if parameter is None else parameter.contiguous() for parameter in parameters]
         if shortcut is not None:
             shortcut = addend(shortcut, x)
         y, saved = compiled.forward(x, *parameters, shortcut, method, running, past)
@@ -337,17 +346,17 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """The gradients of x, gamma, beta, the mixing weights, f's numbers, the floor and the shortcut."""
+        """Return the gradients of x, gamma, beta, mixing weights, the parameter of f, floor and shortcut."""
         refuse_second_derivatives()
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        found = ctx.compiled.backward(dy, *ctx.saved_tensors, ctx.method, ctx.past)
-        return *found, None, None, None, None
+        inputs = ctx.compiled.backward(dy, *ctx.saved_tensors, ctx.method, ctx.past)
+        return *inputs, None, None, None, None
 
 
 class MomentNorm(nn.Module):
     """A layer that normalizes by pooled moments, then scales by gamma and shifts by beta.
 
-    A method is a subclass that says which statistics it takes.
+    A method is a subclass that implements :meth:`statistics`.
 
     Args:
         channels: C.
@@ -363,11 +372,11 @@ class MomentNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def statistics(self, C: int) -> Statistics:
-        """Which of the samples and of the C channels share a mean and a variance."""
+        """Return which samples and which of the C channels share a mean and a variance."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Normalize x, [N, C, H, W], by its own statistics; add a shortcut and take the ReLU, if so asked.
+        """Normalize x, [N, C, H, W], by its statistics; add ``shortcut``, if any; ``relu``: take the ReLU.
 
         Raises:
             ShapeError: the method has no statistics for this shape.
@@ -379,7 +388,7 @@ class MomentNorm(nn.Module):
 
 
 class RunningMomentNorm(MomentNorm):
-    """A moment norm whose last block looks across samples: it keeps running statistics of that for inference.
+    """A moment norm whose last block spans samples, with running statistics of it for inference.
 
     ``running = (1 - momentum) * running + momentum * (average over the norm batches)``, with the unbiased
     variance, as torch.nn.BatchNorm2d has it. Momentum 0.1 here is the decay 0.9 of the papers.
@@ -393,7 +402,7 @@ class RunningMomentNorm(MomentNorm):
 
     running_mean: Tensor
     running_var: Tensor
-    frozen = False  # the running statistics stand still and are used in training too
+    frozen = False  # whether the running statistics stand still and are used in training too
 
     def __init__(self, channels: int, eps: float, momentum: float, norm_batch_size: int) -> None:
         super().__init__(channels, eps)
@@ -403,7 +412,7 @@ class RunningMomentNorm(MomentNorm):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Normalize x, [N, C, H, W]: by its own statistics in training, by the running ones at inference.
+        """Normalize x, [N, C, H, W]: by its statistics in training, by the running ones at inference.
 
         Raises:
             ShapeError: the method has no statistics for this shape.
@@ -414,11 +423,11 @@ class RunningMomentNorm(MomentNorm):
             return self._infer(x, statistics, shortcut, relu)
         statistics.check(N, C, H * W)
         unbias = self.unbias(self.norm_batch_size * H * W)
-        running = cpu.Running(self.running_mean, self.running_var, self.momentum, unbias)
+        running = Running(self.running_mean, self.running_var, self.momentum, unbias)
         return normalize(x, self.gamma, self.beta, statistics, self.eps, shortcut, relu, running)
 
     def unbias(self, values: int) -> float:
-        """What turns a biased variance over ``values`` values into the one that is kept."""
+        """Return the factor from a biased variance over ``values`` values to the one that is kept."""
         return values / (values - 1)
 
     def _infer(self, x: Tensor, statistics: Statistics, shortcut: Tensor | None, relu: bool) -> Tensor:
@@ -426,8 +435,8 @@ class RunningMomentNorm(MomentNorm):
         parts = []
         if within := statistics.blocks[:-1]:  # the last is replaced by the running statistics
             statistics._replace(blocks=within).check(N, C, H * W)
-            own = constant_moments(x, statistics.bessel)
-            parts = [spread_out(pool(own, block), block, N, C) for block in within]
+            of_maps = constant_moments(x, statistics.bessel)
+            parts = [spread_out(pool(of_maps, block), block, N, C) for block in within]
         parts.append(Moments(self.running_mean.expand(N, C), self.running_var.expand(N, C)))
         scale, shift = affine(mix(parts, statistics), self.gamma, self.beta, self.eps)
         return multiply_add(x, scale, shift, shortcut, relu)

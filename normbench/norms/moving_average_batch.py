@@ -1,4 +1,4 @@
-"""Moving average batch normalization (Yan et al. 2020, arXiv 2001.06838): both passes see past updates."""
+"""Moving average batch normalization (Yan et al. 2020, arXiv 2001.06838, section 3)."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from normbench.norms.api import Clock, Normalization, ShapeError
 from normbench.norms.moment_norm import Block, Statistics, normalize
-from normbench.norms.ops.cpu import Past, Running
+from normbench.norms.ops.operators import Past, Running
 from normbench.norms.ops.pointwise import multiply_add
 from normbench.norms.reparam import CentredConv
 
@@ -30,10 +30,10 @@ class MovingAverageBatchNorm(nn.Module):
         eps: added to the mean of squares before the square root.
         momentum: weight of the newest average in the running one.
         norm_batch_size: samples that share statistics in training.
-        norm_batches: of an update.
-        window: updates.
-        warmup_updates: before the averages are used.
-        renorm_updates: before r is.
+        norm_batches: number of norm batches in an update.
+        window: number of updates that the averages run over.
+        warmup_updates: number of updates before the averages are used.
+        renorm_updates: number of updates before r is used.
     """
 
     takes_relu = True
@@ -67,12 +67,12 @@ class MovingAverageBatchNorm(nn.Module):
         self.register_buffer("gradients", torch.zeros(window, norm_batches, channels))
 
     def at(self, clock: Clock) -> None:
-        """Take note of whether there is a past to average over."""
+        """Set whether this update uses the averages and the correction."""
         self.averages = clock.step >= self.averages_from
         self.renormalizes = clock.step >= self.renormalizes_from
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Normalize x, [N, C, H, W]: by the past in training, by the running mean of squares at inference.
+        """Normalize x, [N, C, H, W]: by averages over past updates in training, at inference by running ones.
 
         Raises:
             ShapeError: there are no statistics for this shape.
@@ -105,9 +105,9 @@ def moving_average_batch(
     norm_batch_size: int,
     norm_batches: int,
 ) -> Normalization:
-    """Every convolution with centred weights, and moving average batch normalization behind it."""
+    """Return moving average batch normalization after every convolution, whose weights are centred."""
     return Normalization(
-        layer=partial(
+        make_layer=partial(
             MovingAverageBatchNorm,
             eps=eps,
             momentum=momentum,
@@ -117,5 +117,5 @@ def moving_average_batch(
             warmup_updates=warmup_updates,
             renorm_updates=renorm_updates,
         ),
-        conv=lambda plain: CentredConv(plain, bias=False),
+        wrap_conv=lambda plain: CentredConv(plain, bias=False),
     )

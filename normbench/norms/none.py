@@ -1,8 +1,8 @@
-"""No normalization: the network as it is, the control that every method is held against."""
+"""No normalization: the network as it is, the control that every method is compared with."""
 
 from normbench.norms.api import Normalization
 
 
 def none() -> Normalization:
-    """Nothing, in all four places."""
+    """Return the normalization that changes nothing."""
     return Normalization()

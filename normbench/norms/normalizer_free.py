@@ -1,7 +1,7 @@
 """Normalizer-free residual networks (Brock et al. 2021, arXiv 2101.08692): no statistics of activations.
 
 Constants and order are those of the authors' released code (nf_resnet.py, base.py). Every ReLU is multiplied
-by gamma, so that it keeps a variance of 1; weights are standardized and divided by the root of their fan-in;
+by gamma, so that its output has variance 1; weights are standardized and divided by the root of their fan-in;
 and a block computes x + alpha · skip_gain · branch(beta · x) with beta = 1 / sqrt(expected variance of x).
 """
 
@@ -14,24 +14,27 @@ from normbench.norms.api import Normalization, Sum
 from normbench.norms.ops.pointwise import multiply_add
 from normbench.norms.reparam import FunctionOfWeights, Scale, by_rows
 
-GAMMA = 1.7139588594436646  # as their code has it, an estimate of sqrt(2 / (1 - 1 / pi)) = 1.71286
-SMALLEST = 1e-4  # of fan-in · variance
+GAMMA = 1.7139588594436646  # of the released code, an estimate of sqrt(2 / (1 - 1 / pi)) = 1.71286
+SMALLEST = 1e-4  # bound of fan-in · variance
 
 
 class ScaledStandardizedConv(FunctionOfWeights):
-    """gain · (W - mean) / sqrt(max(fan-in · variance, 1e-4)), and a bias; gain is learned, initially 1."""
+    """A convolution with weights gain · (W - mean) / sqrt(max(fan-in · variance, 1e-4)), and a bias.
+
+    Mean and variance are over the fan-in of each output channel; gain is learned, initially 1.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(conv, bias=True)
         self.gain = nn.Parameter(self.weight.new_ones(conv.out_channels))
 
     def effective(self) -> Tensor:
-        """The scaled standardized weights (fan-in · biased variance is a sum of squares)."""
+        """Return the scaled standardized weights (fan-in · biased variance is a sum of squares)."""
         return by_rows(self.weight, centre=True, scale=Scale(self.gain, smallest=SMALLEST))
 
 
 class Gamma(nn.Module):
-    """gamma · x, and so gamma · relu(x) behind it: relu(gamma · x) is the same."""
+    """Multiplication by the constant gamma; relu(gamma · x) is gamma · relu(x)."""
 
     takes_relu = True
 
@@ -43,16 +46,17 @@ class Gamma(nn.Module):
         self.register_buffer("zero", torch.zeros(channels), persistent=False)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]."""
+        """Return gamma · x, [N, C, H, W]; then add ``shortcut``, if any, and take the ReLU, if so asked."""
         N, C = x.shape[:2]
         return multiply_add(x, self.gamma.expand(N, C), self.zero.expand(N, C), shortcut, relu)
 
 
 class SkipInit(Sum):
-    """shortcut + alpha · skip_gain · branch; the gain is learned, initially 0 (De & Smith 2020, 2002.10444).
+    """shortcut + alpha · skip_gain · branch, with a learned gain, initially 0 (De & Smith 2020, 2002.10444).
 
     Args:
-        additions: branches summed in the block's input since its variance was last 1, each adding alpha².
+        additions: number of branches summed in the block's input since its variance was last 1; each adds
+            alpha² to the variance.
         alpha: the scale of a branch.
     """
 
@@ -62,16 +66,16 @@ class SkipInit(Sum):
         self.skip_gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, shortcut: Tensor, branch: Tensor) -> Tensor:
-        """Both [N, C, H, W]."""
+        """Return the sum of shortcut and scaled branch, [N, C, H, W] each."""
         N, C = branch.shape[:2]
         scale = (self.alpha * self.skip_gain).expand(N, C)
         return multiply_add(branch, scale, torch.zeros_like(scale), shortcut)
 
 
 def normalizer_free(alpha: float) -> Normalization:
-    """Scaled standardized weights, gamma at every ReLU, scaled branches; pre-activation networks only."""
+    """Return scaled standardized weights, gamma at every ReLU and scaled branches (pre-activation only)."""
     return Normalization(
-        layer=Gamma,
-        conv=ScaledStandardizedConv,
-        residual=partial(SkipInit, alpha=alpha),
+        make_layer=Gamma,
+        wrap_conv=ScaledStandardizedConv,
+        make_residual=partial(SkipInit, alpha=alpha),
     )

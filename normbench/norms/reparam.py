@@ -1,6 +1,6 @@
 """Convolutions that compute with a function of their weights, recomputed at every use.
 
-One idea is under all of them. Every output channel has a row v of weights, its fan-in, and computes with
+Every output channel has a row v of weights, its fan-in, and computes with
 
     w = scale · u,   u = v - mean(v) or v itself,   scale = gain / sqrt(max(Σ u² / over + eps, smallest)) or 1
 
@@ -24,13 +24,13 @@ FAN_IN = (1, 2, 3)  # dimensions of a weight that feed one output channel: [out,
 
 
 class Scale(NamedTuple):
-    """gain / sqrt(max(Σ u² / over + eps, smallest)) for every row u.
+    """gain / sqrt(max(Σ u² / over + eps, smallest)) for each row u.
 
     Attributes:
         gain: [out]; None for 1.
-        over: the fan-in, where the mean of squares is meant.
-        eps: added to that.
-        smallest: where it takes over, and with recent torch at the bound itself, the sum has no gradient.
+        over: divisor of the sum: 1, or the fan-in for a mean of squares.
+        eps: addend.
+        smallest: lower bound; below it, and with recent torch at it, the sum has no gradient.
     """
 
     gain: Tensor | None = None
@@ -39,11 +39,11 @@ class Scale(NamedTuple):
     smallest: float = 0.0
 
     def of(self, rows: Tensor) -> Tensor:
-        """Of rows, [out, in, kh, kw], the scale of each, [out, 1, 1, 1]."""
+        """Return the scale, [out, 1, 1, 1], of each of the rows, [out, in, kh, kw]."""
         unit = None
         if not (self.eps or self.smallest):  # squares alone would leave the range of numbers
-            most = rows.detach().abs().amax(FAN_IN, keepdim=True)
-            unit = most.masked_fill(~most.isfinite(), 1)
+            largest = rows.detach().abs().amax(FAN_IN, keepdim=True)
+            unit = largest.masked_fill(~largest.isfinite(), 1)
             rows = rows / unit
         squares = rows.square().sum(FAN_IN, keepdim=True)
         if self.over != 1 or self.eps:
@@ -55,7 +55,7 @@ class Scale(NamedTuple):
 
 
 def by_rows(weight: Tensor, centre: bool, scale: Scale | None = None) -> Tensor:
-    """The weights, less the mean of each row if so asked, then times the scale of each row.
+    """Return the weights, with ``centre`` less the mean of each row, times the scale of each row.
 
     Args:
         weight: [out, in, kh, kw].
@@ -63,11 +63,11 @@ def by_rows(weight: Tensor, centre: bool, scale: Scale | None = None) -> Tensor:
         scale: None for 1.
 
     Returns:
-        What a convolution multiplies by, of the shape of ``weight``: in its precision, or in that of
-        autocast, rounded once, where it is compiled.
+        Weights of a convolution, [out, in, kh, kw]: in the precision of ``weight``, or where they are
+        compiled in that of autocast, rounded once.
     """
-    halved = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    dtype = torch.bfloat16 if halved else weight.dtype
+    is_halved = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    dtype = torch.bfloat16 if is_halved else weight.dtype
     compiled = cpu.compiled(dtype, weight)
     dispatch.note(dispatch.TORCH if compiled is None else dispatch.COMPILED)
     if compiled is not None:
@@ -81,18 +81,18 @@ def by_rows(weight: Tensor, centre: bool, scale: Scale | None = None) -> Tensor:
 
 
 def _in_rows(weight: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """As the kernels read them: every row in one piece, which it is in both memory formats."""
+    """Return both as the kernels read them: each row contiguous, which it is in both memory formats."""
     if not weight.is_contiguous(memory_format=torch.channels_last):
         weight = weight.contiguous()
     return weight, None if gain is None else gain.to(weight).contiguous()
 
 
 class _Compiled(torch.autograd.Function):
-    """The same in one call forward and one backward; keeps the weights and four numbers a row."""
+    """:func:`by_rows` in one compiled call per pass; keeps the weights and four numbers a row."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
-        """See :func:`by_rows`."""
+        """Compute :func:`by_rows`."""
         weight, gain, centre, length, dtype, compiled = arguments
         weight, gain = _in_rows(weight, gain)
         w, saved = compiled.weights(weight, gain, centre, length, dtype)
@@ -102,7 +102,7 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """The gradients of the weights and of the gain."""
+        """Return the gradients of the weights and of the gain."""
         refuse_second_derivatives()
         weight, gain, saved = ctx.saved_tensors
         order = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
@@ -112,11 +112,11 @@ class _Compiled(torch.autograd.Function):
 
 
 class FunctionOfWeights(nn.Module):
-    """A convolution with :meth:`effective` weights.
+    """A convolution whose weights are a function of its parameters, :meth:`effective`.
 
     Args:
-        conv: gives weight, stride and padding.
-        bias: add a learned one, initially 0, for networks in which no beta follows.
+        conv: source of weight, stride and padding.
+        bias: add a learned bias, initially 0, for networks in which no beta follows.
     """
 
     def __init__(self, conv: nn.Conv2d, bias: bool) -> None:
@@ -126,33 +126,33 @@ class FunctionOfWeights(nn.Module):
         self.stride, self.padding = conv.stride, conv.padding
 
     def effective(self) -> Tensor:
-        """What the convolution multiplies by, of the shape of ``weight``."""
+        """Return the weights that the convolution multiplies by, [out, in, kh, kw]."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C', H', W']."""
+        """Convolve x, [N, C, H, W], into [N, C', H', W']."""
         return F.conv2d(x, self.effective(), self.bias, self.stride, self.padding)
 
 
 class CentredConv(FunctionOfWeights):
-    """W - mean; the scale of the weights is left alone."""
+    """A convolution with weights W - mean, the mean over the fan-in of each output channel."""
 
     def effective(self) -> Tensor:
-        """The centred weights."""
+        """Return the centred weights."""
         return by_rows(self.weight, centre=True)
 
 
 def with_layer(conv: Callable[..., nn.Module], layer: str, groups: int) -> Normalization:
-    """Such convolutions, with group normalization behind them or, alone, with a bias.
+    """Return these convolutions with group normalization behind them or, without, with a bias.
 
     Args:
-        conv: (convolution, bias) -> the module that takes its place.
+        conv: (convolution, bias) -> the module that replaces it.
         layer: 'none' or 'group'.
-        groups: of group normalization.
+        groups: number of groups of group normalization.
     """
     if layer == "none":
-        return Normalization(conv=lambda plain: conv(plain, bias=True))
+        return Normalization(wrap_conv=lambda plain: conv(plain, bias=True))
     group = NORMS["group"]
     options = {key: option.default for key, option in group.options.items()} | {"groups": groups}
     behind: Normalization = group.load()(**options)
-    return Normalization(conv=lambda plain: conv(plain, bias=False), layer=behind.layer)
+    return Normalization(wrap_conv=lambda plain: conv(plain, bias=False), make_layer=behind.make_layer)

@@ -1,4 +1,4 @@
-"""Switchable normalization (Luo et al. 2019, arXiv 1806.10779, equations 2 to 5): IN, LN and BN, mixed."""
+"""Switchable normalization (Luo et al. 2019, arXiv 1806.10779, equations 2 to 5)."""
 
 from functools import partial
 
@@ -10,9 +10,10 @@ from normbench.norms.moment_norm import Block, RunningMomentNorm, Statistics
 
 
 class SwitchNorm(RunningMomentNorm):
-    """Mean and variance are each a softmax-weighted mixture of those of IN, LN and BN, in this order.
+    """Normalization by softmax-weighted mixtures of the means and of the variances of IN, LN and BN.
 
-    The softmax inputs ``mean_weight`` and ``var_weight`` (3 each, initially 1) are the lambdas of equation 5.
+    The softmax inputs ``mean_weight`` and ``var_weight``, [3] each and initially 1, are the lambdas of
+    equation 5, in this order.
     """
 
     def __init__(self, channels: int, eps: float, momentum: float, norm_batch_size: int) -> None:
@@ -21,26 +22,26 @@ class SwitchNorm(RunningMomentNorm):
         self.var_weight = nn.Parameter(torch.ones(3))
 
     def statistics(self, C: int) -> Statistics:
-        """IN's, LN's and BN's, mixed."""
+        """Return the mixture of the statistics of IN, LN and BN."""
         blocks = Block(), Block(channels=C), Block(samples=self.norm_batch_size)
         return Statistics(blocks, *self.importance())
 
     def importance(self) -> tuple[Tensor, Tensor]:
-        """The weights of IN, LN and BN in the mean, [3], and in the variance, [3]; each sums to 1."""
+        """Return the weights of IN, LN and BN in the mean, [3], and in the variance, [3]; each sums to 1."""
         return self.mean_weight.softmax(0), self.var_weight.softmax(0)
 
     def diagnostics(self) -> dict[str, dict[str, list[float]]]:
-        """The importance weights, for the record."""
+        """Return the importance weights, for the record."""
         mean, variance = self.importance()
         return {"switch_weights": {"mean": mean.tolist(), "variance": variance.tolist()}}
 
 
 class OfficialSwitchNorm(SwitchNorm):
-    """What the authors' released code (SwitchNorm2d) computes, which is not what the paper says.
+    """The computation of the authors' released code (SwitchNorm2d), which differs from the paper.
 
-    Its IN variance is unbiased (H·W - 1), and LN's and BN's are pooled from it and so are neither biased nor
-    unbiased; the running variance starts at 0 and averages them as they are. On 1×1 maps that code divides by
-    zero; this refuses.
+    The IN variance is unbiased (over H·W - 1); those of LN and BN are pooled from it and so are neither
+    biased nor unbiased; the running variance starts at 0 and averages those of BN without a correction. On
+    1×1 maps the released code divides by zero; this layer raises ShapeError.
     """
 
     def __init__(self, channels: int, eps: float, momentum: float, norm_batch_size: int) -> None:
@@ -48,15 +49,17 @@ class OfficialSwitchNorm(SwitchNorm):
         self.running_var.zero_()
 
     def statistics(self, C: int) -> Statistics:
-        """The same poolings of other variances."""
+        """Return the same poolings, of unbiased variances."""
         return super().statistics(C)._replace(bessel=True)
 
     def unbias(self, values: int) -> float:  # noqa: ARG002
-        """Nothing: the variance is kept as it is."""
+        """Return 1: the variance is kept as it is."""
         return 1.0
 
 
 def switchable(variance: str, eps: float, momentum: float, norm_batch_size: int) -> Normalization:
-    """Switchable normalization after every convolution; ``variance`` is 'paper' or 'official'."""
+    """Return switchable normalization after every convolution; ``variance`` is 'paper' or 'official'."""
     layer = {"paper": SwitchNorm, "official": OfficialSwitchNorm}[variance]
-    return Normalization(layer=partial(layer, eps=eps, momentum=momentum, norm_batch_size=norm_batch_size))
+    return Normalization(
+        make_layer=partial(layer, eps=eps, momentum=momentum, norm_batch_size=norm_batch_size)
+    )

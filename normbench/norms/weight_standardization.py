@@ -9,7 +9,9 @@ from normbench.norms.reparam import FunctionOfWeights, Scale, by_rows, with_laye
 
 
 class StandardizedConv(FunctionOfWeights):
-    """(W - mean) / sqrt(biased variance + eps), over the fan-in of every output channel (equations 7, 8).
+    """A convolution with weights (W - mean) / sqrt(biased variance + eps) (equations 7, 8).
+
+    Mean and variance are over the fan-in of each output channel.
 
     A channel of the output then has fan-in times the variance of the input: with no normalization behind it,
     as in ``layer: none``, activations grow from layer to layer (normalizer-free networks divide that out).
@@ -20,11 +22,11 @@ class StandardizedConv(FunctionOfWeights):
         self.eps = eps
 
     def effective(self) -> Tensor:
-        """The standardized weights (the biased variance is a sum of squares over the fan-in)."""
-        fan_in = self.weight[0].numel()
+        """Return the standardized weights."""
+        fan_in = self.weight[0].numel()  # the biased variance is a sum of squares over it
         return by_rows(self.weight, centre=True, scale=Scale(over=fan_in, eps=self.eps))
 
 
 def weight_standardization(layer: str, groups: int, eps: float) -> Normalization:
-    """Every convolution with standardized weights, and group normalization behind it or nothing."""
+    """Return standardized weights in every convolution, with group normalization or nothing behind it."""
     return with_layer(partial(StandardizedConv, eps=eps), layer, groups)

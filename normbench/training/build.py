@@ -11,7 +11,8 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.config.user_code import Contained, EndedProcess
-from normbench.norms.api import Normalization, OwnError, ShapeError, build, place
+from normbench.models.layers import place
+from normbench.norms.api import Normalization, OwnError, ShapeError, build
 from normbench.training.clipping import clip_of
 from normbench.training.device import process_lock
 
@@ -50,9 +51,9 @@ def _scaled(norm: Normalization, scale: float) -> Normalization:
     @torch.no_grad()
     def scaled_conv(conv: nn.Conv2d) -> nn.Module:
         conv.weight.mul_(scale)
-        return norm.conv(conv)
+        return norm.wrap_conv(conv)
 
-    return replace(norm, conv=scaled_conv)
+    return replace(norm, wrap_conv=scaled_conv)
 
 
 def check(trial: Trial, classes: int, image_size: int) -> int:
@@ -72,7 +73,7 @@ def check(trial: Trial, classes: int, image_size: int) -> int:
 
     def remember(layer: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal reached
-        where = f"{trial.model.name}'s {place(layer)} (module {layer!r})"
+        where = f"{trial.model.name}'s {place(model, layer)} (module {layer!r})"
         reached = f"{where}, which gets maps of shape {list(inputs[0].shape)}"
 
     make_images = torch.randn if is_own else torch.empty

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from normbench.config.catalog.clips import CLIPS
 from normbench.config.trial import Trial
-from normbench.norms.api import Clock, place
+from normbench.models.layers import place
+from normbench.norms.api import Clock
 
 SMALLEST_GRADIENT = 1e-6  # least norm that is divided by
 
@@ -70,7 +71,8 @@ class AdaptiveClip(_CountingClip):
         clipped = {
             name: parameter
             for name, parameter in model.named_parameters()
-            if place(name) not in exclude or name == "linear.bias"
+            if (where := place(model, name)) not in exclude
+            or (where == "final_linear" and parameter.ndim == 1)
         }
         super().__init__(model, (len(clipped),))
         self.threshold, self.eps, self.clipped = threshold, eps, clipped

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.config.trial import Trial
-from normbench.norms.api import is_norm_parameter
+from normbench.models.layers import norm_parameters
 
 
 def base_learning_rate(trial: Trial) -> float:
@@ -51,8 +51,9 @@ def optimizer(trial: Trial, model: nn.Module) -> torch.optim.SGD:
     settings = trial.optimizer
     norm: list[nn.Parameter] = []
     other: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (norm if is_norm_parameter(name, parameter) else other).append(parameter)
+    of_norms = norm_parameters(model)
+    for parameter in model.parameters():
+        (norm if parameter in of_norms else other).append(parameter)
     groups = [
         {"params": other, "weight_decay": settings.weight_decay},
         {"params": norm, "weight_decay": settings.weight_decay if settings.weight_decay_on_norm else 0.0},

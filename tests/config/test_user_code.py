@@ -32,7 +32,7 @@ class Layer(nn.Module):
 
 def f():
     {function}
-    return Normalization(layer=Layer)
+    return Normalization(make_layer=Layer)
 """
 CONFIG = """
 name: mine
@@ -191,12 +191,12 @@ def test_what_is_no_normalization_is_told_with_the_line_that_makes_it_one(
     write(code)
     with pytest.raises(run.Unusable, match=f"norm my_norms:f {what}: ") as refused:
         run.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
-    assert "return Normalization(layer=make)" in str(refused.value)
+    assert "return Normalization(make_layer=make)" in str(refused.value)
     assert "from normbench.norms.api import Normalization" in str(refused.value)
 
     write(
         "from torch import nn\nfrom normbench.norms.api import Normalization\n"
-        "def f():\n    make = nn.BatchNorm2d\n    return Normalization(layer=make)\n"
+        "def f():\n    make = nn.BatchNorm2d\n    return Normalization(make_layer=make)\n"
     )
     run.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
 

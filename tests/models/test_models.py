@@ -42,11 +42,6 @@ def made(model: Any = "resnet8", norm: Any = "batch", classes: int = 10, **setti
     return network(Trial(model=model, norm=norm, **settings), classes)
 
 
-@pytest.fixture
-def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "suited", lambda *_: None)
-
-
 # the architecture
 
 
@@ -60,17 +55,14 @@ def test_every_network_has_its_number_of_parameters_written_here() -> None:
 
 
 @EVERY_MODEL
-def test_the_number_of_parameters_is_he_et_als(name: str) -> None:
-    counted = sum(parameter.numel() for parameter in made(name).parameters())
+def test_the_numbers_of_parameters_and_of_layers_are_he_et_als(name: str) -> None:
+    model = made(name)
+    counted = sum(parameter.numel() for parameter in model.parameters())
     assert counted == PARAMETERS[name]
     if name in HE_ET_AL_MILLIONS:
         digits = 1 if name == "resnet110" else 2
         assert round(counted / 1e6, digits) == HE_ET_AL_MILLIONS[name]
-
-
-@EVERY_MODEL
-def test_the_depth_is_the_number_of_convolutions_and_linear_layers(name: str) -> None:
-    modules = list(made(name).modules())
+    modules = list(model.modules())
     deep = [module for module in modules if isinstance(module, nn.Conv2d | nn.Linear) and _deepens(module)]
     assert len(deep) == int(name.removeprefix("preact_").removeprefix("resnet"))
     assert all(module.bias is None for module in modules if isinstance(module, nn.Conv2d))
@@ -103,10 +95,12 @@ def test_the_width_multiplies_the_channels(width: float, channels: list[int]) ->
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 6, 6), (1, 3, 5, 7), (2, 1, 1, 1)], ids=str)
-@pytest.mark.parametrize(("stride", "new_channels"), [(2, 4), (2, 3), (2, 0), (1, 2)])
+@pytest.mark.parametrize(
+    ("shape", "stride", "new_channels"),
+    [((2, 4, 6, 6), 2, 4), ((1, 3, 5, 7), 2, 3), ((2, 1, 1, 1), 2, 0), ((1, 3, 5, 7), 1, 2)],
+)
 def test_the_shortcut_is_indexing_and_padding(shape: tuple[int, ...], stride: int, new_channels: int) -> None:
-    """He et al.'s option A, in value and gradient, exactly; and by finite differences."""
+    """He et al.'s option A, in value and gradient, exactly."""
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     y = Shortcut.apply(x, stride, new_channels)
     before = new_channels // 2
@@ -115,7 +109,6 @@ def test_the_shortcut_is_indexing_and_padding(shape: tuple[int, ...], stride: in
     assert y.is_contiguous(memory_format=torch.channels_last)
     dy = torch.randn_like(y)
     assert torch.equal(*(torch.autograd.grad(result, x, dy)[0] for result in (y, expected)))
-    assert torch.autograd.gradcheck(Shortcut.apply, (x, stride, new_channels))
 
 
 class _TheirBlock(nn.Module):
@@ -239,7 +232,7 @@ def test_every_method_starts_from_the_same_convolutions_and_linear_layer(norm: C
     assert all(torch.equal(other[name], value) for name, value in plain.items())
 
 
-@EVERY_MODEL
+@pytest.mark.parametrize("name", ["resnet20", "preact_resnet20"])
 def test_the_convolutions_start_as_he_et_al_say(name: str) -> None:
     """Normal with variance 2 / (k² · channels out), gamma 1, beta 0.
 
@@ -280,10 +273,6 @@ def _beside(block: Block, x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, block.new_channels // 2, block.new_channels - block.new_channels // 2))
 
 
-def test_without_it_no_block_does() -> None:
-    assert all((module.gamma == 1).all() for module in made("resnet8").modules() if hasattr(module, "gamma"))
-
-
 # what cannot be normalized
 
 
@@ -312,11 +301,10 @@ def test_a_refusal_names_method_network_layer_and_shape() -> None:
 
 
 @EVERY_METHOD
-@pytest.mark.parametrize("batch_size", [1, 2, 128])
-def test_what_can_be_normalized_passes(norm: Choice, batch_size: int) -> None:
-    """Nor does it draw from the global random numbers."""
+def test_what_can_be_normalized_passes(norm: Choice) -> None:
+    """With a single sample too; nor does it draw from the global random numbers."""
     before = torch.get_rng_state()
-    check(Trial(model="resnet8", norm=fitted(norm, 16).model_dump(), batch_size=batch_size), 10, 32)
+    check(Trial(model="resnet8", norm=fitted(norm, 16).model_dump(), batch_size=1), 10, 32)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -4,16 +4,19 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import tiny_trial
+from torch import nn
 
 from normbench.config import experiment as config
 from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
+from normbench.norms.api import Normalization, Sum
 from normbench.records import Record, Store
 from normbench.sweep import run as sweep
 from normbench.sweep.placement import Placement
@@ -35,7 +38,7 @@ class Scaled(nn.Module):
         return self.scale * self.batch(x)
 
 def scaled(scale=1.0):
-    return Normalization(layer=lambda channels: Scaled(channels, scale))
+    return Normalization(make_layer=lambda channels: Scaled(channels, scale))
 
 def ghost(norm_batch_size):
     assert norm_batch_size == 5, norm_batch_size
@@ -55,7 +58,7 @@ class Replacing(nn.Module):
         return x - self.mean
 
 def replacing():
-    return Normalization(layer=lambda channels: Replacing())
+    return Normalization(make_layer=lambda channels: Replacing())
 
 replacing.recordable = True
 
@@ -75,7 +78,7 @@ def clipping():
     return Normalization(clip=lambda model: nn.Module())
 
 def picky():
-    return Normalization(layer=lambda channels: Picky())
+    return Normalization(make_layer=lambda channels: Picky())
 
 class Late(nn.Module):
     def __init__(self):
@@ -88,7 +91,7 @@ class Late(nn.Module):
         return x
 
 def late():
-    return Normalization(layer=lambda channels: Late())
+    return Normalization(make_layer=lambda channels: Late())
 """
 CONFIG = """
 name: mine
@@ -321,7 +324,7 @@ def test_an_installed_package_brings_a_method_by_name(installed: Path) -> None:
         "try: Trial.model_validate({'norm': 'acm'})\n"
         "except ValueError as error: assert \"did you mean 'acme'?\" in str(error), error\n"
         "else: raise AssertionError\n"
-        "assert NORMS['acme_norms:groups_of_two'].load()().layer(8)\n"
+        "assert NORMS['acme_norms:groups_of_two'].load()().make_layer(8)\n"
     )
     environment = {"PYTHONPATH": f"{Path(config.__file__).parents[2]}:{installed}", "PATH": ""}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
@@ -336,3 +339,29 @@ def test_random_numbers_of_the_check_leave_none_behind(here: Path, tiny_data: Pa
     sweep.prepare([tiny_trial(norm="my_norms:scaled")], tiny_data, print, config.Execute())
 
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "value"),
+    [
+        ("layer", "make_layer", nn.BatchNorm2d),
+        ("conv", "wrap_conv", nn.utils.parametrizations.weight_norm),
+        ("residual", "make_residual", lambda additions: Sum()),
+    ],
+)
+def test_an_old_name_of_what_a_method_sets_still_works_and_warns(old: str, name: str, value: Any) -> None:
+    warning = f"^Normalization: {old} is {name} now$"
+    with pytest.warns(DeprecationWarning, match=warning) as warned:
+        made = Normalization(**{old: value})
+    assert warned[0].filename == __file__
+    assert made == Normalization(**{name: value})
+    with pytest.warns(DeprecationWarning, match=warning):
+        assert getattr(made, old) is value
+    with pytest.warns(DeprecationWarning, match=warning):
+        assert replace(Normalization(), **{old: value}) == made
+
+
+def test_no_other_name_works() -> None:
+    with pytest.raises(TypeError, match="'layers'"):
+        Normalization(layers=nn.BatchNorm2d)
+    assert not hasattr(Normalization(), "layers")

@@ -27,7 +27,7 @@ def layer(name: str) -> nn.Module:
 
 
 def maps(seed: int = 0, N: int = 6) -> Tensor:
-    return torch.randn(N, 4, 5, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+    return torch.randn(N, 4, 2, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
 
 
 def formula(name: str, module: nn.Module, x: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def formula(name: str, module: nn.Module, x: np.ndarray) -> np.ndarray:
         getattr(module, one).detach().numpy().reshape(1, -1, 1, 1) for one in ("gamma", "beta", "v")
     )
     if name == "S0":
-        grouped = x.reshape(len(x), 2, 2, 5, 5)
+        grouped = x.reshape(len(x), 2, 2, *x.shape[2:])
         variance = np.broadcast_to(grouped.var((2, 3, 4), keepdims=True), grouped.shape).reshape(x.shape)
         return gamma * x / (1 + np.exp(-v * x)) / np.sqrt(variance + 1e-5) + beta
     batches = [x[start : start + 3] for start in range(0, len(x), 3)]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from norm_cases import FORMATS, Arithmetic, assert_within, half_ulp, take
+from norm_cases import FORMATS, Arithmetic, assert_within, half_ulp, pairwise, take
 from torch import Tensor, nn
 
 from normbench.norms.normalizer_free import SMALLEST, ScaledStandardizedConv
@@ -59,10 +59,7 @@ def results(module: FunctionOfWeights, dw: Tensor, dtype: torch.dtype) -> dict[s
 
 
 @needs_compiler
-@EVERY_KIND
-@EVERY_SHAPE
-@OUTPUTS
-@FORMATS
+@pairwise(EVERY_KIND, EVERY_SHAPE, OUTPUTS, FORMATS)
 def test_compiled_it_gives_the_float64_weights_and_all_their_gradients(
     kind: str, shape: tuple[int, int, int, int], dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
@@ -107,9 +104,7 @@ def test_compiled_it_gives_the_float64_weights_and_all_their_gradients(
 
 
 @needs_compiler
-@EVERY_KIND
-@EVERY_SHAPE
-@FORMATS
+@pairwise(EVERY_KIND, EVERY_SHAPE, FORMATS)
 def test_in_bf16_the_weights_are_those_that_the_convolution_would_have_made(
     kind: str, shape: tuple[int, int, int, int], memory_format: torch.memory_format
 ) -> None:
@@ -140,10 +135,12 @@ def test_under_autocast_the_convolution_is_that_by_the_rounded_weights(kind: str
 
 
 @needs_compiler
-@EVERY_KIND
-@OUTPUTS
-@pytest.mark.parametrize("place", ["weight", "gradient", "gain"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pairwise(
+    EVERY_KIND,
+    OUTPUTS,
+    pytest.mark.parametrize("place", ["weight", "gradient", "gain"]),
+    pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")]),
+)
 def test_what_is_not_finite_comes_out_where_torch_says_so(
     kind: str, dtype: torch.dtype, place: str, bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

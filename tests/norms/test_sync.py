@@ -13,7 +13,19 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-from norm_cases import ARITHMETICS, Arithmetic, Shape, assert_within, layer, like, maps, put, take, variants
+from norm_cases import (
+    ARITHMETICS,
+    Arithmetic,
+    Shape,
+    assert_within,
+    layer,
+    like,
+    maps,
+    pairwise,
+    put,
+    take,
+    variants,
+)
 from torch import Tensor, nn
 
 from normbench.config.catalog.norms import NORMS
@@ -133,9 +145,11 @@ def test_several_processes_compute_what_one_does(
         assert_within(actual, expected, 1e-12 * max(1.0, float(expected.abs().max())), name)
 
 
-@ACROSS
-@pytest.mark.parametrize("arithmetic", ARITHMETICS[1:3], ids=str)
-@pytest.mark.parametrize("norm_batch", [8, 2])
+@pairwise(
+    ACROSS,
+    pytest.mark.parametrize("arithmetic", ARITHMETICS[1:3], ids=str),
+    pytest.mark.parametrize("norm_batch", [8, 2]),
+)
 def test_in_single_precision_too(
     norm: Choice, arithmetic: Arithmetic, norm_batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,28 +181,15 @@ def test_without_the_others_statistics_the_numbers_are_others(norm: Choice) -> N
 
 
 @pytest.mark.parametrize("norm", list(variants()))
-def test_at_inference_no_process_waits_for_another(norm: Choice) -> None:
+def test_no_process_waits_for_another_at_inference_or_for_a_method_of_single_samples(norm: Choice) -> None:
     """The leader evaluates alone; a group that does not exist cannot be asked."""
-    module = layer(norm, 16, 4).eval()
-    x = maps(Shape(4, 4, 16, 4, 4))
+    module, x = layer(norm, 16, 4), maps(Shape(4, 4, 16, 4, 4))
+    module.train(not NORMS[norm.name].across_samples)
+    options = {"relu": True} if getattr(module, "takes_relu", False) else {}
+    expected = module(x, **options)
 
     with sync.using(Share(1, 2, group=None)):
-        module(x, relu=True) if getattr(module, "takes_relu", False) else module(x)
-
-
-@pytest.mark.parametrize(
-    "norm",
-    [variant for variant in variants() if not NORMS[variant.values[0].name].across_samples],
-)
-def test_a_method_that_looks_at_single_samples_asks_nobody(norm: Choice) -> None:
-    module = layer(norm, 16, 4)
-    x = maps(Shape(4, 4, 16, 4, 4))
-    expected = module(x, relu=True) if getattr(module, "takes_relu", False) else module(x)
-
-    with sync.using(Share(1, 2, group=None)):
-        actual = module(x, relu=True) if getattr(module, "takes_relu", False) else module(x)
-
-    assert torch.equal(actual, expected)
+        assert torch.equal(module(x, **options), expected)
 
 
 # ---- what else looks across the batch
@@ -231,7 +232,7 @@ def test_weight_norm_is_initialised_by_the_whole_batch() -> None:
 def test_the_gradient_of_what_was_gathered_is_the_sum_over_processes() -> None:
     def gradient(share: Share) -> Tensor:
         own = torch.full((2, 3), float(share.rank), requires_grad=True)
-        (sync.gathered(own) * (share.rank + 1)).sum().backward()
+        (sync.all_gather(own) * (share.rank + 1)).sum().backward()
         assert own.grad is not None
         return own.grad
 

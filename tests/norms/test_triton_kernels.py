@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from normbench.norms.ops import cpu, dispatch
-from normbench.norms.ops.cpu import Form, Method, Pair
+from normbench.norms.ops import dispatch
+from normbench.norms.ops.operators import Form, Method, Pair, Past, Running
 
 pytest.importorskip("triton", reason="this torch was built without Triton")
 import triton
@@ -101,7 +101,7 @@ def step(
     x, dy, shortcut = (torch.empty(N, C, P, 1, dtype=dtype, device=where) for _ in range(3))
     row, method = torch.empty(C, device=where), Method(blocks, 1e-5, form)
     weights = [torch.empty(len(blocks), device=where) if len(blocks) > 1 else None] * 2
-    running = cpu.Running(row, row, 0.1, 1.0) if blocks[-1][1] == 1 else None
+    running = Running(row, row, 0.1, 1.0) if blocks[-1][1] == 1 else None
     given = shortcut if form.shortcut else None
     y, saved = Fused().forward(x, row, row, *weights, None, None, given, method, running, None)
     Fused().backward(dy, x, y, *weights, None, None, saved, method, None)
@@ -202,7 +202,7 @@ def test_poolings_that_fit_into_no_layout_have_none() -> None:
 
 def test_what_they_are_not_for_is_said_to_be_so() -> None:
     x, method = torch.empty(4, 16, 2, 2), Method(((4, 1),), 1e-5, Form())
-    past = cpu.Past(torch.empty(2, 1), torch.empty(2, 1), True)
+    past = Past(torch.empty(2, 1), torch.empty(2, 1), True)
     there = Fused().covers
 
     assert there(x, Form(), None, None, None)

@@ -39,9 +39,9 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
 def test_group_normalization_stands_behind_it_or_a_bias(name: str) -> None:
     behind = build(Trial(norm={"name": name, "groups": 4}).norm, None)
     alone = build(Trial(norm={"name": name, "layer": "none"}).norm, None)
-    layer = behind.layer(16)
+    layer = behind.make_layer(16)
     assert isinstance(layer, GroupNorm)
     assert layer.groups == 4
-    assert behind.conv(conv()).bias is None
-    assert isinstance(alone.layer(16), torch.nn.Identity)
-    exact(alone.conv(conv()).bias, np.zeros(4))
+    assert behind.wrap_conv(conv()).bias is None
+    assert isinstance(alone.make_layer(16), torch.nn.Identity)
+    exact(alone.wrap_conv(conv()).bias, np.zeros(4))

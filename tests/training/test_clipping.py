@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from normbench.config.catalog.clips import CLIPS, PLACES
 from normbench.config.trial import Trial
-from normbench.norms.api import Clock, place
+from normbench.models.layers import place
+from normbench.norms.api import Clock
 from normbench.records import Record
 from normbench.training.build import network
 from normbench.training.clipping import AdaptiveClip, GlobalNormClip
@@ -76,14 +77,15 @@ def test_agc_leaves_the_excluded_places_alone(excluded: str) -> None:
     before = gradients(net)
     AdaptiveClip(net, 1e-9, 1e-3, (excluded,))()
     left = {name for name, parameter in net.named_parameters() if torch.equal(parameter.grad, before[name])}
-    expected = {name for name, _ in net.named_parameters() if place(name) == excluded} - {"linear.bias"}
+    expected = {name for name, _ in net.named_parameters() if place(net, name) == excluded} - {"linear.bias"}
     assert left == expected
     assert left
 
 
 def test_every_parameter_of_every_network_has_a_place() -> None:
     for name in ("resnet20", "preact_resnet20"):
-        assert {place(one) for one, _ in network(Trial(model=name), 10).named_parameters()} == set(PLACES)
+        net = network(Trial(model=name), 10)
+        assert {place(net, parameter) for parameter, _ in net.named_parameters()} == set(PLACES)
 
 
 def test_agc_reports_the_share_of_clipped_units_of_an_epoch() -> None:

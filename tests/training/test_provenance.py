@@ -173,22 +173,22 @@ class Scaled(nn.Module):
         return x * self.scale[:, None, None]
 
 def of_moments():
-    return Normalization(layer=lambda channels: Halves(channels, 1e-5))
+    return Normalization(make_layer=lambda channels: Halves(channels, 1e-5))
 
 def of_the_table():
     return group(groups=2, eps=1e-5)
 
 def of_torch():
-    return Normalization(layer=nn.BatchNorm2d)
+    return Normalization(make_layer=nn.BatchNorm2d)
 
 def by_hand():
-    return Normalization(layer=Scaled)
+    return Normalization(make_layer=Scaled)
 
 def mixed():
-    return Normalization(layer=lambda channels: nn.Sequential(Halves(channels, 1e-5), Scaled(channels)))
+    return Normalization(make_layer=lambda channels: nn.Sequential(Halves(channels, 1e-5), Scaled(channels)))
 
 def of_weights():
-    return Normalization(conv=nn.utils.parametrizations.weight_norm)
+    return Normalization(wrap_conv=nn.utils.parametrizations.weight_norm)
 
 def nothing():
     return Normalization()

@@ -190,7 +190,7 @@ def test_the_cumulative_average_is_that_of_all_batches(norm: str, momentum: floa
     Every update rounds what is kept in fp32 by 6e-8 of its size, and that over the momentum may be lost.
     """
     choice = tiny_trial(norm={"name": norm, "momentum": momentum}).norm
-    model = nn.Sequential(build(choice, 6).layer(8))
+    model = nn.Sequential(build(choice, 6).make_layer(8))
     evaluation, batches = Cumulative(epochs=2), []
     random = torch.Generator().manual_seed(0)
     for step in range(12):  # three epochs of four

@@ -1,9 +1,7 @@
-"""What is compiled: the moment norms (``kernels.c``) and functions of weights (``weights.c``).
+"""The operators in C for CPUs: of maps (``kernels.c``) and of weights (``weights.c``).
 
-Built once per machine and called through ctypes.
-
-Without a compiler and in other precisions than fp32 and bf16 there are none and torch takes over; GPUs have
-:mod:`normbench.norms.ops.gpu`. ``NORMBENCH_KERNELS=off`` turns them off.
+They are built once per machine and called through ctypes. Without a compiler, and in other precisions than
+fp32 and bf16, plain torch computes. ``NORMBENCH_KERNELS=off`` turns them off.
 """
 
 import contextlib
@@ -19,102 +17,23 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from normbench.files import user_cache
+from normbench.norms.ops.operators import Form, Length, Method, Past, Running
 from normbench.norms.ops.tracing import in_two_parts, one_call
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "weights.c"))
 HEADERS = (Path(__file__).with_name("lanes.h"),)
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-std=gnu11")
-VERSION_SECONDS, COMPILE_SECONDS = 20.0, 120.0  # that a compiler may take to name itself, and to compile
-Pair = tuple[int, int]
-Length = tuple[float, float, float]
-
-
-class Running(NamedTuple):
-    """Statistics that follow those of the last pooling, averaged over its norm batches.
-
-    ``running += momentum * (average - running)``
-
-    Attributes:
-        mean: [C], updated in place.
-        variance: [C], updated in place.
-        momentum: weight of the newest batch.
-        unbias: multiplies the batch's variance first.
-        bounds: [3]; of a correction by the statistics as they were before: the least and the most factor, and
-            the most, in deviations, that is added.
-        follows: False for statistics that only correct.
-    """
-
-    mean: Tensor | None
-    variance: Tensor
-    momentum: float
-    unbias: float
-    bounds: Tensor | None = None
-    follows: bool = True
-
-
-class Past(NamedTuple):
-    """The last variances of every block, and their gradients.
-
-    Attributes:
-        variances: [window, blocks, ...], newest last; each update's are put there in place.
-        gradients: likewise: of block b, -2 (V_b + eps) / (values of the block) · dL/dV_b.
-        averages: those over the window are used in place of the newest.
-    """
-
-    variances: Tensor
-    gradients: Tensor
-    averages: bool
-
-
-class Form(NamedTuple):
-    """What is made of every value of a map: f(x) · scale + shift, and what follows in the same pass.
-
-    Attributes:
-        of: f, by its number in kernels.c.
-        shortcut: one is added to it.
-        floor: what is below that, of a ReLU 0, is raised to it.
-    """
-
-    of: int = 0
-    shortcut: bool = False
-    floor: bool = False
-
-    @property
-    def then(self) -> int:
-        """The enumeration of kernels.c."""
-        return self.shortcut + 2 * self.floor
-
-
-class Method(NamedTuple):
-    """What to compute.
-
-    Attributes:
-        blocks: poolings (samples, channels).
-        eps: added to the variance.
-        form: what is made of the values.
-        bessel: variances over H·W - 1 and not H·W.
-        squares: means of squares in place of variances.
-        centred: the mean is subtracted.
-        corrected: by running statistics.
-    """
-
-    blocks: tuple[Pair, ...]
-    eps: float
-    form: Form
-    bessel: bool = False
-    squares: bool = False
-    centred: bool = True
-    corrected: bool = False
+VERSION_SECONDS, COMPILE_SECONDS = 20.0, 120.0  # limits of --version and of a compilation
 
 
 def _structure(**fields: Any) -> Any:
-    """As C has it, field by field."""
+    """Return a ctypes structure with these fields."""
     return type("Structure", (ctypes.Structure,), {"_fields_": [*fields.items()]})
 
 
@@ -135,16 +54,18 @@ _Gradients = _structure(
 
 @cache
 def _method(method: Method, positions: int) -> Any:
-    """A pointer to the method as C has it, for maps of so many positions."""
+    """Return a pointer to the C structure of a method, for maps of ``positions`` values."""
     longs = ctypes.c_long * len(method.blocks)
-    samples, channels = (longs(*of_all) for of_all in zip(*method.blocks, strict=True))
-    bessel = positions / (positions - 1) if method.bessel else 1.0
+    samples, channels = (longs(*sizes) for sizes in zip(*method.blocks, strict=True))
+    bessel = method.bessel_factor(positions)
     flags = method.squares, method.centred, method.corrected, method.form.of, method.form.then
     return ctypes.pointer(_Method(len(method.blocks), samples, channels, bessel, method.eps, *flags))
 
 
 class Kernels:
-    """Normalization of channels-last tensors of one dtype, forward and backward, by its own statistics."""
+    """:class:`normbench.norms.ops.operators.Operators` in C for one dtype, and those of weights."""
+
+    name = "compiled"
 
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, whole = ctypes.c_void_p, ctypes.c_long
@@ -166,14 +87,14 @@ class Kernels:
     def weights(
         self, v: Tensor, gain: Tensor | None, centre: bool, length: Length | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """What :func:`normbench.norms.reparam.by_rows` makes of v, and what backward needs.
+        """Return :func:`normbench.norms.reparam.by_rows` of v, and a tensor for the backward pass.
 
         Args:
-            v: its rows, v[0] the first, each in one piece.
-            gain: one number a row.
+            v: [out, in, kh, kw], each row v[i] contiguous.
+            gain: [out].
             centre: subtract the mean of each row.
-            length: divisor, addend and smallest of what stands under the root; None for no scale.
-            dtype: to write, that of these kernels.
+            length: divisor, addend and lower bound of the sum of squares; None for no scale.
+            dtype: of the result, that of these kernels.
         """
         w, saved = torch.empty_like(v, dtype=dtype), torch.empty((4, len(v)), dtype=torch.float32)
         shape = len(v), v.numel() // len(v)
@@ -186,15 +107,15 @@ class Kernels:
     def weights_backward(
         self, dw: Tensor, v: Tensor, gain: Tensor | None, saved: Tensor, centre: bool, scaled: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The gradients of v and of the gain; dw lies as v does."""
+        """Return the gradients of v and of the gain; dw has the memory order of v."""
         dv, dgain = torch.empty_like(v), None if gain is None else torch.empty_like(gain)
-        pointers = (_at(one) for one in (dw, v, gain, saved, dv, dgain))
+        pointers = map(_at, (dw, v, gain, saved, dv, dgain))
         self._library.weights_backward(*pointers, len(v), v.numel() // len(v), centre, scaled)
         return dv, dgain
 
     @one_call
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of every map of every sample, [N, C] each."""
+        """Compute ``Operators.moments``."""
         N, C, H, W = x.shape
         mean, variance = (torch.empty(N, C, dtype=torch.float32) for _ in range(2))
         self._library.moments(_at(x), _at(mean), _at(variance), N, H * W, C)
@@ -211,11 +132,11 @@ class Kernels:
         inner: Tensor | None = None,
         floor: Tensor | None = None,
     ) -> Tensor:
-        """f(x) · scale + shift, with what follows; scale and shift are [N, C], f's numbers [K, N, C]."""
+        """Compute ``Operators.multiply_add``."""
         N, C, H, W = x.shape
         y = torch.empty_like(x)
         added = x if shortcut is None else shortcut
-        pointers = (_at(one) for one in (x, scale, shift, None, inner, added, floor, y))
+        pointers = map(_at, (x, scale, shift, None, inner, added, floor, y))
         self._library.multiply_add(*pointers, N, H * W, C, form.of, form.then)
         return y
 
@@ -232,7 +153,7 @@ class Kernels:
         floor: Tensor | None = None,
         more: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
-        """Of :meth:`multiply_add`: the gradients of scale, shift, f's numbers, floor [N, C] and an addend."""
+        """Compute ``Operators.sums``."""
         N, C, H, W = x.shape
         both = form.shortcut and form.floor
         if more is not None and not both:
@@ -242,7 +163,7 @@ class Kernels:
         dfloor = None if floor is None else torch.empty_like(scale)
         g = torch.empty_like(x) if both else dy
         outputs = g, dscale, dshift, dinner, dfloor
-        pointers = (_at(one) for one in (x, dy, more, y, scale, None, inner, floor, *outputs))
+        pointers = map(_at, (x, dy, more, y, scale, None, inner, floor, *outputs))
         self._library.sums(*pointers, N, H * W, C, form.of, form.then)
         return dscale, dshift, dinner, dfloor, g
 
@@ -257,10 +178,10 @@ class Kernels:
         inner: Tensor | None = None,
         floor: Tensor | None = None,
     ) -> Tensor:
-        """Likewise that of x; dy is what :meth:`sums` gives for an addend."""
+        """Compute ``Operators.input_gradient``."""
         N, C, H, W = x.shape
         dx = torch.empty_like(x)
-        pointers = (_at(one) for one in (dy, y, scale, None, inner, floor, x, None, None, dx))
+        pointers = map(_at, (dy, y, scale, None, inner, floor, x, None, None, dx))
         then = form.then if not form.shortcut else 0
         self._library.input_gradient(*pointers, N, H * W, C, form.of, then)
         return dx
@@ -280,7 +201,7 @@ class Kernels:
         running: Running | None,
         past: Past | None,
     ) -> tuple[Tensor, Tensor]:
-        """y, and what backward needs; moves the running statistics and the past on."""
+        """Compute ``Operators.forward``."""
         N, C, H, W = x.shape
         y, saved = torch.empty_like(x), torch.empty((11 + 2 * len(method.blocks), N * C), dtype=torch.float32)
         to = None
@@ -288,7 +209,7 @@ class Kernels:
             mean, variance, momentum, unbias, bounds, follows = running
             to = ctypes.byref(_Running(_at(mean), _at(variance), momentum, unbias, _at(bounds), follows))
         weights = mean_weights, variance_weights
-        pointers = (_at(one) for one in (x, gamma, beta, *weights, inner, floor, shortcut, y, saved))
+        pointers = map(_at, (x, gamma, beta, *weights, inner, floor, shortcut, y, saved))
         self._library.forward(*pointers, N, H * W, C, _method(method, H * W), to, _past(past))
         return y, saved
 
@@ -308,20 +229,22 @@ class Kernels:
         past: Past | None,
         more: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        """The gradients of x, the parameters of forward and the shortcut; of y they are dy + more."""
+        """Compute ``Operators.backward``."""
         N, C, H, W = x.shape
         both = method.form.shortcut and method.form.floor
         if more is not None and not both:
             dy, more = dy + more, None
         dx, work = torch.empty_like(x), torch.empty((10, N * C), dtype=torch.float32)
         dgamma, dbeta = (torch.empty(C, dtype=torch.float32) for _ in range(2))
-        of_others = inner, floor, mean_weights, variance_weights
-        others = [None if one is None else torch.empty_like(one) for one in of_others]
-        dinner, dfloor, *dweights = others
+        optional = inner, floor, mean_weights, variance_weights
+        doptional = [None if parameter is None else torch.empty_like(parameter) for parameter in optional]
+        dinner, dfloor, *dweights = doptional
         dshortcut = torch.empty_like(x) if both else None
-        to = ctypes.byref(_Gradients(*(_at(one) for one in (dgamma, dbeta, *others))))
-        given = dy, more, x, y, mean_weights, variance_weights, floor, saved, dx, dshortcut, work
-        self._library.backward(*map(_at, given), N, H * W, C, _method(method, H * W), _past(past), to)
+        to = ctypes.byref(_Gradients(*map(_at, (dgamma, dbeta, *doptional))))
+        pointers = map(
+            _at, (dy, more, x, y, mean_weights, variance_weights, floor, saved, dx, dshortcut, work)
+        )
+        self._library.backward(*pointers, N, H * W, C, _method(method, H * W), _past(past), to)
         dshortcut = dshortcut if both or not method.form.shortcut else dy
         return dx, dgamma, dbeta, *dweights, dinner, dfloor, dshortcut
 
@@ -338,14 +261,14 @@ def _at(tensor: Tensor | None) -> int | None:
 
 
 def suited(x: Tensor, *parameters: Tensor | None) -> Kernels | None:
-    """Those for tensors of a CPU like x and parameters like these; None where there are none."""
+    """Return the operators for maps like x and for these parameters; None where torch must compute."""
     return compiled(x.dtype, *parameters) if x.device.type == "cpu" else None
 
 
 def compiled(dtype: torch.dtype, *parameters: Tensor | None) -> Kernels | None:
-    """Those for a dtype, and for parameters like these, or None where torch must do."""
-    for one in parameters:
-        if one is not None and (one.device.type != "cpu" or one.dtype != torch.float32):
+    """Return the operators for a dtype and for these parameters; None where torch must compute."""
+    for parameter in parameters:
+        if parameter is not None and (parameter.device.type != "cpu" or parameter.dtype != torch.float32):
             return None
     if dtype not in (torch.float32, torch.bfloat16):
         return None
@@ -354,7 +277,7 @@ def compiled(dtype: torch.dtype, *parameters: Tensor | None) -> Kernels | None:
 
 @cache
 def _build(bf16: bool) -> Kernels | None:
-    """Compile, or find compiled; None if this machine cannot, and then :func:`refusal` says why."""
+    """Load the operators from the cache or compile them; None if that fails (see :func:`refusal`)."""
     _refusals.pop(bf16, None)
     if os.environ.get("NORMBENCH_KERNELS") == "off":
         return None
@@ -378,12 +301,12 @@ _refusals: dict[bool, str] = {}
 
 
 def refusal(bf16: bool = False) -> str:
-    """Why there are none for a CPU, in one line; nothing where there are, or where they are turned off."""
+    """Return why there are no operators for the CPU, in one line; '' if there are or they are turned off."""
     return "" if _build(bf16) else _refusals.get(bf16, "")
 
 
 def _compiler() -> list[str]:
-    """The words of ``CC``, such as ``ccache gcc``, or ``cc``.
+    """Return the words of ``CC``, such as ``ccache gcc``, or ``cc``.
 
     Raises:
         OSError: there is no such program.
@@ -397,7 +320,7 @@ def _compiler() -> list[str]:
 
 
 def cache_directory() -> Path:
-    """For what is made once per machine.
+    """Return the directory of what is made once per machine.
 
     Raises:
         OSError: this user has no home directory.
@@ -406,7 +329,7 @@ def cache_directory() -> Path:
 
 
 def _key(compiler: Sequence[str], flags: tuple[str, ...]) -> str:
-    """Differs where the code would: source, compiler, flags, and the processor behind -march=native."""
+    """Return a hash of all that the code depends on: source, compiler, flags, and the processor."""
     version = _output([*compiler, "--version"], VERSION_SECONDS)
     processor = platform.processor() or platform.machine()
     with_features = Path("/proc/cpuinfo")
@@ -421,7 +344,7 @@ def _key(compiler: Sequence[str], flags: tuple[str, ...]) -> str:
 
 
 def _compile(compiler: Sequence[str], flags: tuple[str, ...], path: Path) -> None:
-    """Build into a temporary file and rename it, since several workers may build at once."""
+    """Compile into a temporary file and rename it, since several workers may compile at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         built = Path(directory) / path.name
@@ -432,10 +355,10 @@ def _compile(compiler: Sequence[str], flags: tuple[str, ...], path: Path) -> Non
 
 
 def _output(command: Sequence[str], seconds: float) -> bytes:
-    """What a compiler prints, which may be a script around one: it ends with all that it has started.
+    """Return what a command prints; on a timeout kill it with all processes of its session.
 
     Raises:
-        OSError: it cannot be started, fails, or takes longer than that.
+        OSError: it cannot be started, fails, or takes longer than ``seconds``.
     """
     shown = shlex.join(command[:3])
     nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
@@ -451,11 +374,11 @@ def _output(command: Sequence[str], seconds: float) -> bytes:
                 raise OSError(f"'{shown} …' does not end within {seconds:g} s") from None
             raise
     if process.returncode:
-        said = err.decode(errors="replace").strip().partition("\n")[0]
-        raise OSError(f"'{shown} …' ends with {process.returncode}{said and f': {said}'}")
+        message = err.decode(errors="replace").strip().partition("\n")[0]
+        raise OSError(f"'{shown} …' ends with {process.returncode}{message and f': {message}'}")
     return out
 
 
 def path(device: torch.device, bf16: bool = False) -> str:
-    """Whether these normalize on this device: ``compiled``, or else ``torch``."""
+    """Return what normalizes on this device: ``compiled`` or ``torch``."""
     return "compiled" if device.type == "cpu" and _build(bf16) is not None else "torch"

@@ -1,8 +1,8 @@
-"""Which of several equivalent codes computes: C on a CPU, Triton on a GPU, plain torch wherever they cannot.
+"""The choice of an implementation: C on a CPU, Triton on a GPU, plain torch where these cannot.
 
-Before a process first uses a GPU's kernels, they are tried on a small example, on that GPU and in that
-precision, against the definition in float64. Where they cannot be built, or do not agree, torch takes over
-and a warning says why.
+Before a process first uses the kernels of a GPU, it compares them with the definition in float64 on a small
+example, on that GPU and in that precision. Where they cannot be built or do not agree, torch computes, and a
+warning states the reason.
 """
 
 import contextlib
@@ -17,20 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.ops import cpu
-from normbench.norms.ops.cpu import Form, Kernels, Method, Past, Running
+from normbench.norms.ops.operators import Form, Method, Operators, Past, Running
 
 if TYPE_CHECKING:  # which imports Triton
     from normbench.norms.ops.gpu import Fused
 
-TORCH, COMPILED, TRITON = "torch", "compiled", "triton"
-# what a network is made of where no method acts; torch computes it, which says nothing of the method
+TORCH, COMPILED = "torch", "compiled"
+# modules of a network that belong to no method
 BARE = (nn.Conv2d, nn.Linear, nn.Identity, nn.Sequential, nn.ModuleList)
 PLAIN = Form()
 ALLOWED = 1e-5  # rounding of sums in fp32, of the largest number of a tensor; the example takes some 1e-7
 
 
 class _Thread(threading.local):
-    """Attributes: computing: what has computed so far, where somebody wants to know."""
+    """State of this thread: the dictionary that :func:`noted` fills."""
 
     computing: dict[str, bool] | None = None
 
@@ -40,7 +40,7 @@ _thread = _Thread()
 
 @contextlib.contextmanager
 def noted(computing: dict[str, bool]) -> Iterator[None]:
-    """Put into ``computing`` what computes meanwhile in this thread: ``compiled``, ``triton``, ``torch``."""
+    """Put what this thread computes with into ``computing``: ``compiled``, ``triton``, ``torch``."""
     before, _thread.computing = _thread.computing, computing
     try:
         yield
@@ -48,18 +48,18 @@ def noted(computing: dict[str, bool]) -> Iterator[None]:
         _thread.computing = before
 
 
-def note(code: str) -> None:
-    """Say what computes; who makes something without asking :func:`suited` says so."""
+def note(implementation: str) -> None:
+    """Note that an implementation is used; required of code that does not call :func:`suited`."""
     if _thread.computing is not None:
-        _thread.computing[code] = True
+        _thread.computing[implementation] = True
 
 
 def arithmetic(modules: Iterable[nn.Module], computing: Iterable[str]) -> str:
-    """What normalizes in a network, for the record: ``compiled``; ``compiled, torch``; or ``none``.
+    """Return what normalizes in a network, for the record: ``compiled``; ``compiled, torch``; or ``none``.
 
     Args:
-        modules: of the network. Those of others than normbench note nothing, and are torch's.
-        computing: what was :func:`noted` in an update of it.
+        modules: modules of the network. Those of other packages note nothing, and are counted as torch.
+        computing: implementations :func:`noted` in an update of it.
     """
     foreign = any(
         not type(module).forward.__module__.startswith("normbench.") and not isinstance(module, BARE)
@@ -75,20 +75,20 @@ def suited(
     floor: Tensor | None = None,
     method: Method | None = None,
     past: Past | None = None,
-) -> "Kernels | Fused | None":
-    """The code for tensors like x, parameters like these and all that is asked for; None where torch must do.
+) -> Operators | None:
+    """Return the implementation for these arguments together; None where torch must compute.
 
     Args:
         x: [N, C, H, W].
-        parameters: whatever numbers come with it.
-        form: what is made of x.
-        floor: that of the form, if it is not 0.
-        method: of a whole normalization; None for one pass.
-        past: what that goes by.
+        parameters: the other tensors of the operator.
+        form: the function of the values of x.
+        floor: the floor of the form, if it is not 0.
+        method: the normalization; None for one pass.
+        past: statistics of past updates.
     """
-    found = _suited(x, *parameters, form=form, floor=floor, method=method, past=past)
-    note(TORCH if found is None else COMPILED if isinstance(found, Kernels) else TRITON)
-    return found
+    operators = _suited(x, *parameters, form=form, floor=floor, method=method, past=past)
+    note(TORCH if operators is None else operators.name)
+    return operators
 
 
 def _suited(
@@ -98,11 +98,12 @@ def _suited(
     floor: Tensor | None,
     method: Method | None,
     past: Past | None,
-) -> "Kernels | Fused | None":
+) -> Operators | None:
     if x.device.type != "cuda":
         return cpu.suited(x, *parameters, floor)
-    if any(one is not None and (one.device != x.device or one.dtype != torch.float32) for one in parameters):
-        return None
+    for parameter in parameters:
+        if parameter is not None and (parameter.device != x.device or parameter.dtype != torch.float32):
+            return None
     if x.dtype not in (torch.float32, torch.bfloat16):
         return None
     fused = _fused(x.device, x.dtype)
@@ -112,26 +113,26 @@ def _suited(
 
 
 def path(device: torch.device, bf16: bool = False) -> str:
-    """Which arithmetic normalizes on this device, for the record: ``triton``, ``compiled`` or ``torch``."""
+    """Return what normalizes on this device, for the record: ``triton``, ``compiled`` or ``torch``."""
     if device.type != "cuda":
         return cpu.path(device, bf16)
-    there = torch.cuda.is_available() and _fused(device, torch.bfloat16 if bf16 else torch.float32)
-    return "triton" if there else "torch"
+    fused = _fused(device, torch.bfloat16 if bf16 else torch.float32) if torch.cuda.is_available() else None
+    return TORCH if fused is None else fused.name
 
 
 @cache
 def _fused(device: torch.device, dtype: torch.dtype) -> "Fused | None":
-    """Those of a GPU; None if they do not work there."""
+    """Return the kernels of a GPU for a dtype; None if they do not work on it."""
     if os.environ.get("NORMBENCH_KERNELS") == "off":
         return None
     try:
         from normbench.norms.ops.gpu import Fused
     except ImportError:
         return None  # torch was built without Triton
-    found = Fused()
+    fused = Fused()
     try:
         with _at_rest(device):
-            agree(found, device, dtype)
+            agree(fused, device, dtype)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of a compiler, a driver, or of this file
@@ -142,12 +143,12 @@ def _fused(device: torch.device, dtype: torch.dtype) -> "Fused | None":
             stacklevel=2,
         )
         return None
-    return found
+    return fused
 
 
 @contextlib.contextmanager
 def _at_rest(device: torch.device) -> Iterator[None]:
-    """Whatever goes on: in fp32 as it stands, differentiated, and free to wait for the GPU."""
+    """Compute in fp32, with gradients, and with leave to wait for the GPU, whatever the caller has set."""
     mode = torch.cuda.get_sync_debug_mode()
     if mode:  # or else left alone, since to set it warns
         torch.cuda.set_sync_debug_mode("default")
@@ -160,13 +161,13 @@ def _at_rest(device: torch.device) -> Iterator[None]:
 
 
 def agree(fused: "Fused", device: torch.device, dtype: torch.dtype) -> None:
-    """Try all kernels on one layer: a mixture of IN, LN and BN over norm batches, with shortcut and ReLU.
+    """Check all kernels on one layer: a mixture of IN, LN and BN over norm batches, with shortcut and ReLU.
 
     Output, gradients and running statistics must be those of float64, but for ``ALLOWED`` and, in bf16, the
     rounding of maps that are stored. (dy is 0 next to the ReLU's kink, which rounding may push values over.)
 
     Raises:
-        RuntimeError: one is not.
+        RuntimeError: one of them differs.
     """
     N, norm_batch, C, H, W, eps, momentum, unbias = 6, 3, 32, 8, 8, 1e-5, 0.1, 1.5
     random = torch.Generator().manual_seed(0)
@@ -178,7 +179,7 @@ def agree(fused: "Fused", device: torch.device, dtype: torch.dtype) -> None:
         (numbers(N, C, H, W) + 0.5).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(3)
     )
     parameters = numbers(C), numbers(C), numbers(3).softmax(0), numbers(3).softmax(0)
-    leaves = [one.double().requires_grad_() for one in (x, *parameters, shortcut)]
+    leaves = [tensor.double().requires_grad_() for tensor in (x, *parameters, shortcut)]
     before, *moved = _mixture(leaves, norm_batch, eps)
     dy = (dy * (before.detach().abs() > 1e-3)).contiguous(memory_format=torch.channels_last)
     expected = before.relu()
@@ -190,19 +191,19 @@ def agree(fused: "Fused", device: torch.device, dtype: torch.dtype) -> None:
     running = Running(mean.clone(), variance.clone(), momentum, unbias)
     y, saved = fused.forward(x, *parameters, None, None, shortcut, method, running, None)
     back = fused.backward(dy, x, y, *parameters[2:], None, None, saved, method, None)
-    found = y, *(one for one in back if one is not None), running.mean, running.variance
+    results = y, *(gradient for gradient in back if gradient is not None), running.mean, running.variance
     names = "dx", "dgamma", "dbeta", "dmean_weights", "dvariance_weights", "dshortcut"
-    named = zip(("y", *names, "mean", "variance"), found, (expected, *gradients, *moved), strict=True)
-    for name, one, exact in named:
-        assert one is not None
-        stored = torch.finfo(one.dtype).eps / 2 if one.dtype == torch.bfloat16 else 0.0
-        excess = float(((one.double() - exact).abs() - stored * exact.abs()).detach().max())
+    named = zip(("y", *names, "mean", "variance"), results, (expected, *gradients, *moved), strict=True)
+    for name, result, exact in named:
+        assert result is not None
+        stored = torch.finfo(result.dtype).eps / 2 if result.dtype == torch.bfloat16 else 0.0
+        excess = float(((result.double() - exact).abs() - stored * exact.abs()).detach().max())
         if not excess <= ALLOWED * float(exact.detach().abs().max()):  # as NaN is not
             raise RuntimeError(f"{name} of an example is off by {excess:.2g}")
 
 
 def _mixture(leaves: list[Tensor], norm_batch: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Switchable normalization of x + shortcut; moments of channels, averaged over norm batches.
+    """Return switchable normalization of x, plus the shortcut, and the moments of channels over norm batches.
 
     Means are mixed as they are from the mean of a map, which is a constant to the gradient: of weights that
     add up to 1 the result is the same, and the gradient but for what they have in common.

@@ -1,4 +1,4 @@
-"""What kernels.py does on a CPU, on a GPU: six launches of Triton's kernels a layer, forward and backward.
+"""The operators in Triton for GPUs: six launches of kernels a layer, forward and backward.
 
 The maps of a small network fit into a GPU's cache, so that what counts is how many kernels there are and
 how often they go through the maps: moments, the middle, and multiply-add with shortcut and ReLU; sums, the
@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 
 from normbench.norms.ops import triton_kernels
-from normbench.norms.ops.cpu import Form, Method, Pair, Past, Running
+from normbench.norms.ops.operators import Form, Method, Pair, Past, Running
 
 MOST = 16384  # numbers of a group of a norm batch, which one program holds at once
 FEW = 4096  # numbers that a program takes at a time where it has the choice
 CHANNELS = 16  # of a tile that is summed over its positions; of bf16 one sector of memory
 
-OPTIONS = {"enable_fp_fusion": True}  # said, because Triton's default changes
+OPTIONS = {"enable_fp_fusion": True}  # explicit, because Triton's default changes
 
 
 def _above(number: int) -> int:
-    """The next power of two, as Triton's tiles have to have."""
+    """Return the next power of two, which sizes of Triton's tiles have to be."""
     return 1 << (number - 1).bit_length()
 
 
 def _warps(numbers: int) -> int:
-    """A thread for every eight numbers, up to 512, which leaves each 128 registers."""
+    """Return the warps of a thread for every eight numbers, at most 512 threads, of 128 registers each."""
     return min(max(numbers // 256, 1), 16)
 
 
@@ -37,9 +37,9 @@ class Layout(NamedTuple):
     """How the middles read a table [N][C]: as [A][S][G][H], of which every pooling sums over S or H or both.
 
     Attributes:
-        sizes: norm batches, their samples, groups, their channels.
-        tile: of each, what a program takes at once; powers of two.
-        poolings: two bits for each, as the middles have it.
+        sizes: numbers of norm batches, of samples in each, of groups, of channels in each.
+        tile: part of each that a program reads at once; powers of two.
+        poolings: two bits for each pooling, as the middles read them.
     """
 
     sizes: tuple[int, int, int, int]
@@ -48,19 +48,19 @@ class Layout(NamedTuple):
 
     @property
     def programs(self) -> int:
-        """That share the groups."""
+        """Return the number of programs that the groups are divided among."""
         return -(-self.sizes[2] // self.tile[2])
 
     @property
     def warps(self) -> int:
-        """Of 32 threads; the most a program can have where it would have too few registers otherwise."""
+        """Return the number of warps; the maximum where fewer would have too few registers."""
         numbers = math.prod(self.tile)
         return 32 if numbers > 8192 else _warps(numbers)
 
 
 @cache
 def layout(blocks: tuple[Pair, ...], N: int, C: int) -> Layout | None:
-    """The one for poolings (samples, channels) of N samples and C channels; None if there is none.
+    """Return the layout for poolings (samples, channels) of N samples and C channels; None if none fits.
 
     Poolings over samples must be over the same number of samples, those over channels over the same number of
     channels, and a group of a norm batch must have no more than ``MOST`` numbers, to the next power of two.
@@ -82,7 +82,7 @@ def layout(blocks: tuple[Pair, ...], N: int, C: int) -> Layout | None:
 
 
 class _Tiles(NamedTuple):
-    """Of maps: the grid, and the tile that a program takes."""
+    """The grid over maps, and the tile of a program."""
 
     grid: tuple[int, ...]
     options: dict[str, int]
@@ -90,7 +90,7 @@ class _Tiles(NamedTuple):
 
 @cache
 def _each(N: int, P: int, C: int) -> _Tiles:
-    """Where nothing is summed: rows as long as they are, up to 64 channels."""
+    """Return tiles for kernels that sum nothing: rows of up to 64 channels."""
     channels = min(_above(C), 64)
     positions = min(_above(P), 2048 // channels)
     options = {"BLOCK_P": positions, "BLOCK_C": channels, "num_warps": _warps(positions * channels)}
@@ -99,38 +99,40 @@ def _each(N: int, P: int, C: int) -> _Tiles:
 
 @cache
 def _summed(N: int, P: int, C: int) -> _Tiles:
-    """Where a program goes through all positions, of one sample."""
+    """Return tiles for kernels whose programs go through all positions of a sample."""
     channels, positions = min(_above(C), CHANNELS), min(_above(P), 512)
     options = {"BLOCK_P": positions, "BLOCK_C": channels, "num_warps": _warps(positions * channels)}
     return _Tiles((N, -(-C // channels)), options)
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], on: Tensor, *arguments: Any, **options: Any) -> None:
-    """On the device of a tensor."""
+    """Launch a kernel on the device of the tensor ``on``."""
     with torch.cuda.device_of(on):  # type: ignore[no-untyped-call]
         kernel[grid](*arguments, **options, **OPTIONS)
 
 
 class Fused:
-    """Normalization of channels-last tensors in fp32 or bf16, forward and backward: see ``Kernels``."""
+    """:class:`normbench.norms.ops.operators.Operators` in Triton for fp32 and bf16."""
+
+    name = "triton"
 
     def covers(
         self, x: Tensor, form: Form, floor: Tensor | None, method: Method | None, past: Past | None
     ) -> bool:
-        """Whether there are kernels for all that is asked for together.
+        """Return whether there are kernels for all of these arguments together.
 
-        That is f(x) = x, a ReLU's 0 as floor, and of a whole normalization (``method``) means that are
-        subtracted, variances of this batch alone, which nothing corrects, and poolings with a :func:`layout`.
+        They have f(x) = x and a floor of 0, and a normalization (``method``) that subtracts means, by
+        uncorrected variances of this batch alone and poolings with a :func:`layout`.
         """
         if form.of or floor is not None or past is not None:
             return False
         if method is None:
             return True
-        as_usual = method.centred and not (method.squares or method.corrected)
-        return as_usual and layout(method.blocks, *x.shape[:2]) is not None
+        is_common = method.centred and not (method.squares or method.corrected)
+        return is_common and layout(method.blocks, *x.shape[:2]) is not None
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of every map of every sample, [N, C] each."""
+        """Compute ``Operators.moments``."""
         N, C, _, _ = x.shape
         mean, variance = x.new_empty((2, N, C), dtype=torch.float32)
         _moments(x, mean, variance, 1.0)
@@ -143,10 +145,10 @@ class Fused:
         shift: Tensor,
         shortcut: Tensor | None,
         form: Form,
-        _inner: None = None,
-        _floor: None = None,
+        _inner: Tensor | None = None,
+        _floor: Tensor | None = None,
     ) -> Tensor:
-        """x · scale + shift, with what follows; scale and shift are [N, C]."""
+        """Compute ``Operators.multiply_add``."""
         return _multiply_add(x, scale, shift, None, shortcut, form)
 
     def sums(
@@ -156,11 +158,11 @@ class Fused:
         y: Tensor,
         scale: Tensor,
         form: Form,
-        _inner: None = None,
-        _floor: None = None,
+        _inner: Tensor | None = None,
+        _floor: Tensor | None = None,
         more: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, None, None, Tensor]:
-        """Of :meth:`multiply_add`: the gradients of scale, shift, [N, C] each, and of an addend."""
+        """Compute ``Operators.sums``."""
         dscale, dshift = torch.empty_like(scale), torch.empty_like(scale)
         g = _sums(dy if more is None else dy + more, x, y, None, dscale, dshift, form)
         return dscale, dshift, None, None, g
@@ -172,10 +174,10 @@ class Fused:
         y: Tensor,
         scale: Tensor,
         form: Form,
-        _inner: None = None,
-        _floor: None = None,
+        _inner: Tensor | None = None,
+        _floor: Tensor | None = None,
     ) -> Tensor:
-        """Likewise that of x; dy is what :meth:`sums` gives for an addend."""
+        """Compute ``Operators.input_gradient``."""
         return _input_gradient(dy, x, y, scale, None, form, None)
 
     def forward(
@@ -185,23 +187,23 @@ class Fused:
         beta: Tensor,
         mean_weights: Tensor | None,
         variance_weights: Tensor | None,
-        _inner: None,
-        _floor: None,
+        _inner: Tensor | None,
+        _floor: Tensor | None,
         shortcut: Tensor | None,
         method: Method,
         running: Running | None,
-        _past: None,
+        _past: Past | None,
     ) -> tuple[Tensor, Tensor]:
-        """y, and what backward needs; moves the running statistics on."""
+        """Compute ``Operators.forward``."""
         N, C, H, W = x.shape
         saved = x.new_empty((6, N, C), dtype=torch.float32)
-        _moments(x, saved[0], saved[1], _bessel(method, H * W))
+        _moments(x, saved[0], saved[1], method.bessel_factor(H * W))
         follows = running is not None and running.follows
         to, momentum, unbias = (gamma, gamma), 0.0, 0.0  # not written to then
         if running is not None:
             mean, variance, momentum, unbias, *_ = running
             to = torch.empty_like(variance) if mean is None else mean, variance
-        weights = (gamma if one is None else one for one in (mean_weights, variance_weights))
+        weights = (gamma if weight is None else weight for weight in (mean_weights, variance_weights))
         numbers = momentum, unbias, method.eps
         _middle(
             triton_kernels.forward, method, N, C, saved, gamma, beta, *weights, *to, *numbers, follows=follows
@@ -215,31 +217,27 @@ class Fused:
         y: Tensor,
         mean_weights: Tensor | None,
         variance_weights: Tensor | None,
-        _inner: None,
-        _floor: None,
+        _inner: Tensor | None,
+        _floor: Tensor | None,
         saved: Tensor,
         method: Method,
-        _past: None,
+        _past: Past | None,
         more: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        """The gradients of x, the parameters of forward and the shortcut; of y they are dy + more."""
+        """Compute ``Operators.backward``."""
         N, C, H, W = x.shape
         dy = dy if more is None else dy + more
         work = torch.empty_like(saved[:4])
         dgamma, dbeta = saved.new_empty((2, C))
         g = _sums(dy, x, y, saved[0], work[0], work[1], method.form)
         weights = mean_weights, variance_weights
-        dweights = [None if one is None else torch.empty_like(one) for one in weights]
-        given = (dgamma if one is None else one for one in (*weights, dgamma, dbeta, *dweights))
-        numbers = _bessel(method, H * W), H * W
+        dweights = [None if weight is None else torch.empty_like(weight) for weight in weights]
+        tables = (dgamma if table is None else table for table in (*weights, dgamma, dbeta, *dweights))
+        numbers = method.bessel_factor(H * W), H * W
         K = {"BLOCK_K": _above(len(method.blocks))}
-        _middle(triton_kernels.backward, method, N, C, saved, work, *given, *numbers, **K)
+        _middle(triton_kernels.backward, method, N, C, saved, work, *tables, *numbers, **K)
         dx = _input_gradient(g, x, y, saved[4], saved[0], method.form, work[2:])
         return dx, dgamma, dbeta, *dweights, None, None, g if method.form.shortcut else None
-
-
-def _bessel(method: Method, positions: int) -> float:
-    return positions / (positions - 1) if method.bessel else 1.0
 
 
 def _moments(x: Tensor, mean: Tensor, variance: Tensor, bessel: float) -> None:
@@ -251,7 +249,7 @@ def _moments(x: Tensor, mean: Tensor, variance: Tensor, bessel: float) -> None:
 def _multiply_add(
     x: Tensor, scale: Tensor, shift: Tensor, origin: Tensor | None, shortcut: Tensor | None, form: Form
 ) -> Tensor:
-    """(x - origin) · scale + shift, with what follows; the numbers are [N, C]."""
+    """Return (x - origin) · scale + shift with what follows it; origin, scale and shift are [N, C]."""
     N, C, H, W = x.shape
     y, tiles = torch.empty_like(x), _each(N, H * W, C)
     added = x if shortcut is None else shortcut
@@ -264,7 +262,7 @@ def _multiply_add(
 def _sums(
     dy: Tensor, x: Tensor, y: Tensor, origin: Tensor | None, dscale: Tensor, dshift: Tensor, form: Form
 ) -> Tensor:
-    """Into dscale and dshift; gives the gradient of an addend."""
+    """Write the gradients of scale and shift; return that of the shortcut."""
     N, C, H, W = x.shape
     tiles = _summed(N, H * W, C)
     g = torch.empty_like(x) if form.shortcut and form.floor else dy
@@ -277,7 +275,7 @@ def _sums(
 def _input_gradient(
     dy: Tensor, x: Tensor, y: Tensor, scale: Tensor, origin: Tensor | None, form: Form, rest: Tensor | None
 ) -> Tensor:
-    """With the slope and offset [2, N, C] of ``rest``; dy is masked already where a shortcut was added."""
+    """Return the gradient of x; ``rest`` is its slope and offset, [2, N, C]; with a shortcut dy is masked."""
     N, C, H, W = x.shape
     dx, tiles = torch.empty_like(x), _each(N, H * W, C)
     slope, offset = (scale, scale) if rest is None else rest
@@ -288,19 +286,19 @@ def _input_gradient(
 
 
 def _middle(kernel: Any, method: Method, N: int, C: int, *arguments: Any, **options: Any) -> None:
-    """On the tables, of which the first argument has some."""
-    how = layout(method.blocks, N, C)
-    assert how is not None, "covers() says where there is none"
-    kinds = {"K": len(method.blocks), "poolings": how.poolings}
-    blocks = dict(zip(("BLOCK_A", "BLOCK_S", "BLOCK_G", "BLOCK_H"), how.tile, strict=True))
+    """Launch a kernel of tables [N][C]; the first argument is on the device."""
+    tiles = layout(method.blocks, N, C)
+    assert tiles is not None, "covers() requires one"
+    kinds = {"K": len(method.blocks), "poolings": tiles.poolings}
+    blocks = dict(zip(("BLOCK_A", "BLOCK_S", "BLOCK_G", "BLOCK_H"), tiles.tile, strict=True))
     _launch(
         kernel,
-        (how.programs,),
+        (tiles.programs,),
         arguments[0],
         *arguments,
-        *how.sizes,
+        *tiles.sizes,
         **kinds,
         **blocks,
         **options,
-        num_warps=how.warps,
+        num_warps=tiles.warps,
     )

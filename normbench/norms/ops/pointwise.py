@@ -1,4 +1,4 @@
-"""What is made of every value of a map, in one pass: f(x) · scale + shift, then perhaps a sum and a ReLU.
+"""Functions of each value of a map in one pass: f(x) · scale + shift, then perhaps a sum and a ReLU.
 
 This is the definition, in plain torch for any device and precision; on a CPU with a C compiler the same
 arithmetic runs in :mod:`normbench.norms.ops.cpu`, on a GPU in :mod:`normbench.norms.ops.gpu`.
@@ -10,24 +10,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from normbench.norms.ops import cpu, dispatch
+from normbench.norms.ops import dispatch
+from normbench.norms.ops.operators import Form
 
 
 class MapFunction(NamedTuple):
-    """f in y = f(x) · scale + shift, value by value.
+    """The function f in y = f(x) · scale + shift, value by value.
 
     Attributes:
-        of: x, [N, C, H, W], and f's other numbers, [N, C, 1, 1] each -> [N, C, H, W].
-        code: its number in kernels.c; None for what there is only by torch.
-        divides: its last numbers are two deviations, of the statistics and of a map, and it divides by them.
+        of: x, [N, C, H, W], and the parameters of f, [N, C, 1, 1] each -> [N, C, H, W].
+        code: its number in kernels.c; None for a function that only torch computes.
+        divides: its last parameters are two deviations, of the statistics and of a map, which it divides by.
     """
 
     of: Callable[..., Tensor]
     code: int | None = None
     divides: bool = False
 
-    def compiled(self, form: cpu.Form) -> bool:
-        """Whether there is a compiled pass with all that is to follow it; of x itself there is any."""
+    def compiled(self, form: Form) -> bool:
+        """Return whether a compiled pass computes f with all that follows it."""
         return self.code == 0 or (self.code is not None and not form.then)
 
 
@@ -46,7 +47,7 @@ def multiply_add(
     floor: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """f(x) · scale + shift; then add a shortcut and take the ReLU, if so asked.
+    """Compute f(x) · scale + shift; then add ``shortcut``, if any, and with ``relu`` take the ReLU.
 
     Args:
         x: [N, C, H, W].
@@ -55,16 +56,16 @@ def multiply_add(
         shortcut: [N, C, H, W], added to the result.
         relu: end with max(·, 0).
         of: f.
-        inner: its own numbers, [N, C] each.
-        floor: [C], in place of the ReLU's 0.
-        dtype: of y; None for x's.
+        inner: parameters of f, [N, C] each.
+        floor: [C], in place of the 0 of the ReLU.
+        dtype: dtype of y; None for that of x.
 
     Returns:
         y, [N, C, H, W].
     """
     dtype = dtype or x.dtype
     floor = floor if relu else None
-    form = cpu.Form(of.code or 0, shortcut is not None, relu)
+    form = Form(of.code or 0, shortcut is not None, relu)
     compiled = None
     if of.compiled(form):
         compiled = dispatch.suited(x, scale, shift, *inner, form=form, floor=floor)
@@ -74,13 +75,13 @@ def multiply_add(
         return y.to(dtype)
     dispatch.note(dispatch.TORCH)
     x = x.to(torch.promote_types(x.dtype, scale.dtype))  # once: its gradient is rounded when it is added up
-    f = of.of(x, *(one[..., None, None] for one in inner))
+    f = of.of(x, *(parameter[..., None, None] for parameter in inner))
     y = torch.addcmul(shift[..., None, None], f, scale[..., None, None]).to(dtype)
     return _finished(y, shortcut, relu, floor)
 
 
 def _finished(y: Tensor, shortcut: Tensor | None, relu: bool, floor: Tensor | None) -> Tensor:
-    """What follows, in y's dtype."""
+    """Return y plus the shortcut, and its ReLU or threshold, in the dtype of y."""
     if shortcut is not None:
         y = y + shortcut.to(y.dtype)
     if floor is not None:
@@ -89,16 +90,16 @@ def _finished(y: Tensor, shortcut: Tensor | None, relu: bool, floor: Tensor | No
 
 
 def larger(x: Tensor, floor: Tensor) -> Tensor:
-    """max(x, floor), whose gradient goes to the floor where both are the same; NaN where one of them is."""
+    """Return max(x, floor), whose gradient goes to the floor where both are equal; NaN where either is."""
     return torch.where((x <= floor) | floor.isnan(), floor, x)
 
 
 class _MultiplyAdd(torch.autograd.Function):
-    """The same by the compiled kernels."""
+    """:func:`multiply_add` by compiled kernels."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
-        """See :func:`multiply_add`."""
+        """Compute :func:`multiply_add`."""
         x, scale, shift, numbers, floor, shortcut, form, compiled = arguments
         x = x.contiguous(memory_format=torch.channels_last)
         scale, shift = scale.contiguous(), shift.contiguous()
@@ -114,30 +115,30 @@ class _MultiplyAdd(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """The gradients of x, the numbers and the shortcut."""
+        """Return the gradients of x, scale, shift, parameters, floor and shortcut."""
         refuse_second_derivatives()
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         x, y, scale, numbers, floor = ctx.saved_tensors
-        x, y = (dy if one is None else one for one in (x, y))  # they are not read then
-        given, g = (x, y, scale, ctx.form, numbers, floor), dy
+        x, y = (dy if kept is None else kept for kept in (x, y))  # they are not read then
+        inputs, g = (x, y, scale, ctx.form, numbers, floor), dy
         dscale, dshift, dnumbers, dfloor = None, None, None, None
         if ctx.summed:
-            dscale, dshift, dnumbers, dfloor, g = ctx.compiled.sums(dy, *given)
+            dscale, dshift, dnumbers, dfloor, g = ctx.compiled.sums(dy, *inputs)
             dfloor = None if dfloor is None else dfloor.sum(0)
-        dx = ctx.compiled.input_gradient(g, *given)
+        dx = ctx.compiled.input_gradient(g, *inputs)
         return dx, dscale, dshift, dnumbers, dfloor, g if ctx.form.shortcut else None, None, None
 
 
 def refuse_second_derivatives() -> None:
-    """The compiled kernels have none.
+    """Refuse to compute a second derivative, which the compiled kernels do not have.
 
     Raises:
-        RuntimeError: one is asked for.
+        RuntimeError: torch is differentiating a gradient.
     """
     if torch.is_grad_enabled():  # create_graph=True; (once_differentiable would cost more than the check)
         raise RuntimeError("the compiled kernels have no second derivative; NORMBENCH_KERNELS=off has")
 
 
 def addend(shortcut: Tensor, x: Tensor) -> Tensor:
-    """The shortcut as the kernels take it beside x."""
+    """Return the shortcut as the kernels read it beside x: in its dtype, shape and memory order."""
     return shortcut.to(x.dtype).expand_as(x).contiguous(memory_format=torch.channels_last)

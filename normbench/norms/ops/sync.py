@@ -1,7 +1,7 @@
-"""A batch shared out over processes: whose samples are whose, and how a process hears of the others'.
+"""Data-parallel batches: which rows each process holds, and the collectives that layers use.
 
 Process r of P has the rows r·N … (r + 1)·N - 1 of every batch of P·N samples. A method that looks across
-samples does so over all of them after one :func:`gathered`: synchronised batch normalization (Peng et al.
+samples does so over all of them after one :func:`all_gather`: synchronised batch normalization (Peng et al.
 2018, MegDet, arXiv 1711.07240: "cross-GPU batch normalization"), for every method that is made of moments.
 """
 
@@ -16,17 +16,17 @@ from torch import Tensor
 
 
 class Disconnected(RuntimeError):
-    """Another process of this trial is gone."""
+    """Another process of this trial has ended or does not answer."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every batch a process has.
+    """The part of every batch that a process holds.
 
     Attributes:
         rank: r, from 0 on.
         processes: P.
-        group: a ``torch.distributed`` process group of theirs.
+        group: the ``torch.distributed`` process group of the P processes.
     """
 
     rank: int = 0
@@ -34,47 +34,47 @@ class Share:
     group: Any = None
 
     def whole(self, N: int) -> int:
-        """How many samples a batch has of which this process has N."""
+        """Return the number of samples of a batch of which each process holds N."""
         return N * self.processes
 
     def rows(self, whole: Tensor) -> Tensor:
-        """This process's rows of a whole batch, [P·N, …] -> [N, …].
+        """Return the rows of a whole batch that this process holds, [P·N, …] -> [N, …].
 
         Raises:
-            ValueError: a batch of that size has no equal shares.
+            ValueError: the batch cannot be divided equally.
         """
         N, rest = divmod(len(whole), self.processes)
         if rest:
             raise ValueError(f"{self.processes} processes cannot share a batch of {len(whole)} samples")
         return whole[self.rank * N : (self.rank + 1) * N]
 
-    def collect(self, own: Tensor) -> Tensor:
-        """Every process's rows, [N, …] -> [P·N, …], without a gradient.
+    def collect(self, rows: Tensor) -> Tensor:
+        """Gather the rows of every process, [N, …] -> [P·N, …], without a gradient.
 
         Raises:
-            Disconnected: a process is gone.
+            Disconnected: a process has ended.
         """
-        own = own.contiguous()
-        parts = [torch.empty_like(own) for _ in range(self.processes)]
-        self._wait("allgather", [parts], [own])
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(self.processes)]
+        self._wait("allgather", [parts], [rows])
         return torch.cat(parts)
 
     def add(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes, in place.
+        """Replace a tensor by its sum over the processes, and return it.
 
         Raises:
-            Disconnected: a process is gone.
+            Disconnected: a process has ended.
         """
         self._wait("allreduce", [tensor])
         return tensor
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Put the mean over the processes in the place of each tensor, all of one dtype, in one message.
+        """Replace each tensor, all of one dtype, by its mean over the processes, in one message.
 
-        Every process gets the same bits: each number is added up in one of them, and sent to the others.
+        Every process gets the same bits: each number is summed in one process and sent to the others.
 
         Raises:
-            Disconnected: a process is gone.
+            Disconnected: a process has ended.
         """
         flat = self.add(torch.cat([tensor.reshape(-1) for tensor in tensors])).div_(self.processes)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
@@ -93,13 +93,13 @@ _current: ContextVar[Share] = ContextVar("share", default=ALONE)
 
 
 def current() -> Share:
-    """The share that is in use; alone, unless :func:`using` says otherwise."""
+    """Return the share of this context: ``ALONE``, unless :func:`using` sets another."""
     return _current.get()
 
 
 @contextlib.contextmanager
 def using(share: Share) -> Iterator[None]:
-    """Let layers look across processes: around a pass that every process makes, or none would answer."""
+    """Let layers look across processes during a pass, which every process has to make, or the first waits."""
     before = _current.set(share)
     try:
         yield
@@ -107,23 +107,23 @@ def using(share: Share) -> Iterator[None]:
         _current.reset(before)
 
 
-def gathered(own: Tensor) -> Tensor:
-    """The rows of all processes, [N, …] -> [P·N, …]; itself in a process alone.
+def all_gather(rows: Tensor) -> Tensor:
+    """Gather the rows of all processes, [N, …] -> [P·N, …]; in a single process, return them.
 
-    What flows back into a row is the sum over the processes.
+    The gradient of a row is the sum of its gradients in all processes.
     """
     share = current()
     if share.processes == 1:
-        return own
-    whole: Tensor = _Gathered.apply(own, share)
+        return rows
+    whole: Tensor = _AllGather.apply(rows, share)
     return whole
 
 
-class _Gathered(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, own: Tensor, share: Share) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, share: Share) -> Tensor:
         ctx.share = share
-        return share.collect(own)
+        return share.collect(rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

@@ -1,15 +1,15 @@
 """The passes of a moment norm on a GPU: maps are x[n][p][c], of N samples, P positions and C channels.
 
-What ``kernels.c`` has for CPUs, by the same names and formulas, in Triton: four passes over maps, and the
-middles of forward and backward, which stand between two passes and turn [N][C] tables into others. All sums
-are in fp32 and in a fixed order. Compiled when first launched; importing this imports Triton.
+The names and formulas are those of ``kernels.c``: four passes over maps, and the middles of forward and
+backward, which lie between two passes and compute tables [N][C] from others. All sums are in fp32 and in a
+fixed order. Kernels are compiled when first launched; importing this module imports Triton.
 """
 
 import triton
 import triton.language as tl
 
-ADD: tl.constexpr = tl.constexpr(1)  # of what follows (``then``), by bits: a shortcut is added,
-FLOOR: tl.constexpr = tl.constexpr(2)  # and what is below 0 is raised to it
+ADD: tl.constexpr = tl.constexpr(1)  # bits of ``then``: add a shortcut,
+FLOOR: tl.constexpr = tl.constexpr(2)  # and raise values below 0 to 0
 SAMPLES: tl.constexpr = tl.constexpr(1)  # of a pooling, by bits: over the samples of a norm batch,
 CHANNELS: tl.constexpr = tl.constexpr(2)  # and over the channels of a group
 
@@ -19,7 +19,7 @@ CHANNELS: tl.constexpr = tl.constexpr(2)  # and over the channels of a group
 
 @triton.jit
 def _tile(n, p, c, P, C):
-    """Where the tile's values are, [positions, channels], and which of them there are."""
+    """Return the offsets of the tile, [positions, channels], and the mask of those inside the map."""
     at = n.to(tl.int64) * P * C + p[:, None] * C + c[None, :]
     return at, (p[:, None] < P) & (c[None, :] < C)
 
@@ -31,15 +31,15 @@ def _load(pointer, at, inside):
 
 @triton.jit
 def _row(table, n, c, C):
-    """Of a table [N][C], one number for each channel of the tile."""
+    """Load one number for each channel of the tile from a table [N][C]."""
     return tl.load(table + n * C + c, mask=c < C, other=0.0)[None, :]
 
 
 @triton.jit
 def moments(x, mean, variance, P, C, bessel, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Mean and variance of every map; tile by tile, joined by the law of total variance.
+    """Compute mean and variance of every map, tile by tile, joined by the law of total variance.
 
-    Measured from the first value, which makes the mean of a constant exact.
+    Values are taken relative to the first, so that the mean of a constant is exact.
     """
     n, c = tl.program_id(0), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     first = tl.load(x + n.to(tl.int64) * P * C + c, mask=c < C, other=0.0).to(tl.float32)
@@ -49,9 +49,9 @@ def moments(x, mean, variance, P, C, bessel, BLOCK_P: tl.constexpr, BLOCK_C: tl.
         at, inside = _tile(n, start + tl.arange(0, BLOCK_P), c, P, C)
         v = tl.where(inside, _load(x, at, inside) - first[None, :], 0.0)
         count = tl.minimum(P - start, BLOCK_P).to(tl.float32)
-        own = tl.sum(v, 0) / count
-        d = tl.where(inside, v - own[None, :], 0.0)
-        step, share = own - m, count / (start + count)
+        mean_of_tile = tl.sum(v, 0) / count
+        d = tl.where(inside, v - mean_of_tile[None, :], 0.0)
+        step, share = mean_of_tile - m, count / (start + count)
         m += step * share
         square += tl.sum(d * d, 0) + step * step * (share * start)
     tl.store(mean + n * C + c, first + m, mask=c < C)
@@ -60,7 +60,7 @@ def moments(x, mean, variance, P, C, bessel, BLOCK_P: tl.constexpr, BLOCK_C: tl.
 
 @triton.jit
 def _deviation(x, origin, at, inside, n, c, C, centred: tl.constexpr):
-    """x from its map's origin, or, if not ``centred``, from 0."""
+    """Return x relative to the origin of its map or, if not ``centred``, to 0."""
     v = _load(x, at, inside)
     if centred:
         v -= _row(origin, n, c, C)
@@ -82,7 +82,7 @@ def multiply_add(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y = (x - origin) scale + shift, and what follows; the origin is 0 if not ``centred``."""
+    """Compute y = (x - origin) scale + shift and what follows; the origin is 0 if not ``centred``."""
     n, c = tl.program_id(0), tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     at, inside = _tile(n, tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P), c, P, C)
     v = _deviation(x, origin, at, inside, n, c, C, centred)
@@ -96,7 +96,7 @@ def multiply_add(
 
 @triton.jit
 def _above(g, y, at, inside):
-    """The gradient g where y was not raised."""
+    """Return the gradient g where y was not raised to the floor."""
     return tl.where(_load(y, at, inside) <= 0.0, 0.0, g)
 
 
@@ -116,8 +116,10 @@ def sums(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The gradients of scale and shift for every map, sum g (x - origin) and sum g, with g the part of dy
-    that was not raised, which with a shortcut and a floor is left as well."""
+    """Compute the gradients of scale and shift for every map, sum g (x - origin) and sum g.
+
+    g is dy where y was not raised to the floor; it is stored too if there are a shortcut and a floor.
+    """
     n, c = tl.program_id(0), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     of_scale = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     of_shift = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
@@ -151,7 +153,7 @@ def input_gradient(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """dx = g scale + (x - origin) slope + offset, with g as above; if not ``sloped``, the first term."""
+    """Compute dx = g scale + (x - origin) slope + offset, g as in ``sums``; if not ``sloped``, g scale."""
     n, c = tl.program_id(0), tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     at, inside = _tile(n, tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P), c, P, C)
     g = _load(dy, at, inside)
@@ -170,7 +172,7 @@ def input_gradient(
 
 @triton.jit
 def _along(axis: tl.constexpr, BLOCK: tl.constexpr):
-    """0, 1, 2, ... along one of four axes."""
+    """Return 0, 1, 2, ... along one of four axes."""
     i = tl.arange(0, BLOCK)
     for other in tl.static_range(4):
         if other != axis:
@@ -182,7 +184,7 @@ def _along(axis: tl.constexpr, BLOCK: tl.constexpr):
 def _members(
     a, A, S, G, H, BLOCK_A: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_H: tl.constexpr
 ):
-    """Of the norm batches from a on: where their numbers are in a table, and which of them there are."""
+    """Return the offsets in a table of the norm batches from a on, and the mask of those that exist."""
     a, s = a + _along(0, BLOCK_A), _along(1, BLOCK_S)
     g, h = tl.program_id(0) * BLOCK_G + _along(2, BLOCK_G), _along(3, BLOCK_H)
     inside = (a < A) & (s < S) & (g < G) & (h < H)
@@ -191,14 +193,14 @@ def _members(
 
 @triton.jit
 def _channels(G, H, BLOCK_G: tl.constexpr, BLOCK_H: tl.constexpr):
-    """The same for one number a channel."""
+    """Return the offsets in a row [C], and the mask of those that exist."""
     g, h = tl.program_id(0) * BLOCK_G + _along(2, BLOCK_G), _along(3, BLOCK_H)
     return g * H + h, (g < G) & (h < H)
 
 
 @triton.jit
 def _gather(v, over: tl.constexpr):
-    """The sum over the members of every block; what does not exist is 0."""
+    """Sum over the members of every block; values outside the mask are 0."""
     if CHANNELS & over:
         v = tl.sum(v, 3, keep_dims=True)
     if SAMPLES & over:
@@ -208,7 +210,7 @@ def _gather(v, over: tl.constexpr):
 
 @triton.jit
 def _count(over: tl.constexpr, S, H):
-    """Members of a block."""
+    """Return the number of members of a block."""
     count = 1.0
     if CHANNELS & over:
         count *= H
@@ -219,9 +221,10 @@ def _count(over: tl.constexpr, S, H):
 
 @triton.jit
 def _pool(mean, variance, inside, members, over: tl.constexpr):
-    """The moments of every block: its variance is the mean of its members' variances plus the variance of
-    their means. What rounding leaves of the deviations from the first mean is added to it, which makes
-    that of equal members exact."""
+    """Compute the moments of every block by the law of total variance.
+
+    The mean of the deviations from the mean, its rounding error, is added to it.
+    """
     of_block = _gather(mean, over) / members
     of_block += _gather(tl.where(inside, mean - of_block, 0.0), over) / members
     d = tl.where(inside, mean - of_block, 0.0)
@@ -235,7 +238,7 @@ def _sum_over_samples(v):
 
 @triton.jit
 def _weight(weights, k, K: tl.constexpr):
-    """Of pooling k; 1 if it is the only one."""
+    """Load the mixing weight of pooling k; 1 if it is the only one."""
     weight = 1.0
     if K > 1:
         weight = tl.load(weights + k)
@@ -266,19 +269,19 @@ def forward(
     BLOCK_G: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """With M and V the mixed moments, M from the mean of the map:
+    """Compute scale and shift from the mixed moments M, relative to the mean of the map, and V:
 
         scale = gamma / sqrt(V + eps)    shift = beta - M scale
 
-    The weights of a mixture add up to 1, so that it does not matter where means are measured from.
+    The weights of a mixture add up to 1, so that the mixed mean does not depend on the origin.
 
-    ``saved`` are [N][C] tables: mean, variance, M, 1 / sqrt(V + eps), scale, shift; the first two are there.
-    ``poolings`` has two bits for each. Running statistics move towards the average over the norm batches.
+    ``saved`` are [N][C] tables: mean, variance, M, 1 / sqrt(V + eps), scale, shift; the first two are inputs.
+    ``poolings`` has two bits for each pooling. Running statistics follow the average over the norm batches.
     """
     NC = A * S * G * H
-    of_channels, there = _channels(G, H, BLOCK_G, BLOCK_H)
-    gammas = tl.load(gamma + of_channels, mask=there, other=0.0)
-    betas = tl.load(beta + of_channels, mask=there, other=0.0)
+    of_channels, mask = _channels(G, H, BLOCK_G, BLOCK_H)
+    gammas = tl.load(gamma + of_channels, mask=mask, other=0.0)
+    betas = tl.load(beta + of_channels, mask=mask, other=0.0)
     newest_mean = tl.zeros([1, 1, BLOCK_G, BLOCK_H], tl.float32)
     newest_variance = tl.zeros([1, 1, BLOCK_G, BLOCK_H], tl.float32)
     for a in range(0, A, BLOCK_A):
@@ -302,11 +305,11 @@ def forward(
         tl.store(saved + 5 * NC + at, betas - mixed_mean * scale, mask=inside)
     if follows:
         batches = A * S / _count(poolings >> (2 * K - 2), S, H)
-        was = tl.load(running_mean + of_channels, mask=there, other=0.0)
-        tl.store(running_mean + of_channels, was + momentum * (newest_mean / batches - was), mask=there)
-        was = tl.load(running_variance + of_channels, mask=there, other=0.0)
+        was = tl.load(running_mean + of_channels, mask=mask, other=0.0)
+        tl.store(running_mean + of_channels, was + momentum * (newest_mean / batches - was), mask=mask)
+        was = tl.load(running_variance + of_channels, mask=mask, other=0.0)
         newest = newest_variance / batches * unbias
-        tl.store(running_variance + of_channels, was + momentum * (newest - was), mask=there)
+        tl.store(running_variance + of_channels, was + momentum * (newest - was), mask=mask)
 
 
 @triton.jit
@@ -333,18 +336,20 @@ def backward(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """With g = dy behind the floor, u the means of the maps, A = sum g (x - u) and B = sum g over the
-    positions, S = A - M B, with M from u:
+    """Compute slope and offset of dx and the gradients of parameters.
+
+    With g = dy behind the floor, u the means of the maps, A = sum g (x - u) and B = sum g over the
+    positions, S = A - M B, and M relative to u:
 
         dbeta = sum_n B    dgamma = sum_n S / sqrt(V + eps)    dM = -scale B    dV = -S scale / (V + eps) / 2
         pooling k, block b of m members: dM_b = w_k sum dM, dV_b = w_k sum dV, and for each member
         du += (dM_b + 2 dV_b (u - M_b)) / m    dv += dV_b / m
         dx = g scale + (x - u) slope + offset    slope = 2 bessel dv / P    offset = du / P
 
-    ``work`` are [N][C] tables: A, B, slope, offset; the first two are there.
+    ``work`` are [N][C] tables: A, B, slope, offset; the first two are inputs.
     """
     NC = A * S * G * H
-    of_channels, there = _channels(G, H, BLOCK_G, BLOCK_H)
+    of_channels, mask = _channels(G, H, BLOCK_G, BLOCK_H)
     of_gamma = tl.zeros([1, 1, BLOCK_G, BLOCK_H], tl.float32)
     of_beta = tl.zeros([1, 1, BLOCK_G, BLOCK_H], tl.float32)
     ks = tl.arange(0, BLOCK_K)
@@ -374,8 +379,8 @@ def backward(
             dv += dV_b
         tl.store(work + 2 * NC + at, dv * (2.0 * bessel / P), mask=inside)
         tl.store(work + 3 * NC + at, du / P, mask=inside)
-    tl.store(dgamma + of_channels, of_gamma, mask=there)
-    tl.store(dbeta + of_channels, of_beta, mask=there)
+    tl.store(dgamma + of_channels, of_gamma, mask=mask)
+    tl.store(dbeta + of_channels, of_beta, mask=mask)
     if K > 1:
         tl.store(dmean_weights + ks, of_mean_weights, mask=ks < K)
         tl.store(dvariance_weights + ks, of_variance_weights, mask=ks < K)
