@@ -10,6 +10,7 @@ import typer
 
 from normbench import __version__
 from normbench.streams import flush, open_closed_descriptors, patient
+from normbench.text import printable
 
 app = typer.Typer(
     name="normbench",
@@ -170,10 +171,9 @@ def plot(
     """Draw figures, with their numbers as CSV beside them."""
     from normbench.cli import errors
     from normbench.cli import plot as drawing
-    from normbench.config.source import printable
 
     for path in drawing.draw(experiments, results, figure, formats, out, published, errors.complain):
-        _print(printable(str(path), 4096))
+        _print(printable(path))
 
 
 @app.command()
@@ -244,7 +244,6 @@ def profile(
     """Measure what every method costs: time of an update and an inference, and memory."""
     from normbench.cli import errors
     from normbench.cli import profile as costs
-    from normbench.config.source import printable
 
     given = [f"trial.model={model}", f"trial.precision={precision}", f"execute.device={device}", *settings]
     if out:
@@ -252,7 +251,7 @@ def profile(
     found = costs.measure(norm, batch_size, given, device, rounds, errors.complain)
     _print(costs.in_json(found) if as_json else costs.as_text(found))
     for path in costs.write(found, out) if out else ():
-        errors.complain(f"wrote {printable(str(path), 4096)}")
+        errors.complain(f"wrote {printable(path)}")
 
 
 @app.command(name="list")

@@ -12,9 +12,9 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import CLIPS, NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.config.experiment import checked_dataset
-from normbench.config.registry import Entry, OpenTable, Table, UnknownName, nearest, shortened
-from normbench.config.source import printable
+from normbench.config.registry import Entry, OpenTable, Table, UnknownName
 from normbench.data import dataset as decoded
+from normbench.text import did_you_mean, printable, quoted
 
 TABLES: dict[str, Table[Any]] = {
     "norms": NORMS,
@@ -40,8 +40,8 @@ def tables(what: str | None) -> str:
     if what is not None:
         what = f"{what}s" if f"{what}s" in TABLES else what
         if what not in TABLES:
-            known = f"{nearest(what, TABLES)}; known: {', '.join(TABLES)}"
-            raise UnknownName(f"unknown list {shortened(what)}{known}")
+            known = f"{did_you_mean(what, TABLES)}; known: {', '.join(TABLES)}"
+            raise UnknownName(f"unknown list {quoted(what)}{known}")
         return "\n".join(_entries(TABLES[what]))
     return "\n\n".join(
         "\n".join([f"{name}:", *(f"  {line}" for line in _entries(table))]) for name, table in TABLES.items()
@@ -81,7 +81,7 @@ def data_as_text(name: str, options: Sequence[str], directory: Path, say: Callab
     classes = printable(", ".join(found.classes), 200)
     return "\n".join(
         [
-            f"{name} in {printable(str(directory), 4096)}",
+            f"{name} in {printable(directory)}",
             f"train: {len(found.train.indices)} images, test: {len(found.test.indices)}, {size}×{size} RGB",
             f"classes: {len(found.classes)} ({classes})",
             f"content: {found.content}",

@@ -16,12 +16,12 @@ from normbench.config.catalog.datasets import DataError, NoDataDirectoryError, T
 from normbench.config.catalog.executors import CannotExecute
 from normbench.config.experiment import ConfigError
 from normbench.config.registry import UnknownName
-from normbench.config.source import printable
 from normbench.records import NewerRecordError, RecordsInUse
 from normbench.report.panels import CannotDrawError
 from normbench.signals import ENDING, is_heard
 from normbench.signals import Stopped as Stopped
 from normbench.sweep.run import Unusable
+from normbench.text import printable
 
 OK, INTERNAL, USAGE, UNFINISHED, DATA, IN_USE, DISK = range(7)
 INTERRUPTED = 128  # plus the signal's number

@@ -5,16 +5,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from normbench.cli.progress import duration, percent, result_of
+from normbench.cli.progress import result_of
 from normbench.cli.terminal import as_json, as_table
 from normbench.config.experiment import ConfigError
 from normbench.config.labels import labels
-from normbench.config.registry import UnknownName, nearest, shortened
-from normbench.config.source import printable
+from normbench.config.registry import UnknownName
 from normbench.records import ERROR, LackingError, Measured, Record, Store
 from normbench.report.figures.base import Row, as_csv
 from normbench.sweep.results import Tell, find, named
 from normbench.sweep.run import stored
+from normbench.text import did_you_mean, duration, percent, printable, quoted
 
 COLUMNS = ("epoch", "train loss", "train accuracy", "test loss", "test accuracy", "lr", "seconds")
 FORMATS = ("csv", "json")
@@ -45,13 +45,13 @@ def trial_as_text(results: Path, part: str) -> str:
     found = begun or {path: trial for path, trial in files.items() if part in trial}
     ids = sorted(set(found.values()))
     if not found:
-        hint = nearest(part, files.values())
+        hint = did_you_mean(part, files.values())
         raise UnknownName(
-            f"no trial {shortened(part)} in {results}{hint}; there: {_some(files.values())}{closed}"
+            f"no trial {quoted(part)} in {results}{hint}; there: {_some(files.values())}{closed}"
         )
     if len(ids) > 1:
         how = "begins" if begun else "is in"
-        words = f"{shortened(part)} {how} the ids of {len(ids)} trials, give more of one"
+        words = f"{quoted(part)} {how} the ids of {len(ids)} trials, give more of one"
         raise UnknownName(f"{words}: {_some(ids)}")
     return "\n\n".join(map(_one_trial, found))
 
@@ -63,7 +63,7 @@ def _some(ids: Iterable[str]) -> str:
 
 
 def _one_trial(path: Path) -> str:
-    place = f"{printable(str(path), 4096)}{_varied(path)}"
+    place = f"{printable(path)}{_varied(path)}"
     if path.name.endswith(ERROR):
         failure = Store.error(path)
         lines = failure.traceback.splitlines()
@@ -148,8 +148,8 @@ def exported(results: Path, experiment: str, kind: str, tell: Tell) -> str:
         UnknownName: there is no such experiment or format.
     """
     if kind not in FORMATS:
-        hint = nearest(kind, FORMATS)
-        raise UnknownName(f"--format: unknown format {shortened(kind)}{hint}; known: {', '.join(FORMATS)}")
+        hint = did_you_mean(kind, FORMATS)
+        raise UnknownName(f"--format: unknown format {quoted(kind)}{hint}; known: {', '.join(FORMATS)}")
     (name,) = named(results, experiment)
     records = sorted(find(results, name, tell).records, key=lambda record: record.trial.id)
     if kind == "json":

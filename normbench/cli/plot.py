@@ -6,10 +6,11 @@ from typing import Any, get_args
 
 from normbench.cli.errors import words_of
 from normbench.config.catalog.figures import FIGURES, PUBLISHED_OPTION
-from normbench.config.registry import UnknownName, nearest, shortened
+from normbench.config.registry import UnknownName
 from normbench.report.figures.base import FORMATS, render
 from normbench.report.panels import CannotDrawError
 from normbench.sweep.results import Found, Tell, find, named
+from normbench.text import did_you_mean, quoted
 
 SERIES: tuple[str, ...] = get_args(PUBLISHED_OPTION.annotation)
 
@@ -117,5 +118,5 @@ def _chosen(found: Found, figure: str | None) -> Sequence[tuple[str, Mapping[str
 def _check(kind: str, given: Iterable[str], known: Sequence[str]) -> None:
     for word in given:
         if word not in known:
-            hint = nearest(word, known)
-            raise UnknownName(f"unknown {kind} {shortened(word)}{hint}; known: {', '.join(known)}")
+            hint = did_you_mean(word, known)
+            raise UnknownName(f"unknown {kind} {quoted(word)}{hint}; known: {', '.join(known)}")

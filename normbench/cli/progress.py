@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from normbench.config.labels import labels
-from normbench.config.source import printable
 from normbench.config.trial import Trial
 from normbench.records import Failure
 from normbench.sweep.estimate import relative_cost
 from normbench.sweep.run import Listener, Survey
+from normbench.text import duration, percent, plural, printable
 
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Outcome
@@ -37,27 +37,6 @@ def listener(quiet: bool) -> Iterator[Listener]:
             yield live
     else:
         yield Lines(console)
-
-
-def duration(seconds: float) -> str:
-    """``1 h 05 min``, ``3 min 20 s``, ``12 s`` or ``0.4 s``."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
-def percent(fraction: float | None) -> str:
-    """``86.4 %``, or a dash."""
-    return "–" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 trial`` or ``3 trials``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def going_on(survey: Survey) -> str:
@@ -154,7 +133,7 @@ class Lines(Progress):
         """Say how much there is to do."""
         super().begin(survey, missing)
         if missing:
-            to_run = counted(len(missing), "trial")
+            to_run = plural(len(missing), "trial")
             done = f"{self.already} of {self.total} done"
             self.say(f"{survey.experiment.name}: {to_run} to run, {done}{going_on(survey)}")
 

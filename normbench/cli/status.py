@@ -5,18 +5,18 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from normbench.cli.progress import counted, duration, going_on, result_of
+from normbench.cli.progress import going_on, result_of
 from normbench.cli.terminal import as_json, as_table
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.labels import labels, settings, varied
-from normbench.config.registry import UnknownName, nearest, shortened
-from normbench.config.source import printable
+from normbench.config.registry import UnknownName
 from normbench.records import Record, Store
 from normbench.sweep import changes, placement
-from normbench.sweep.estimate import Estimate, estimate, record_bytes, size
+from normbench.sweep.estimate import Estimate, estimate, record_bytes
 from normbench.sweep.results import experiments, find, named
 from normbench.sweep.run import CHANGED, RETRIABLE, STATES, Survey, Unusable
+from normbench.text import did_you_mean, duration, plural, printable, quoted, size
 
 CONDITIONS = ("normbench", "git", "torch", "device")  # of the provenance; other values may give other numbers
 
@@ -31,8 +31,8 @@ def states_to_retry(text: str) -> tuple[str, ...]:
     for state in states:
         if state not in (*RETRIABLE, CHANGED):
             known = ", ".join((*RETRIABLE, CHANGED, "none"))
-            hint = nearest(state, (*RETRIABLE, CHANGED))
-            raise UnknownName(f"--retry: unknown state {shortened(state)}{hint}; known: {known}")
+            hint = did_you_mean(state, (*RETRIABLE, CHANGED))
+            raise UnknownName(f"--retry: unknown state {quoted(state)}{hint}; known: {known}")
     return states
 
 
@@ -62,18 +62,14 @@ def more_to_retry(survey: Survey, retried: Collection[str]) -> tuple[str, ...]:
 def run_as_text(survey: Survey, results: Path) -> str:
     """Where the records are, how many, and which did not end well."""
     store = Store(results / survey.experiment.name)
-    trials = counted(len(survey.experiment.trials), "trial")
-    lines = [
-        f"{printable(str(store.directory), 4096)}: {trials}, {_states(survey.counts())}{going_on(survey)}"
-    ]
+    trials = plural(len(survey.experiment.trials), "trial")
+    lines = [f"{printable(store.directory)}: {trials}, {_states(survey.counts())}{going_on(survey)}"]
     label = labels(survey.experiment)
     for trial in survey.experiment.trials:
         state = survey.state(trial)
         if state in ("failed", "timeout"):
             reason = result_of(survey.errors[trial.id])
-            lines.append(
-                f"  {label[trial.id]}: {reason} (see {printable(str(store.error_path(trial.id)), 4096)})"
-            )
+            lines.append(f"  {label[trial.id]}: {reason} (see {printable(store.error_path(trial.id))})")
         elif state not in ("done", "missing"):
             lines.append(f"  {label[trial.id]}: {result_of(survey.records[trial.id])}")
     return "\n".join([*lines, *_changes(survey)])
@@ -139,14 +135,14 @@ def plan_as_text(survey: Survey, expected: Estimate) -> str:
         shown = (its.get(key, "") for key in columns)
         state = survey.state(trial) + (", changed" if trial.id in outdated else "")
         rows.append((trial.id, *shown, state, "" if seconds is None else duration(seconds)))
-    lines = [f"{counted(len(rows), 'trial')}: {_states(survey.counts())}{going_on(survey)}"]
+    lines = [f"{plural(len(rows), 'trial')}: {_states(survey.counts())}{going_on(survey)}"]
     if expected.seconds:
         workers = _workers(survey)
         probed = len(expected.seconds) - expected.from_records
         sources = {"stored records of this machine": expected.from_records, "a short probe": probed}
-        by = ", ".join(f"{counted(count, 'trial')} by {source}" for source, count in sources.items() if count)
+        by = ", ".join(f"{plural(count, 'trial')} by {source}" for source, count in sources.items() if count)
         whole = duration(expected.wall_seconds(workers))
-        lines.append(f"time: about {whole} on {counted(workers, 'worker')} ({by})")
+        lines.append(f"time: about {whole} on {plural(workers, 'worker')} ({by})")
     if expected.unknown:
         of = "some trials" if expected.seconds else "every trial"
         lines.append(f"time: unknown for {of}: {printable(expected.unknown, 4096)}")
@@ -206,7 +202,7 @@ def status_as_text(results: Path, experiment: str | None, data: Path | None = No
                 shown = ", ".join(f"{value} ({count})" for value, count in values.items())
                 notes.append(f"{name}: trials ran with {len(values)} different values of {what}: {shown}")
         if saved := status["saved_states"]:
-            notes.append(f"{name}: {counted(saved, 'trial')} with a saved state to go on from")
+            notes.append(f"{name}: {plural(saved, 'trial')} with a saved state to go on from")
         notes += (f"{name}: {line}" for line in status["changes"])
         notes += status["damaged"]
     return as_table(("experiment", *STATES), rows) + "\n".join(printable(note, 4096) for note in notes)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from normbench.config.source import printable
+from normbench.text import printable
 
 
 def as_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

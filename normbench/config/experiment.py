@@ -20,10 +20,10 @@ from normbench.config.defaults import BEFORE, NOW, Defaults, named
 from normbench.config.grid import TRIAL_KEYS, merged, trials_of
 from normbench.config.inherit import Files, Unreadable
 from normbench.config.messages import beside, check, meant, paths, title, unknown
-from normbench.config.registry import closest, shortened
-from normbench.config.source import Node, Problem, Spot, printable
+from normbench.config.source import Node, Problem, Spot
 from normbench.config.trial import Choice, Count, Frozen, Positive, Trial, choice_from
 from normbench.config.yaml import has_comment, read, read_bytes, write
+from normbench.text import closest, printable, quoted
 
 MAX_TRIALS = 100_000  # no setting may ask for more
 CONFIGS = Path("configs")  # of a clone, where commands are run in it
@@ -233,7 +233,7 @@ def _unknown_settings(root: Node, figures: Sequence[Choice], trials: Sequence[Tr
             key = figure.options[option]
             if key not in TRIAL_KEYS and not (own and key.startswith("norm.")):
                 words = unknown(
-                    meant(key, TRIAL_KEYS), beside(key, TRIAL_KEYS), what=f"setting {shortened(key)}"
+                    meant(key, TRIAL_KEYS), beside(key, TRIAL_KEYS), what=f"setting {quoted(key)}"
                 )
                 spot = root.value["plots"].value[number].value[option].spot
                 yield Problem(spot, words)
@@ -280,7 +280,7 @@ def _read_file(path: Path) -> tuple[Node | None, list[Problem]]:
     try:
         root = files.document(path)
     except Unreadable as error:
-        raise ConfigError(f"{printable(str(path), 4096)}: {error}{_nearest(path)}", typed=True) from None
+        raise ConfigError(f"{printable(path)}: {error}{_nearest(path)}", typed=True) from None
     return root, files.problems
 
 
@@ -290,7 +290,7 @@ def _nearest(path: Path) -> str:
         return ""
     there = {file.stem: file for folder in (CONFIGS, path.parent) for file in sorted(folder.glob("*.yaml"))}
     close = closest(path.stem, there)
-    return f" (did you mean {printable(str(there[close]), 4096)}?)" if close else ""
+    return f" (did you mean {printable(there[close])}?)" if close else ""
 
 
 def _overridden(root: Node | None, text: str, problems: list[Problem]) -> Node | None:

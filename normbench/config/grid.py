@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from normbench.config.messages import OUT, Location, beside, check, meant, paths, title, unknown
-from normbench.config.source import Node, Problem, printable
+from normbench.config.source import Node, Problem
 from normbench.config.trial import Frozen, Trial
+from normbench.text import printable
 
 TRIAL_KEYS = paths(Trial)
 MOST_WRITTEN_OUT = 20  # numbers in a message

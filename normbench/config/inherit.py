@@ -4,8 +4,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from normbench.config.source import Node, Problem, printable
+from normbench.config.source import Node, Problem
 from normbench.config.yaml import MAX_BYTES, read_bytes
+from normbench.text import printable
 
 MAX_FILES = 32  # read for one experiment; a few are sensible
 MERGED = ("trial", "sweep", "execute")  # sections of which a file may write a part
@@ -42,7 +43,7 @@ class Files:
             Unreadable: the file itself; a base that cannot be read is a problem.
         """
         self.read += 1
-        root, found = read_bytes(_bytes(path), printable(str(path), 4096))
+        root, found = read_bytes(_bytes(path), printable(path))
         self.problems += found
         if root is None or not isinstance(root.value, dict) or "extends" not in root.value:
             return root
@@ -66,14 +67,14 @@ class Files:
         base = path.parent / node.value
         chain = [*above, base]
         if os.path.normpath(base) in map(os.path.normpath, above):
-            words = f"extends itself: {' → '.join(printable(str(file), 4096) for file in chain)}"
+            words = f"extends itself: {' → '.join(printable(file) for file in chain)}"
         elif self.read >= MAX_FILES:
             words = f"more than {MAX_FILES} files for one experiment"
         else:
             try:
                 return self.document(base, above)
             except Unreadable as error:
-                words = f"{printable(str(base), 4096)} {error}"
+                words = f"{printable(base)} {error}"
         self.problems.append(Problem(node.spot, words))
         return None
 
@@ -100,6 +101,6 @@ def _bytes(path: Path) -> bytes:
             return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         if isinstance(error, FileNotFoundError) and path.is_symlink():
-            target = printable(str(path.readlink()), 4096)
+            target = printable(path.readlink())
             raise Unreadable(f"cannot be read: it is a link to {target}, which is not there") from None
         raise Unreadable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -10,8 +10,9 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from normbench.config.registry import closest, is_own, nearest, plain, shortened
+from normbench.config.registry import is_own
 from normbench.config.source import Node, Problem, Spot, joined, with_blank
+from normbench.text import closest, did_you_mean, normal_form, quoted
 
 M = TypeVar("M", bound=BaseModel)
 Location = tuple[str | int, ...]
@@ -35,7 +36,7 @@ _BOUNDS = {
 }
 
 USUAL = {  # the last part of a key by what else libraries call it
-    plain(word): key
+    normal_form(word): key
     for key, words in {
         "batch_size": "bs, batch, train_batch_size, mini_batch_size, per_device_train_batch_size",
         "norm_batch_size": "ghost_batch_size, virtual_batch_size, nbs, statistics_batch_size",
@@ -266,7 +267,7 @@ def _problem(
         )
         known = list(holder.model_fields)
         near = meant(str(location[-1]), known, () if name else anywhere)
-        what = f"option of {shortened(name)}" if name else "key"
+        what = f"option of {quoted(name)}" if name else "key"
         others = [key for key in known if key != "name" or not name]
         words = unknown(near, others, holder.model_config.get("title"), what)
         return Problem(here.key or here.spot, words), (*location[:-1], *(near or "").split("."))
@@ -295,7 +296,7 @@ def _words(kind: str, context: dict[str, Any], got: Node, message: str) -> str:
         return f"{_BOUNDS[kind].format(**bound)}, got {got}"
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])
-        near = nearest(got.value, choices) if isinstance(got.value, str) else ""
+        near = did_you_mean(got.value, choices) if isinstance(got.value, str) else ""
         return f"expected {context['expected']}, got {got}{near}"
     if kind == "string_pattern_mismatch":
         return f"expected text that matches {context['pattern']}, got {got}"

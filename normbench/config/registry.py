@@ -8,7 +8,7 @@ import functools
 import importlib
 import importlib.metadata
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -16,99 +16,11 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from normbench.config import user_code
-
-LONGEST = 100  # letters; no longer name is a slip of the finger
-BEGINNING = 3  # letters at least of a name that stands for the only one that begins with them
-ACRONYM = 4  # letters at most of a usual name that must be written exactly: LCN is not LN
-NEVER = LONGEST + 1  # edits
+from normbench.text import did_you_mean, normal_form, quoted
 
 
 class UnknownName(LookupError):
     """A name that its table does not list; the message names the nearest one."""
-
-
-def plain(name: str) -> str:
-    """``name`` without what differs from library to library: letter case, ``_``, ``-``, a final ``2d``."""
-    letters = re.sub(r"[\W_]+", "", name.lower())
-    return re.sub(r"[1-3]d$", "", re.sub(r"normali[sz]ation", "norm", letters))
-
-
-def closest(name: str, known: Iterable[str], usual: Mapping[str, str] | None = None) -> str | None:
-    """The known name that ``name`` stands for, or None where that is doubtful.
-
-    It is spelled another way, or one of the usual names; else the only one that begins so; else the nearest
-    by a few slips of the finger, none of them in the first letter or in a number: ResNet-18 is no ResNet-8.
-
-    Args:
-        name: of any length.
-        known: what there is.
-        usual: known names by what else they are called, in the form that ``plain`` gives.
-    """
-    if len(name) > LONGEST:
-        return None
-    names = {plain(each): each for each in reversed([*known])}
-    meant = {**(usual or {}), **names}
-    written = plain(name)
-    last = plain(name.rpartition(".")[2])  # of torch.nn.BatchNorm2d
-    for form in (written, last, written.removesuffix("norm"), last.removesuffix("norm")):
-        if form and form in meant:
-            return meant[form]
-    begun = {each for form, each in meant.items() if _begins(written, form)}
-    if len(begun) == 1:
-        return begun.pop()
-    edits = {
-        form: _edits(written, form, _slips(form))
-        for form in meant
-        if written[:1] == form[:1] and (form in names or len(form) > ACRONYM)
-    }
-    near = {meant[form] for form, count in edits.items() if count == min(edits.values()) < NEVER}
-    return near.pop() if len(near) == 1 else None
-
-
-def _begins(beginning: str, whole: str) -> bool:
-    """Whether a name may be cut short like that: between two words or letters, never within a number."""
-    rest = whole.removeprefix(beginning)
-    within = beginning[-1:].isdigit() and rest[:1].isdigit()
-    return len(beginning.removesuffix("norm")) >= BEGINNING and rest != whole and not within
-
-
-def _slips(name: str) -> int:
-    """How many slips of the finger a name allows: one in ``group``, two in ``switch``, and so on.
-
-    The ``norm`` at its end does not count, as it is the same in all of them.
-    """
-    letters = re.sub(r"[0-9]", "", name.removesuffix("norm") or name)
-    return (len(letters) + 2) // 4 if len(letters) > 2 else 0
-
-
-def _edits(written: str, known: str, most: int) -> int:
-    """Letters to insert, leave out, replace or swap; NEVER if they are more than ``most``."""
-    numbers, others = (re.findall(r"[0-9]+", each) for each in (written, known))
-    if abs(len(written) - len(known)) > most or numbers != others:
-        return NEVER
-    before: list[int] = []
-    row = list(range(len(known) + 1))
-    for i, letter in enumerate(written, 1):
-        last, before, row = before, row, [i]
-        for j, other in enumerate(known, 1):
-            ways = [before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != other)]
-            if i > 1 and j > 1 and letter == known[j - 2] and other == written[i - 2]:
-                ways.append(last[j - 2] + 1)
-            row.append(min(ways))
-        if min(row) > most:
-            return NEVER
-    return row[-1] if row[-1] <= most else NEVER
-
-
-def nearest(name: str, known: Iterable[str], usual: Mapping[str, str] | None = None) -> str:
-    """``" (did you mean 'group'?)"`` for the known name that is meant, or an empty string."""
-    close = closest(name, known, usual)
-    return f" (did you mean {close!r}?)" if close else ""
-
-
-def shortened(name: str) -> str:
-    """``name`` in quotes, on one line, without control characters, and cut where it is very long."""
-    return repr(name if len(name) <= 40 else name[:40] + "…")
 
 
 @dataclass(frozen=True)
@@ -242,12 +154,12 @@ class Table(Mapping[str, E], Generic[E]):
         self._entries = {entry.name: entry for entry in entries}
         if len(self._entries) != len(entries):
             raise ValueError(f"the table of {kind}s lists a name twice")
-        names = [(plain(word), entry.name) for entry in entries for word in (entry.name, *entry.also)]
-        names += [(plain(word), "") for word in advice or ()]
+        names = [(normal_form(word), entry.name) for entry in entries for word in (entry.name, *entry.also)]
+        names += [(normal_form(word), "") for word in advice or ()]
         self._usual = dict(names)
         if len(self._usual) != len(names):
             raise ValueError(f"the table of {kind}s gives a usual name twice")
-        self._advice = {plain(word): words for word, words in (advice or {}).items()}
+        self._advice = {normal_form(word): words for word, words in (advice or {}).items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -256,11 +168,15 @@ class Table(Mapping[str, E], Generic[E]):
 
     def hint(self, name: str) -> str:
         """What to write instead of a name that is none of these, as the end of a message."""
-        for form in (plain(name), plain(name.rpartition(".")[2]), re.sub(r"[0-9]+.*", "", plain(name))):
+        for form in (
+            normal_form(name),
+            normal_form(name.rpartition(".")[2]),
+            re.sub(r"[0-9]+.*", "", normal_form(name)),
+        ):
             if form in self._advice:
                 return f" ({self._advice[form]})"
         usual = {form: entry for form, entry in self._usual.items() if entry}
-        return nearest(name, self.names, usual) or f"; known: {', '.join(self.names)}"
+        return did_you_mean(name, self.names, usual) or f"; known: {', '.join(self.names)}"
 
     def __getitem__(self, name: str) -> E:
         """The entry called ``name``.
@@ -271,7 +187,7 @@ class Table(Mapping[str, E], Generic[E]):
         try:
             return self._entries[name]
         except KeyError:
-            raise UnknownName(f"unknown {self.kind} {shortened(name)}{self.hint(name)}") from None
+            raise UnknownName(f"unknown {self.kind} {quoted(name)}{self.hint(name)}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

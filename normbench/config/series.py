@@ -1,13 +1,13 @@
 """The methods of an experiment, told apart by their options, and how settings are labelled."""
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from normbench.config.catalog.norms import NORMS
+from normbench.text import numeric_key, plural
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key, found in values.items() if len(found) > 1]
 
 
-def counted(n: int, noun: str) -> str:
-    """``3 seeds`` or ``1 seed``."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
 def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Series]:
     """Every method and set of options that occurs; the default options keep the method's own look.
 
@@ -58,7 +53,7 @@ def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Serie
     for method, found in sets.items():
         defaults = {key: option.default for key, option in NORMS[method].options.items()}
         default = json.dumps(defaults, sort_keys=True)
-        texts = sorted(found, key=numerically)
+        texts = sorted(found, key=numeric_key)
         looks = sorted(texts, key=lambda text: text != default)
         keys = differing(list(found.values()))
         for text in texts:
@@ -76,11 +71,5 @@ def key_of(norm: Mapping[str, Any]) -> tuple[str, str]:
 
 def _option(key: str, value: Any) -> str:
     if isinstance(value, int) and key.endswith("s"):
-        return counted(value, key.removesuffix("s"))
+        return plural(value, key.removesuffix("s"))
     return f"{key} {value}"
-
-
-def numerically(text: str) -> list[tuple[float, str]]:
-    """A sort key under which 16 comes after 8."""
-    parts = re.findall(r"(\d+(?:\.\d+)?(?:e-?\d+)?)|(\D+)", text)
-    return [(float(number) if number else -1.0, other) for number, other in parts]

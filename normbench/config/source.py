@@ -5,13 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from normbench.config.registry import shortened
-
-
-def printable(text: str, limit: int = 80) -> str:
-    """``text`` on one line, without control characters, and cut to about ``limit`` characters."""
-    cut = text if len(text) <= limit else text[:limit] + "…"
-    return cut if cut.isprintable() else repr(cut)[1:-1]
+from normbench.text import printable, quoted
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ class Node:
             case list():
                 return "a list" if self.value else "an empty list"
             case str():
-                return shortened(self.value)
+                return quoted(self.value)
             case _:
                 return printable(self.written, 40) or "nothing"
 

@@ -28,7 +28,8 @@ from normbench.config.catalog.datasets import DATASETS, WHITENINGS
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import CLIPS, NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
-from normbench.config.registry import Entry, OpenTable, Table, shortened
+from normbench.config.registry import Entry, OpenTable, Table
+from normbench.text import quoted
 
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(abs)]  # abs(-0.0) is 0.0
@@ -106,7 +107,7 @@ def choice_from(table: Table[Any]) -> Any:
             installed = table.installed if isinstance(table, OpenTable) else {}
             if name in installed:  # records must not depend on what is installed
                 return {**named, "name": installed[name]} if isinstance(named, Mapping) else named
-            told = {"kind": table.kind, "name": shortened(name), "hint": table.hint(name)}
+            told = {"kind": table.kind, "name": quoted(name), "hint": table.hint(name)}
             raise PydanticCustomError("unknown", "unknown {kind} {name}{hint}", told)
         return named
 

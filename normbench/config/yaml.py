@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from normbench.config.source import Node, Problem, Spot, joined, printable, with_blank
+from normbench.config.source import Node, Problem, Spot, joined, with_blank
+from normbench.text import printable
 
 MAX_BYTES = 256 * 1024
 MAX_VALUES = 20_000  # an alias counts as often as it is used

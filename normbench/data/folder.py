@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 
 from normbench import memory
 from normbench.config.catalog.datasets import Arrays, DataError, Say, Source, TooLarge
-from normbench.config.registry import closest, nearest
+from normbench.text import closest, did_you_mean
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 CHUNK = 250
@@ -70,7 +70,9 @@ def _root(directory: Path, folder: str) -> Path:
     root = directory / folder
     if not root.is_dir():
         others = sorted(split.parent.name for split in directory.glob("*/train") if split.is_dir())
-        meant = nearest(folder, others) or (f" (there: {', '.join(others[:MOST_LISTED])})" if others else "")
+        meant = did_you_mean(folder, others) or (
+            f" (there: {', '.join(others[:MOST_LISTED])})" if others else ""
+        )
         raise DataError(f"{root / 'train'}: missing{meant}; {LAYOUT}")
     for split in SPLITS:
         if not os.path.lexists(root / split):

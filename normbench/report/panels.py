@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from normbench.config.catalog.norms import NORMS
-from normbench.config.series import Series, counted, differing, key_of, numerically, series_of
+from normbench.config.series import Series, differing, key_of, series_of
 from normbench.records import Record
+from normbench.text import numeric_key, plural
 
 Axis = Literal["batch_size", "norm_batch_size"]
 AXIS_LABELS: Mapping[Axis, str] = {"batch_size": "batch size", "norm_batch_size": "norm batch size"}
@@ -149,7 +150,7 @@ def _by_setting(records: Sequence[Record]) -> list[tuple[list[Record], str]]:
     headed = [
         (members, [said(key, setting[key]) for key in keys if key in setting]) for setting, members in groups
     ]
-    headed.sort(key=lambda item: [numerically(part) for part in item[1]])
+    headed.sort(key=lambda item: [numeric_key(part) for part in item[1]])
     return [(members, ", ".join(parts)) for members, parts in headed]
 
 
@@ -159,7 +160,7 @@ def said(key: str, value: Any) -> str:
         return str(value)
     if key == "data":
         return f"data {value[:8]}"
-    return counted(value, "epoch") if key == "epochs" else f"{key} {value}"
+    return plural(value, "epoch") if key == "epochs" else f"{key} {value}"
 
 
 def mixed_data(records: Iterable[Record]) -> list[str]:

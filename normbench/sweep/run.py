@@ -22,8 +22,9 @@ from normbench.files import free_bytes, write_atomically
 from normbench.records import Failure, Lacking, Record, Store, complaints
 from normbench.sweep import changes, gains, plan
 from normbench.sweep.changes import Change
-from normbench.sweep.estimate import checkpoint_bytes, record_bytes, size
+from normbench.sweep.estimate import checkpoint_bytes, record_bytes
 from normbench.sweep.placement import cores, refusal, sharing, slots, together, workers
+from normbench.text import size
 
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Means, Outcome, Tell

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from normbench.cli.progress import Lines, LiveTable, Progress, counted, duration, listener, percent, result_of
+from normbench.cli.progress import Lines, LiveTable, Progress, listener, result_of
 from normbench.config import experiment
 from normbench.config.trial import Trial
 from normbench.records import Failure, Record, Store
@@ -46,27 +46,6 @@ def shown(live: LiveTable) -> str:
     console.print(live.table())
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.04, "0.0 s"),
-        (9.94, "9.9 s"),
-        (9.96, "10 s"),
-        (59.6, "1 min 00 s"),
-        (200, "3 min 20 s"),
-        (3900, "1 h 05 min"),
-    ],
-)
-def test_durations_are_in_the_units_of_people(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
-
-
-def test_numbers_in_words() -> None:
-    assert [percent(None), percent(0.8642), counted(1, "trial"), counted(0, "trial")] == [
-        "–", "86.4 %", "1 trial", "0 trials",
-    ]  # fmt: skip
 
 
 def test_an_end_in_words(records: list[Record]) -> None:

@@ -3,7 +3,7 @@ import pytest
 from normbench.config.catalog.datasets import DATASETS
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import CLIPS, NORMS
-from normbench.config.registry import Entry, Table, UnknownName, closest, nearest, shortened
+from normbench.config.registry import Entry, Table, UnknownName
 
 KNOWN = f"; known: {', '.join(NORMS)}"
 
@@ -152,19 +152,3 @@ def test_another_number_is_another_thing():
 def test_a_usual_name_of_two_entries_is_refused():
     with pytest.raises(ValueError, match="the table of fruits gives a usual name twice"):
         Table("fruit", Entry("pear", "", "", also=("Williams",)), Entry("apple", "", "", also=("williams",)))
-
-
-def test_nearest_says_nothing_where_nothing_is_near():
-    assert nearest("gruop", ["group", "layer"]) == " (did you mean 'group'?)"
-    assert nearest("zzz", ["group", "layer"]) == ""
-
-
-def test_a_name_of_any_length_is_answered():
-    """difflib takes time with the square of the length: a name of 10⁶ letters would take hours."""
-    assert closest("a" * 1_000_000, ["a" * 999_999]) is None
-
-
-def test_a_name_in_a_message_stays_on_one_short_line():
-    assert shortened("group") == "'group'"
-    assert shortened("a\x1b[31m\nb") == r"'a\x1b[31m\nb'"
-    assert len(shortened("a" * 1000)) < 50

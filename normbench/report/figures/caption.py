@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from normbench.config.series import counted, numerically
 from normbench.records import Record
 from normbench.report.panels import AXIS_LABELS, Panels, mixed_data
+from normbench.text import numeric_key, plural
 
 MOST_LISTED = 6  # cells named; the CSV has them all
 
@@ -25,10 +25,10 @@ def warnings(panels: Panels) -> tuple[str, ...]:
     sentences = []
     if hashes := mixed_data(panels.records):
         counts = Counter(record.data for record in panels.records)
-        listed = ", ".join(f"{counted(counts[data], 'trial')} with hash {data[:8]}" for data in hashes)
+        listed = ", ".join(f"{plural(counts[data], 'trial')} with hash {data[:8]}" for data in hashes)
         sentences.append(f"Trials of one data set ran on different images, so panels are separate: {listed}.")
     if panels.copies:
-        left_out = counted(panels.copies, "record")
+        left_out = plural(panels.copies, "record")
         sentences.append(f"Of trials with several records one is shown; left out: {left_out}.")
     return tuple(sentences)
 
@@ -38,13 +38,13 @@ def trials(records: Sequence[Record]) -> str:
     trials = [record.trial for record in records]
     cells = Counter((record.data, record.trial.model_copy(update={"seed": 0}).id) for record in records)
     fewest, most = min(cells.values()), max(cells.values())
-    seeds = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
+    seeds = plural(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
     *shorter, longest = sorted({trial.epochs for trial in trials})
     parts = [
         _names(trial.dataset.model_dump() for trial in trials),
         _names(trial.model.model_dump() for trial in trials),
-        " / ".join([*map(str, shorter), counted(longest, "epoch")]),
-        f"{counted(len(trials), 'trial')}, {seeds} each",
+        " / ".join([*map(str, shorter), plural(longest, "epoch")]),
+        f"{plural(len(trials), 'trial')}, {seeds} each",
     ]
     for key, between in (("normbench", " to "), ("torch", " to "), ("device", " / "), ("git", " / ")):
         values = {str(record.provenance[key]) for record in records if record.provenance.get(key)}
@@ -62,7 +62,7 @@ def _names(choices: Iterable[Mapping[str, Any]]) -> str:
         told = {key: value for key, value in choice.items() if key != "name" and value not in (None, 1.0)}
         options = ", ".join(f"{key} {value}" for key, value in told.items())
         labels.add(f"{choice['name']} ({options})" if options else choice["name"])
-    return " / ".join(sorted(labels, key=numerically))
+    return " / ".join(sorted(labels, key=numeric_key))
 
 
 def _unfinished(panels: Panels) -> Iterator[str]:
@@ -75,7 +75,7 @@ def _unfinished(panels: Panels) -> Iterator[str]:
                     where = f"{AXIS_LABELS[panel.axis]} {cell.x}" if cell.x is not None else ""
                     places = [where, *([panel.heading] if len(panels.panels) > 1 else [])]
                     at = f" at {', '.join(filter(None, places))}" if any(places) else ""
-                    left = f"mean of {len(cell.finished)} of {counted(len(cell.records), 'seed')}"
+                    left = f"mean of {len(cell.finished)} of {plural(len(cell.records), 'seed')}"
                     told = f"{series.label}{at} ({left if cell.finished else 'no seed finished'})"
                     cells.setdefault(cell.records[0].trial.id, told)
         if cells:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from normbench.config.catalog.norms import NORMS
-from normbench.config.series import counted, differing
+from normbench.config.series import differing
 from normbench.records import Record
 from normbench.report.figures import caption, samples, style
 from normbench.report.figures.base import Figure, Options, Row
 from normbench.report.figures.samples import ACCURACY, Sample, Spot, beyond, columns
 from normbench.report.panels import CannotDrawError, said
 from normbench.report.values import in_words, numeric, order, places, settings_of, shown, written
+from normbench.text import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -131,7 +132,7 @@ def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
     """Which means leave trials out."""
     cells = [
         f"{line.label} at {shown(values[cell.place])} ({len(cell.values)} of "
-        f"{counted(len(cell.values) + len(cell.failures), 'seed')} left)"
+        f"{plural(len(cell.values) + len(cell.failures), 'seed')} left)"
         for line in lines
         for cell in line.cells
         if cell.failures
