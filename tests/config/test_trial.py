@@ -1,5 +1,7 @@
+import json
 import pickle
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ from pydantic import ValidationError
 
 from normbench.config.catalog.norms import NORMS, PLACES
 from normbench.config.trial import ADDED, Trial, as_before
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 # One other valid value for every setting, so that every one can be shown to change the id.
 OTHER: dict[str, Any] = {
@@ -55,6 +59,39 @@ def trial(**settings: Any) -> Trial:
     if isinstance(norm, str) and norm in NORMS and NORMS[norm].preactivation:
         settings = {"model": "preact_resnet20"} | settings
     return Trial.model_validate(settings)
+
+
+# Experiment and id of committed trials that cover every experiment, method and schema with records.
+STORED = (
+    "agc_layers_cpu/normalizer-free-preact-resnet8-b1024-s0-1d91428fdf13",
+    "agc_threshold_cpu/normalizer-free-preact-resnet8-b1024-s0-2462565f3209",
+    "cifar10_cpu/group-resnet8-b16-s0-0e10374f9dbd",
+    "cifar10_norm_batch/instance-resnet8-b128-s0-58a38de7672f",
+    "dropout_cpu/none-resnet8-b128-s0-579425cd64f2",
+    "groups_cpu/group-resnet8-b32-s0-21bb31eabf76",
+    "inference_statistics_cpu/batch-resnet8-b128-n4-s0-977756ed59b6",
+    "initialisation_cpu/layer-resnet8-b128-s0-020073f2e7d6",
+    "large_batch_cpu/normalizer-free-preact-resnet8-b1024-s0-3defbf89f259",
+    "learning_rate_cpu/batch-resnet8-b128-s0-0fd09c10c12a",
+    "norm_every_cpu/batch-resnet8-b128-s0-3264ae71696e",
+    "online_cpu/filter-response-resnet8-b1-s0-721ba729f972",
+    "signal_propagation_cpu/switchable-preact-resnet20-b128-s0-16ce5d8fb8ce",
+    "small_batch_cpu/batch-renorm-preact-resnet8-b2-s0-cfa5f0a33575",
+    "small_batch_cpu/centred-weights-preact-resnet8-b8-s0-eb6d3654ba74",
+    "small_batch_cpu/evonorm-b0-preact-resnet8-b8-s0-a77434730cbe",
+    "small_batch_cpu/evonorm-s0-preact-resnet8-b2-s0-02ef2bb9c652",
+    "small_batch_cpu/moving-average-batch-preact-resnet8-b32-s0-f18c8fc3d19d",
+    "small_batch_cpu/weight-standardization-preact-resnet8-b8-s1-b9e5a1f4f68c",
+    "small_batch_cpu/weight-norm-preact-resnet8-b2-s0-e97b08347be3",
+    "switch_weights_cpu/switchable-resnet8-b128-n2-s0-b63806de0b90",
+)
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_the_ids_of_committed_trials_do_not_move(stored: str) -> None:
+    record = json.loads((RESULTS / f"{stored}.json").read_text())
+    settings = {key: value for key, value in record["trial"].items() if key != "id"}
+    assert Trial.model_validate(as_before(settings)).id == stored.partition("/")[2]
 
 
 @pytest.mark.parametrize(
