@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import ConfigDict, Field, ValidationError, WrapValidator, model_serializer, model_validator
 from pydantic_core import from_json, to_json
 
-from normbench.config.trial import CHANGED, Frozen, Trial, as_before
+from normbench.config.trial import CHANGED, Frozen, Trial, with_old_defaults
 from normbench.files import Unwritable, locked, remove_if_unused, write_atomically
 
 SCHEMA: Literal[5] = 5  # earlier ones knew fewer of the settings in trial.ADDED and trial.CHANGED
@@ -126,7 +126,7 @@ class Record(Finite):
     def _without_id(cls, values: Any) -> Any:
         """The id is derived from the trial; a stored one must be the derived one."""
         if isinstance(values, dict) and isinstance(values.get("trial"), dict):
-            settings = as_before(values["trial"])
+            settings = with_old_defaults(values["trial"])
             stored = settings.pop("id", None)
             trial = Trial.model_validate_json(json.dumps(settings))
             if stored not in (None, trial.id):

@@ -11,12 +11,12 @@ from normbench.config.catalog.figures import FIGURES
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import CLIPS, NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
-from normbench.config.experiment import checked_dataset
-from normbench.config.registry import Entry, OpenTable, Table, UnknownName
+from normbench.config.experiment import dataset_from_options
+from normbench.config.registry import Entry, ExtensibleRegistry, Registry, UnknownName
 from normbench.data import dataset as decoded
 from normbench.text import did_you_mean, printable, quoted
 
-TABLES: dict[str, Table[Any]] = {
+TABLES: dict[str, Registry[Any]] = {
     "norms": NORMS,
     "clips": CLIPS,
     "models": MODELS,
@@ -48,11 +48,11 @@ def tables(what: str | None) -> str:
     )
 
 
-def _entries(table: Table[Any]) -> list[str]:
+def _entries(table: Registry[Any]) -> list[str]:
     lines = []
     for entry in table.values():
         lines += _entry(entry)
-    if isinstance(table, OpenTable):
+    if isinstance(table, ExtensibleRegistry):
         lines += [f"{name}: {target} (installed)" for name, target in table.installed.items()]
         lines.append(f"module:function: a {table.kind} of your own (docs/extending.md says how)")
     return lines
@@ -74,7 +74,7 @@ def data_as_text(name: str, options: Sequence[str], directory: Path, say: Callab
         ConfigError: it or an option does not exist.
         DataError: it cannot be had.
     """
-    dataset = checked_dataset(name, options)
+    dataset = dataset_from_options(name, options)
     decoded.prepare(dataset, directory, say)
     found = decoded.load(dataset, directory)
     size = found.train.images.shape[1]

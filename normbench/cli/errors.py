@@ -170,7 +170,7 @@ def may_do_better(error: BaseException, arguments: Sequence[str]) -> bool:
     """Whether the same command makes sense once more: not where a word of it is what was wrong."""
     if code_of(error) != USAGE:
         return True
-    typed = isinstance(error, UnknownName) or (isinstance(error, ConfigError) and error.typed)
+    typed = isinstance(error, UnknownName) or (isinstance(error, ConfigError) and error.is_typed)
     return arguments[:1] in (["run"], ["plan"]) and not typed
 
 

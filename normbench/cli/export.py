@@ -8,7 +8,7 @@ from typing import Any
 from normbench.cli.progress import result_of
 from normbench.cli.terminal import as_json, as_table
 from normbench.config.experiment import ConfigError
-from normbench.config.labels import labels
+from normbench.config.labels import trial_labels
 from normbench.config.registry import UnknownName
 from normbench.records import ERROR, LackingError, Measured, Record, Store
 from normbench.report.figures.base import Row, as_csv
@@ -104,7 +104,7 @@ def _one_trial(path: Path) -> str:
 def _varied(path: Path) -> str:
     """What the sweep varies of the trial of a file, beside what its name says."""
     try:
-        label = labels(stored(path.parents[1], path.parent.name)).get(path.name.split(".")[0], "")
+        label = trial_labels(stored(path.parents[1], path.parent.name)).get(path.name.split(".")[0], "")
     except ConfigError:
         return ""
     return label.removeprefix(path.name.split(".")[0])

@@ -84,7 +84,7 @@ def _draw(
     chosen = _chosen(found, figure)
     drawn = False
     unasked: list[str] = []  # why a figure that nobody named is not drawn: of interest if none is
-    for kind, given in chosen or [(kind.name, {}) for kind in FIGURES.values() if not kind.of]:
+    for kind, given in chosen or [(kind.name, {}) for kind in FIGURES.values() if not kind.key_options]:
         options = dict(given)
         if kind == "batch_size" and published:
             options["published"] = published

@@ -48,7 +48,7 @@ def measure(
     from normbench.training import profile as profiling
 
     try:
-        plain, *others = config.on_command_line(settings).trials
+        plain, *others = config.from_overrides(settings).trials
         if others:
             raise Unusable("profile takes one value of every setting; --norm and --batch-size take several")
         fitting = profiling.methods(plain)
@@ -56,10 +56,10 @@ def measure(
             say(f"left out, as {plain.model.name} cannot have them: {', '.join(unfit)}")
         named = norms or ",".join(fitting)
         grid = [f"sweep.norm=[{named}]", f"sweep.batch_size=[{batch_sizes}]"]
-        experiment = config.on_command_line([*settings, *grid])
+        experiment = config.from_overrides([*settings, *grid])
     except config.ConfigError as error:
         raise config.ConfigError(*map(_as_typed, error.problems)) from None
-    own = any(NORMS[trial.norm.name].own for trial in experiment.trials)
+    own = any(NORMS[trial.norm.name].is_custom for trial in experiment.trials)
     try:
         with Contained() if own else nullcontext():
             return profiling.profile(experiment.trials, place, experiment.execute.threads, rounds, say)

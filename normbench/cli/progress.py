@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from normbench.config.labels import labels
+from normbench.config.labels import trial_labels
 from normbench.config.trial import Trial
 from normbench.records import Failure
 from normbench.sweep.estimate import relative_cost
@@ -73,7 +73,7 @@ class Progress(Listener):
 
     def begin(self, survey: Survey, missing: Sequence[Trial]) -> None:
         """Start the clock."""
-        self.labels = labels(survey.experiment)
+        self.labels = trial_labels(survey.experiment)
         self.total = len(survey.experiment.trials)
         self.already = self.total - len(missing)
         self._work = sum(relative_cost(trial) for trial in missing)

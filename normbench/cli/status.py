@@ -9,7 +9,7 @@ from normbench.cli.progress import going_on, result_of
 from normbench.cli.terminal import as_json, as_table
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.catalog.norms import NORMS
-from normbench.config.labels import labels, settings, varied
+from normbench.config.labels import flat_settings, swept_keys, trial_labels
 from normbench.config.registry import UnknownName
 from normbench.records import Record, Store
 from normbench.sweep import changes, placement
@@ -64,7 +64,7 @@ def run_as_text(survey: Survey, results: Path) -> str:
     store = Store(results / survey.experiment.name)
     trials = plural(len(survey.experiment.trials), "trial")
     lines = [f"{printable(store.directory)}: {trials}, {_states(survey.counts())}{going_on(survey)}"]
-    label = labels(survey.experiment)
+    label = trial_labels(survey.experiment)
     for trial in survey.experiment.trials:
         state = survey.state(trial)
         if state in ("failed", "timeout"):
@@ -129,9 +129,9 @@ def _readable(store: Store) -> Collection[Record]:
 def plan_as_text(survey: Survey, expected: Estimate) -> str:
     """Every trial, then the sums."""
     rows, outdated = [], changes.changed(survey.changes)
-    columns = varied(survey.experiment)
+    columns = swept_keys(survey.experiment)
     for trial in survey.experiment.trials:
-        seconds, its = expected.seconds.get(trial.id), settings(trial)
+        seconds, its = expected.seconds.get(trial.id), flat_settings(trial)
         shown = (its.get(key, "") for key in columns)
         state = survey.state(trial) + (", changed" if trial.id in outdated else "")
         rows.append((trial.id, *shown, state, "" if seconds is None else duration(seconds)))
@@ -157,11 +157,11 @@ def plan_as_text(survey: Survey, expected: Estimate) -> str:
 
 def plan_as_json(survey: Survey, expected: Estimate) -> str:
     """The same; a trial's seconds are those of one worker, the sum's those of all together."""
-    columns = varied(survey.experiment)
+    columns = swept_keys(survey.experiment)
     trials = [
         {
             "id": trial.id,
-            "settings": {key: value for key, value in settings(trial).items() if key in columns},
+            "settings": {key: value for key, value in flat_settings(trial).items() if key in columns},
             "state": survey.state(trial),
             "expected_seconds": expected.seconds.get(trial.id),
         }
@@ -183,7 +183,7 @@ def plan_as_json(survey: Survey, expected: Estimate) -> str:
 
 def _own(survey: Survey) -> list[str]:
     """What is not of this package, as ``module:function``."""
-    return sorted({trial.norm.name for trial in survey.experiment.trials if NORMS[trial.norm.name].own})
+    return sorted({trial.norm.name for trial in survey.experiment.trials if NORMS[trial.norm.name].is_custom})
 
 
 def status_as_json(results: Path, experiment: str | None, data: Path | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The methods of an experiment, told apart by their options, and how settings are labelled."""
+"""The series of an experiment: its methods with their options, and their labels."""
 
 import json
 from collections import defaultdict
@@ -15,9 +15,9 @@ class Series:
     """A method with one set of options.
 
     Attributes:
-        label: the method's name, with the options by which it differs from other sets that are present.
-        variant: 0 for the default options (or the first set), further sets count up; it picks the look.
-        order: place among the sets of the method, by their values.
+        label: the method's name, with the options in which its sets of options differ.
+        variant: 0 for the default options (or the first set), further sets count up; it selects the style.
+        order: position among the sets of the method, by their values.
     """
 
     method: str
@@ -28,43 +28,43 @@ class Series:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that do not have one value throughout, in the order in which they are written."""
+    """Return the keys that have several values, in the order in which they are written."""
     values: dict[str, set[str]] = defaultdict(set)
     for setting in settings:
         for key, value in setting.items():
             values[key].add(json.dumps(value))
-    return [key for key, found in values.items() if len(found) > 1]
+    return [key for key, distinct in values.items() if len(distinct) > 1]
 
 
 def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Series]:
-    """Every method and set of options that occurs; the default options keep the method's own look.
+    """Return a series for every method and set of options that occurs.
 
     Args:
         norms: names with options, as records have them.
 
     Returns:
-        The series by the method's name and its options, as `key_of` gives them.
+        The series by the method's name and its options, as from `key_of`.
     """
     sets: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for norm in norms:
         method, text = key_of(norm)
         sets[method][text] = {key: value for key, value in norm.items() if key != "name"}
     series = {}
-    for method, found in sets.items():
+    for method, options in sets.items():
         defaults = {key: option.default for key, option in NORMS[method].options.items()}
         default = json.dumps(defaults, sort_keys=True)
-        texts = sorted(found, key=numeric_key)
-        looks = sorted(texts, key=lambda text: text != default)
-        keys = differing(list(found.values()))
-        for text in texts:
-            told = ", ".join(_option(key, found[text][key]) for key in keys if key in found[text])
-            label = f"{method} ({told})" if told else method
-            series[method, text] = Series(method, text, label, looks.index(text), texts.index(text))
+        texts = sorted(options, key=numeric_key)
+        variants = sorted(texts, key=lambda text: text != default)
+        keys = differing(list(options.values()))
+        for order, text in enumerate(texts):
+            differences = ", ".join(_option(key, options[text][key]) for key in keys if key in options[text])
+            label = f"{method} ({differences})" if differences else method
+            series[method, text] = Series(method, text, label, variants.index(text), order)
     return series
 
 
 def key_of(norm: Mapping[str, Any]) -> tuple[str, str]:
-    """A method's name and its options, as text that is equal where they are."""
+    """Return a method's name and its options, as text that is equal for equal options."""
     options = {key: value for key, value in norm.items() if key != "name"}
     return str(norm["name"]), json.dumps(options, sort_keys=True)
 

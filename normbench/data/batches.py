@@ -14,7 +14,7 @@ from torch import Tensor
 
 from normbench.config.catalog.datasets import WHITENINGS
 from normbench.config.trial import Trial
-from normbench.data.dataset import Decoded, Split
+from normbench.data.dataset import Dataset, Split
 from normbench.data.whitening import Map
 
 PADDING = 4
@@ -124,7 +124,7 @@ class Images:
         return scaled.permute(0, 3, 1, 2)
 
 
-def images_of(trial: Trial, dataset: Decoded, device: torch.device) -> tuple[Images, Images]:
+def images_of(trial: Trial, dataset: Dataset, device: torch.device) -> tuple[Images, Images]:
     """Those that a trial trains on and is tested on."""
     whitening = WHITENINGS[trial.whiten.name].load()(dataset, **trial.whiten.options)
     training, testing = (

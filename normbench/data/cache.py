@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from normbench.config.catalog.datasets import Arrays, DataError, Say
+from normbench.config.catalog.datasets import Arrays, DataError, Log
 from normbench.config.trial import Frozen
 from normbench.files import locked, write_atomically
 
@@ -95,11 +95,11 @@ class Cache:
             stale.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def locked(self, say: Say) -> Iterator[None]:
+    def locked(self, log: Log) -> Iterator[None]:
         """Be the one process that writes; the system frees the lock when that process dies."""
 
         def wait(how_to_free: str) -> None:
-            say(f"{self.folder}: waiting for another process that is decoding{how_to_free}")
+            log(f"{self.folder}: waiting for another process that is decoding{how_to_free}")
 
         with locked(self.folder, "--data DIR", wait):
             yield

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normbench.config.catalog.datasets import Arrays, DataError, Say, Source
+from normbench.config.catalog.datasets import Arrays, DataError, Log, Source
 
 SHAPE = 3, 32, 32
 MOST_BYTES = 200_000_000  # that are read to be hashed; the largest official file has 170 million
@@ -76,7 +76,7 @@ def official(name: str, labels_key: bytes) -> Release:
     )
 
 
-def read(release: Release, directory: Path, say: Say) -> Arrays:
+def read(release: Release, directory: Path, log: Log) -> Arrays:
     """Find or download ``release``, check and parse it.
 
     Raises:
@@ -85,15 +85,15 @@ def read(release: Release, directory: Path, say: Say) -> Arrays:
     folder, archive = directory / release.folder, directory / release.archive
     place = folder
     if folder.is_dir():
-        say(f"{folder}: checking and reading")
+        log(f"{folder}: checking and reading")
         contents = {
             name: _checked(folder / name, _read_bytes(folder / name), sha256)
             for name, sha256 in release.sha256.items()
         }
     else:
         if not archive.exists():
-            _download(release, directory, say)
-        say(f"{archive}: checking and reading")
+            _download(release, directory, log)
+        log(f"{archive}: checking and reading")
         contents = _from_archive(release, archive)
         place = archive / release.folder
     values = {name: _parse(content, place / name) for name, content in contents.items()}
@@ -111,11 +111,11 @@ def read(release: Release, directory: Path, say: Say) -> Arrays:
     )
 
 
-def _download(release: Release, directory: Path, say: Say) -> None:
+def _download(release: Release, directory: Path, log: Log) -> None:
     """Put the archive into ``directory``, whole or not at all."""
     from torchvision.datasets.utils import download_url
 
-    say(f"{release.url}: downloading into {directory}")
+    log(f"{release.url}: downloading into {directory}")
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".download-") as partial:
         try:
@@ -254,7 +254,7 @@ def _source(name: str, labels_key: bytes) -> Source:
     """The hashes fix the content, so what was decoded once is never stale."""
     return Source(
         fingerprint=lambda _directory: f"{name}, official files",
-        decode=lambda directory, say: read(official(name, labels_key), directory, say),
+        decode=lambda directory, log: read(official(name, labels_key), directory, log),
     )
 
 

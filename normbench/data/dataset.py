@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from normbench.config.catalog.datasets import DATASETS, Arrays, NoDataDirectoryError, Source
+from normbench.config.catalog.datasets import DATASETS, Arrays, DatasetInfo, Log, NoDataDirectoryError, Source
 from normbench.config.catalog.datasets import DataError as DataError
-from normbench.config.catalog.datasets import Say as Say
 from normbench.config.trial import Choice
 from normbench.data.cache import Cache, Index, Stamps
 from normbench.files import NoHomeError, expanded, user_cache
@@ -41,7 +40,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class Dataset:
     """A data set ready for training.
 
     Attributes:
@@ -60,22 +59,6 @@ class Decoded:
     folder: Path | None = None
 
 
-class Extent(NamedTuple):
-    """How much there is of a data set.
-
-    Attributes:
-        classes: how many.
-        size: side of the square images, in pixels.
-        train: training images in use.
-        test: test images in use.
-    """
-
-    classes: int
-    size: int
-    train: int
-    test: int
-
-
 def default_directory() -> Path:
     """``NORMBENCH_DATA``, or ``normbench`` in the user's cache directory (XDG base directories).
 
@@ -92,7 +75,7 @@ def default_directory() -> Path:
         ) from None
 
 
-def prepare(dataset: Choice, directory: Path, say: Say = lambda _: None) -> None:
+def prepare(dataset: Choice, directory: Path, log: Log = lambda _: None) -> None:
     """Fetch, verify and decode ``dataset`` unless that is done; replace what is damaged or stale.
 
     Any number of processes may do this at once: one decodes, the others wait for it.
@@ -103,11 +86,11 @@ def prepare(dataset: Choice, directory: Path, say: Say = lambda _: None) -> None
     """
     source: Source = DATASETS[dataset.name].load()
     options, cache = _content_options(dataset), _cache(dataset, directory)
-    if not _is_current(cache, source.fingerprint(directory, **options), say):
-        with cache.locked(say):
+    if not _is_current(cache, source.fingerprint(directory, **options), log):
+        with cache.locked(log):
             fingerprint = source.fingerprint(directory, **options)
             if not _is_current(cache, fingerprint):
-                cache.write(source.decode(directory, say, **options), fingerprint)
+                cache.write(source.decode(directory, log, **options), fingerprint)
     whole = cache.arrays(*cache.state())
     for split, option in SIZES.items():
         _used(whole, split, dataset.options[option])
@@ -168,7 +151,7 @@ def files(dataset: Choice, directory: Path, whitenings: Iterable[Choice] = ()) -
     return *cache.paths(), *(path for path in maps if path.exists())
 
 
-def map_file(folder: Path, dataset: Decoded, name: str, eps: float) -> Path:
+def map_file(folder: Path, dataset: Dataset, name: str, eps: float) -> Path:
     """Where a whitening of ``dataset`` lies beside its images.
 
     Equal contents and sizes mean equal images: a smaller subset is always the same one.
@@ -176,23 +159,23 @@ def map_file(folder: Path, dataset: Decoded, name: str, eps: float) -> Path:
     return folder / "whitening" / f"{dataset.content[:16]}-{len(dataset.train.indices)}-{name}-{eps!r}.map"
 
 
-def extent(dataset: Choice, directory: Path) -> Extent:
+def info(dataset: Choice, directory: Path) -> DatasetInfo:
     """How much there is of ``dataset``: of a prepared one by looking, else as far as it is known beforehand.
 
     Raises:
         DataError: it is not prepared, and not known; or damaged.
     """
-    known = DATASETS[dataset.name].extent
+    known = DATASETS[dataset.name].info
     if known is not None and not _cache(dataset, directory).exists():
         classes, size, *sizes = known
         chosen = (dataset.options[option] for option in SIZES.values())
-        return Extent(classes, size, *(some or all_ for some, all_ in zip(chosen, sizes, strict=True)))
+        return DatasetInfo(classes, size, *(some or all_ for some, all_ in zip(chosen, sizes, strict=True)))
     found = load(dataset, directory)
     images = len(found.train.indices), len(found.test.indices)
-    return Extent(len(found.classes), found.train.images.shape[1], *images)
+    return DatasetInfo(len(found.classes), found.train.images.shape[1], *images)
 
 
-def load(dataset: Choice, directory: Path) -> Decoded:
+def load(dataset: Choice, directory: Path) -> Dataset:
     """The prepared ``dataset``, mapped into memory; the hashes of its files are checked once per process.
 
     Raises:
@@ -218,7 +201,7 @@ def _cache(dataset: Choice, directory: Path) -> Cache:
     )
 
 
-def _is_current(cache: Cache, fingerprint: str, say: Say = lambda _: None) -> bool:
+def _is_current(cache: Cache, fingerprint: str, log: Log = lambda _: None) -> bool:
     """Whether ``cache`` holds a whole set, decoded from what is there now."""
     if not cache.exists():
         return False
@@ -226,7 +209,7 @@ def _is_current(cache: Cache, fingerprint: str, say: Say = lambda _: None) -> bo
         index, stamps = cache.state()
         cache.arrays(index, stamps)
     except DataError as error:
-        say(str(error))
+        log(str(error))
         return False
     return index.fingerprint == fingerprint
 
@@ -234,12 +217,12 @@ def _is_current(cache: Cache, fingerprint: str, say: Say = lambda _: None) -> bo
 @functools.lru_cache(maxsize=8)
 def _decoded(
     cache: Cache, index: Index, stamps: Stamps, train_size: int | None, test_size: int | None
-) -> Decoded:
+) -> Dataset:
     whole = cache.arrays(index, stamps)
     train = Split(whole.train_images, whole.train_labels, _used(whole, "train", train_size))
     test = Split(whole.test_images, whole.test_labels, _used(whole, "test", test_size))
     mean, std = _moments(train)
-    return Decoded(train, test, whole.classes, mean, std, index.content, cache.folder)
+    return Dataset(train, test, whole.classes, mean, std, index.content, cache.folder)
 
 
 def _used(whole: Arrays, split: str, size: int | None) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from normbench import memory
-from normbench.config.catalog.datasets import Arrays, DataError, Say, Source, TooLarge
+from normbench.config.catalog.datasets import Arrays, DataError, Log, Source, TooLarge
 from normbench.text import closest, did_you_mean
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -93,7 +93,7 @@ def fingerprint(directory: Path, folder: str, image_size: int) -> str:
     return digest.hexdigest()
 
 
-def decode(directory: Path, say: Say, folder: str, image_size: int) -> Arrays:
+def decode(directory: Path, log: Log, folder: str, image_size: int) -> Arrays:
     """Read every image as RGB; one of another size is scaled (short side) and cropped at its centre.
 
     Raises:
@@ -101,9 +101,9 @@ def decode(directory: Path, say: Say, folder: str, image_size: int) -> Arrays:
         TooLarge: the images do not fit into memory.
     """
     root = _root(directory, folder)
-    classes = _classes(root, say)
-    train_paths, train_labels = _listed(root / "train", classes, say)
-    test_paths, test_labels = _listed(root / "test", classes, say)
+    classes = _classes(root, log)
+    train_paths, train_labels = _listed(root / "train", classes, log)
+    test_paths, test_labels = _listed(root / "test", classes, log)
     paths = train_paths + test_paths
     needed, there = len(paths) * image_size**2 * 3, memory.available()
     if needed > there:
@@ -111,11 +111,11 @@ def decode(directory: Path, say: Say, folder: str, image_size: int) -> Arrays:
             f"{root}: {len(paths):,} images at image_size {image_size} take {needed / 1e9:.1f} GB of memory, "
             f"and {there / 1e9:.1f} GB are available"
         )
-    images = _decode_all(paths, image_size, say, root)
+    images = _decode_all(paths, image_size, log, root)
     return Arrays(images[: len(train_paths)], train_labels, images[len(train_paths) :], test_labels, classes)
 
 
-def _classes(root: Path, say: Say) -> tuple[str, ...]:
+def _classes(root: Path, log: Log) -> tuple[str, ...]:
     """The names of the classes, which both splits have.
 
     Raises:
@@ -123,7 +123,7 @@ def _classes(root: Path, say: Say) -> tuple[str, ...]:
     """
     train, test = ({entry.name for entry in _entries(root / split) if entry.is_dir()} for split in SPLITS)
     for split, names in zip(SPLITS, (train, test), strict=True):
-        _tell_apart(root / split, names, say)
+        _tell_apart(root / split, names, log)
     if lone := train ^ test:
         name = min(lone, key=_natural)
         has, lacks, there = ("train", "test", test) if name in train else ("test", "train", train)
@@ -141,7 +141,7 @@ def _classes(root: Path, say: Say) -> tuple[str, ...]:
     return tuple(sorted(train, key=_natural))
 
 
-def _tell_apart(split: Path, names: set[str], say: Say) -> None:
+def _tell_apart(split: Path, names: set[str], log: Log) -> None:
     """Refuse names that are no text, and such as look the same; tell of those that nearly do."""
     alike: dict[str, str] = {}
     for name in sorted(names, key=_natural):
@@ -153,7 +153,7 @@ def _tell_apart(split: Path, names: set[str], say: Say) -> None:
             raise DataError(f"{shown}: {words}") from None
         other = alike.setdefault(_same(name), name)
         if unicodedata.normalize("NFC", other) != unicodedata.normalize("NFC", name):
-            say(f"{split}: {name!r} and {other!r} differ only in letter case, and are two classes")
+            log(f"{split}: {name!r} and {other!r} differ only in letter case, and are two classes")
         elif other != name:
             raise DataError(f"{split / name}: {_unlike(name, other)} of another class; rename one")
 
@@ -170,7 +170,7 @@ def _unlike(name: str, other: str) -> str:
     return f"its name ({name!a}) differs only in Unicode normalization from that ({other!a})"
 
 
-def _listed(split: Path, classes: tuple[str, ...], say: Say) -> tuple[list[Path], NDArray[np.int64]]:
+def _listed(split: Path, classes: tuple[str, ...], log: Log) -> tuple[list[Path], NDArray[np.int64]]:
     """The images of one split and their labels; what is no image by its suffix is passed over, aloud."""
     paths: list[Path] = []
     labels: list[int] = []
@@ -184,11 +184,11 @@ def _listed(split: Path, classes: tuple[str, ...], say: Say) -> tuple[list[Path]
         paths += images
         labels += [label] * len(images)
     if others:
-        say(f"{split}: passed over {len(others)} files that are no images in a class, such as {others[0]}")
+        log(f"{split}: passed over {len(others)} files that are no images in a class, such as {others[0]}")
     return paths, np.array(labels, np.int64)
 
 
-def _decode_all(paths: list[Path], side: int, say: Say, root: Path) -> NDArray[np.uint8]:
+def _decode_all(paths: list[Path], side: int, log: Log, root: Path) -> NDArray[np.uint8]:
     images = np.empty((len(paths), side, side, 3), np.uint8)
 
     def decode_chunk(start: int) -> int:
@@ -201,7 +201,7 @@ def _decode_all(paths: list[Path], side: int, say: Say, root: Path) -> NDArray[n
         for done in threads.map(decode_chunk, range(0, len(paths), CHUNK)):  # a failure cancels what is left
             if done // step > said:
                 said = done // step
-                say(f"{root}: {done:,} of {len(paths):,} images decoded")
+                log(f"{root}: {done:,} of {len(paths):,} images decoded")
     return images
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from normbench.config.catalog.datasets import Arrays, Say, Source
+from normbench.config.catalog.datasets import Arrays, Log, Source
 
 SIDE = 32
 TRAIN_SIZE, TEST_SIZE = 6_000, 2_000
@@ -160,9 +160,9 @@ def fingerprint(_directory: Path) -> str:
     return "1"
 
 
-def decode(_directory: Path, say: Say) -> Arrays:
+def decode(_directory: Path, log: Log) -> Arrays:
     """Draw the set: 6,000 training and 2,000 test images, all classes alike."""
-    say(f"shapes: drawing {TRAIN_SIZE + TEST_SIZE:,} images")
+    log(f"shapes: drawing {TRAIN_SIZE + TEST_SIZE:,} images")
     random = np.random.RandomState(SEED)
     train_images, train_labels = _split(random, TRAIN_SIZE)
     test_images, test_labels = _split(random, TEST_SIZE)

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normbench.config.catalog.datasets import Say
+from normbench.config.catalog.datasets import Log
 from normbench.config.trial import Choice
 from normbench.data.cache import Cache
-from normbench.data.dataset import Decoded, Split, map_file
+from normbench.data.dataset import Dataset, Split, map_file
 from normbench.files import write_atomically
 
 PART = 2048  # images taken up at once
@@ -53,22 +53,22 @@ class Components(NamedTuple):
     basis: Tensor
 
 
-def scaled(_dataset: Decoded) -> None:
+def scaled(_dataset: Dataset) -> None:
     """No map: channels are scaled, as ever."""
 
 
-def pca(dataset: Decoded, eps: float) -> Map:
+def pca(dataset: Dataset, eps: float) -> Map:
     """Component k of an image stands where its k-th value stood; what was near in the image no longer is."""
     return _map(dataset, "pca", eps)
 
 
-def zca(dataset: Decoded, eps: float) -> Map:
+def zca(dataset: Dataset, eps: float) -> Map:
     """Images remain images, of edges."""
     return _map(dataset, "zca", eps)
 
 
 def prepare(
-    whiten: Choice, dataset: Decoded, threads: int, say: Say, stop: Callable[[], bool] = lambda: False
+    whiten: Choice, dataset: Dataset, threads: int, log: Log, stop: Callable[[], bool] = lambda: False
 ) -> None:
     """Have the map lie beside the decoded images, so that nobody who trains has to wait for it.
 
@@ -87,20 +87,20 @@ def prepare(
     path = map_file(dataset.folder, dataset, **whiten.model_dump())
     if _stored(path, dataset) is not None:
         return
-    with Cache(dataset.folder).locked(say):
+    with Cache(dataset.folder).locked(log):
         if _stored(path, dataset) is not None:
             return
         if path.exists():
-            say(f"{path}: damaged, made anew")
+            log(f"{path}: damaged, made anew")
         D = _values(dataset)
-        say(f"{dataset.folder}: whitening, eigenvectors of {D}×{D} values, once; {threads} threads")
+        log(f"{dataset.folder}: whitening, eigenvectors of {D}×{D} values, once; {threads} threads")
         made: list[Map] = []
 
         def make() -> None:
             torch.set_num_threads(threads)
             made.append(_made(dataset, whiten.name, whiten.options["eps"]))
 
-        if not _waited_for(make, f"{dataset.folder}: whitening", say, stop):
+        if not _waited_for(make, f"{dataset.folder}: whitening", log, stop):
             return
         content = b"".join(part.contiguous().numpy().astype("<f4").tobytes() for part in made[0])
         for stale in path.parent.glob("*.map"):
@@ -109,12 +109,12 @@ def prepare(
         write_atomically(path, hashlib.sha256(content).digest() + content)
 
 
-def _values(dataset: Decoded) -> int:
+def _values(dataset: Dataset) -> int:
     """D, of an image."""
     return int(np.prod(dataset.train.images.shape[1:]))
 
 
-def _waited_for(act: Callable[[], None], what: str, say: Say, stop: Callable[[], bool]) -> bool:
+def _waited_for(act: Callable[[], None], what: str, log: Log, stop: Callable[[], bool]) -> bool:
     """Do it beside this thread, which hears signals meanwhile and tells the time; False: it was given up.
 
     Raises:
@@ -136,7 +136,7 @@ def _waited_for(act: Callable[[], None], what: str, say: Say, stop: Callable[[],
         if stop():
             return False
         if (now := time.monotonic()) - told >= NEWS_SECONDS:
-            say(f"{what}: {now - began:.0f} s so far")
+            log(f"{what}: {now - began:.0f} s so far")
             told = now
     torch.set_num_threads(before)
     if errors:
@@ -144,20 +144,20 @@ def _waited_for(act: Callable[[], None], what: str, say: Say, stop: Callable[[],
     return True
 
 
-def _map(dataset: Decoded, name: str, eps: float) -> Map:
+def _map(dataset: Dataset, name: str, eps: float) -> Map:
     """As it was prepared, or else made here."""
     folder = dataset.folder
     stored = None if folder is None else _stored(map_file(folder, dataset, name, eps), dataset)
     return _made(dataset, name, eps) if stored is None else stored
 
 
-def _made(dataset: Decoded, name: str, eps: float) -> Map:
+def _made(dataset: Dataset, name: str, eps: float) -> Map:
     mean, variances, basis = of_training(dataset)
     matrix = basis * _scale(variances, eps)
     return Map(mean.float(), (matrix @ basis.T if name == "zca" else matrix).float())
 
 
-def _stored(path: Path, dataset: Decoded) -> Map | None:
+def _stored(path: Path, dataset: Dataset) -> Map | None:
     """The map in a file, whose pages all processes share; None if it is not there, or not whole."""
     D = _values(dataset)
     try:
@@ -178,7 +178,7 @@ def _scale(variances: Tensor, eps: float) -> Tensor:
     return torch.where(variances > least, (variances.clamp_min(0) + eps).rsqrt(), 0.0)
 
 
-def of_training(dataset: Decoded) -> Components:
+def of_training(dataset: Dataset) -> Components:
     """Those of the training images in use: some ten seconds of a core at 32×32; a process keeps the last."""
     return _kept(_Key(dataset.content, dataset.train))
 

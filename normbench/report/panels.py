@@ -130,7 +130,7 @@ def _setting(record: Record) -> dict[str, Any]:
     axes = {"norm", "batch_size", "norm_batch_size", "seed"}
     measured = {"evaluate", "diagnose"}  # which changes nothing else
     setting = flat(record.trial.model_dump(mode="json", exclude=axes | measured)) | {"data": record.data}
-    if not NORMS[record.trial.norm.name].affine:  # of a trial without gamma these say nothing
+    if not NORMS[record.trial.norm.name].has_parameters:  # of a trial without gamma these say nothing
         del setting["zero_init_residual"], setting["optimizer.weight_decay_on_norm"]
     return setting
 

@@ -58,7 +58,7 @@ def changes(records: Iterable[Record], data: Path) -> list[Change]:
     of_code: dict[str, list[Record]] = {}
     for record in records:
         of_data.setdefault(record.trial.dataset, []).append(record)
-        if NORMS[record.trial.norm.name].own:
+        if NORMS[record.trial.norm.name].is_custom:
             of_code.setdefault(record.trial.norm.name, []).append(record)
     found = [change for choice, group in of_data.items() for change in _of_data(choice, group, data)]
     return found + [change for name, group in of_code.items() for change in _of_code(name, group)]
@@ -79,14 +79,14 @@ def _of_data(choice: Choice, records: list[Record], data: Path) -> Iterable[Chan
         yield Change(others, f"{{was}} trained on other images than those of {source} now")
     if doubt:
         yield Change(everything, f"cannot be compared with their images: {doubt}", comparable=False)
-    elif content is None and DATASETS[choice.name].extent is None:
+    elif content is None and DATASETS[choice.name].info is None:
         words = f"cannot be compared with {source}, which is not decoded here"
         yield Change(everything, words, choice, comparable=False)
 
 
 def _of_code(name: str, records: list[Record]) -> Iterable[Change]:
     """By the hash of all its code; of older records, by that of the file alone."""
-    code = user_code.now(name)
+    code = user_code.current(name)
     if not code.files:
         words = f"cannot be compared with the code of {name}, which is not to be found from here"
         yield Change(tuple(record.trial.id for record in records), words, comparable=False)

@@ -65,8 +65,8 @@ def estimate(trials: Sequence[Trial], records: Iterable[Record], data: Path, pla
     for trial in trials:
         own = kind(trial)
         try:
-            extent = dataset.extent(trial.dataset, data)
-            if own not in speeds and NORMS[trial.norm.name].own:
+            extent = dataset.info(trial.dataset, data)
+            if own not in speeds and NORMS[trial.norm.name].is_custom:
                 unknown = "methods of your own are not tried before they run"
                 continue
             if own not in speeds:

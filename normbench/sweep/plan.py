@@ -53,7 +53,7 @@ def _blocks(document: Mapping[str, Any]) -> list[Block]:
 
 
 def _ids(document: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(trial.id for trial in experiment.parsed(document).trials)
+    return frozenset(trial.id for trial in experiment.from_document(document).trials)
 
 
 def _pinned(block: Block, base: Mapping[str, Any], other: Mapping[str, Any]) -> Block:
@@ -93,8 +93,8 @@ def _with_room(document: dict[str, Any], now: experiment.Experiment) -> experime
     Nothing but ``now`` runs here: other trials need not fit its ``max_trials`` and its ``processes``.
     """
     try:
-        return experiment.parsed(document)
+        return experiment.from_document(document)
     except experiment.ConfigError:
         place = {key: value for key, value in document.get("execute", {}).items() if key != "processes"}
         roomy = document | {"max_trials": experiment.MAX_TRIALS} | ({"execute": place} if place else {})
-        return replace(experiment.parsed(roomy), execute=now.execute)
+        return replace(experiment.from_document(roomy), execute=now.execute)

@@ -376,7 +376,7 @@ def work(
     torch.set_num_threads(threads)
     where = devices.device(device)
     devices.settle_on(where, together / parts)
-    contained = Contained() if NORMS[trial.norm.name].own else nullcontext()
+    contained = Contained() if NORMS[trial.norm.name].is_custom else nullcontext()
     with contained, devices.own_stream(where) if together > 1 else nullcontext():
         record = train(trial, data, checkpoints(trial.id), str(where), tell, processes)
     shared = {"together": together} if together > 1 else {}

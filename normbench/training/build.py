@@ -62,7 +62,7 @@ def check(trial: Trial, classes: int, image_size: int) -> int:
         OwnError: the method is a user's own and raises.
     """
     reached = ""
-    own = NORMS[trial.norm.name].own
+    own = NORMS[trial.norm.name].is_custom
 
     def note(layer: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal reached

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normbench.config.catalog.datasets import DatasetInfo
 from normbench.config.trial import Trial
-from normbench.data.dataset import Extent
 from normbench.files import NoHomeError, user_cache
 from normbench.norms.api import recordable
 from normbench.norms.ops.sync import ALONE
@@ -104,7 +104,7 @@ def _loss(model: nn.Module, precision: str, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), y)
 
 
-def images_per_second(trial: Trial, data: Extent, place: str, threads: int = 1) -> float:
+def images_per_second(trial: Trial, data: DatasetInfo, place: str, threads: int = 1) -> float:
     """Training throughput of one worker of so many threads, the others idle. Leaves no file behind.
 
     Raises:

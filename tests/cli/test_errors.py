@@ -111,7 +111,7 @@ def test_a_command_with_a_wrong_word_is_not_worth_repeating() -> None:
     assert not errors.may_do_better(UnknownName("x"), ["run", "a.yaml", "--executor", "x"])
     assert not errors.may_do_better(UnknownName("x"), ["show", "x"])
     assert not errors.may_do_better(ConfigError("x"), ["profile", "--norm", "x"])
-    assert not errors.may_do_better(ConfigError("x", typed=True), ["run", "a.yaml", "trial.x=1"])
+    assert not errors.may_do_better(ConfigError("x", is_typed=True), ["run", "a.yaml", "trial.x=1"])
 
 
 def test_a_signal_before_anything_runs_ends_at_once() -> None:

@@ -169,8 +169,7 @@ max_trials: 1e3
         "x.yaml:5:15: trial.batch_size: expected a whole number, got 'abc'",
         "x.yaml:6:12: trial.augment: expected true or false, got 'no' (YAML 1.2 has only true and false)",
         "x.yaml:7:23: trial.norm.gruops: unknown option of 'group' (did you mean 'groups'?)",
-        "x.yaml:8:20: trial.label_smoothing: 010 may be meant as octal or decimal, "
-        "drop the leading zero or quote it",
+        "x.yaml:8:20: trial.label_smoothing: 010 can be octal or decimal, drop the leading zero or quote it",
         "x.yaml:9:10: trial.model: unknown model 'resnet9'; known: " + ", ".join(MODELS),
         "x.yaml:11:39: sweep.norm[1].groups: must be at least 1, got 0",
         "x.yaml:11:43: sweep.norm[2]: unknown norm 'grup' (did you mean 'group'?)",
@@ -207,7 +206,7 @@ max_trials: 1e3
         ("name: x\nmax_trials: 100001", ":2:13: max_trials: must be at most 100000, got 100001"),
         ("", ":1:1: is empty"),
         ("name: x\nname: y", ":2:1: name: duplicate key, first in line 1"),
-        ("name: x\n\ttrial: 3", ":2:1: a tab cannot stand here, use spaces"),
+        ("name: x\n\ttrial: 3", ":2:1: a tab is not allowed here, use spaces"),
         (b"x" * 2 * MAX_BYTES, ":1:1: is larger than 256 KiB, more than any experiment needs"),
     ],
 )
@@ -251,6 +250,28 @@ def test_processes_are_refused_to_a_method_whose_statistics_stay_in_one(problems
 def test_a_figure_over_a_setting_that_does_not_exist_is_refused(problems, figure, expected):
     (problem,) = problems(f"name: x\nplots: [curves, {figure}]")
     assert problem.endswith(f"plots[1].{expected}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("trial: {norm: {name: group, groups: 12}}", "2:15: trial.norm: 12 groups do not divide 16 channels"),
+        ("sweep: {norm.groups: [4, 5]}", "2:22: sweep.norm.groups: 5 groups do not divide 16 channels"),
+        ("trial: {norm: group, model: {name: resnet8, width: 0.25}}", "8 groups do not divide 4 channels"),
+        ("trial: {norm: {name: centred_weights, groups: 3}}", "(these do: 1, 2, 4, 8, 16)"),
+    ],
+)
+def test_groups_that_do_not_divide_the_channels_are_refused_without_torch(
+    problems: Problems, text: str, expected: str
+) -> None:
+    base = "" if "norm:" in text else "trial: {norm: group}\n"
+    (problem,) = problems(f"name: x\n{text}\n{base}")
+    assert expected in problem
+
+
+def test_groups_that_only_the_network_can_judge_are_accepted(config: Load) -> None:
+    config("name: x\ntrial: {norm: {name: centred_weights, layer: none, groups: 3}}")
+    config("name: x\ntrial: {norm: {name: group, groups: 32}, model: resnet8, norm_every: 7}")
 
 
 def test_processes_on_the_command_line_share_them_too(problems):
@@ -300,7 +321,7 @@ def test_a_file_that_is_not_there_may_have_been_meant_as_one_that_is(tmp_path, m
         with pytest.raises(ConfigError) as caught:
             load(Path(path))
         assert str(caught.value) == f"{path}: cannot be read: No such file or directory{nearest}"
-        assert caught.value.typed
+        assert caught.value.is_typed
 
 
 def test_whether_only_the_command_line_is_wrong_is_known(tmp_path):
@@ -314,7 +335,7 @@ def test_whether_only_the_command_line_is_wrong_is_known(tmp_path):
         path.write_text(content)
         with pytest.raises(ConfigError) as caught:
             load(path, [override])
-        assert caught.value.typed == typed
+        assert caught.value.is_typed == typed
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
@@ -404,7 +425,7 @@ def test_every_key_that_can_be_overridden_is_a_key_of_the_document(problems):
         ),
         (
             "trial.optimizer={lr:0.1}",
-            "trial.optimizer.lr: a blank is missing behind the colon, write lr: 0.1",
+            "trial.optimizer.lr: a space is missing after the colon, write lr: 0.1",
         ),
         (
             "description=ablation #3 of GN",
@@ -436,7 +457,7 @@ def test_every_key_that_can_be_overridden_is_a_key_of_the_document(problems):
         ("sweep.lr=[1]", "unknown key (did you mean 'sweep.optimizer.lr'?)"),
         ("trial.optimizer.lr=abc", "expected a number, got 'abc'"),
         ("trial.optimizer.lr=", "expected KEY=VALUE, such as trial.epochs=3"),
-        ("trial.epochs=010", "010 may be meant as octal or decimal, drop the leading zero or quote it"),
+        ("trial.epochs=010", "010 can be octal or decimal, drop the leading zero or quote it"),
         ("trial.epochs=!!int 3", "tag !!int is not allowed, write a plain value"),
         (
             "trial.norm=[",
@@ -598,7 +619,7 @@ def test_a_random_document_is_read_or_refused_with_a_reason(config, document):
 def test_a_link_that_points_nowhere_says_so(tmp_path: Path, target: str) -> None:
     (tmp_path / "dangling.yaml").symlink_to(target)
     (tmp_path / "other.yaml").write_text("extends: dangling.yaml\nname: x\n")
-    words = f"cannot be read: it is a link to {target}, which is not there"
+    words = f"cannot be read: it is a link to {target}, which does not exist"
     with pytest.raises(ConfigError) as caught:
         load(tmp_path / "dangling.yaml")
     assert str(caught.value) == f"{tmp_path}/dangling.yaml: {words}"

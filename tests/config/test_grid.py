@@ -1,6 +1,6 @@
 import pytest
 
-from normbench.config.grid import TRIAL_KEYS, trials_of
+from normbench.config.grid import TRIAL_KEYS, expand_sweep
 from normbench.config.trial import Trial
 from normbench.config.yaml import read_bytes
 
@@ -11,7 +11,7 @@ def cells(text: str, limit: int = LIMIT) -> tuple[tuple[Trial, ...], list[str]]:
     root, problems = read_bytes(text.encode(), "x.yaml")
     assert root is not None
     assert problems == []
-    trials, found = trials_of(root, limit)
+    trials, found = expand_sweep(root, limit)
     return trials, [str(problem) for problem in found]
 
 

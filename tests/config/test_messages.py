@@ -1,6 +1,6 @@
 import pytest
 
-from normbench.config.messages import check, meant, paths
+from normbench.config.messages import dotted_keys, suggest_key, validate
 from normbench.config.trial import Trial
 from normbench.config.yaml import read_bytes
 
@@ -9,7 +9,7 @@ def problems(text: str) -> list[str]:
     node, unreadable = read_bytes(text.encode(), "x.yaml")
     assert node is not None
     assert unreadable == []
-    return [str(problem).removeprefix("x.yaml:") for problem in check(Trial, node)[1]]
+    return [str(problem).removeprefix("x.yaml:") for problem in validate(Trial, node)[1]]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_wrong_value_is_told_in_plain_words_where_it_stands(text, expected):
 def test_a_valid_mapping_becomes_the_model():
     node, _ = read_bytes(b"{epochs: 3, norm: {name: group, groups: 4}}", "x.yaml")
     assert node is not None
-    model, found, wrong = check(Trial, node)
+    model, found, wrong = validate(Trial, node)
     assert model == Trial.model_validate({"epochs": 3, "norm": {"name": "group", "groups": 4}})
     assert found == []
     assert wrong == set()
@@ -97,11 +97,11 @@ def test_a_valid_mapping_becomes_the_model():
 
 def test_paths_name_the_keys_of_a_model_and_those_inside_it():
     assert {"norm", "norm.name", "norm.groups", "norm.variance", "optimizer", "optimizer.lr"} < set(
-        paths(Trial)
+        dotted_keys(Trial)
     )
 
 
 def test_what_was_meant_is_looked_for_here_first():
-    assert meant("epocs", ["epochs"], ["trial.epochs"]) == "epochs"
-    assert meant("lr", ["norm"], ["trial.optimizer.lr"]) == "trial.optimizer.lr"
-    assert meant("zzz", ["norm"], ["trial.optimizer.lr"]) is None
+    assert suggest_key("epocs", ["epochs"], ["trial.epochs"]) == "epochs"
+    assert suggest_key("lr", ["norm"], ["trial.optimizer.lr"]) == "trial.optimizer.lr"
+    assert suggest_key("zzz", ["norm"], ["trial.optimizer.lr"]) is None

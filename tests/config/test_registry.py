@@ -3,11 +3,11 @@ import pytest
 from normbench.config.catalog.datasets import DATASETS
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import CLIPS, NORMS
-from normbench.config.registry import Entry, Table, UnknownName
+from normbench.config.registry import Entry, Registry, UnknownName
 
 KNOWN = f"; known: {', '.join(NORMS)}"
 
-FRUIT: Table[Entry] = Table(
+FRUIT: Registry[Entry] = Registry(
     "fruit", Entry("pear", "a pear", "math:pi"), Entry("apple", "an apple", "os.path:join")
 )
 
@@ -34,8 +34,8 @@ def test_an_unknown_name_like_none_is_refused_with_all_that_are_known():
 
 
 def test_a_name_listed_twice_is_refused():
-    with pytest.raises(ValueError, match="the table of fruits lists a name twice"):
-        Table("fruit", FRUIT["pear"], FRUIT["pear"])
+    with pytest.raises(ValueError, match="the registry of fruits lists a name twice"):
+        Registry("fruit", FRUIT["pear"], FRUIT["pear"])
 
 
 def test_the_code_behind_an_entry_is_imported_when_asked_for():
@@ -150,5 +150,9 @@ def test_another_number_is_another_thing():
 
 
 def test_a_usual_name_of_two_entries_is_refused():
-    with pytest.raises(ValueError, match="the table of fruits gives a usual name twice"):
-        Table("fruit", Entry("pear", "", "", also=("Williams",)), Entry("apple", "", "", also=("williams",)))
+    with pytest.raises(ValueError, match="the registry of fruits lists an alias twice"):
+        Registry(
+            "fruit",
+            Entry("pear", "", "", aliases=("Williams",)),
+            Entry("apple", "", "", aliases=("williams",)),
+        )

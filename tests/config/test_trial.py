@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from normbench.config.catalog.norms import NORMS, PLACES
-from normbench.config.trial import ADDED, Trial, as_before
+from normbench.config.trial import ADDED, Trial, with_old_defaults
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -56,7 +56,7 @@ SUBSETS = st.sets(st.sampled_from(sorted(OTHER)))
 
 def trial(**settings: Any) -> Trial:
     norm = settings.get("norm")
-    if isinstance(norm, str) and norm in NORMS and NORMS[norm].preactivation:
+    if isinstance(norm, str) and norm in NORMS and NORMS[norm].needs_preactivation:
         settings = {"model": "preact_resnet20"} | settings
     return Trial.model_validate(settings)
 
@@ -91,7 +91,7 @@ STORED = (
 def test_the_ids_of_committed_trials_do_not_move(stored: str) -> None:
     record = json.loads((RESULTS / f"{stored}.json").read_text())
     settings = {key: value for key, value in record["trial"].items() if key != "id"}
-    assert Trial.model_validate(as_before(settings)).id == stored.partition("/")[2]
+    assert Trial.model_validate(with_old_defaults(settings)).id == stored.partition("/")[2]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_what_was_made_before_a_default_changed_keeps_its_id_and_the_default_has
     now = {"evaluate": [{"name": "precise"}]} if "evaluate" in before else {}
     assert trial(**settings, **before).id == expected
     assert trial(**settings, **now).id != expected
-    assert Trial.model_validate(as_before(settings | now)).id == expected
+    assert Trial.model_validate(with_old_defaults(settings | now)).id == expected
 
 
 def test_in_fp32_logits_are_fp32():
@@ -234,12 +234,12 @@ def test_norm_batch_size_is_the_batch_size_unless_it_is_given(name):
     assert "-b128-n4-s0-" in trial(norm=name, norm_batch_size=4).id
 
 
-@pytest.mark.parametrize("name", [name for name, method in NORMS.items() if not method.affine])
+@pytest.mark.parametrize("name", [name for name, method in NORMS.items() if not method.has_parameters])
 def test_the_weight_decay_of_norms_cannot_matter_to_a_method_without_parameters(name):
     assert trial(norm=name, optimizer={"weight_decay_on_norm": False}).id == trial(norm=name).id
 
 
-@pytest.mark.parametrize("name", [name for name, method in NORMS.items() if not method.layers])
+@pytest.mark.parametrize("name", [name for name, method in NORMS.items() if not method.has_layers])
 def test_settings_of_layers_cannot_matter_without_layers(name):
     plain = trial(norm=name)
     assert trial(norm=name, zero_init_residual=True).id == plain.id
