@@ -1,4 +1,4 @@
-"""How much memory there is, before something is begun that it cannot hold."""
+"""The memory of this machine."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def available() -> int:
-    """Bytes that may be taken without swapping; all there are where the system does not say."""
+    """Return how many bytes can be allocated without swapping, or all if the system does not tell."""
     try:
         fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines() if ":" in line)
         return int(fields["MemAvailable"].split()[0]) * 1024

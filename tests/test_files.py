@@ -162,7 +162,7 @@ def existence(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("existence")
 def test_where_only_existence_is_a_lock_it_is_held_and_freed(tmp_path: Path) -> None:
     store = Store(tmp_path / "a")
-    words = f"if that one has ended, remove {store.directory / LOCK}$"
+    words = f"if that process has ended, remove {store.directory / LOCK}$"
     with store.locked(), pytest.raises(RecordsInUse, match=words):
         Store(tmp_path / "a").locked().__enter__()
     assert not store.directory.exists()
@@ -179,13 +179,13 @@ def test_a_lock_that_another_host_left_says_how_to_remove_it(tmp_path: Path) -> 
         (folder / LOCK).write_text("4711\nanother-host\n")
     with pytest.raises(RecordsInUse) as caught, store.locked():
         pass
-    assert str(caught.value).endswith(f"if that one has ended, remove {store.directory / LOCK}")
+    assert str(caught.value).endswith(f"if that process has ended, remove {store.directory / LOCK}")
 
     class Told(Exception):
         pass
 
     def say(words: str) -> None:
-        assert words.endswith(f"if that one has ended, remove {cache.folder / LOCK}")
+        assert words.endswith(f"if that process has ended, remove {cache.folder / LOCK}")
         raise Told  # it would wait
 
     with pytest.raises(Told), cache.locked(say):

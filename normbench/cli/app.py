@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from normbench import __version__
-from normbench.streams import flush, open_closed_descriptors, patient
+from normbench.streams import broken_pipe_safe, flush, open_closed_descriptors
 from normbench.text import printable
 
 app = typer.Typer(
@@ -135,13 +135,13 @@ def plan(
     from normbench.cli import status as report
     from normbench.config import experiment as configs
     from normbench.data.dataset import default_directory
-    from normbench.records import complaints
+    from normbench.records import describe_unreadable
     from normbench.sweep import run as sweep
 
     where = data or default_directory()
     survey = sweep.compared(sweep.survey(configs.load(config, overrides), results), where)
     errors.complain(sweep.further(survey.experiment, results))
-    for line in complaints(survey.damaged, "left out"):
+    for line in describe_unreadable(survey.damaged, "left out"):
         errors.complain(line)
     expected = report.expect(survey, results, where)
     _print(report.plan_as_json(survey, expected) if as_json else report.plan_as_text(survey, expected))
@@ -297,7 +297,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """The entry point: runs a command, and ends the process with its exit code, never with a traceback."""
     gc.set_threshold(50_000)  # a fifth of reading 10,000 records went into looking for cycles among them
     open_closed_descriptors()
-    with patient():
+    with broken_pipe_safe():
         code = _run(sys.argv[1:] if arguments is None else arguments)
     if arguments is None and "torch" in sys.modules:
         flush()

@@ -10,7 +10,7 @@ from normbench.cli.terminal import as_json, as_table
 from normbench.config.experiment import ConfigError
 from normbench.config.labels import trial_labels
 from normbench.config.registry import UnknownName
-from normbench.records import ERROR, LackingError, Measured, Record, Store
+from normbench.records import ERROR, Measured, Record, RequirementError, Store
 from normbench.report.figures.base import Row, as_csv
 from normbench.sweep.results import Tell, find, named
 from normbench.sweep.run import stored
@@ -70,7 +70,7 @@ def _one_trial(path: Path) -> str:
         return "\n".join([f"{place}: {failure.state}", *(printable(line, 1000) for line in lines)])
     try:
         record = Record.from_json(path.read_bytes())
-    except LackingError as error:
+    except RequirementError as error:
         return f"{place}: needs {printable(str(error), 500)}"
     except ValueError as error:
         return f"{place}: not a valid record ({printable(str(error), 500)})"

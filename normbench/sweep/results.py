@@ -9,7 +9,7 @@ from pathlib import Path
 
 from normbench.config.experiment import ConfigError, Experiment
 from normbench.config.registry import UnknownName
-from normbench.records import Record, Store, complaints
+from normbench.records import Record, Store, describe_unreadable
 from normbench.sweep import run
 from normbench.text import did_you_mean, quoted
 
@@ -116,6 +116,6 @@ def _find(results: Path, name: str, tell: Tell) -> Found:
     if found.survey and (stray := found.survey.stray):
         some = f"such as {stray[0]}" if len(stray) > 1 else stray[0]
         tell(f"{name}: {len(stray)} of its records are of no trial of its plan and left out, {some}")
-    for line in complaints(damaged, "left out"):
+    for line in describe_unreadable(damaged, "left out"):
         tell(line)
     return found

@@ -19,7 +19,7 @@ from normbench.config.trial import Choice, Trial
 from normbench.config.user_code import Contained
 from normbench.data import dataset as decoded
 from normbench.files import free_bytes, write_atomically
-from normbench.records import Failure, Lacking, Record, Store, complaints
+from normbench.records import Failure, Record, Requirement, Store, describe_unreadable
 from normbench.sweep import changes, gains, plan
 from normbench.sweep.changes import Change
 from normbench.sweep.estimate import checkpoint_bytes, record_bytes
@@ -170,8 +170,8 @@ def run(
     store = Store(results / experiment.name)
     with store.locked():
         before = survey(experiment, results, strict=True)
-        store.set_aside(path for path, why in before.damaged.items() if not isinstance(why, Lacking))
-        for line in complaints(before.damaged, f"moved to {store.directory / 'corrupt'}"):
+        store.set_aside(path for path, why in before.damaged.items() if not isinstance(why, Requirement))
+        for line in describe_unreadable(before.damaged, f"moved to {store.directory / 'corrupt'}"):
             listener.say(line)
         outdated = _outdated(before, data, listener.say) if CHANGED in retry else frozenset[str]()
         again = {"missing", *retry}

@@ -12,7 +12,7 @@ from normbench.cli import status as report
 from normbench.cli.progress import Lines
 from normbench.config import experiment
 from normbench.config.registry import UnknownName
-from normbench.records import Failure, Record, Store, _checksum
+from normbench.records import SCHEMA, Failure, Record, Store, _checksum
 from normbench.sweep import run as sweep
 from normbench.sweep.estimate import Estimate
 
@@ -233,3 +233,21 @@ def test_records_whose_method_is_not_there_are_told_in_one_line_and_left_where_t
     shown = cli("show", "rms-batch-resnet8-b8")
     assert shown.out.endswith(": needs the norm 'rms', which this normbench does not have\n")
     assert cli("export", "tiny").err.splitlines() == [line]
+
+
+def test_a_record_of_a_newer_schema_is_listed_and_not_trained_again(lab: Path, cli: Cli) -> None:
+    store = Store(Path("results/tiny"))
+    path, *_ = sorted(store.directory.glob("*.json"))
+    values = {**json.loads(path.read_text()), "schema": SCHEMA + 1}
+    del values["sha256"]
+    newer = json.dumps(values | {"sha256": _checksum(values)})
+    path.write_text(newer)
+
+    status = cli("status")
+    assert status.code == 0
+    assert f"{store.directory}: 1 record needs a newer normbench" in status.out
+    assert cli("export", "tiny").code == 0
+    assert cli("show", path.stem).out.startswith(f"{path}: needs a newer normbench")
+    run = cli("run", "tiny.yaml")
+    assert (run.code, run.err.splitlines()[0][: len(str(path))]) == (2, str(path))
+    assert path.read_text() == newer
