@@ -226,8 +226,8 @@ def test_without_a_home_the_data_directory_must_be_named(
         ended = cli(command, "tiny.yaml")
         assert ended.code == 2
         assert "give --data DIR or set NORMBENCH_DATA" in ended.err
-        how = "resume" if command == "run" else "go on"
-        assert ended.last == f"mend that, then {how} with: normbench {command} tiny.yaml"
+        how = "resume" if command == "run" else "continue"
+        assert ended.last == f"fix that, then {how} with: normbench {command} tiny.yaml"
     assert cli("data", "shapes").code == 2
 
 

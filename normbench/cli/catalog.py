@@ -1,4 +1,4 @@
-"""What ``list`` and ``data`` print: the names that a config may use, and what is in a data set."""
+"""The output of ``list`` and ``data``: the names that a config may use, and the content of a data set."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from normbench.config.catalog.norms import CLIPS, NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.config.experiment import dataset_from_options
 from normbench.config.registry import Entry, ExtensibleRegistry, Registry, UnknownName
-from normbench.data import dataset as decoded
+from normbench.data import dataset as datasets
 from normbench.text import did_you_mean, printable, quoted
 
 TABLES: dict[str, Registry[Any]] = {
@@ -29,7 +29,7 @@ TABLES: dict[str, Registry[Any]] = {
 
 
 def tables(what: str | None) -> str:
-    """The names of one kind or of all, what they mean, and their options with defaults.
+    """Return the names of one or all kinds, their meanings, and their options with defaults.
 
     Args:
         what: a kind, in the plural or the singular.
@@ -54,7 +54,7 @@ def _entries(table: Registry[Any]) -> list[str]:
         lines += _entry(entry)
     if isinstance(table, ExtensibleRegistry):
         lines += [f"{name}: {target} (installed)" for name, target in table.installed.items()]
-        lines.append(f"module:function: a {table.kind} of your own (docs/extending.md says how)")
+        lines.append(f"module:function: a custom {table.kind} (see docs/extending.md)")
     return lines
 
 
@@ -67,23 +67,22 @@ def _entry(entry: Entry) -> list[str]:
     return lines
 
 
-def data_as_text(name: str, options: Sequence[str], directory: Path, say: Callable[[str], None]) -> str:
+def data_as_text(name: str, options: Sequence[str], directory: Path, log: Callable[[str], None]) -> str:
     """Prepare a data set, and describe it.
 
     Raises:
         ConfigError: it or an option does not exist.
-        DataError: it cannot be had.
+        DataError: it cannot be prepared.
     """
-    dataset = dataset_from_options(name, options)
-    decoded.prepare(dataset, directory, say)
-    found = decoded.load(dataset, directory)
-    size = found.train.images.shape[1]
-    classes = printable(", ".join(found.classes), 200)
+    choice = dataset_from_options(name, options)
+    datasets.prepare(choice, directory, log)
+    dataset, info = datasets.load(choice, directory), datasets.info(choice, directory)
+    classes = printable(", ".join(dataset.classes), 200)
     return "\n".join(
         [
             f"{name} in {printable(directory)}",
-            f"train: {len(found.train.indices)} images, test: {len(found.test.indices)}, {size}×{size} RGB",
-            f"classes: {len(found.classes)} ({classes})",
-            f"content: {found.content}",
+            f"train: {info.train} images, test: {info.test}, {info.size}×{info.size} RGB",
+            f"classes: {info.classes} ({classes})",
+            f"content: {dataset.content}",
         ]
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from normbench.cli.errors import words_of
+from normbench.cli.errors import message_of
 from normbench.config.catalog.figures import FIGURES, PUBLISHED_OPTION
 from normbench.config.registry import UnknownName
 from normbench.report.figures.base import FORMATS, render
@@ -59,7 +59,7 @@ def draw(
         try:
             found = find(results, name, tell)
         except Exception as error:  # whatever is wrong with one experiment
-            tell(f"{name}: no figure is drawn: {words_of(error)}")
+            tell(f"{name}: no figure is drawn: {message_of(error)}")
             faults.append(error)
             continue
         for path in _draw(found, place, figure, kinds, published, tell, faults):
@@ -93,7 +93,7 @@ def _draw(
         try:
             paths = render(kind, found.records, place, kinds, options, title=found.title, tell=lines.append)
         except Exception as error:  # whatever a figure stumbles over, the others do not need it
-            tell(f"{found.name}: figure {FIGURES[kind].stem(given)} is not drawn: {words_of(error)}")
+            tell(f"{found.name}: figure {FIGURES[kind].stem(given)} is not drawn: {message_of(error)}")
             faults.append(error)
         if not (paths or chosen):
             unasked += lines

@@ -69,8 +69,8 @@ def _some(records: Iterable[Record], which: Callable[[Record], bool]) -> tuple[s
 
 
 def _of_data(choice: Choice, records: list[Record], data: Path) -> Iterable[Change]:
-    content, doubt = decoded.standing(choice, data)
-    source = decoded.source_of(choice, data)
+    content, doubt = decoded.cache_status(choice, data)
+    source = decoded.display_name(choice, data)
     everything = tuple(record.trial.id for record in records)
     if doubt == decoded.CHANGED:
         yield Change(everything, f"{{was}} trained before {source} changed", choice)

@@ -75,12 +75,12 @@ def test_1_an_internal_fault_is_one_line(lab: Path, cli: Cli, monkeypatch: pytes
     assert ended.code == 1
     assert ended.out == ""
     fault = "internal fault: ZeroDivisionError: in the middle (--debug shows where)"
-    assert ended.err.splitlines() == [fault, "go on with: normbench list"]
+    assert ended.err.splitlines() == [fault, "continue with: normbench list"]
     with_debug = cli("list", "--debug")
     assert with_debug.code == 1
     assert "Traceback" in with_debug.err
     assert 'raise ZeroDivisionError("in the middle")' in with_debug.err
-    assert with_debug.last == "go on with: normbench list --debug"
+    assert with_debug.last == "continue with: normbench list --debug"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_2_bad_usage_names_the_word_and_writes_nothing(
     assert words in ended.err
     assert "Traceback" not in ended.err
     again = ended.last.endswith(f"with: {shlex.join(['normbench', *arguments])}")
-    assert again == ended.last.startswith("mend that, then")
+    assert again == ended.last.startswith("fix that, then")
     assert not again or arguments[0] in ("run", "plan")
     assert ended.out == ""
     assert everything_below(lab / "results/tiny") == before
@@ -193,7 +193,7 @@ def test_4_data_that_cannot_be_had(lab: Path, cli: Cli, monkeypatch: pytest.Monk
     assert "cifar" in ended.err
     assert "Traceback" not in ended.err
     resume = (
-        "mend that, then resume with: normbench run tiny.yaml name=real trial.dataset=cifar10 --data empty"
+        "fix that, then resume with: normbench run tiny.yaml name=real trial.dataset=cifar10 --data empty"
     )
     assert ended.last == resume
 
@@ -240,7 +240,7 @@ def test_6_an_output_that_is_full(lab: Path) -> None:
     assert process.returncode == 6
     assert err.splitlines() == [
         "standard output: No space left on device (free some space)",
-        "go on with: normbench status",
+        "continue with: normbench status",
     ]
 
 
@@ -253,7 +253,7 @@ def test_130_an_interrupted_reader(lab: Path, cli: Cli, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("normbench.cli.catalog.tables", interrupted)
     ended = cli("list")
-    assert (ended.code, ended.err) == (130, "go on with: normbench list\n")
+    assert (ended.code, ended.err) == (130, "continue with: normbench list\n")
 
 
 # what goes where

@@ -103,7 +103,7 @@ def test_what_would_end_the_process_is_refused_by_name_before_anything_trains(
     refusal = ended.err.splitlines()[-2]
     assert refusal.startswith("norm my_norms:f")
     assert f": {words}" in refusal or f" {words} (" in refusal
-    assert ended.last == "mend that, then resume with: normbench run mine.yaml --quiet"
+    assert ended.last == "fix that, then resume with: normbench run mine.yaml --quiet"
     assert not list(Path("results").glob("*/*.json"))
 
 

@@ -149,12 +149,12 @@ def test_a_subset_is_balanced_fixed_and_part_of_every_larger_one(tmp_path, image
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"train_size": 10}, "train_size 10 is not a multiple of the 3 classes; take 9 or 12"),
-        ({"train_size": 2}, "train_size 2 is not a multiple of the 3 classes; take 3"),
-        ({"test_size": 7}, "test_size 7 is not a multiple of the 3 classes; take 6 or 9"),
+        ({"train_size": 10}, "train_size 10 is not a multiple of the 3 classes; use 9 or 12"),
+        ({"train_size": 2}, "train_size 2 is not a multiple of the 3 classes; use 3"),
+        ({"test_size": 7}, "test_size 7 is not a multiple of the 3 classes; use 6 or 9"),
         (
             {"test_size": 9},
-            "test_size 9 needs 3 images of each class, and there are 2 of 'ant'; take at most 6",
+            "test_size 9 needs 3 images of each class, and 'ant' has 2; use at most 6",
         ),
     ],
 )
@@ -212,7 +212,7 @@ def test_what_is_not_prepared_is_not_loaded(tmp_path, image_tree):
     with pytest.raises(DataError, match=r"decoded/folder/images/32: not decoded yet") as caught:
         decoded.load(FOLDER, directory)
 
-    _, _, command = str(caught.value).partition("which is done by: ")
+    _, _, command = str(caught.value).partition("not decoded yet; run: ")
     program, *arguments = shlex.split(command)
     assert program == "normbench"
     assert subprocess.run([sys.executable, "-m", "normbench", *arguments]).returncode == 0
@@ -253,7 +253,7 @@ def test_a_damaged_file_is_detected_and_repaired(tmp_path, image_tree, name, dam
         path.write_bytes(content[:-1])
     else:
         path.unlink()
-    with pytest.raises(DataError, match=r"damaged \(.*; 'normbench data' decodes it anew") as caught:
+    with pytest.raises(DataError, match=r"damaged \(.*; 'normbench data' decodes it again") as caught:
         decoded.load(FOLDER, tmp_path)
     assert path.name in str(caught.value)
     assert "\n" not in str(caught.value)

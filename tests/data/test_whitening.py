@@ -122,7 +122,7 @@ def nobody_computes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def refuse(*_: Any) -> None:
         raise AssertionError("it was computed again")
 
-    return lambda: monkeypatch.setattr(module, "_made", refuse)
+    return lambda: monkeypatch.setattr(module, "_compute", refuse)
 
 
 @pytest.mark.parametrize("name", ["pca", "zca"])
@@ -165,7 +165,7 @@ def test_a_damaged_map_is_made_anew_and_never_used(damage: str, correlated: Data
     assert torch.equal(whitening("zca", data, 0.01).matrix, whitening("zca", correlated, 0.01).matrix)
     prepare(choice("zca"), data, 1, said.append)
 
-    assert f"{path}: damaged, made anew" in said
+    assert f"{path}: damaged, computed again" in said
     assert path.read_bytes() == whole
 
 
@@ -180,8 +180,8 @@ def test_who_waits_for_a_map_is_told_of_the_time_and_may_stop(
     correlated: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end = threading.Event()
-    monkeypatch.setattr(module, "_made", lambda *_: end.wait() and None)
-    monkeypatch.setattr(module, "NEWS_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_compute", lambda *_: end.wait() and None)
+    monkeypatch.setattr(module, "LOG_SECONDS", 0.0)
     data, said = lying(correlated, tmp_path), []
     prepare(choice("pca"), data, 1, said.append, stop=lambda: len(said) >= 3)
     end.set()
@@ -195,7 +195,7 @@ def test_what_goes_wrong_in_making_a_map_is_raised(
     def fail(*_: Any) -> None:
         raise MemoryError("not so much")
 
-    monkeypatch.setattr(module, "_made", fail)
+    monkeypatch.setattr(module, "_compute", fail)
     with pytest.raises(MemoryError, match="not so much"):
         prepare(choice("pca"), lying(correlated, tmp_path), 1, print)
 
