@@ -211,11 +211,30 @@ def from_overrides(overrides: Sequence[str]) -> Experiment:
     return _experiment(root, [], overrides)
 
 
+def dataset_from_options(name: str, options: Sequence[str]) -> Choice:
+    """Return the choice of the data set ``name`` with ``OPTION=VALUE`` each.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    position = Position("command line", 0, 0, "")
+    names = {"name": "command_line", "trial.dataset.name": name}
+    root = Node({}, position)
+    for key, value in names.items():
+        root = _put(root, key, Node(value, replace(position, path=key)))
+    return _experiment(root, [], options, section="trial.dataset.").trials[0].dataset
+
+
 def _experiment(
-    root: Node | None, issues: list[Issue], overrides: Sequence[str], stored: bool = False
+    root: Node | None,
+    issues: list[Issue],
+    overrides: Sequence[str],
+    stored: bool = False,
+    section: str = "",
 ) -> Experiment:
+    """Validate a document with overrides, whose keys are relative to ``section``."""
     for text in overrides:
-        root = _override(root, text, issues)
+        root = _override(root, text, issues, section)
     if root is not None and not isinstance(root.value, dict):
         message = f"expected a mapping with the keys {', '.join(_Document.model_fields)}, got {root}"
         issues.append(Issue(root.position, message))
@@ -331,14 +350,15 @@ def _suggest_file(path: Path) -> str:
     return f" (did you mean {printable(files[close])}?)" if close else ""
 
 
-def _override(root: Node | None, text: str, issues: list[Issue]) -> Node | None:
+def _override(root: Node | None, text: str, issues: list[Issue], section: str) -> Node | None:
     """Return the document with a ``KEY=VALUE`` put in, or add an issue."""
     key, equals, value = text.partition("=")
-    position = Position(f"command line: {printable(text, 200)}", 0, 0, printable(key))
+    position = Position(f"command line: {printable(text, 200)}", 0, 0, printable(section + key))
     if not (key and equals and value.strip()):
-        issues.append(Issue(replace(position, path=""), "expected KEY=VALUE, such as trial.epochs=3"))
+        form = "OPTION=VALUE, such as train_size=1000" if section else "KEY=VALUE, such as trial.epochs=3"
+        issues.append(Issue(replace(position, path=""), f"expected {form}"))
         return root
-    if key not in OVERRIDABLE:
+    if not section and key not in OVERRIDABLE:
         issues.append(Issue(position, _unknown_override(key)))
         return root
     if has_comment(value):
@@ -350,11 +370,15 @@ def _override(root: Node | None, text: str, issues: list[Issue]) -> Node | None:
     issues += value_issues
     if node is None or root is None or not isinstance(root.value, dict):
         return root
-    node = replace(node, key=position)
+    return _put(root, section + key, replace(node, key=position))
+
+
+def _put(root: Node, key: str, node: Node) -> Node:
+    """Return the document with the value of a dotted key put in."""
     head, _, rest = key.partition(".")
     if not rest:
         return root.with_entries({head: node})
-    section = root.value.get(head, Node({}, replace(position, path=head)))
+    section = root.value.get(head, Node({}, replace(node.position, path=head)))
     blocks = section.value if head == "sweep" and isinstance(section.value, list) else [section]
     if not all(isinstance(block.value, dict) for block in blocks):
         return root  # `validate` reports that
@@ -380,28 +404,3 @@ def _max_trials(root: Node) -> int:
     written = root.value.get("max_trials")
     value = written.value if written else None
     return value if type(value) is int and 1 <= value <= MAX_TRIALS else int(field.default)
-
-
-def dataset_from_options(name: str, options: Sequence[str]) -> Choice:
-    """Return the choice of the data set ``name`` with ``OPTION=VALUE`` each.
-
-    Raises:
-        ConfigError: with everything that is wrong.
-    """
-    position = Position("command line", 0, 0, "dataset")
-    entries, issues = {"name": Node(name, replace(position, path="dataset.name"))}, []
-    for text in options:
-        key, _, value = text.partition("=")
-        option = Position(f"command line: {printable(text, 200)}", 0, 0, f"dataset.{printable(key)}")
-        if not (key and value.strip()):
-            issues.append(Issue(option, "expected OPTION=VALUE, such as train_size=1000"))
-            continue
-        node, value_issues = read(value, option)
-        issues += value_issues
-        if node is not None:
-            entries[key] = replace(node, key=option)
-    root = Node({"dataset": Node(entries, position)}, replace(position, path=""))
-    trial, trial_issues, _ = validate(Trial, root)
-    if trial is None or issues or trial_issues:
-        raise _config_error([*issues, *trial_issues])
-    return trial.dataset

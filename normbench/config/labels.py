@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from normbench.config.experiment import Experiment
+from normbench.config.series import differing
 from normbench.config.trial import Trial
 
 IN_ID = frozenset({"norm.name", "model.name", "batch_size", "norm_batch_size", "seed"})  # see ``Trial.id``
@@ -18,11 +19,8 @@ def swept_keys(experiment: Experiment) -> dict[str, str]:
     sweep = experiment.document.get("sweep") or {}
     grids: Sequence[Mapping[str, Any]] = sweep if isinstance(sweep, list) else [sweep]
     axes = {key.partition(".")[0] for grid in grids for key in grid}
-    values: dict[str, set[str]] = {}
-    for trial in experiment.trials:
-        for key, value in flat_settings(trial).items():
-            values.setdefault(key, set()).add(value)
-    keys = [key for key, distinct in values.items() if len(distinct) > 1 and key.partition(".")[0] in axes]
+    settings = [flat_settings(trial) for trial in experiment.trials]
+    keys = [key for key in differing(settings) if key.partition(".")[0] in axes]
     short = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}
     names = [*short.values()]
     return {key: name if names.count(name) == 1 else key for key, name in short.items()}

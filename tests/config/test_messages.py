@@ -1,6 +1,6 @@
 import pytest
 
-from normbench.config.messages import dotted_keys, suggest_key, validate
+from normbench.config.messages import suggest_key, validate
 from normbench.config.trial import Trial
 from normbench.config.yaml import read_bytes
 
@@ -22,10 +22,7 @@ def problems(text: str) -> list[str]:
             "epochs: '3'",
             "1:9: epochs: expected a whole number, got '3' (a number is written without quotes or '_': 3)",
         ),
-        ("epochs: 12:30", "1:9: epochs: expected a whole number, got '12:30'"),
         ("epochs:", "1:8: epochs: expected a whole number, got nothing"),
-        ("epochs: ~", "1:9: epochs: expected a whole number, got ~"),
-        ("epochs: [3]", "1:9: epochs: expected a whole number, got a list"),
         ("epochs: 0", "1:9: epochs: must be at least 1, got 0"),
         ("seed: 4294967296", "1:7: seed: must be below 4294967296, got 4294967296"),
         ("optimizer: {lr: 0}", "1:17: optimizer.lr: must be above 0, got 0"),
@@ -47,20 +44,11 @@ def problems(text: str) -> list[str]:
             "weight_decay_on_norm (there is only SGD)",
         ),
         ("optimizer: {Learning-Rate: 1}", "1:13: optimizer.Learning-Rate: unknown key (did you mean 'lr'?)"),
-        (
-            "clip: {name: agc, epsilon: 1}",
-            "1:19: clip.epsilon: unknown option of 'agc' (did you mean 'eps'?)",
-        ),
         ("norm: {name: batch, momentum: 1.5}", "1:31: norm.momentum: must be at most 1, got 1.5"),
-        (
-            "norm: {name: batch, batch: 1}",
-            "1:21: norm.batch: unknown option of 'batch'; known: eps, momentum, frozen_epochs",
-        ),
         (
             "augment: off",
             "1:10: augment: expected true or false, got 'off' (YAML 1.2 has only true and false)",
         ),
-        ("augment: 1", "1:10: augment: expected true or false, got 1"),
         ("precision: fp61", "1:12: precision: expected 'fp32' or 'bf16', got 'fp61'"),
         (
             "schedule: cosin",
@@ -73,10 +61,6 @@ def problems(text: str) -> list[str]:
         (
             "dataset: {name: folder, folder: ../x}",
             "1:33: dataset.folder: expected text that matches ^[A-Za-z0-9][A-Za-z0-9._-]*$, got '../x'",
-        ),
-        (
-            "dataset: {name: folder, folder: 7}",
-            "1:33: dataset.folder: expected text, got 7 (put it in quotes)",
         ),
         ("norm: 3", "1:7: norm: expected the name of a norm or a mapping with its 'name', got 3"),
         ("optimizer.lr: 0.1", "1:1: optimizer.lr: unknown key; known: " + ", ".join(Trial.model_fields)),
@@ -93,12 +77,6 @@ def test_a_valid_mapping_becomes_the_model():
     assert model == Trial.model_validate({"epochs": 3, "norm": {"name": "group", "groups": 4}})
     assert found == []
     assert wrong == set()
-
-
-def test_paths_name_the_keys_of_a_model_and_those_inside_it():
-    assert {"norm", "norm.name", "norm.groups", "norm.variance", "optimizer", "optimizer.lr"} < set(
-        dotted_keys(Trial)
-    )
 
 
 def test_what_was_meant_is_looked_for_here_first():
