@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from conftest import Cli
 
-from normbench import files
 from normbench.config.catalog.datasets import NoDataDirectoryError
 from normbench.data.cache import Cache
 from normbench.data.dataset import default_directory
@@ -247,10 +246,3 @@ def test_without_a_home_nothing_is_compiled_and_everything_runs(
         assert cli("plan", *FRESH[1:-1], "name=other", "--data", str(tiny_data)).code == 0
     finally:
         cpu._build.cache_clear()
-
-
-def test_the_cache_of_a_user_is_where_its_specification_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
-    for given, cache in (("/c", "/c"), ("relative", "/home/somebody/.cache"), ("", "/home/somebody/.cache")):
-        monkeypatch.setenv("XDG_CACHE_HOME", given)
-        assert files.user_cache() == Path(cache)

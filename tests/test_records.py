@@ -29,7 +29,6 @@ from normbench.records import (
 )
 
 Tiny = Callable[..., Trial]
-NUMBER = (int, float)
 
 
 @pytest.fixture(scope="module")

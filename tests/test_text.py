@@ -57,11 +57,7 @@ def test_durations_are_in_the_units_of_people(seconds: float, words: str) -> Non
 def test_counts_sizes_and_fractions():
     assert [plural(1, "trial"), plural(0, "trial")] == ["1 trial", "0 trials"]
     assert [percent(None), percent(0.8642)] == ["–", "86.4 %"]
-    assert [size(56_000), size(3_400_000), size(1_200_000_000)] == [
-        "56 kB",
-        "3.4 MB",
-        "1.2 GB",
-    ]
+    assert [size(56_000), size(3_400_000), size(1_200_000_000)] == ["56 kB", "3.4 MB", "1.2 GB"]
 
 
 def test_numbers_in_text_are_sorted_by_value():

@@ -226,11 +226,7 @@ def dataset_from_options(name: str, options: Sequence[str]) -> Choice:
 
 
 def _experiment(
-    root: Node | None,
-    issues: list[Issue],
-    overrides: Sequence[str],
-    stored: bool = False,
-    section: str = "",
+    root: Node | None, issues: list[Issue], overrides: Sequence[str], stored: bool = False, section: str = ""
 ) -> Experiment:
     """Validate a document with overrides, whose keys are relative to ``section``."""
     for text in overrides:

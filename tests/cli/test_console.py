@@ -10,7 +10,6 @@ from rich.console import Console
 
 from normbench.cli.progress import LiveProgress, PlainProgress, ProgressView, listener, result_of
 from normbench.config import experiment
-from normbench.config.trial import Trial
 from normbench.records import Failure, Record, Store
 from normbench.sweep import run
 
@@ -79,12 +78,6 @@ def test_a_log_is_not_silent_while_a_trial_runs(survey: run.Survey, monkeypatch:
     assert second.startswith(f"{trial.id}: epoch 2/2, train loss 1.250 (")
 
 
-def test_lines_say_nothing_where_nothing_is_to_do(survey: run.Survey) -> None:
-    lines = PlainProgress(paper())
-    lines.begin(survey, [])
-    assert written(lines) == ""
-
-
 def test_warnings_are_lines_and_no_news(survey: run.Survey) -> None:
     lines, trial = PlainProgress(paper()), survey.experiment.trials[0]
     lines.event(trial, {"warning": f"checkpoint \x1b[2J[red]{'long ' * 60}is damaged"})
@@ -147,10 +140,3 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     with listener(quiet=False) as watching:
         assert isinstance(watching, PlainProgress)
-
-
-def test_trials_are_kept_by_id(survey: run.Survey) -> None:
-    progress, trial = ProgressView(paper()), survey.experiment.trials[0]
-    progress.event(trial, event())
-    progress.event(Trial.model_validate(trial.model_dump()), event(2))
-    assert [news["epoch"] for _, news in progress.running.values()] == [2]

@@ -404,10 +404,7 @@ def test_every_key_that_can_be_overridden_is_a_key_of_the_document(problems):
             "unknown key; known: lr, momentum, nesterov, weight_decay, weight_decay_on_norm "
             "(there is only SGD)",
         ),
-        (
-            "trial.optimizer={lr:0.1}",
-            "trial.optimizer.lr: a space is missing after the colon, write lr: 0.1",
-        ),
+        ("trial.optimizer={lr:0.1}", "trial.optimizer.lr: a space is missing after the colon, write lr: 0.1"),
         (
             "description=ablation #3 of GN",
             "VALUE is YAML, in which # begins a comment; put text with # in quotes, such as "

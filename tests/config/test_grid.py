@@ -120,14 +120,8 @@ def test_the_keys_that_can_be_swept_include_every_setting_and_the_options_of_all
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (
-            "sweep: [3]",
-            f"1:9: sweep[0]: {EXPECTED_LISTS}, got 3",
-        ),
-        (
-            "sweep: []",
-            f"1:8: sweep: {EXPECTED_LISTS}, got an empty list",
-        ),
+        ("sweep: [3]", f"1:9: sweep[0]: {EXPECTED_LISTS}, got 3"),
+        ("sweep: []", f"1:8: sweep: {EXPECTED_LISTS}, got an empty list"),
         ("sweep: {seed: []}", "1:15: sweep.seed: expected a list of one or more values, got an empty list"),
         ("sweep: {seed: 3}", "1:15: sweep.seed: expected a list of one or more values, got 3 (write [3])"),
         (

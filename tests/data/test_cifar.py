@@ -318,11 +318,7 @@ def served(monkeypatch):
 
 def test_the_archive_is_downloaded_once(tmp_path, served):
     served["content"] = packed(contents())
-    release = replace(
-        release_of(contents()),
-        url=served["url"],
-        archive_sha256=sha256(served["content"]),
-    )
+    release = replace(release_of(contents()), url=served["url"], archive_sha256=sha256(served["content"]))
     directory = tmp_path / "new" / "data"
     first = read(release, directory)
     assert [path.name for path in directory.iterdir()] == [release.archive]

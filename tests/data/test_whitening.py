@@ -270,7 +270,3 @@ def test_training_images_are_cropped_and_flipped_before(correlated: Dataset) -> 
     flat = before.images.permute(0, 2, 3, 1).flatten(1)
     expected = ((flat - found.mean) @ found.matrix).view(COUNT, SIDE, SIDE, 3).permute(0, 3, 1, 2)
     assert torch.allclose(after.images, expected, atol=1e-4)
-
-
-def test_no_whitening_is_no_map(correlated: Dataset) -> None:
-    assert WHITENINGS["none"].load()(correlated) is None
