@@ -109,7 +109,7 @@ PLAIN_NORMS: dict[str, Any] = {
 
 
 class PlainDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    def __init__(self, dataset: decoded.Decoded) -> None:
+    def __init__(self, dataset: decoded.Dataset) -> None:
         self.split = dataset.train
         self.transform = T.Compose(
             [
@@ -129,7 +129,12 @@ class PlainDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def plain(
-    dataset: decoded.Decoded, depth: int, norm: str, batch_size: int, seconds: float, device: str = "cpu"
+    dataset: decoded.Dataset,
+    depth: int,
+    norm: str,
+    batch_size: int,
+    seconds: float,
+    device: str = "cpu",
 ) -> float:
     torch.set_num_threads(CORES)
     model = plain_resnet(depth, PLAIN_NORMS[norm]).to(device)

@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from normbench.text import did_you_mean
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -124,7 +126,7 @@ def figures(
 
     trials = load_results(results) if isinstance(results, str | Path) else results
     chosen: Sequence[str | Mapping[str, Any]] = plots or [
-        kind.name for kind in FIGURES.values() if not kind.of
+        kind.name for kind in FIGURES.values() if not kind.key_options
     ]
     files = []
     for plot in chosen:
@@ -160,17 +162,16 @@ def norm_layer(
     from pydantic import TypeAdapter
 
     from normbench.config.catalog.norms import NORMS
-    from normbench.config.registry import nearest
     from normbench.config.trial import Norm
     from normbench.norms.api import Normalization, build
 
     method = NORMS[name]
     for option in options:
-        if not method.own and option not in method.options:
+        if not method.is_custom and option not in method.options:
             known = ", ".join(method.options) or "none"
-            words = f"norm {name} has no option {option!r}{nearest(option, method.options)}"
+            words = f"norm {name} has no option {option!r}{did_you_mean(option, method.options)}"
             raise ValueError(f"{words}; it has {known}")
-    if method.across_samples and norm_batch_size is None and not method.own:
+    if method.across_samples and norm_batch_size is None and not method.is_custom:
         raise ValueError(f"norm {name} needs norm_batch_size, the number of samples that share statistics")
     choice = TypeAdapter(Norm).validate_python({"name": name, **options})
     normalization, plain = build(choice, norm_batch_size), Normalization()

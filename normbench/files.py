@@ -1,4 +1,4 @@
-"""What some file systems refuse or get wrong: syncing, telling what is free, locks; and no home directory."""
+"""Files on any file system: atomic writes, locks, free space, and the directories of a user."""
 
 import contextlib
 import errno
@@ -13,20 +13,19 @@ from filelock import FileLock, Timeout
 
 LOCK = ".lock"
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-# that a directory cannot be opened for reading, or not synced once it is open
 UNSUPPORTED_OF_DIRECTORIES = UNSUPPORTED | {errno.EACCES, errno.EBADF, errno.EISDIR, errno.EPERM}
 NO_LOCKS = UNSUPPORTED | {errno.ENOLCK}
 
 
 class NoHomeError(OSError):
-    """This user has no home directory: ``HOME`` is not set, and no entry of the user database names one."""
+    """A missing home directory: neither ``HOME`` nor the user database names one."""
 
 
 def sync(descriptor: int) -> None:
-    """Have a file on the disk before this returns, as far as its file system can promise that.
+    """Write a file to the disk before returning, as far as its file system supports that.
 
     Raises:
-        OSError: it is not there, as of a disk that is full or broken.
+        OSError: it could not be written, as to a full or broken disk.
     """
     try:
         os.fsync(descriptor)
@@ -36,13 +35,13 @@ def sync(descriptor: int) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Have the names in a directory on the disk, likewise.
+    """Write the names in a directory to the disk, as ``sync`` does for a file.
 
-    CIFS before Linux 4.17, the shared folders of virtual machines and many FUSE file systems refuse this of
-    every directory: then a rename may be undone by a power cut, and nothing else is lost.
+    CIFS before Linux 4.17, shared folders of virtual machines and many FUSE file systems do not support this:
+    there a power cut may undo a rename, and nothing else is lost.
 
     Raises:
-        OSError: as for ``sync``.
+        OSError: as in ``sync``.
     """
     try:
         descriptor = os.open(directory, os.O_RDONLY)
@@ -56,10 +55,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def free_bytes(directory: Path) -> int | None:
-    """How much may still be written below ``directory``, where something has just been written.
+    """Return how many bytes can still be written below ``directory``, to which something was just written.
 
     Returns:
-        None where the file system does not say, or says what cannot be: nothing, or more than there is.
+        None if the file system does not tell, or tells what cannot be true: none, or more than its size.
     """
     try:
         usage = shutil.disk_usage(directory)
@@ -69,19 +68,19 @@ def free_bytes(directory: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def locked(directory: Path, elsewhere: str, busy: Callable[[str], object]) -> Iterator[None]:
-    """Hold ``directory``, which is made if need be; the system frees it when this process dies.
+def locked(directory: Path, option: str, busy: Callable[[str], object]) -> Iterator[None]:
+    """Create and lock ``directory``; the system releases the lock when this process dies.
 
     Args:
-        directory: it gets a file ``LOCK``.
-        elsewhere: the option that names another directory, for a message.
-        busy: is called if another process holds the lock, before this one waits. It is told how to remove a
-            lock that no process frees, or "".
+        directory: gets a file ``LOCK``.
+        option: the option that names another directory, for a message.
+        busy: called if another process holds the lock, before this one waits, with the end of a message: how
+            to remove a lock that no process releases, or "".
 
     Raises:
-        OSError: the lock cannot be had; names its file. A directory made for it alone is removed again.
+        OSError: locking failed; names the lock. A directory that was created for it is removed again.
     """
-    made = not directory.exists()
+    is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / LOCK
     lock = FileLock(path)
@@ -94,11 +93,11 @@ def locked(directory: Path, elsewhere: str, busy: Callable[[str], object]) -> It
                 busy(_how_to_free(path))
                 lock.acquire()
     except OSError as error:
-        if made:
+        if is_new:
             remove_if_unused(directory)
         if error.errno in NO_LOCKS:
-            words = f"this file system has no locks; use a directory on another one ({elsewhere})"
-            raise OSError(error.errno, f"{error.strerror}: {words}", str(path)) from None
+            message = f"this file system has no locks; use a directory on another one ({option})"
+            raise OSError(error.errno, f"{error.strerror}: {message}", str(path)) from None
         error.filename = error.filename or str(path)
         raise
     try:
@@ -108,25 +107,24 @@ def locked(directory: Path, elsewhere: str, busy: Callable[[str], object]) -> It
 
 
 def remove_if_unused(directory: Path) -> None:
-    """Remove a directory that holds nothing but its lock."""
-    with contextlib.suppress(OSError):  # somebody else has just begun here
+    """Remove a directory that is empty except for its lock."""
+    with contextlib.suppress(OSError):  # another process has just started to use it
         if {path.name for path in directory.iterdir()} <= {LOCK}:
             (directory / LOCK).unlink(missing_ok=True)
             directory.rmdir()
 
 
 def _how_to_free(path: Path) -> str:
-    """Words for a lock whose existence is what holds it, which only has content; else none."""
+    """Return how to release a lock that is the existence of its file, which only then has content."""
     with contextlib.suppress(OSError):
         if path.stat().st_size:
-            words = "this file system has no locks that end with their process"
-            return f"; {words}: if that one has ended, remove {path}"
+            message = "this file system has no locks that end with their process"
+            return f"; {message}: if that process has ended, remove {path}"
     return ""
 
 
 def user_cache() -> Path:
-    """The user's cache directory: ``XDG_CACHE_HOME`` if that is absolute, as its specification asks, else
-    ``~/.cache``.
+    """Return ``XDG_CACHE_HOME`` if that is absolute, as its specification demands, else ``~/.cache``.
 
     Raises:
         NoHomeError: there is no home directory either.
@@ -136,7 +134,7 @@ def user_cache() -> Path:
 
 
 def expanded(path: Path) -> Path:
-    """``path`` with the home directory in place of ``~``.
+    """Return ``path`` with the home directory in place of ``~``.
 
     Raises:
         NoHomeError: there is none.
@@ -148,19 +146,19 @@ def expanded(path: Path) -> Path:
 
 
 class Unwritable(OSError):
-    """A file that could not be written, which is no trial's own fault; ``filename`` says which."""
+    """A file that could not be written, for a reason outside of the trial; ``filename`` names it."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path``: whole or not at all, whatever happens meanwhile.
+    """Write ``content`` to ``path`` completely or not at all, whatever happens meanwhile.
 
     Raises:
-        Unwritable: it could not be written; what is at ``path`` is whole, be it the old or the new.
+        Unwritable: it could not be written; ``path`` has its old or the new content, and never a part of it.
     """
     temporary = path.with_name(f".{path.name[:40]}-{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:  # unlike those of tempfile, with the permissions the user wants
+        with temporary.open("xb") as file:  # with the user's default permissions, unlike tempfile's
             file.write(content)
             file.flush()
             sync(file.fileno())
@@ -169,7 +167,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):  # which does not say where, if a write failed
+        if isinstance(error, OSError):  # a failed write does not name its file
             number = error.errno or errno.EIO
             raise Unwritable(number, error.strerror or str(error), str(path)) from error
         raise

@@ -1,4 +1,4 @@
-"""The signals that end a run. They reach its whole process group, and the runner decides what they mean."""
+"""Signals that end a run. The system sends them to its process group, and the runner handles them."""
 
 import contextlib
 import signal
@@ -9,12 +9,12 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a batch syste
 
 
 def is_heard(number: int) -> bool:
-    """Whether this process was not begun with the signal ignored, as ``nohup`` does, or ``cmd &``."""
+    """Return whether the signal is not ignored, as it is in processes started by ``nohup`` or ``cmd &``."""
     return signal.getsignal(number) is not signal.SIG_IGN
 
 
 class Stopped(BaseException):
-    """A signal asked for the end. No ``Exception``, so that nothing on the way takes it for a failure."""
+    """A signal to end. It is not an ``Exception``, so that no handler takes it for a failure."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -23,24 +23,24 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def held_back(numbers: Sequence[int] = ENDING) -> Iterator[None]:
-    """Nothing is interrupted by signals meanwhile: this process hears of those that came at the end.
+    """Delay signals to the end of this context.
 
-    A process that is started meanwhile hears of none, until it says otherwise.
+    A process that is started within it blocks them until it unblocks them itself.
     """
-    came: list[int] = []
+    received: list[int] = []
 
-    def hear() -> None:
-        for number in dict.fromkeys(came):
+    def deliver() -> None:
+        for number in dict.fromkeys(received):
             signal.raise_signal(number)
 
     with contextlib.ExitStack() as undo:
-        undo.callback(hear)
+        undo.callback(deliver)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
-        if threading.current_thread() is threading.main_thread():  # where all are handled, whoever got them
+        if threading.current_thread() is threading.main_thread():  # which runs all handlers
             for number in numbers:
                 handler = signal.getsignal(number)
-                if handler is not None:  # or it is none of Python's
+                if handler is not None:  # it was installed by Python
                     undo.callback(signal.signal, number, handler)
-                    signal.signal(number, lambda number, _: came.append(number))
+                    signal.signal(number, lambda number, _: received.append(number))
         yield

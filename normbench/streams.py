@@ -1,4 +1,4 @@
-"""stdout and stderr whose readers may leave, as ``| head`` does, and that may be closed from the start."""
+"""Standard output and error that survive a reader who leaves, as ``| head`` does, or are closed."""
 
 import contextlib
 import errno
@@ -8,32 +8,31 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 
-class Patient:
-    """A text stream that goes silent when nobody reads it any more, and takes every character.
+class BrokenPipeSafeStream:
+    """A text stream that ignores writes once nobody reads it any more, and accepts every character.
 
-    Everything else is the stream's own. A run goes on when its terminal or its pipe is gone: its records are
-    what was asked for, its progress is not.
+    A run continues without its terminal or pipe: its purpose is its records, and not its progress.
 
     Args:
-        stream: what to write to.
+        stream: the stream to write to.
         name: of the stream, for errors.
-        always: be silent about every error of the system, such as a full disk, not only about a closed pipe
-            or a terminal that is gone.
+        ignores_errors: ignore every error of the system, such as a full disk, and not only a closed pipe or
+            a lost terminal.
     """
 
-    def __init__(self, stream: TextIO, name: str = "stream", always: bool = False) -> None:
-        self._stream, self._name, self._always = stream, name, always
-        self._terminal = stream.isatty()  # one that is gone no longer says so
-        if hasattr(stream, "reconfigure"):  # a locale that lacks a character is no reason to fail
+    def __init__(self, stream: TextIO, name: str = "stream", ignores_errors: bool = False) -> None:
+        self._stream, self._name, self._ignores_errors = stream, name, ignores_errors
+        self._is_terminal = stream.isatty()  # a lost terminal would deny it later
+        if hasattr(stream, "reconfigure"):  # a locale may lack a character
             stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
-        """Write ``text``; gives its length.
+        """Write ``text`` and return its length.
 
         Raises:
-            OSError: it could not be written, and that is not to be forgiven; names the stream.
+            OSError: it could not be written, and the error is not ignored; names the stream.
         """
-        if text != "":  # Typer tries out what a stream takes, and tells nobody what it catches
+        if text != "":  # Typer tests a stream so and swallows the error
             self._try(self._stream.write, text)
         return len(text)
 
@@ -41,7 +40,7 @@ class Patient:
         """Write what is buffered.
 
         Raises:
-            OSError: as for ``write``.
+            OSError: as in ``write``.
         """
         self._try(self._stream.flush)
 
@@ -49,12 +48,12 @@ class Patient:
         try:
             write(*arguments)
         except OSError as error:
-            with contextlib.suppress(OSError):  # what is still buffered must not fail again at the very end
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
-            gone = isinstance(error, BrokenPipeError) or (self._terminal and error.errno == errno.EIO)
-            if not (gone or self._always):
+            with contextlib.suppress(OSError):  # what is still buffered must not fail again at exit
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
+            is_lost = isinstance(error, BrokenPipeError) or (self._is_terminal and error.errno == errno.EIO)
+            if not (is_lost or self._ignores_errors):
                 error.filename = self._name
                 raise
 
@@ -63,12 +62,12 @@ class Patient:
 
 
 @contextlib.contextmanager
-def patient() -> Iterator[None]:
-    """``sys.stdout`` and ``sys.stderr`` are patient, stderr always; a closed one leads nowhere."""
+def broken_pipe_safe() -> Iterator[None]:
+    """Make ``sys.stdout`` and ``sys.stderr`` broken-pipe safe, and replace closed ones by the null device."""
     before = sys.stdout, sys.stderr
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - pathlib takes its time to load
-        sys.stdout = Patient(before[0] or nowhere, "standard output")
-        sys.stderr = Patient(before[1] or nowhere, "standard error", always=True)
+    with open(os.devnull, "w") as null:  # noqa: PTH123 - pathlib is slow to load
+        sys.stdout = BrokenPipeSafeStream(before[0] or null, "standard output")
+        sys.stderr = BrokenPipeSafeStream(before[1] or null, "standard error", ignores_errors=True)
         try:
             yield
         finally:
@@ -76,20 +75,20 @@ def patient() -> Iterator[None]:
 
 
 def flush() -> None:
-    """Write what both streams still hold, as far as anybody takes it."""
+    """Write what both streams have buffered, as far as possible."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # it was closed when this process began
+        if stream is not None:  # None: closed when this process started
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
 
 
 def open_closed_descriptors() -> None:
-    """Have those of stdin, stdout and stderr lead nowhere where they are closed, as in processes to come.
+    """Open the null device for closed descriptors of stdin, stdout and stderr, also for child processes.
 
-    Else the next files get their numbers, and what is meant for stderr is written into a record.
+    Otherwise the next files get their numbers, and messages for stderr are written into a record.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # opens the lowest free number, this one

@@ -105,7 +105,7 @@ def tiny_trial(**settings: Any) -> Trial:
     """A trial on ``tiny_data`` that takes a fraction of a second; ``settings`` replace its own."""
     norm = settings.get("norm", "group")
     method = NORMS[norm if isinstance(norm, str) else norm["name"]]
-    family = "preact_resnet" if method.preactivation else "resnet"
+    family = "preact_resnet" if method.needs_preactivation else "resnet"
     return Trial.model_validate(
         {
             "dataset": {"name": "folder", "folder": "tiny", "image_size": 8},

@@ -66,7 +66,7 @@ FORMATS = pytest.mark.parametrize(
 
 def fitting_model(norm: str) -> str:
     """A network that the method is defined for."""
-    return "preact_resnet20" if NORMS[norm].preactivation else "resnet20"
+    return "preact_resnet20" if NORMS[norm].needs_preactivation else "resnet20"
 
 
 def variants() -> Iterator[Any]:
@@ -144,7 +144,7 @@ FIVE = pytest.mark.parametrize(
 )
 EVERY_METHOD = pytest.mark.parametrize("norm", VARIANTS)
 EVERY_AFFINE_METHOD = pytest.mark.parametrize(
-    "norm", [variant for variant in VARIANTS if NORMS[variant.values[0].name].affine]
+    "norm", [variant for variant in VARIANTS if NORMS[variant.values[0].name].has_parameters]
 )
 
 

@@ -20,7 +20,7 @@ from normbench.cli.app import app
 from normbench.cli.catalog import TABLES
 from normbench.config import experiment
 from normbench.config.catalog.norms import NORMS
-from normbench.config.registry import Table
+from normbench.config.registry import Registry
 from normbench.config.trial import Optimizer, Schedule, Trial
 from normbench.records import Record
 from normbench.report.claims.document import FOLDER
@@ -216,7 +216,7 @@ def test_every_key_is_described_with_its_default(heading: str) -> None:
 @pytest.mark.parametrize("kind", TABLES)
 def test_every_name_that_a_config_may_use_is_in_configuration(kind: str) -> None:
     page = PAGES["evaluators.md" if kind == "evaluations" else "configuration.md"]
-    table: Table[Any] = TABLES[kind]
+    table: Registry[Any] = TABLES[kind]
     assert [name for name in table if f"`{name}`" not in page] == []
 
 

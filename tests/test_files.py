@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from conftest import Cli
 
-from normbench import files
 from normbench.config.catalog.datasets import NoDataDirectoryError
 from normbench.data.cache import Cache
 from normbench.data.dataset import default_directory
@@ -162,7 +161,7 @@ def existence(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("existence")
 def test_where_only_existence_is_a_lock_it_is_held_and_freed(tmp_path: Path) -> None:
     store = Store(tmp_path / "a")
-    words = f"if that one has ended, remove {store.directory / LOCK}$"
+    words = f"if that process has ended, remove {store.directory / LOCK}$"
     with store.locked(), pytest.raises(RecordsInUse, match=words):
         Store(tmp_path / "a").locked().__enter__()
     assert not store.directory.exists()
@@ -179,13 +178,13 @@ def test_a_lock_that_another_host_left_says_how_to_remove_it(tmp_path: Path) -> 
         (folder / LOCK).write_text("4711\nanother-host\n")
     with pytest.raises(RecordsInUse) as caught, store.locked():
         pass
-    assert str(caught.value).endswith(f"if that one has ended, remove {store.directory / LOCK}")
+    assert str(caught.value).endswith(f"if that process has ended, remove {store.directory / LOCK}")
 
     class Told(Exception):
         pass
 
     def say(words: str) -> None:
-        assert words.endswith(f"if that one has ended, remove {cache.folder / LOCK}")
+        assert words.endswith(f"if that process has ended, remove {cache.folder / LOCK}")
         raise Told  # it would wait
 
     with pytest.raises(Told), cache.locked(say):
@@ -226,8 +225,8 @@ def test_without_a_home_the_data_directory_must_be_named(
         ended = cli(command, "tiny.yaml")
         assert ended.code == 2
         assert "give --data DIR or set NORMBENCH_DATA" in ended.err
-        how = "resume" if command == "run" else "go on"
-        assert ended.last == f"mend that, then {how} with: normbench {command} tiny.yaml"
+        how = "resume" if command == "run" else "continue"
+        assert ended.last == f"fix that, then {how} with: normbench {command} tiny.yaml"
     assert cli("data", "shapes").code == 2
 
 
@@ -247,10 +246,3 @@ def test_without_a_home_nothing_is_compiled_and_everything_runs(
         assert cli("plan", *FRESH[1:-1], "name=other", "--data", str(tiny_data)).code == 0
     finally:
         cpu._build.cache_clear()
-
-
-def test_the_cache_of_a_user_is_where_its_specification_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
-    for given, cache in (("/c", "/c"), ("relative", "/home/somebody/.cache"), ("", "/home/somebody/.cache")):
-        monkeypatch.setenv("XDG_CACHE_HOME", given)
-        assert files.user_cache() == Path(cache)

@@ -15,10 +15,10 @@ from normbench.config.catalog.figures import FIGURES
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
-from normbench.config.registry import Table
+from normbench.config.registry import Registry
 
 ROOT = Path(__file__).parents[1]
-TABLES: dict[str, Table[Any]] = {
+TABLES: dict[str, Registry[Any]] = {
     "norms": NORMS,
     "clips": CLIPS,
     "models": MODELS,

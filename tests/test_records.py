@@ -17,10 +17,18 @@ from normbench import records as module
 from normbench.config import experiment
 from normbench.config.trial import ADDED, Trial
 from normbench.files import Unwritable, write_atomically
-from normbench.records import SCHEMA, Epoch, Failure, Measured, NewerRecordError, Record, RecordsInUse, Store
+from normbench.records import (
+    SCHEMA,
+    Failure,
+    Measured,
+    NewerRecordError,
+    Record,
+    RecordsInUse,
+    Store,
+    describe_unreadable,
+)
 
 Tiny = Callable[..., Trial]
-NUMBER = (int, float)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +165,7 @@ def test_a_number_that_is_not_finite_is_neither_written_nor_read(real: Record, v
         Record(schema=1, **(fields | {"seconds": value}))
 
     values = json.loads(real.to_json()) | {"seconds": value}
-    with pytest.raises(ValueError, match="is no number that a record may hold"):
+    with pytest.raises(ValueError, match="a record must not contain"):
         Record.from_json(json.dumps(values))
 
 
@@ -320,29 +328,18 @@ def test_every_committed_record_is_one_that_its_stored_plan_and_its_config_ask_f
     assert {record.trial.logits_precision for record in records.values()} == {"bf16"}
 
 
-def test_the_committed_records_of_the_first_schema_are_still_found_under_their_ids() -> None:
-    paths = sorted((Path(__file__).parent.parent / "results" / "cifar10_cpu").glob("*.json"))
-    records = {path.stem: Record.from_json(path.read_bytes()) for path in paths}
-
-    assert len(records) >= 25
-    assert all(record.trial.id == stem for stem, record in records.items())
-
-
-def test_a_record_of_a_newer_schema_asks_for_a_newer_normbench(real: Record) -> None:
-    newer = json.loads(real.to_json()) | {"schema": SCHEMA + 1, "something": "new"}
-
-    words = f"needs a newer normbench: its schema is {SCHEMA + 1}, this one reads {SCHEMA}"
-    with pytest.raises(NewerRecordError, match=words):
-        Record.from_json(sealed(newer))
-
-
 def test_a_record_of_a_newer_schema_is_neither_read_nor_taken_for_damaged(real: Record, store: Store) -> None:
     store.save(real)
     path = store.record_path(real.trial.id)
     path.write_text(sealed(json.loads(path.read_text()) | {"schema": SCHEMA + 1}))
 
     with pytest.raises(NewerRecordError, match=f"^{path}: needs a newer normbench"):
-        store.load()
+        store.load(strict=True)
+    records, unreadable = store.load()
+    assert records == {}
+    (line,) = describe_unreadable(unreadable, "moved")
+    assert line.startswith(f"{store.directory}: 1 record needs a newer normbench: ")
+    assert line.endswith(", left out")
 
 
 def test_a_wrong_value_is_named_by_its_place(real: Record) -> None:
@@ -550,11 +547,3 @@ def test_what_is_no_file_is_no_record(store: Store) -> None:
     (store.directory / "folder.json").mkdir(parents=True)
 
     assert store.load() == ({}, {})
-
-
-def test_a_test_that_was_not_made_is_null() -> None:
-    epoch = Epoch(
-        epoch=1, train_loss=1.0, train_accuracy=0.5, test_loss=None, test_accuracy=None, lr=0.1, seconds=1.0
-    )
-
-    assert json.loads(epoch.model_dump_json())["test_accuracy"] is None

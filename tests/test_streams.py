@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from normbench.streams import Patient, patient
+from normbench.streams import BrokenPipeSafeStream, broken_pipe_safe
 
 
 def broken_pipe() -> io.TextIOWrapper:
@@ -19,7 +19,7 @@ def broken_pipe() -> io.TextIOWrapper:
 
 def test_a_closed_pipe_is_silence() -> None:
     with broken_pipe() as stream:
-        out = Patient(stream)
+        out = BrokenPipeSafeStream(stream)
         for _ in range(3):
             assert out.write("x" * 100_000) == 100_000
             out.flush()
@@ -27,7 +27,7 @@ def test_a_closed_pipe_is_silence() -> None:
 
 def test_a_full_disk_is_an_error_that_is_told_once(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as stream:
-        out = Patient(stream)
+        out = BrokenPipeSafeStream(stream)
         out.write("x")
         with pytest.raises(OSError, match="No space left"):
             out.flush()
@@ -36,14 +36,14 @@ def test_a_full_disk_is_an_error_that_is_told_once(tmp_path: Path) -> None:
 
 def test_messages_that_nobody_can_read_are_no_error() -> None:
     with Path("/dev/full").open("w") as stream:
-        err = Patient(stream, always=True)
+        err = BrokenPipeSafeStream(stream, ignores_errors=True)
         err.write("x")
         err.flush()
 
 
 def test_characters_that_the_locale_lacks_are_escaped() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
-    out = Patient(stream)
+    out = BrokenPipeSafeStream(stream)
     out.write("é – \udcff")
     out.flush()
     assert stream.buffer.getvalue() == b"\xe9 \\u2013 \\udcff"  # type: ignore[attr-defined]
@@ -51,14 +51,14 @@ def test_characters_that_the_locale_lacks_are_escaped() -> None:
 
 def test_everything_else_is_the_streams_own() -> None:
     stream = io.StringIO()
-    assert not Patient(stream).isatty()
-    assert Patient(stream).getvalue() == ""
+    assert not BrokenPipeSafeStream(stream).isatty()
+    assert BrokenPipeSafeStream(stream).getvalue() == ""
 
 
 def test_closed_standard_streams_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
-    with patient():
+    with broken_pipe_safe():
         sys.stdout.write("x")
         sys.stderr.write("x")
     assert sys.stdout is None

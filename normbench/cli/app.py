@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Data go to stdout, messages and progress to stderr."""
+"""The command line: parse, call, print. Results go to stdout, messages and progress to stderr."""
 
 import gc
 import os
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from normbench import __version__
-from normbench.streams import flush, open_closed_descriptors, patient
+from normbench.streams import broken_pipe_safe, flush, open_closed_descriptors
+from normbench.text import printable
 
 if TYPE_CHECKING:
     from normbench.report.claims.document import Claim
@@ -62,8 +63,8 @@ NO_FILES: list[Path] = []
 RESULTS = Path("results")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"normbench {__version__}")
         raise typer.Exit
 
@@ -97,7 +98,7 @@ def run(
         bool, typer.Option("--fail-fast", help="stop at the first trial that fails")
     ] = False,
     replace_plan: Annotated[
-        bool, typer.Option("--replace-plan", help="forget trials of earlier runs that are not in CONFIG now")
+        bool, typer.Option("--replace-plan", help="drop trials of earlier runs that are not in CONFIG")
     ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -105,7 +106,7 @@ def run(
 ) -> None:
     """Train every trial of an experiment that is not done yet.
 
-    Running it again does only what is missing.
+    Another run does only what is missing.
     """
     from normbench.cli import errors
     from normbench.cli import status as report
@@ -115,9 +116,9 @@ def run(
     from normbench.sweep import run as sweep
 
     retried = report.states_to_retry(retry)
-    place = report.place(executor, workers)
-    experiment = sweep.override(configs.load(config, overrides), **place)
-    with listener(quiet) as watching, errors.Stop(context.obj, watching.say) as stop:
+    execution = report.execution_settings(executor, workers)
+    experiment = sweep.override(configs.load(config, overrides), **execution)
+    with listener(quiet) as progress, errors.Stop(context.obj, progress.say) as stop:
         survey = sweep.run(
             experiment,
             results,
@@ -125,7 +126,7 @@ def run(
             retry=retried,
             fail_fast=fail_fast,
             replace_plan=replace_plan,
-            listener=watching,
+            listener=progress,
             stop=stop,
         )
     _print(report.run_as_json(survey, results) if as_json else report.run_as_text(survey, results))
@@ -146,21 +147,21 @@ def plan(
 ) -> None:
     """List the trials of an experiment and what is left to do.
 
-    Says how long it will take: by records of the same kind on this machine, else by a short probe. Writes
-    nothing.
+    The time is estimated by records of the same kind on this machine, else by a short probe. Nothing is
+    written.
     """
     from normbench.cli import errors
     from normbench.cli import status as report
     from normbench.config import experiment as configs
     from normbench.data.dataset import default_directory
-    from normbench.records import complaints
+    from normbench.records import describe_unreadable
     from normbench.sweep import run as sweep
 
     where = data or default_directory()
     survey = sweep.compare(sweep.survey(configs.load(config, overrides), results), where)
-    errors.complain(sweep.describe_further(survey.experiment, results))
-    for line in complaints(survey.damaged, "left out"):
-        errors.complain(line)
+    errors.print_error(sweep.describe_further(survey.experiment, results))
+    for line in describe_unreadable(survey.damaged, "left out"):
+        errors.print_error(line)
     expected = report.expect(survey, results, where)
     _print(report.plan_as_json(survey, expected) if as_json else report.plan_as_text(survey, expected))
 
@@ -189,10 +190,9 @@ def plot(
     """Draw figures, with their numbers as CSV beside them."""
     from normbench.cli import errors
     from normbench.cli import plot as drawing
-    from normbench.config.source import printable
 
-    for path in drawing.draw(experiments, results, figure, formats, out, published, errors.complain):
-        _print(printable(str(path), 4096))
+    for path in drawing.draw(experiments, results, figure, formats, out, published, errors.print_error):
+        _print(printable(path))
 
 
 @app.command()
@@ -209,8 +209,8 @@ def status(
     from normbench.cli import status as report
     from normbench.data.dataset import default_directory
 
-    shown = report.status_as_json if as_json else report.status_as_text
-    _print(shown(results, experiment, data or default_directory()))
+    describe = report.status_as_json if as_json else report.status_as_text
+    _print(describe(results, experiment, data or default_directory()))
 
 
 @app.command()
@@ -237,7 +237,7 @@ def export_(
     """Print the records of an experiment as CSV or JSON."""
     from normbench.cli import errors, export
 
-    _print(export.exported(results, experiment, format_, errors.complain))
+    _print(export.exported(results, experiment, format_, errors.print_error))
 
 
 @app.command(name="report")
@@ -258,10 +258,9 @@ def report_(
 ) -> None:
     """Write one file with every claim: verdict, figure, arithmetic, records."""
     from normbench.cli import errors, report
-    from normbench.config.source import printable
 
-    for path in report.write(experiments, file, results, out, formats, errors.complain):
-        _print(printable(str(path), 4096))
+    for path in report.write(experiments, file, results, out, formats, errors.print_error):
+        _print(printable(path))
 
 
 @app.command()
@@ -278,7 +277,7 @@ def claims(
     from normbench.cli import claims as verdicts
     from normbench.cli import errors
 
-    judged = verdicts.judged(verdicts.chosen((), file), results, errors.complain)
+    judged = verdicts.judged(verdicts.chosen((), file), results, errors.print_error)
     if ids:
         verdicts.chosen(ids, file)  # with the nearest name where one is unknown
         judged = [each for each in judged if each.claim.id in ids]
@@ -397,15 +396,15 @@ def _settle(
     from normbench.sweep import adaptive
     from normbench.sweep import run as sweep
 
-    place = report.place(executor, workers)
+    execution = report.execution_settings(executor, workers)
     settler = adaptive.Settler(
         selected,
         results,
         data or default_directory(),
         rule=adaptive.rule(max_seeds),
         budget=verdicts.budget(budget),
-        place=lambda experiment: sweep.override(experiment, **place),
-        say=errors.complain,
+        place=lambda experiment: sweep.override(experiment, **execution),
+        say=errors.print_error,
     )
     if plan_only:
         look = settler.look()
@@ -436,7 +435,7 @@ def compare(
     from normbench.cli import claims as verdicts
     from normbench.cli import errors
 
-    unit, pairs = verdicts.compared(results, experiment, by, baseline, metric, errors.complain)
+    unit, pairs = verdicts.compared(results, experiment, by, baseline, metric, errors.print_error)
     _print(verdicts.pairs_as_json(unit, pairs) if as_json else verdicts.pairs_as_text(unit, pairs))
 
 
@@ -453,25 +452,24 @@ def profile(
     model: Annotated[str, typer.Option(metavar="NAME", help="normbench list models")] = "resnet20",
     precision: Annotated[str, typer.Option(metavar="fp32|bf16")] = "fp32",
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N")] = "auto",
-    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="in each of which all take turns")] = 5,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="measurements of each method")] = 5,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="write every measurement and the figure there")
     ] = None,
     as_json: AsJson = False,
     _debug: Debug = False,
 ) -> None:
-    """Measure what every method costs: time of an update and an inference, and memory."""
+    """Measure the cost of every method: time of a training step and of inference, and memory."""
     from normbench.cli import errors
     from normbench.cli import profile as costs
-    from normbench.config.source import printable
 
-    given = [f"trial.model={model}", f"trial.precision={precision}", f"execute.device={device}", *settings]
+    settings = [f"trial.model={model}", f"trial.precision={precision}", f"execute.device={device}", *settings]
     if out:
-        costs.check_place(out)
-    found = costs.measure(norm, batch_size, given, device, rounds, errors.complain)
-    _print(costs.in_json(found) if as_json else costs.as_text(found))
-    for path in costs.write(found, out) if out else ():
-        errors.complain(f"wrote {printable(str(path), 4096)}")
+        costs.check_directory(out)
+    measured = costs.measure(norm, batch_size, settings, device, rounds, errors.print_error)
+    _print(costs.in_json(measured) if as_json else costs.as_text(measured))
+    for path in costs.write(measured, out) if out else ():
+        errors.print_error(f"wrote {printable(path)}")
 
 
 @app.command(name="list")
@@ -504,24 +502,24 @@ def data_(
     from normbench.cli import catalog, errors
     from normbench.data.dataset import default_directory
 
-    _print(catalog.data_as_text(name, options, data or default_directory(), errors.complain))
+    _print(catalog.data_as_text(name, options, data or default_directory(), errors.print_error))
 
 
-def _print(words: str) -> None:
-    """Not Typer's echo, which has its own idea of what a locale can show."""
-    if words := words.rstrip("\n"):
-        sys.stdout.write(f"{words}\n")
+def _print(text: str) -> None:
+    """Print to stdout without Typer's echo, which encodes text in another way."""
+    if text := text.rstrip("\n"):
+        sys.stdout.write(f"{text}\n")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """The entry point: runs a command, and ends the process with its exit code, never with a traceback."""
-    gc.set_threshold(50_000)  # a fifth of reading 10,000 records went into looking for cycles among them
+    """Run a command, and end the process with its exit code and without a traceback."""
+    gc.set_threshold(50_000)  # the search for cycles took a fifth of the time to read 10,000 records
     open_closed_descriptors()
-    with patient():
+    with broken_pipe_safe():
         code = _run(sys.argv[1:] if arguments is None else arguments)
     if arguments is None and "torch" in sys.modules:
         flush()
-        os._exit(code)  # to take torch apart takes a second, and five on a machine that has much to do
+        os._exit(code)  # unloading torch takes a second, and five on a busy machine
     sys.exit(code)
 
 
@@ -529,7 +527,7 @@ def _run(arguments: list[str]) -> int:
     try:
         code = int(app(args=arguments, prog_name="normbench", standalone_mode=False, obj=arguments) or 0)
         sys.stdout.flush()
-        if code:  # Typer has turned an interrupt into a number
+        if code:  # Typer returns a number for an interrupt
             raise KeyboardInterrupt
     except BaseException as error:
         if isinstance(error, SystemExit) and _completes(arguments):
@@ -541,6 +539,6 @@ def _run(arguments: list[str]) -> int:
 
 
 def _completes(arguments: list[str]) -> bool:
-    """Whether Typer serves a shell's completion, and ends the process when that is done."""
-    asked = any(one.startswith(("--install-completion", "--show-completion")) for one in arguments)
-    return asked or "_NORMBENCH_COMPLETE" in os.environ
+    """Return whether Typer handles a shell's completion, and ends the process itself."""
+    options = ("--install-completion", "--show-completion")
+    return any(argument.startswith(options) for argument in arguments) or "_NORMBENCH_COMPLETE" in os.environ

@@ -1,4 +1,4 @@
-"""What ``list`` and ``data`` print: the names that a config may use, and what is in a data set."""
+"""The output of ``list`` and ``data``: the names that a config may use, and the content of a data set."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from normbench.config.catalog.figures import FIGURES
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
-from normbench.config.experiment import checked_dataset
-from normbench.config.registry import Entry, OpenTable, Table, UnknownName, nearest, shortened
-from normbench.config.source import printable
-from normbench.data import dataset as decoded
+from normbench.config.experiment import dataset_from_options
+from normbench.config.registry import Entry, ExtensibleRegistry, Registry, UnknownName
+from normbench.data import dataset as datasets
+from normbench.text import did_you_mean, printable, quoted
 
-TABLES: dict[str, Table[Any]] = {
+TABLES: dict[str, Registry[Any]] = {
     "norms": NORMS,
     "clips": CLIPS,
     "models": MODELS,
@@ -30,7 +30,7 @@ TABLES: dict[str, Table[Any]] = {
 
 
 def tables(what: str | None) -> str:
-    """The names of one kind or of all, what they mean, and their options with defaults.
+    """Return the names of one or all kinds, their meanings, and their options with defaults.
 
     Args:
         what: a kind, in the plural or the singular.
@@ -41,21 +41,21 @@ def tables(what: str | None) -> str:
     if what is not None:
         what = f"{what}s" if f"{what}s" in TABLES else what
         if what not in TABLES:
-            known = f"{nearest(what, TABLES)}; known: {', '.join(TABLES)}"
-            raise UnknownName(f"unknown list {shortened(what)}{known}")
+            known = f"{did_you_mean(what, TABLES)}; known: {', '.join(TABLES)}"
+            raise UnknownName(f"unknown list {quoted(what)}{known}")
         return "\n".join(_entries(TABLES[what]))
     return "\n\n".join(
         "\n".join([f"{name}:", *(f"  {line}" for line in _entries(table))]) for name, table in TABLES.items()
     )
 
 
-def _entries(table: Table[Any]) -> list[str]:
+def _entries(table: Registry[Any]) -> list[str]:
     lines = []
     for entry in table.values():
         lines += _entry(entry)
-    if isinstance(table, OpenTable):
+    if isinstance(table, ExtensibleRegistry):
         lines += [f"{name}: {target} (installed)" for name, target in table.installed.items()]
-        lines.append(f"module:function: a {table.kind} of your own (docs/extending.md says how)")
+        lines.append(f"module:function: a custom {table.kind} (see docs/extending.md)")
     return lines
 
 
@@ -68,23 +68,22 @@ def _entry(entry: Entry) -> list[str]:
     return lines
 
 
-def data_as_text(name: str, options: Sequence[str], directory: Path, say: Callable[[str], None]) -> str:
+def data_as_text(name: str, options: Sequence[str], directory: Path, log: Callable[[str], None]) -> str:
     """Prepare a data set, and describe it.
 
     Raises:
         ConfigError: it or an option does not exist.
-        DataError: it cannot be had.
+        DataError: it cannot be prepared.
     """
-    dataset = checked_dataset(name, options)
-    decoded.prepare(dataset, directory, say)
-    found = decoded.load(dataset, directory)
-    size = found.train.images.shape[1]
-    classes = printable(", ".join(found.classes), 200)
+    choice = dataset_from_options(name, options)
+    datasets.prepare(choice, directory, log)
+    dataset, info = datasets.load(choice, directory), datasets.info(choice, directory)
+    classes = printable(", ".join(dataset.classes), 200)
     return "\n".join(
         [
-            f"{name} in {printable(str(directory), 4096)}",
-            f"train: {len(found.train.indices)} images, test: {len(found.test.indices)}, {size}×{size} RGB",
-            f"classes: {len(found.classes)} ({classes})",
-            f"content: {found.content}",
+            f"{name} in {printable(directory)}",
+            f"train: {info.train} images, test: {info.test}, {info.size}×{info.size} RGB",
+            f"classes: {info.classes} ({classes})",
+            f"content: {dataset.content}",
         ]
     )

@@ -4,10 +4,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from normbench.cli.progress import counted, duration
 from normbench.cli.terminal import as_json, as_table
 from normbench.config import experiment as config
-from normbench.config.registry import UnknownName, nearest, shortened
+from normbench.config.registry import UnknownName
 from normbench.report.claims import wording
 from normbench.report.claims.adaptive import Budget
 from normbench.report.claims.compare import Pair, compare
@@ -19,6 +18,7 @@ from normbench.report.metrics import metric
 from normbench.report.table import table
 from normbench.sweep.adaptive import Look, Looks, records_of
 from normbench.sweep.results import find, named
+from normbench.text import did_you_mean, duration, plural, quoted
 
 UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 TEXT = 66  # letters of a sentence in the table
@@ -35,7 +35,8 @@ def chosen(ids: Sequence[str], files: Sequence[Path]) -> tuple[Claim, ...]:
     known = {claim.id: claim for claim in claims}
     for name in ids:
         if name not in known:
-            raise UnknownName(f"no claim {shortened(name)}{nearest(name, known)}; there: {', '.join(known)}")
+            hint = did_you_mean(name, known)
+            raise UnknownName(f"no claim {quoted(name)}{hint}; there: {', '.join(known)}")
     return tuple(known[name] for name in dict.fromkeys(ids)) if ids else tuple(claims)
 
 
@@ -88,7 +89,7 @@ def details(each: Judged) -> str:
         lines.append(f"  part {number}     {part.verdict}, n = {part.n}, p = {wording.number(part.p)}")
     lines += ["  arithmetic", *(f"    {line}" for line in judgement.arithmetic)]
     if each.records:
-        lines += [f"  values, of {counted(len(each.records), 'record')}"]
+        lines += [f"  values, of {plural(len(each.records), 'record')}"]
     for label, row in each.rows.items():
         values = ", ".join(f"{seed}: {wording.number(value)}" for seed, value in row.values.items())
         lines.append(f"    {label}: {values or row.lacks}")
@@ -123,11 +124,11 @@ def budget(text: str | None) -> Budget:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([a-z]+)", part.lower())
         unit = match[2] if match else ""
         if match is None or not (unit in UNITS or unit in ("trial", "trials")):
-            words = f"--budget: cannot read {shortened(part)}; write 2h, 30m, 50trials or 2h,50trials"
+            words = f"--budget: cannot read {quoted(part)}; write 2h, 30m, 50trials or 2h,50trials"
             raise UnknownName(words)
         amount = float(match[1])
         if amount <= 0 or (unit not in UNITS and amount != int(amount)):
-            raise UnknownName(f"--budget: {shortened(part)} pays for no trial")
+            raise UnknownName(f"--budget: {quoted(part)} pays for no trial")
         if unit in UNITS:
             seconds = amount * UNITS[unit]
         else:
@@ -160,7 +161,7 @@ def plan(look: Look) -> str:
         lines.append(f"nothing to run: {look.step.reason}")
     else:
         count = sum(len(trials) for _, trials in look.trials)
-        trials_to_run = counted(count, "trial")
+        trials_to_run = plural(count, "trial")
         lines.append(
             f"next: {trials_to_run} for claim {look.step.claim}, about {duration(look.step.seconds)}"
         )
@@ -191,8 +192,8 @@ def step(look: Look) -> str:
     so_far = wording.measured(judged) or "nothing yet"
     left = len([each for each in look.judged if each.judgement.is_open])
     return (
-        f"claim {look.step.claim}: {counted(count, 'trial')} more, about {duration(look.step.seconds)}; "
-        f"so far n = {judged.judgement.n}, {so_far}; {counted(left, 'claim')} open"
+        f"claim {look.step.claim}: {plural(count, 'trial')} more, about {duration(look.step.seconds)}; "
+        f"so far n = {judged.judgement.n}, {so_far}; {plural(left, 'claim')} open"
     )
 
 
@@ -230,7 +231,7 @@ def pairs_as_text(unit: str, pairs: Sequence[Pair]) -> str:
         )
     heads = ("where", "pair", "difference [95 %]", "seeds", "p", "p (Holm)", "")
     words = (
-        f"{counted(len(pairs), 'pair')}; p of Student's t on differences by seed, corrected by Holm over all"
+        f"{plural(len(pairs), 'pair')}; p of Student's t on differences by seed, corrected by Holm over all"
     )
     return as_table(heads, rows) + words
 

@@ -5,17 +5,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from normbench.cli.progress import duration, percent, result_of
+from normbench.cli.progress import result_of
 from normbench.cli.terminal import as_json, as_table
 from normbench.config.experiment import ConfigError
-from normbench.config.labels import labels
-from normbench.config.registry import UnknownName, nearest, shortened
-from normbench.config.source import printable
-from normbench.records import ERROR, LackingError, Record, Store
+from normbench.config.labels import trial_labels
+from normbench.config.registry import UnknownName
+from normbench.records import ERROR, Record, RequirementError, Store
 from normbench.report.metrics import evaluation_name
 from normbench.report.rows import as_csv, trial_rows
 from normbench.sweep.results import Tell, find, named
 from normbench.sweep.run import load_plan
+from normbench.text import did_you_mean, duration, percent, printable, quoted
 
 COLUMNS = ("epoch", "train loss", "train accuracy", "test loss", "test accuracy", "lr", "seconds")
 FORMATS = ("csv", "json")
@@ -46,13 +46,13 @@ def trial_as_text(results: Path, part: str) -> str:
     found = begun or {path: trial for path, trial in files.items() if part in trial}
     ids = sorted(set(found.values()))
     if not found:
-        hint = nearest(part, files.values())
+        hint = did_you_mean(part, files.values())
         raise UnknownName(
-            f"no trial {shortened(part)} in {results}{hint}; there: {_some(files.values())}{closed}"
+            f"no trial {quoted(part)} in {results}{hint}; there: {_some(files.values())}{closed}"
         )
     if len(ids) > 1:
         how = "begins" if begun else "is in"
-        words = f"{shortened(part)} {how} the ids of {len(ids)} trials, give more of one"
+        words = f"{quoted(part)} {how} the ids of {len(ids)} trials, give more of one"
         raise UnknownName(f"{words}: {_some(ids)}")
     return "\n\n".join(map(_one_trial, found))
 
@@ -64,14 +64,14 @@ def _some(ids: Iterable[str]) -> str:
 
 
 def _one_trial(path: Path) -> str:
-    place = f"{printable(str(path), 4096)}{_varied(path)}"
+    place = f"{printable(path)}{_varied(path)}"
     if path.name.endswith(ERROR):
         failure = Store.error(path)
         lines = failure.traceback.splitlines()
         return "\n".join([f"{place}: {failure.state}", *(printable(line, 1000) for line in lines)])
     try:
         record = Record.from_json(path.read_bytes())
-    except LackingError as error:
+    except RequirementError as error:
         return f"{place}: needs {printable(str(error), 500)}"
     except ValueError as error:
         return f"{place}: not a valid record ({printable(str(error), 500)})"
@@ -105,7 +105,7 @@ def _one_trial(path: Path) -> str:
 def _varied(path: Path) -> str:
     """Return what the sweep varies of the trial of a file, beside what its name says."""
     try:
-        label = labels(load_plan(path.parents[1], path.parent.name)).get(path.name.split(".")[0], "")
+        label = trial_labels(load_plan(path.parents[1], path.parent.name)).get(path.name.split(".")[0], "")
     except ConfigError:
         return ""
     return label.removeprefix(path.name.split(".")[0])
@@ -143,8 +143,8 @@ def exported(results: Path, experiment: str, kind: str, tell: Tell) -> str:
         UnknownName: there is no such experiment or format.
     """
     if kind not in FORMATS:
-        hint = nearest(kind, FORMATS)
-        raise UnknownName(f"--format: unknown format {shortened(kind)}{hint}; known: {', '.join(FORMATS)}")
+        hint = did_you_mean(kind, FORMATS)
+        raise UnknownName(f"--format: unknown format {quoted(kind)}{hint}; known: {', '.join(FORMATS)}")
     (name,) = named(results, experiment)
     records = sorted(find(results, name, tell).records, key=lambda record: record.trial.id)
     if kind == "json":

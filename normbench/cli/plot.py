@@ -4,13 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from normbench.cli.errors import words_of
+from normbench.cli.errors import message_of
 from normbench.config.catalog.figures import FIGURES, PUBLISHED_OPTION
-from normbench.config.registry import UnknownName, nearest, shortened
+from normbench.config.registry import UnknownName
 from normbench.report.figures.base import FORMATS, render
 from normbench.report.figures.panels import CannotDrawError
 from normbench.report.table import table
 from normbench.sweep.results import StoredExperiment, Tell, find, named
+from normbench.text import did_you_mean, quoted
 
 SERIES: tuple[str, ...] = get_args(PUBLISHED_OPTION.annotation)
 
@@ -59,7 +60,7 @@ def draw(
         try:
             found = find(results, name, tell)
         except Exception as error:  # whatever is wrong with one experiment
-            tell(f"{name}: no figure is drawn: {words_of(error)}")
+            tell(f"{name}: no figure is drawn: {message_of(error)}")
             faults.append(error)
             continue
         for path in _draw(found, place, figure, kinds, published, tell, faults):
@@ -85,7 +86,7 @@ def _draw(
     trials = table(found.records)
     drawn = False
     unasked: list[str] = []  # why a figure that nobody named is not drawn: of interest if none is
-    for kind, given in chosen or [(kind.name, {}) for kind in FIGURES.values() if not kind.of]:
+    for kind, given in chosen or [(kind.name, {}) for kind in FIGURES.values() if not kind.key_options]:
         options = dict(given)
         if kind == "batch_size" and published:
             options["published"] = published
@@ -94,7 +95,7 @@ def _draw(
         try:
             paths = render(kind, trials, place, kinds, options, title=found.title, tell=lines.append)
         except Exception as error:  # whatever a figure stumbles over, the others do not need it
-            tell(f"{found.name}: figure {FIGURES[kind].stem(given)} is not drawn: {words_of(error)}")
+            tell(f"{found.name}: figure {FIGURES[kind].stem(given)} is not drawn: {message_of(error)}")
             faults.append(error)
         if not (paths or chosen):
             unasked += lines
@@ -119,5 +120,5 @@ def _chosen(found: StoredExperiment, figure: str | None) -> Sequence[tuple[str, 
 def _check(kind: str, given: Iterable[str], known: Sequence[str]) -> None:
     for word in given:
         if word not in known:
-            hint = nearest(word, known)
-            raise UnknownName(f"unknown {kind} {shortened(word)}{hint}; known: {', '.join(known)}")
+            hint = did_you_mean(word, known)
+            raise UnknownName(f"unknown {kind} {quoted(word)}{hint}; known: {', '.join(known)}")

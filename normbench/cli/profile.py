@@ -1,4 +1,4 @@
-"""What ``normbench profile`` prints and writes: the cost of every method, beside BN and no normalization."""
+"""The output of ``profile``: the cost of every method, compared with BN and no normalization."""
 
 import json
 import re
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from normbench.training.profile import Profile
 
 
-TYPED = {  # what an option is in a config
+CONFIG_KEYS = {  # by option
     "--norm": "sweep.norm",
     "--batch-size": "sweep.batch_size",
     "--model": "trial.model",
@@ -35,41 +35,40 @@ def measure(
     norms: str | None,
     batch_sizes: str,
     settings: Sequence[str],
-    place: str,
+    device: str,
     rounds: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> "Profile":
-    """Profile methods at batch sizes, both comma-separated; without any, all that fit the network.
+    """Profile methods at batch sizes, both comma-separated; by default all methods that fit the network.
 
     Raises:
         ConfigError: a setting is wrong.
-        Unusable: a setting has several values, a method cannot normalize the network's maps, or the device
-            is not there.
+        Unusable: a setting has several values, a method cannot normalize the feature maps of the network, or
+            the device does not exist.
     """
     from normbench.training import profile as profiling
 
     try:
-        plain, *others = config.on_command_line(settings).trials
+        plain, *others = config.from_overrides(settings).trials
         if others:
             raise Unusable("profile takes one value of every setting; --norm and --batch-size take several")
         fitting = profiling.methods(plain)
         if not norms and (unfit := [name for name in NORMS if name not in fitting]):
-            say(f"left out, as {plain.model.name} cannot have them: {', '.join(unfit)}")
-        named = norms or ",".join(fitting)
-        grid = [f"sweep.norm=[{named}]", f"sweep.batch_size=[{batch_sizes}]"]
-        experiment = config.on_command_line([*settings, *grid])
+            log(f"left out, as they do not fit {plain.model.name}: {', '.join(unfit)}")
+        grid = [f"sweep.norm=[{norms or ','.join(fitting)}]", f"sweep.batch_size=[{batch_sizes}]"]
+        experiment = config.from_overrides([*settings, *grid])
     except config.ConfigError as error:
-        raise config.ConfigError(*map(_as_typed, error.problems)) from None
-    own = any(NORMS[trial.norm.name].own for trial in experiment.trials)
+        raise config.ConfigError(*map(_with_option, error.problems)) from None
+    is_custom = any(NORMS[trial.norm.name].is_custom for trial in experiment.trials)
     try:
-        with Contained() if own else nullcontext():
-            return profiling.profile(experiment.trials, place, experiment.execute.threads, rounds, say)
+        with Contained() if is_custom else nullcontext():
+            return profiling.profile(experiment.trials, device, experiment.execute.threads, rounds, log)
     except (ValueError, EndedProcess) as error:
         raise Unusable(str(error)) from None
 
 
-def check_place(out: Path) -> None:
-    """Refuse a directory of records: what is written there would pass for a damaged one.
+def check_directory(out: Path) -> None:
+    """Refuse a directory of records, where a profile would count as a damaged record.
 
     Raises:
         Unusable: ``out`` holds an experiment.
@@ -78,31 +77,32 @@ def check_place(out: Path) -> None:
         raise Unusable(f"--out {out} holds an experiment; a profile needs a directory of its own")
 
 
-def _as_typed(problem: str) -> str:
-    """What is wrong with a setting that an option stands for, of that option."""
-    for option, key in TYPED.items():
+def _with_option(problem: str) -> str:
+    """Name the option of the command line in place of the setting that it sets."""
+    for option, key in CONFIG_KEYS.items():
         pattern = rf"command line: {re.escape(key)}=(?:.*?: {re.escape(key)}[^ :]*|.*?): (.*)"
-        if found := re.fullmatch(pattern, problem, re.DOTALL):
-            return f"{option}: {found[1]}"
+        if match := re.fullmatch(pattern, problem, re.DOTALL):
+            return f"{option}: {match[1]}"
     return problem
 
 
 def as_text(profile: "Profile") -> str:
-    """Give a table, and below it what it was measured on.
+    """Return a table, and below it the machine and the conditions.
 
-    There are ratios to batch normalization and to no normalization where these were measured.
+    It has ratios to batch normalization and to no normalization, if these were measured.
     """
     measured = {cost.trial.norm.name for cost in profile.costs}
-    bases = {words: method for method, words in (("batch", "×BN"), ("none", "×none")) if method in measured}
+    bases = {title: method for method, title in (("batch", "×BN"), ("none", "×none")) if method in measured}
     columns: list[str] = []
     rows = []
     for cost in profile.costs:
         row = {"norm": profile.of(cost).label, "batch size": str(cost.trial.batch_size)}
-        for what, words in (("update", "step"), ("inference", "inference")):
+        for what, title in (("update", "step"), ("inference", "inference")):
             times = sorted(cost.times(what))
-            row[f"{words} ms"] = f"{1000 * times[len(times) // 2]:.2f}"
+            row[f"{title} ms"] = f"{1000 * times[len(times) // 2]:.2f}"
             for base, method in bases.items():
-                row[f"{words} {base}"] = _ratio(profile.against(cost, method, what))
+                ratio = profile.against(cost, method, what)
+                row[f"{title} {base}"] = "" if ratio is None else f"{ratio:.2f}"
         row["kept MiB"] = f"{cost.kept_bytes / 2**20:.2f}"
         if cost.peak_bytes is not None:
             row["peak MiB"] = f"{cost.peak_bytes / 2**20:.1f}"
@@ -111,29 +111,25 @@ def as_text(profile: "Profile") -> str:
     return as_table(columns, rows) + _machine(profile)
 
 
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
 def _machine(profile: "Profile") -> str:
     first = profile.costs[0].trial
     machine: dict[str, Any] = profile.machine
     parts = [
         f"{first.model.name}, 32×32 images, {first.precision}",
         f"{machine['device']}, threads {profile.threads}, torch {machine['torch']}",
-        f"medians of {len(profile.costs[0].update)} rounds, of the ratios too, each within its round",
+        f"medians of {len(profile.costs[0].update)} rounds; each ratio is within a round",
         "step: forward pass, backward pass and update; kept: by the forward pass for the backward pass",
     ]
     return "; ".join(parts)
 
 
 def in_json(profile: "Profile") -> str:
-    """Every measurement."""
+    """Return every measurement as JSON."""
     return as_json(profile.to_json())
 
 
 def write(profile: "Profile", out: Path) -> list[Path]:
-    """``profile.json``, and the figure with its numbers if batch normalization is among the methods.
+    """Write ``profile.json``, and the figure with its numbers if batch normalization is among the methods.
 
     Raises:
         OSError: a file could not be written.

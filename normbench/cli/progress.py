@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a live table on a terminal, plain lines elsewhere."""
+"""The progress of a sweep: a live table on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -12,72 +12,51 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from normbench.config.labels import labels
-from normbench.config.source import printable
+from normbench.config.labels import trial_labels
 from normbench.config.trial import Trial
 from normbench.records import Failure
 from normbench.sweep.estimate import relative_cost
 from normbench.sweep.run import Listener, Survey
+from normbench.text import duration, percent, plural, printable
 
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Outcome
 
-SILENCE = 30.0  # seconds without a line, after which one says how far a trial is
+SILENCE = 30.0  # seconds without a line, after which the progress of a trial is printed
 
 
 @contextlib.contextmanager
 def listener(quiet: bool) -> Iterator[Listener]:
-    """Nothing, plain lines, or a live table on a terminal; on stderr."""
+    """Report progress on stderr: not at all, in plain lines, or in a live table on a terminal."""
     terminal = sys.stderr.isatty()
     console = Console(stderr=True, force_terminal=terminal, highlight=False)
     if quiet:
         yield Listener()
     elif terminal and not console.is_dumb_terminal:
-        with LiveTable(console) as live:
+        with LiveProgress(console) as live:
             yield live
     else:
-        yield Lines(console)
+        yield PlainProgress(console)
 
 
-def duration(seconds: float) -> str:
-    """``1 h 05 min``, ``3 min 20 s``, ``12 s`` or ``0.4 s``."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-
-
-def percent(fraction: float | None) -> str:
-    """``86.4 %``, or a dash."""
-    return "–" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 trial`` or ``3 trials``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def going_on(survey: Survey) -> str:
-    """``; 2 with a saved state to go on from``, or nothing."""
-    return f"; {len(survey.saved)} with a saved state to go on from" if survey.saved else ""
+def resumable(survey: Survey) -> str:
+    """Return ``; 2 with a saved state to resume from``, or an empty string."""
+    return f"; {len(survey.saved)} with a saved state to resume from" if survey.saved else ""
 
 
 def result_of(outcome: "Outcome") -> str:
-    """How a trial ended, in a few words."""
+    """Describe the end of a trial in a few words."""
     if isinstance(outcome, Failure):
-        words = printable(outcome.reason, 200)
-        return words if outcome.state == "timeout" else f"failed: {words}"
+        reason = printable(outcome.reason, 200)
+        return reason if outcome.state == "timeout" else f"failed: {reason}"
     if outcome.final is None:
         failure = outcome.failure or {}
         return f"{outcome.status} at step {failure.get('step')}: {printable(str(failure.get('why')), 200)}"
     return f"test accuracy {percent(outcome.final.test_accuracy)}"
 
 
-class Progress(Listener):
-    """Counts, and an estimate of the time left."""
+class ProgressView(Listener):
+    """The counts of trials, and an estimate of the time left."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -89,12 +68,12 @@ class Progress(Listener):
         self._began = time.monotonic()
 
     def say(self, words: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         self.console.print(Text(printable(words, 4096)), soft_wrap=True)
 
     def begin(self, survey: Survey, missing: Sequence[Trial]) -> None:
         """Start the clock."""
-        self.labels = labels(survey.experiment)
+        self.labels = trial_labels(survey.experiment)
         self.total = len(survey.experiment.trials)
         self.already = self.total - len(missing)
         self.ended, self._done = Counter(), 0.0
@@ -102,81 +81,79 @@ class Progress(Listener):
         self._began = time.monotonic()
 
     def event(self, trial: Trial, event: dict[str, Any]) -> None:
-        """Remember the newest of every running trial."""
+        """Store the newest event of every running trial."""
         if "warning" in event:
             self.say(f"{self.label(trial)}: {event['warning']}")
         else:
             self.running[trial.id] = trial, event
 
     def label(self, trial: Trial) -> str:
-        """Its id, and what of it the sweep varies."""
+        """Return the id of a trial with its swept settings."""
         return self.labels.get(trial.id, trial.id)
 
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
-        """One less to wait for."""
+        """Count a trial as ended."""
         self.running.pop(trial.id, None)
         self.ended[outcome.state if isinstance(outcome, Failure) else outcome.status] += 1
         self._done += relative_cost(trial)
 
     def counts(self) -> str:
-        """``12 of 45 done, 1 failed, about 3 min 20 s left``.
+        """Return ``12 of 45 done, 1 failed, about 3 min 20 s left``.
 
-        Not how many are running: between the end of one and the first news of the next nobody knows.
+        The number of running trials is not known between the end of a trial and the first event of the next.
         """
-        words = [f"{self.already + self.ended['done']} of {self.total} done"]
-        words += [f"{count} {state}" for state, count in sorted(self.ended.items()) if state != "done"]
+        parts = [f"{self.already + self.ended['done']} of {self.total} done"]
+        parts += [f"{count} {state}" for state, count in sorted(self.ended.items()) if state != "done"]
         if (left := self.seconds_left()) is not None:
-            words.append(f"about {duration(left)} left")
-        return ", ".join(words)
+            parts.append(f"about {duration(left)} left")
+        return ", ".join(parts)
 
     def seconds_left(self) -> float | None:
-        """By the share of the work that is behind; None before there is anything to go by, and at the end."""
+        """Estimate the time left by the fraction of the work done; return None at the start and the end."""
         done = self._done
-        for trial, event in list(self.running.values()):  # the table is drawn by another thread
+        for trial, event in list(self.running.values()):  # another thread renders the table
             done += relative_cost(trial) * (event["epoch"] - 1) / event["epochs"]
         if not 0 < done < self._work * (1 - 1e-9):
             return None
         return (time.monotonic() - self._began) * (self._work - done) / done
 
 
-class Lines(Progress):
-    """One line for each trial that ends, and one where there was none for a while; for pipes, logs and CI."""
+class PlainProgress(ProgressView):
+    """A line for each trial that ends, and one after a time without any; for pipes, logs and CI."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._spoke = time.monotonic()
+        self._last_line = time.monotonic()
 
     def say(self, words: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         super().say(words)
-        self._spoke = time.monotonic()
+        self._last_line = time.monotonic()
 
     def begin(self, survey: Survey, missing: Sequence[Trial]) -> None:
-        """Say how much there is to do."""
+        """Print how many trials will run."""
         super().begin(survey, missing)
         if missing:
-            to_run = counted(len(missing), "trial")
+            to_run = plural(len(missing), "trial")
             done = f"{self.already} of {self.total} done"
-            self.say(f"{survey.experiment.name}: {to_run} to run, {done}{going_on(survey)}")
+            self.say(f"{survey.experiment.name}: {to_run} to run, {done}{resumable(survey)}")
 
     def event(self, trial: Trial, event: dict[str, Any]) -> None:
-        """Say how far it is, if nothing else was said for a while."""
+        """Print the progress of a trial, if no line was printed for a while."""
         super().event(trial, event)
-        if "warning" not in event and time.monotonic() - self._spoke >= SILENCE:
-            loss = event["train_loss"]
-            words = "" if loss is None else f", train loss {loss:.3f}"
-            self.say(
-                f"{self.label(trial)}: epoch {event['epoch']}/{event['epochs']}{words} ({self.counts()})"
-            )
+        if "warning" not in event and time.monotonic() - self._last_line >= SILENCE:
+            epoch, loss = f"epoch {event['epoch']}/{event['epochs']}", event["train_loss"]
+            train_loss = "" if loss is None else f", train loss {loss:.3f}"
+            self.say(f"{self.label(trial)}: {epoch}{train_loss} ({self.counts()})")
 
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
-        """Say how it ended."""
+        """Print the end of a trial."""
         super().outcome(trial, outcome)
         self.say(f"{self.label(trial)}: {result_of(outcome)} ({self.counts()})")
 
 
-class LiveTable(Progress):
-    """The running trials in a table that stays in place, and above it a line for each that ended."""
+class LiveProgress(ProgressView):
+    """A table of the running trials that stays in place, and a line above it for each that ended."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -188,7 +165,7 @@ class LiveTable(Progress):
             redirect_stdout=False,  # data
         )
 
-    def __enter__(self) -> "LiveTable":
+    def __enter__(self) -> "LiveProgress":
         self._live.start()
         return self
 
@@ -196,12 +173,12 @@ class LiveTable(Progress):
         self._live.stop()
 
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
-        """Say how it ended."""
+        """Print the end of a trial."""
         super().outcome(trial, outcome)
         self.say(f"{self.label(trial)}: {result_of(outcome)}")
 
     def table(self) -> Group:
-        """Counts, and a row for each running trial."""
+        """Return the counts, and a row for each running trial."""
         table = Table(box=None, pad_edge=False)
         table.add_column("trial", no_wrap=True, max_width=max(48, self.console.width - 50))
         for column in ("epoch", "train loss", "test accuracy", "images/s"):

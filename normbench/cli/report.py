@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from normbench.cli import claims as verdicts
-from normbench.config.registry import UnknownName, nearest, shortened
+from normbench.config.registry import UnknownName
 from normbench.files import write_atomically
 from normbench.report import html
 from normbench.report.claims.document import Claim
@@ -12,6 +12,7 @@ from normbench.report.claims.judge import Judged
 from normbench.report.page import page_of
 from normbench.sweep.adaptive import Looks
 from normbench.sweep.results import Tell
+from normbench.text import did_you_mean, quoted
 
 
 def write(
@@ -36,9 +37,9 @@ def write(
     kinds = list(dict.fromkeys(kind.strip() for kind in formats.split(",")))
     for kind in kinds:
         if kind not in html.FORMATS:
-            hint = nearest(kind, html.FORMATS)
+            hint = did_you_mean(kind, html.FORMATS)
             known = ", ".join(html.FORMATS)
-            raise UnknownName(f"--format: unknown format {shortened(kind)}{hint}; known: {known}")
+            raise UnknownName(f"--format: unknown format {quoted(kind)}{hint}; known: {known}")
     chosen = verdicts.chosen((), files)
     wanted = _testing(chosen, names or [])
     judged = verdicts.judged(chosen, results, tell)
@@ -68,6 +69,6 @@ def _testing(claims: Sequence[Claim], names: Sequence[str]) -> set[str]:
     known = sorted(set().union(*tested.values()))
     for name in names:
         if name not in known:
-            hint = nearest(name, known)
-            raise UnknownName(f"no claim is tested by {shortened(name)}{hint}; known: {', '.join(known)}")
+            hint = did_you_mean(name, known)
+            raise UnknownName(f"no claim is tested by {quoted(name)}{hint}; known: {', '.join(known)}")
     return {claim for claim, experiments in tested.items() if not names or experiments & set(names)}

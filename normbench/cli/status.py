@@ -1,28 +1,28 @@
-"""What ``run``, ``plan`` and ``status`` print about sweeps, as text or JSON."""
+"""The output of ``run``, ``plan`` and ``status``, as text or JSON."""
 
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from normbench.cli.progress import counted, duration, going_on, result_of
+from normbench.cli.progress import result_of, resumable
 from normbench.cli.terminal import as_json, as_table
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.catalog.norms import NORMS
-from normbench.config.labels import labels, settings, varied
-from normbench.config.registry import UnknownName, nearest, shortened
-from normbench.config.source import printable
+from normbench.config.labels import flat_settings, swept_keys, trial_labels
+from normbench.config.registry import UnknownName
 from normbench.records import Record, Store
 from normbench.sweep import changes, placement
-from normbench.sweep.estimate import Estimate, estimate, record_bytes, size
+from normbench.sweep.estimate import Estimate, estimate, record_bytes
 from normbench.sweep.results import experiments, find, named
 from normbench.sweep.run import CHANGED, RETRIABLE, STATES, Survey, Unusable
+from normbench.text import did_you_mean, duration, plural, printable, quoted, size
 
-CONDITIONS = ("normbench", "git", "torch", "device")  # of the provenance; other values may give other numbers
+CONDITIONS = ("normbench", "git", "torch", "device")  # of the provenance, which may change the numbers
 
 
 def states_to_retry(text: str) -> tuple[str, ...]:
-    """``failed,diverged`` as a tuple.
+    """Parse the states of ``--retry``, such as ``failed,diverged``.
 
     Raises:
         UnknownName: a state that cannot be run again.
@@ -31,65 +31,64 @@ def states_to_retry(text: str) -> tuple[str, ...]:
     for state in states:
         if state not in (*RETRIABLE, CHANGED):
             known = ", ".join((*RETRIABLE, CHANGED, "none"))
-            hint = nearest(state, (*RETRIABLE, CHANGED))
-            raise UnknownName(f"--retry: unknown state {shortened(state)}{hint}; known: {known}")
+            hint = did_you_mean(state, (*RETRIABLE, CHANGED))
+            raise UnknownName(f"--retry: unknown state {quoted(state)}{hint}; known: {known}")
     return states
 
 
-def place(executor: str | None, workers: int | None) -> dict[str, str | int]:
-    """The settings of ``execute`` that the command line gives, checked.
+def execution_settings(executor: str | None, workers: int | None) -> dict[str, str | int]:
+    """Return the settings of ``execute`` that the command line overrides.
 
     Raises:
         UnknownName: there is no such executor.
     """
-    given: dict[str, str | int] = {}
+    settings: dict[str, str | int] = {}
     if executor is not None:
         try:
-            given["executor"] = EXECUTORS[executor].name
+            settings["executor"] = EXECUTORS[executor].name
         except UnknownName as error:
             raise UnknownName(f"--executor: {error}") from None
     if workers is not None:
-        given["workers"] = workers
-    return given
+        settings["workers"] = workers
+    return settings
 
 
 def more_to_retry(survey: Survey, retried: Collection[str]) -> tuple[str, ...]:
-    """What ``--retry`` must name to try all that is not done; nothing where ``retried`` covers it."""
+    """Return the states that ``--retry`` must name to run all unfinished trials, if ``retried`` lacks any."""
     ended = {state for state in survey.counts() if state in RETRIABLE}
     return () if ended <= {*retried} else tuple(state for state in RETRIABLE if state in ended | {*retried})
 
 
 def run_as_text(survey: Survey, results: Path) -> str:
-    """Where the records are, how many, and which did not end well."""
+    """Describe a run: the directory of its records, their number, and the trials without a result."""
     store = Store(results / survey.experiment.name)
-    trials = counted(len(survey.experiment.trials), "trial")
-    lines = [
-        f"{printable(str(store.directory), 4096)}: {trials}, {_states(survey.counts())}{going_on(survey)}"
-    ]
-    label = labels(survey.experiment)
+    trials = plural(len(survey.experiment.trials), "trial")
+    lines = [f"{printable(store.directory)}: {trials}, {_states(survey.counts())}{resumable(survey)}"]
+    label = trial_labels(survey.experiment)
     for trial in survey.experiment.trials:
         state = survey.state(trial)
         if state in ("failed", "timeout"):
             reason = result_of(survey.errors[trial.id])
-            lines.append(
-                f"  {label[trial.id]}: {reason} (see {printable(str(store.error_path(trial.id)), 4096)})"
-            )
+            lines.append(f"  {label[trial.id]}: {reason} (see {printable(store.error_path(trial.id))})")
         elif state not in ("done", "missing"):
             lines.append(f"  {label[trial.id]}: {result_of(survey.records[trial.id])}")
     return "\n".join([*lines, *_changes(survey)])
 
 
 def _changes(survey: Survey) -> list[str]:
-    """Of data and code since the records were made, one a line, and what to do."""
+    """List the changes of data and code since the records were made, and what to do."""
     return [printable(line, 4096) for line in changes.lines(survey.changes)]
 
 
 def _changes_as_json(survey: Survey) -> list[dict[str, Any]]:
-    return [{"what": str(one), "trials": one.trials, "changed": one.comparable} for one in survey.changes]
+    return [
+        {"what": str(change), "trials": change.trials, "changed": change.comparable}
+        for change in survey.changes
+    ]
 
 
 def run_as_json(survey: Survey, results: Path) -> str:
-    """The same, with every trial's state and accuracy."""
+    """Return the same as JSON, with every trial's state and accuracy."""
     trials = [
         {
             "id": trial.id,
@@ -99,13 +98,17 @@ def run_as_json(survey: Survey, results: Path) -> str:
         for trial in survey.experiment.trials
     ]
     name = survey.experiment.name
-    whole: dict[str, Any] = {"experiment": name, "directory": str(results / name), "counts": survey.counts()}
-    whole |= {"saved_states": len(survey.saved), "changes": _changes_as_json(survey)}
-    return as_json(whole | {"trials": trials})
+    summary: dict[str, Any] = {
+        "experiment": name,
+        "directory": str(results / name),
+        "counts": survey.counts(),
+    }
+    summary |= {"saved_states": len(survey.saved), "changes": _changes_as_json(survey)}
+    return as_json(summary | {"trials": trials})
 
 
 def expect(survey: Survey, results: Path, data: Path) -> Estimate:
-    """What the missing trials will take, judged by all records below ``results``.
+    """Estimate the cost of the missing trials by all records below ``results``.
 
     Raises:
         Unusable: some of them cannot run at all.
@@ -124,7 +127,7 @@ def expect(survey: Survey, results: Path, data: Path) -> Estimate:
 
 
 def _readable(store: Store) -> Collection[Record]:
-    """The records of a store; none where somebody else keeps them private."""
+    """Return the records of a store, or none without permission to read it."""
     try:
         return store.load()[0].values()
     except PermissionError:
@@ -132,81 +135,81 @@ def _readable(store: Store) -> Collection[Record]:
 
 
 def plan_as_text(survey: Survey, expected: Estimate) -> str:
-    """Every trial, then the sums."""
+    """Describe every trial, then the totals."""
     rows, outdated = [], changes.changed(survey.changes)
-    columns = varied(survey.experiment)
+    columns = swept_keys(survey.experiment)
     for trial in survey.experiment.trials:
-        seconds, its = expected.seconds.get(trial.id), settings(trial)
-        shown = (its.get(key, "") for key in columns)
+        seconds, settings = expected.seconds.get(trial.id), flat_settings(trial)
+        values = (settings.get(key, "") for key in columns)
         state = survey.state(trial) + (", changed" if trial.id in outdated else "")
-        rows.append((trial.id, *shown, state, "" if seconds is None else duration(seconds)))
-    lines = [f"{counted(len(rows), 'trial')}: {_states(survey.counts())}{going_on(survey)}"]
+        rows.append((trial.id, *values, state, "" if seconds is None else duration(seconds)))
+    lines = [f"{plural(len(rows), 'trial')}: {_states(survey.counts())}{resumable(survey)}"]
     if expected.seconds:
         probed = len(expected.seconds) - expected.from_records
         sources = {"stored records of this machine": expected.from_records, "a short probe": probed}
-        by = ", ".join(f"{counted(count, 'trial')} by {source}" for source, count in sources.items() if count)
+        by = ", ".join(f"{plural(count, 'trial')} by {source}" for source, count in sources.items() if count)
         whole = duration(expected.wall_seconds)
-        lines.append(f"time: about {whole} on {counted(expected.workers, 'worker')} ({by})")
+        lines.append(f"time: about {whole} on {plural(expected.workers, 'worker')} ({by})")
     if expected.unknown:
-        of = "some trials" if expected.seconds else "every trial"
-        lines.append(f"time: unknown for {of}: {printable(expected.unknown, 4096)}")
-    if names := _own(survey):
-        lines.append(f"code of your own that run will execute: {', '.join(names)}")
-    lines.append(
-        f"disk: about {size(_record_bytes(survey))} of records; checkpoints of running trials come and go"
-    )
-    heads = ("trial", *columns.values(), "state", "expected")
-    return as_table(heads, rows) + "\n".join([*lines, *_changes(survey)])
+        trials = "some trials" if expected.seconds else "every trial"
+        lines.append(f"time: unknown for {trials}: {printable(expected.unknown, 4096)}")
+    if names := _custom_methods(survey):
+        lines.append(f"custom code that run will execute: {', '.join(names)}")
+    disk = size(_record_bytes(survey))
+    lines.append(f"disk: about {disk} of records, and temporary checkpoints of running trials")
+    headings = ("trial", *columns.values(), "state", "expected")
+    return as_table(headings, rows) + "\n".join([*lines, *_changes(survey)])
 
 
 def plan_as_json(survey: Survey, expected: Estimate) -> str:
-    """The same; a trial's seconds are those of one worker, the sum's those of all together."""
-    columns = varied(survey.experiment)
+    """Return the same as JSON; seconds of a trial are on one worker, those of the experiment on all."""
+    columns = swept_keys(survey.experiment)
     trials = [
         {
             "id": trial.id,
-            "settings": {key: value for key, value in settings(trial).items() if key in columns},
+            "settings": {key: value for key, value in flat_settings(trial).items() if key in columns},
             "state": survey.state(trial),
             "expected_seconds": expected.seconds.get(trial.id),
         }
         for trial in survey.experiment.trials
     ]
-    sums = {
+    totals = {
         "trials_by_records": expected.from_records,
         "trials_by_probe": len(expected.seconds) - expected.from_records,
         "unknown": expected.unknown,
         "workers": expected.workers,
         "expected_seconds": expected.wall_seconds,
         "record_bytes": _record_bytes(survey),
-        "own_code": _own(survey),
+        "own_code": _custom_methods(survey),
         "saved_states": len(survey.saved),
         "changes": _changes_as_json(survey),
     }
-    return as_json({"experiment": survey.experiment.name, "counts": survey.counts(), "trials": trials} | sums)
+    summary = {"experiment": survey.experiment.name, "counts": survey.counts(), "trials": trials}
+    return as_json(summary | totals)
 
 
-def _own(survey: Survey) -> list[str]:
-    """What is not of this package, as ``module:function``."""
-    return sorted({trial.norm.name for trial in survey.experiment.trials if NORMS[trial.norm.name].own})
+def _custom_methods(survey: Survey) -> list[str]:
+    """Return the methods outside of this package, as ``module:function``."""
+    return sorted({trial.norm.name for trial in survey.experiment.trials if NORMS[trial.norm.name].is_custom})
 
 
 def status_as_json(results: Path, experiment: str | None, data: Path | None = None) -> str:
-    """By experiment: trials in each state, and the versions, devices and data they ran with."""
+    """Return, by experiment, trials in each state, and the versions, devices and data they ran with."""
     return as_json([_status(results, name, data) for name in named(results, experiment)])
 
 
 def status_as_text(results: Path, experiment: str | None, data: Path | None = None) -> str:
-    """The same as a table, with a note where trials of one experiment ran under different conditions."""
+    """Return a table, with a note for every experiment whose trials ran under different conditions."""
     rows, notes = [], []
     for name in named(results, experiment):
         status = _status(results, name, data)
         rows.append((name, *(str(status["counts"].get(state, 0)) for state in STATES)))
         for what in (*CONDITIONS, "data"):
             if len(values := status[what]) > 1:
-                shown = ", ".join(f"{value} ({count})" for value, count in values.items())
-                notes.append(f"{name}: trials ran with {len(values)} different values of {what}: {shown}")
+                counts = ", ".join(f"{value} ({count})" for value, count in values.items())
+                notes.append(f"{name}: trials ran with {len(values)} different values of {what}: {counts}")
         if saved := status["saved_states"]:
-            notes.append(f"{name}: {counted(saved, 'trial')} with a saved state to go on from")
+            notes.append(f"{name}: {plural(saved, 'trial')} with a saved state to resume from")
         notes += (f"{name}: {line}" for line in status["changes"])
         notes += status["damaged"]
     return as_table(("experiment", *STATES), rows) + "\n".join(printable(note, 4096) for note in notes)
@@ -214,22 +217,18 @@ def status_as_text(results: Path, experiment: str | None, data: Path | None = No
 
 def _status(results: Path, name: str, directory: Path | None) -> dict[str, Any]:
     damaged: list[str] = []
-    found = find(results, name, damaged.append)
-    counts = found.survey.counts() if found.survey else Counter(record.status for record in found.records)
-    ran = {key: Counter(str(record.provenance.get(key)) for record in found.records) for key in CONDITIONS}
-    data = Counter(f"{record.trial.dataset.name} {record.data[:12]}" for record in found.records)
-    saved = len(found.survey.saved) if found.survey else 0
-    looked_at = [] if directory is None else changes.changes(found.records, directory)
-    outdated = [one for one in looked_at if one.comparable]
-    told = {
-        "changes": changes.lines(outdated),
+    experiment = find(results, name, damaged.append)
+    records, survey = experiment.records, experiment.survey
+    detected = [] if directory is None else changes.changes(records, directory)
+    return {
+        "changes": changes.lines([change for change in detected if change.comparable]),
         "experiment": name,
-        "counts": counts,
-        "saved_states": saved,
+        "counts": survey.counts() if survey else Counter(record.status for record in records),
+        "saved_states": len(survey.saved) if survey else 0,
         "damaged": damaged,
-        "data": data,
+        "data": Counter(f"{record.trial.dataset.name} {record.data[:12]}" for record in records),
+        **{key: Counter(str(record.provenance.get(key)) for record in records) for key in CONDITIONS},
     }
-    return told | ran
 
 
 def _accuracy(record: Record | None) -> float | None:

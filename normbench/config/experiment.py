@@ -1,4 +1,4 @@
-"""One YAML file is one experiment: which trials, where they run, which figures. Strict: see ``load``."""
+"""Experiments: one YAML file states which trials, where they run and which figures; see ``load``."""
 
 import json
 import math
@@ -12,22 +12,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from normbench.config.catalog.datasets import DATASETS, LARGEST_WHITENED
+from normbench.config.catalog.datasets import DATASETS, MAX_WHITENED_SIZE
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.catalog.figures import FIGURES
+from normbench.config.catalog.models import MODELS as NETWORKS
 from normbench.config.catalog.norms import NORMS
-from normbench.config.defaults import BEFORE, NOW, Defaults, named
-from normbench.config.grid import TRIAL_KEYS, merged, trials_of
+from normbench.config.defaults import CURRENT, OLD, Defaults, with_defaults
+from normbench.config.grid import TRIAL_KEYS, apply_overrides, expand_sweep
 from normbench.config.inherit import Files, Unreadable
-from normbench.config.messages import beside, check, meant, paths, title, unknown
-from normbench.config.registry import closest, shortened
-from normbench.config.source import Node, Problem, Spot, printable
+from normbench.config.messages import (
+    dotted_keys,
+    section_note,
+    sibling_keys,
+    suggest_key,
+    unknown_key_message,
+    validate,
+)
+from normbench.config.source import Issue, Node, Position
 from normbench.config.trial import Choice, Count, Frozen, Positive, Trial, choice_from
 from normbench.config.yaml import has_comment, read, read_bytes, write
+from normbench.text import closest, printable, quoted
 
-MAX_TRIALS = 100_000  # no setting may ask for more
-CONFIGS = Path("configs")  # of a clone, where commands are run in it
-SHOWN = 100  # problems; a generated file can hold more than anybody reads
+MAX_TRIALS = 100_000  # the largest value of max_trials
+MAX_LISTED = 100  # problems; a generated file can hold more than anybody reads
+CONFIGS = Path("configs")  # of a clone, if commands run in it
 
 if TYPE_CHECKING:
     Figure: TypeAlias = Choice
@@ -40,20 +48,20 @@ class ConfigError(ValueError):
     """A configuration that cannot be used.
 
     Attributes:
-        problems: everything wrong with it, each as ``file:line:column: path: what is wrong``.
-        typed: all of it is wrong on the command line, and not in a file.
+        problems: everything wrong with it, each as ``file:line:column: path: message``.
+        is_typed: all of it is wrong on the command line, and nothing in a file.
     """
 
-    def __init__(self, *problems: str, typed: bool = False) -> None:
+    def __init__(self, *problems: str, is_typed: bool = False) -> None:
         super().__init__("\n".join(problems))
-        self.problems, self.typed = problems, typed
+        self.problems, self.is_typed = problems, is_typed
 
 
 def _directory_name(name: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
         return name
-    words = "expected up to 100 letters, digits, '.', '_' and '-', not beginning with '.' or '-'"
-    raise PydanticCustomError("expected", "{words}", {"words": words})
+    message = "expected up to 100 letters, digits, '.', '_' and '-', not beginning with '.' or '-'"
+    raise PydanticCustomError("expected", "{message}", {"message": message})
 
 
 class Execute(Frozen):
@@ -81,7 +89,7 @@ class Execute(Frozen):
 
     def refusal(self, trials: Sequence[Trial]) -> str | None:
         """Why so many processes cannot share the trials' batches, or None."""
-        alone = [trial.norm.name for trial in trials if NORMS[trial.norm.name].alone]
+        alone = [trial.norm.name for trial in trials if NORMS[trial.norm.name].is_single_process]
         if alone and self.processes > 1:
             return f"{self.processes} processes would not share the statistics of {alone[0]}"
         sizes = sorted({trial.batch_size for trial in trials if trial.batch_size % self.processes})
@@ -103,7 +111,7 @@ class Execute(Frozen):
 
 
 class _Document(Frozen):
-    """The top level of a file. ``trial`` and ``sweep`` are checked cell by cell."""
+    """The top level of a file; ``trial`` and ``sweep`` are validated by ``expand_sweep``."""
 
     name: Annotated[str, AfterValidator(_directory_name)]
     description: str = ""
@@ -114,27 +122,27 @@ class _Document(Frozen):
     max_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] = 10_000
 
 
-MODELS: dict[str, type[Frozen]] = {"trial": Trial, "execute": Execute}  # of the sections that are one
+MODELS: dict[str, type[Frozen]] = {"trial": Trial, "execute": Execute}  # by section
 
 KEYS = (
     "extends",
     *_Document.model_fields,
     *(f"trial.{key}" for key in TRIAL_KEYS),
-    *(f"execute.{key}" for key in paths(Execute)),
+    *(f"execute.{key}" for key in dotted_keys(Execute)),
 )
 OVERRIDABLE = (*KEYS[1:], *(f"sweep.{key}" for key in TRIAL_KEYS))
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A checked configuration.
+    """A valid configuration.
 
     Attributes:
-        name: safe as the name of a directory.
+        name: the name of its directory.
         trials: the cells of the sweep in the order written, the last key fastest, no two of equal work.
         execute: where and how they run.
-        plots: figures to draw, as choices from ``normbench.report.figures.FIGURES``.
-        document: what was written, after overrides and without defaults.
+        plots: figures to draw, as choices from ``FIGURES``.
+        document: what was written, with overrides and without defaults.
     """
 
     name: str
@@ -145,17 +153,17 @@ class Experiment:
 
 
 def dump(experiment: Experiment) -> str:
-    """YAML that ``load`` reads back to an equal experiment.
+    """Return YAML that ``load`` reads back to an equal experiment.
 
-    Where its trials depend on defaults that have changed once, these are named.
+    Defaults that have changed are written out where its trials depend on them.
     """
-    root, _ = read(write(experiment.document), Spot("", 1, 1, ""))
+    root, _ = read(write(experiment.document), Position("", 1, 1, ""))
     assert root is not None
-    return write(named(root, _that_matter(NOW, experiment.trials)).plain())
+    return write(with_defaults(root, _relevant(CURRENT, experiment.trials)).plain())
 
 
-def _that_matter(defaults: Defaults, trials: Iterable[Trial]) -> Defaults:
-    """The defaults without the precision of logits where no trial is of another than fp32."""
+def _relevant(defaults: Defaults, trials: Iterable[Trial]) -> Defaults:
+    """Return the defaults, without the precision of logits if all trials are of precision fp32."""
     if any(trial.precision == "bf16" for trial in trials):
         return defaults
     return {**defaults, "logits_precision": None}
@@ -166,23 +174,27 @@ def load(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> 
 
     Args:
         path: a YAML file.
-        stored: it lies beside records; what it does not name of ``defaults.BEFORE`` is as it was then.
+        stored: whether it is stored beside records, so that ``defaults.OLD`` apply.
         overrides: ``KEY=VALUE`` each, KEY a dotted path of the document and VALUE YAML; the last one wins.
             With a list of sweeps, ``sweep.KEY`` applies to each of them.
 
     Raises:
         ConfigError: with everything that is wrong in the file and the overrides.
     """
-    root, problems = _read_file(path)
+    files = Files()
+    try:
+        root = files.document(path)
+    except Unreadable as error:
+        raise ConfigError(f"{printable(path)}: {error}{_suggest_file(path)}", is_typed=True) from None
     if not (stored and root is not None and isinstance(root.value, dict)):
-        return _experiment(root, problems, overrides, stored)
-    experiment = _experiment(named(root, BEFORE), problems, overrides, stored)
-    document = named(root, _that_matter(BEFORE, experiment.trials)).plain()
+        return _experiment(root, files.issues, overrides, stored)
+    experiment = _experiment(with_defaults(root, OLD), files.issues, overrides, stored)
+    document = with_defaults(root, _relevant(OLD, experiment.trials)).plain()
     return replace(experiment, document=document)
 
 
-def parsed(document: Mapping[str, Any]) -> Experiment:
-    """The experiment that the document of another is, perhaps with changes.
+def from_document(document: Mapping[str, Any]) -> Experiment:
+    """Return the experiment of a document, such as a changed ``Experiment.document``.
 
     Raises:
         ConfigError: with everything that is wrong.
@@ -190,181 +202,203 @@ def parsed(document: Mapping[str, Any]) -> Experiment:
     return _experiment(*read_bytes(write(document).encode(), "plan"), ())
 
 
-def on_command_line(overrides: Sequence[str]) -> Experiment:
-    """An experiment without a file: one trial as it is by default, but for ``KEY=VALUE`` each.
+def from_overrides(overrides: Sequence[str]) -> Experiment:
+    """Return an experiment without a file: the default trial, changed by ``KEY=VALUE`` each.
 
     Raises:
         ConfigError: with everything that is wrong.
     """
-    spot = Spot("command line", 0, 0, "")
-    root = Node({"name": Node("command_line", replace(spot, path="name"))}, spot)
+    position = Position("command line", 0, 0, "")
+    root = Node({"name": Node("command_line", replace(position, path="name"))}, position)
     return _experiment(root, [], overrides)
 
 
+def dataset_from_options(name: str, options: Sequence[str]) -> Choice:
+    """Return the choice of the data set ``name`` with ``OPTION=VALUE`` each.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    position = Position("command line", 0, 0, "")
+    names = {"name": "command_line", "trial.dataset.name": name}
+    root = Node({}, position)
+    for key, value in names.items():
+        root = _put(root, key, Node(value, replace(position, path=key)))
+    return _experiment(root, [], options, section="trial.dataset.").trials[0].dataset
+
+
 def _experiment(
-    root: Node | None, problems: list[Problem], overrides: Sequence[str], stored: bool = False
+    root: Node | None, issues: list[Issue], overrides: Sequence[str], stored: bool = False, section: str = ""
 ) -> Experiment:
+    """Validate a document with overrides, whose keys are relative to ``section``."""
     for text in overrides:
-        root = _overridden(root, text, problems)
+        root = _override(root, text, issues, section)
     if root is not None and not isinstance(root.value, dict):
-        words = f"expected a mapping with the keys {', '.join(_Document.model_fields)}, got {root}"
-        problems.append(Problem(root.spot, words))
+        message = f"expected a mapping with the keys {', '.join(_Document.model_fields)}, got {root}"
+        issues.append(Issue(root.position, message))
         root = None
     if root is None:
-        raise refusal(problems)
-    document, found, _ = check(_Document, root, anywhere=KEYS)
-    trials, more = trials_of(root, _limit(root), anywhere=KEYS)
-    unreadable = {problem.spot for problem in problems}
-    problems += [problem for problem in (*found, *more) if problem.spot not in unreadable]
-    if document is not None and (unshared := document.execute.refusal(trials)):
-        problems.append(Problem(root.value["execute"].value["processes"].spot, unshared))
+        raise config_error(issues)
+    document, top_issues, _ = validate(_Document, root, all_keys=KEYS)
+    trials, trial_issues = expand_sweep(root, _max_trials(root), all_keys=KEYS)
+    unreadable = {issue.position for issue in issues}
+    issues += [issue for issue in (*top_issues, *trial_issues) if issue.position not in unreadable]
+    if document is not None and (message := document.execute.refusal(trials) or ""):
+        issues.append(Issue(root.value["execute"].value["processes"].position, message))
     if document is not None:
-        problems += _unknown_settings(root, document.plots, trials)
-    if not stored:
-        problems += _too_large_to_whiten(root, trials)
-    if problems or document is None:
-        raise refusal(problems)
+        issues += _unknown_figure_settings(root, document.plots, trials)
+    if not stored:  # records of such trials remain valid
+        issues += _too_large_to_whiten(root, trials)
+        issues += _indivisible_channels(root, trials)
+    if issues or document is None:
+        raise config_error(issues)
     return Experiment(document.name, trials, document.execute, document.plots, root.plain())
 
 
-def _unknown_settings(root: Node, figures: Sequence[Choice], trials: Sequence[Trial]) -> Iterator[Problem]:
-    """Settings that figures are to be drawn over and that no trial has; of own methods, any may be one."""
-    own = any(NORMS[trial.norm.name].own for trial in trials)
+def _unknown_figure_settings(
+    root: Node, figures: Sequence[Choice], trials: Sequence[Trial]
+) -> Iterator[Issue]:
+    """Yield an issue for every setting of a figure that no trial has; a custom method may have any."""
+    has_custom_norm = any(NORMS[trial.norm.name].is_custom for trial in trials)
     for number, figure in enumerate(figures):
-        for option in FIGURES[figure.name].of:
+        for option in FIGURES[figure.name].key_options:
             key = figure.options[option]
-            if key not in TRIAL_KEYS and not (own and key.startswith("norm.")):
-                words = unknown(
-                    meant(key, TRIAL_KEYS), beside(key, TRIAL_KEYS), what=f"setting {shortened(key)}"
+            if key not in TRIAL_KEYS and not (has_custom_norm and key.startswith("norm.")):
+                message = unknown_key_message(
+                    suggest_key(key, TRIAL_KEYS), sibling_keys(key, TRIAL_KEYS), what=f"setting {quoted(key)}"
                 )
-                spot = root.value["plots"].value[number].value[option].spot
-                yield Problem(spot, words)
+                yield Issue(root.value["plots"].value[number].value[option].position, message)
 
 
-def _too_large_to_whiten(root: Node, trials: Sequence[Trial]) -> Iterator[Problem]:
-    """Images whose whitening would take too long; records of such are valid."""
-    for name, side in dict.fromkeys((each.whiten.name, _side(each)) for each in trials):
-        if name == "none" or side <= LARGEST_WHITENED:
-            continue
-        sections = [root.value[key] for key in ("trial", "sweep") if key in root.value]
-        inside = [one.value for one in sections if isinstance(one.value, dict)]
-        spots = [one["whiten"].spot for one in inside if "whiten" in one]
-        words = (
-            f"{name} of {side}×{side} images needs the eigenvectors of {3 * side**2}×{3 * side**2} values; "
-            f"dataset.image_size must be at most {LARGEST_WHITENED} beside it"
-        )
-        yield Problem((spots or [replace(root.spot, path="trial.whiten")])[0], words)
+def _too_large_to_whiten(root: Node, trials: Sequence[Trial]) -> Iterator[Issue]:
+    """Yield an issue for every whitening that would take too long."""
+    for name, size in dict.fromkeys((trial.whiten.name, _image_size(trial)) for trial in trials):
+        if name != "none" and size > MAX_WHITENED_SIZE:
+            message = (
+                f"{name} of {size}×{size} images needs the eigenvectors of {3 * size**2}×{3 * size**2} "
+                f"values; dataset.image_size must be at most {MAX_WHITENED_SIZE} with it"
+            )
+            yield Issue(_written_at(root, "whiten"), message)
 
 
-def _side(trial: Trial) -> int:
-    """Of the images, in pixels."""
-    extent = DATASETS[trial.dataset.name].extent
-    return extent[1] if extent else int(trial.dataset.options["image_size"])
+def _image_size(trial: Trial) -> int:
+    """Return the side of the images, in pixels."""
+    info = DATASETS[trial.dataset.name].info
+    return info.size if info else int(trial.dataset.options["image_size"])
 
 
-def refusal(problems: Iterable[Problem]) -> ConfigError:
-    """All problems, those of each file by line, then those of the command line in the order given."""
-    listed = list(problems)
-    files = list(dict.fromkeys(each.spot.source for each in listed if each.spot.line))
+def _indivisible_channels(root: Node, trials: Sequence[Trial]) -> Iterator[Issue]:
+    """Yield an issue for every number of groups that does not divide the channels of its network.
 
-    def place(each: Problem) -> tuple[float, int, int]:
-        at = each.spot
-        return (files.index(at.source), at.line, at.column) if at.line else (math.inf, 0, at.column)
-
-    ordered = sorted(listed, key=place)
-    lines = list(dict.fromkeys(map(str, ordered)))
-    rest = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return ConfigError(*lines[:SHOWN], *rest, typed=not files)
-
-
-def _read_file(path: Path) -> tuple[Node | None, list[Problem]]:
-    files = Files()
-    try:
-        root = files.document(path)
-    except Unreadable as error:
-        raise ConfigError(f"{printable(str(path), 4096)}: {error}{_nearest(path)}", typed=True) from None
-    return root, files.problems
+    With ``norm_every`` above 1 only the network can tell which layers are normalized.
+    """
+    cases = dict.fromkeys(
+        (trial.norm.options["groups"], _channels(trial))
+        for trial in trials
+        if trial.norm_every == 1
+        and "groups" in NORMS[trial.norm.name].options
+        and trial.norm.options.get("layer", "group") == "group"
+    )
+    for groups, stages in cases:
+        if channels := next((channels for channels in stages if channels % groups), None):
+            divisors = ", ".join(str(n) for n in range(1, channels + 1) if channels % n == 0)
+            message = f"{groups} groups do not divide {channels} channels (these do: {divisors})"
+            yield Issue(_written_at(root, "norm.groups", "norm"), message)
 
 
-def _nearest(path: Path) -> str:
-    """The file that may have been meant by one that is not there, beside it or among those of a clone."""
+def _channels(trial: Trial) -> tuple[int, ...]:
+    """Return the channels of each stage of the network."""
+    width = trial.model.options.get("width", 1.0)
+    return tuple(max(1, round(base * width)) for base in NETWORKS[trial.model.name].channels)
+
+
+def _written_at(root: Node, *keys: str) -> Position:
+    """Return the position of the first of ``keys`` that the sweep or the trial section sets."""
+    blocks: list[Node] = []
+    for section in (root.value.get("sweep"), root.value.get("trial")):
+        if section is not None:
+            blocks += section.value if isinstance(section.value, list) else [section]
+    for key in keys:
+        for block in blocks:
+            if isinstance(block.value, dict) and isinstance(node := block.value.get(key), Node):
+                return node.position
+    return replace(root.position, path=f"trial.{keys[-1]}")
+
+
+def config_error(issues: Iterable[Issue]) -> ConfigError:
+    """Return the error of all issues: those of each file by line, then those of overrides in their order."""
+    issues = list(issues)
+    files = list(dict.fromkeys(issue.position.source for issue in issues if issue.position.line))
+
+    def order(issue: Issue) -> tuple[float, int, int]:
+        source, line, column = issue.position.source, issue.position.line, issue.position.column
+        return (files.index(source), line, column) if line else (math.inf, 0, column)
+
+    lines = list(dict.fromkeys(map(str, sorted(issues, key=order))))
+    rest = [f"and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
+    return ConfigError(*lines[:MAX_LISTED], *rest, is_typed=not files)
+
+
+def _suggest_file(path: Path) -> str:
+    """Suggest a file in place of one that does not exist, from its folder or the configs of a clone."""
     if path.exists() or path.is_symlink():
         return ""
-    there = {file.stem: file for folder in (CONFIGS, path.parent) for file in sorted(folder.glob("*.yaml"))}
-    close = closest(path.stem, there)
-    return f" (did you mean {printable(str(there[close]), 4096)}?)" if close else ""
+    files = {file.stem: file for folder in (CONFIGS, path.parent) for file in sorted(folder.glob("*.yaml"))}
+    close = closest(path.stem, files)
+    return f" (did you mean {printable(files[close])}?)" if close else ""
 
 
-def _overridden(root: Node | None, text: str, problems: list[Problem]) -> Node | None:
-    """The document with one ``KEY=VALUE`` put in; a key that cannot be is a problem."""
+def _override(root: Node | None, text: str, issues: list[Issue], section: str) -> Node | None:
+    """Return the document with a ``KEY=VALUE`` put in, or add an issue."""
     key, equals, value = text.partition("=")
-    spot = Spot(f"command line: {printable(text, 200)}", 0, 0, printable(key))
+    position = Position(f"command line: {printable(text, 200)}", 0, 0, printable(section + key))
     if not (key and equals and value.strip()):
-        problems.append(Problem(replace(spot, path=""), "expected KEY=VALUE, such as trial.epochs=3"))
+        form = "OPTION=VALUE, such as train_size=1000" if section else "KEY=VALUE, such as trial.epochs=3"
+        issues.append(Issue(replace(position, path=""), f"expected {form}"))
         return root
-    if key not in OVERRIDABLE:
-        problems.append(Problem(spot, _unknown_override(key)))
+    if not section and key not in OVERRIDABLE:
+        issues.append(Issue(position, _unknown_override(key)))
         return root
     if has_comment(value):
-        quoted = shlex.quote(f"{key}={json.dumps(value.strip(), ensure_ascii=False)}")
-        words = f"VALUE is YAML, in which # begins a comment; put text with # in quotes, such as {quoted}"
-        problems.append(Problem(spot, words))
+        example = shlex.quote(f"{key}={json.dumps(value.strip(), ensure_ascii=False)}")
+        message = f"VALUE is YAML, in which # begins a comment; put text with # in quotes, such as {example}"
+        issues.append(Issue(position, message))
         return root
-    node, found = read(value, spot)
-    problems += found
+    node, value_issues = read(value, position)
+    issues += value_issues
     if node is None or root is None or not isinstance(root.value, dict):
         return root
-    node = replace(node, key=spot)
+    return _put(root, section + key, replace(node, key=position))
+
+
+def _put(root: Node, key: str, node: Node) -> Node:
+    """Return the document with the value of a dotted key put in."""
     head, _, rest = key.partition(".")
     if not rest:
         return root.with_entries({head: node})
-    section = root.value.get(head, Node({}, replace(spot, path=head)))
+    section = root.value.get(head, Node({}, replace(node.position, path=head)))
     blocks = section.value if head == "sweep" and isinstance(section.value, list) else [section]
     if not all(isinstance(block.value, dict) for block in blocks):
-        return root  # that is a problem of its own
+        return root  # `validate` reports that
     if head in MODELS:
-        changed = [merged(block, {rest: node}, MODELS[head]) for block in blocks]
+        changed = [apply_overrides(block, {rest: node}, MODELS[head]) for block in blocks]
     else:
         changed = [block.with_entries({rest: node}) for block in blocks]
-    whole = replace(section, value=changed) if blocks is section.value else changed[0]
-    return root.with_entries({head: whole})
+    section = replace(section, value=changed) if blocks is section.value else changed[0]
+    return root.with_entries({head: section})
 
 
 def _unknown_override(key: str) -> str:
     head, _, rest = key.partition(".")
     near = [path for path in OVERRIDABLE if path.startswith(f"{head}.")]
     model = MODELS.get("trial" if head == "sweep" else head)
-    note = title(model, rest.rpartition(".")[0]) if model else None
-    return unknown(meant(key, near, OVERRIDABLE), beside(key, OVERRIDABLE), note)
+    note = section_note(model, rest.rpartition(".")[0]) if model else None
+    return unknown_key_message(suggest_key(key, near, OVERRIDABLE), sibling_keys(key, OVERRIDABLE), note)
 
 
-def _limit(root: Node) -> int:
-    """``max_trials`` where it is valid, else its default."""
+def _max_trials(root: Node) -> int:
+    """Return ``max_trials`` if it is valid, else its default."""
     field = _Document.model_fields["max_trials"]
     written = root.value.get("max_trials")
     value = written.value if written else None
     return value if type(value) is int and 1 <= value <= MAX_TRIALS else int(field.default)
-
-
-def checked_dataset(name: str, options: Sequence[str]) -> Choice:
-    """The data set ``name`` with ``OPTION=VALUE`` each.
-
-    Raises:
-        ConfigError: with everything that is wrong.
-    """
-    spot = Spot("command line", 0, 0, "dataset")
-    entries, problems = {"name": Node(name, replace(spot, path="dataset.name"))}, []
-    for text in options:
-        key, _, value = text.partition("=")
-        at = Spot(f"command line: {printable(text, 200)}", 0, 0, f"dataset.{printable(key)}")
-        if not (key and value.strip()):
-            problems.append(Problem(at, "expected OPTION=VALUE, such as train_size=1000"))
-            continue
-        node, found = read(value, at)
-        problems += found
-        if node is not None:
-            entries[key] = replace(node, key=at)
-    trial, found, _ = check(Trial, Node({"dataset": Node(entries, spot)}, replace(spot, path="")))
-    if trial is None or problems or found:
-        raise refusal([*problems, *found])
-    return trial.dataset

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a document, in plain words, and where it was written."""
+"""Validation of documents: pydantic's errors in plain words, each at the position it was written at."""
 
 import functools
 import itertools
@@ -10,13 +10,14 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from normbench.config.registry import closest, is_own, nearest, plain, shortened
-from normbench.config.source import Node, Problem, Spot, joined, with_blank
+from normbench.config.registry import is_target
+from normbench.config.source import Issue, Node, Position, join_path, with_space
+from normbench.text import closest, did_you_mean, normal_form, quoted
 
 M = TypeVar("M", bound=BaseModel)
 Location = tuple[str | int, ...]
 _ABSENT = object()
-OUT = " (write the numbers out, such as [0, 1, 2])"
+WRITE_OUT = " (write the numbers out, such as [0, 1, 2])"
 
 _TYPES = {
     "int_type": "a whole number",
@@ -34,9 +35,9 @@ _BOUNDS = {
     "finite_number": "must be a finite number",
 }
 
-USUAL = {  # the last part of a key by what else libraries call it
-    plain(word): key
-    for key, words in {
+ALIASES = {  # the last part of a key by its names in other libraries
+    normal_form(word): key
+    for key, message in {
         "batch_size": "bs, batch, train_batch_size, mini_batch_size, per_device_train_batch_size",
         "norm_batch_size": "ghost_batch_size, virtual_batch_size, nbs, statistics_batch_size",
         "epochs": "num_epochs, n_epochs, max_epochs, nb_epochs, num_train_epochs",
@@ -66,138 +67,144 @@ USUAL = {  # the last part of a key by what else libraries call it
         "workers": "num_workers, n_workers, n_jobs, jobs",
         "hang_seconds": "timeout, timeout_seconds",
     }.items()
-    for word in words.split(", ")
+    for word in message.split(", ")
 }
 
 
 @functools.cache
-def paths(model: type[BaseModel]) -> tuple[str, ...]:
-    """The keys of a model and, dotted, those of the models inside it."""
-    found: dict[str, None] = {}
+def dotted_keys(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the keys of a model and, dotted, those of the models inside it."""
+    keys: dict[str, None] = {}
     for key, field in model.model_fields.items():
-        found[key] = None
+        keys[key] = None
         if get_origin(field.annotation) is not tuple:  # the entries of a list have no key
-            inside = (inner for each in _models(field.annotation) for inner in each.model_fields)
-            found |= {f"{key}.{inner}": None for inner in inside}
-    return tuple(found)
+            inner_models = _models_of(field.annotation)
+            keys |= {
+                f"{key}.{inner}": None for inner_model in inner_models for inner in inner_model.model_fields
+            }
+    return tuple(keys)
 
 
-def meant(key: str, here: Iterable[str], anywhere: Iterable[str] = ()) -> str | None:
-    """The dotted key that ``key`` may stand for, by their last parts.
+def suggest_key(key: str, known: Iterable[str], all_keys: Iterable[str] = ()) -> str | None:
+    """Return the dotted key that ``key`` may stand for, by their last parts.
 
-    Those beside it go before others that are ``here``, and these before those ``anywhere``. A ``name`` inside
-    a section is none outside it.
+    Keys of the same section go before others that are ``known``, and these before ``all_keys``. A ``name``
+    inside a section stands for no ``name`` outside it.
     """
-    beside, _, last = key.rpartition(".")
-    near = sorted(here, key=lambda path: path.rpartition(".")[0] != beside)
+    section, _, last = key.rpartition(".")
+    near = sorted(known, key=lambda path: path.rpartition(".")[0] != section)
     by_last_part: dict[str, str] = {}
-    for path in (*near, *anywhere):
-        of_a_choice = path.endswith(".name")  # every one has it, so it says nothing
-        if not of_a_choice and not (path == "name" and key.count(".") > 1):
+    for path in (*near, *all_keys):
+        is_inner_name = path.endswith(".name")  # every choice has a name, so this suggests nothing
+        if not is_inner_name and not (path == "name" and key.count(".") > 1):
             by_last_part.setdefault(path.rpartition(".")[2], path)
-    usual = {form: word for form, word in USUAL.items() if word in by_last_part}
-    close = closest(last, by_last_part, usual)
+    aliases = {form: word for form, word in ALIASES.items() if word in by_last_part}
+    close = closest(last, by_last_part, aliases)
     return by_last_part[close] if close else None
 
 
-def unknown(key: str | None, known: Iterable[str] = (), note: str | None = None, what: str = "key") -> str:
-    """The words for an unknown key that may have been ``key``; else what is ``known``, and a note."""
+def unknown_key_message(
+    key: str | None, known: Iterable[str] = (), note: str | None = None, what: str = "key"
+) -> str:
+    """Return the message for an unknown key: the suggestion ``key``, else what is ``known`` and a note."""
     if key:
         return f"unknown {what} (did you mean {key!r}?)"
     listed = f"; known: {', '.join(known)}" if known else ""
     return f"unknown {what}{listed}{f' ({note})' if note else ''}"
 
 
-def title(model: type[BaseModel], section: str) -> str | None:
-    """What is to be said of a section of a model, by its dotted key, wherever a key of it is wrong."""
+def section_note(model: type[BaseModel], section: str) -> str | None:
+    """Return the note that belongs to every wrong key of a section of a model, by its dotted key."""
     field = model.model_fields.get(section)
-    models = list(_models(field.annotation)) if field else []
+    models = list(_models_of(field.annotation)) if field else []
     return models[0].model_config.get("title") if len(models) == 1 else None
 
 
-def beside(key: str, known: Iterable[str]) -> list[str]:
-    """The last parts of the ``known`` keys of the section of ``key``; none if there is no such section."""
+def sibling_keys(key: str, known: Iterable[str]) -> list[str]:
+    """Return the last parts of the ``known`` keys in the section of ``key``."""
     section = key.rpartition(".")[0]
     return [path.rpartition(".")[2] for path in known if path.rpartition(".")[0] == section]
 
 
-def check(
+def validate(
     model: type[M],
     node: Node,
     *,
-    anywhere: Iterable[str] = (),
-    swept: Collection[str] = (),
-    doubtful: Iterable[Location] = (),
+    all_keys: Iterable[str] = (),
+    axis_keys: Collection[str] = (),
+    ignored: Iterable[Location] = (),
     conflicts: bool = True,
-) -> tuple[M | None, list[Problem], set[Location]]:
+) -> tuple[M | None, list[Issue], set[Location]]:
     """Validate a mapping and find everything wrong with it.
 
-    Pydantic looks at how values go together only where each is right. So what is wrong is taken out and the
-    rest is validated again, until nothing more is found. A conflict with a value that was taken out is not
-    reported: it may be a mere consequence.
+    Pydantic compares values with each other only once each of them is valid. So invalid values are removed
+    and the rest is validated again, until nothing more is found. A conflict with a value that was removed is
+    not reported, since it may be a mere consequence.
 
     Args:
         model: the schema.
         node: the mapping.
-        anywhere: full paths of keys, one of which an unknown key may have been meant as.
-        swept: dotted keys; a conflict is reported at one of these where it can be.
-        doubtful: locations that are absent because their values are wrong.
-        conflicts: whether to report values that do not go together.
+        all_keys: dotted keys of the whole document, to suggest in place of an unknown key.
+        axis_keys: dotted keys that a sweep varies; a conflict is reported at one of these if possible.
+        ignored: locations that are absent because their values are wrong.
+        conflicts: whether to report values that are valid alone but not together.
 
     Returns:
-        The model, or None; the problems; and the locations that are wrong, ``doubtful`` included.
+        The model, or None; the issues; and the locations that are wrong, ``ignored`` included.
     """
-    values, wrong = node.plain(), set(doubtful)
-    problems: list[Problem] = []
+    values, wrong = node.plain(), set(ignored)
+    issues: list[Issue] = []
     removed: set[Location] = set()
     while True:
         try:
             valid = model.model_validate(values)
         except ValidationError as error:
-            found = [(_without_tags(each["loc"], values), each) for each in error.errors(include_url=False)]
+            errors = [
+                (_without_tags(entry["loc"], values), entry) for entry in error.errors(include_url=False)
+            ]
         else:
-            return (None if problems else valid), problems, wrong
-        taken_out = False
-        for location, detail in found:
+            return (None if issues else valid), issues, wrong
+        has_removed = False
+        for location, detail in errors:
             fields: list[Location] = [location]
             if detail["type"] == "conflict":
                 fields = [(*location, *field.split(".")) for field in detail["ctx"]["fields"]]
                 if conflicts and not any(_overlap(field, other) for field in fields for other in wrong):
-                    problems.append(Problem(_most_telling(node, fields, swept), detail["msg"]))
+                    issues.append(Issue(_conflict_position(node, fields, axis_keys), detail["msg"]))
             elif detail["type"] != "missing" or location not in wrong | removed:
-                holder = _model(model, node, location[:-1])
-                problem, instead = _problem(detail, node, location, holder, anywhere)
-                problems.append(problem)
-                wrong |= {location, instead}
+                holder = _model_at(model, node, location[:-1])
+                issue, intended = _issue(detail, node, location, holder, all_keys)
+                issues.append(issue)
+                wrong |= {location, intended}
             for field in fields:
                 removed.add(field)
-                taken_out |= _take_out(values, field)
-        if not taken_out:
-            return None, problems, wrong
+                has_removed |= _remove(values, field)
+        if not has_removed:
+            return None, issues, wrong
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models an annotation may stand for: more than one for a choice out of a table."""
+def _models_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models that an annotation may stand for: several for a choice from a registry."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models(argument)
+        yield from _models_of(argument)
 
 
-def _model(model: type[BaseModel], node: Node, location: Location) -> type[BaseModel]:
-    """The model that the mapping at ``location`` is read as."""
+def _model_at(model: type[BaseModel], node: Node, location: Location) -> type[BaseModel]:
+    """Return the model that the mapping at ``location`` is validated by."""
     models: list[type[BaseModel]] = [model]
     for depth, part in enumerate(location, 1):
         if isinstance(part, str):
             field = model.model_fields.get(part)
-            models = list(_models(field.annotation)) if field else []
-        name = _name(_at(node, location[:depth]))
-        model = next((each for each in models if len(models) == 1 or each.__name__ == name), model)
+            models = list(_models_of(field.annotation)) if field else []
+        name = _choice_name(_at(node, location[:depth]))
+        model = next((inner for inner in models if len(models) == 1 or inner.__name__ == name), model)
     return model
 
 
-def _name(node: Node) -> str | None:
-    """The name that a choice is made by."""
+def _choice_name(node: Node) -> str | None:
+    """Return the name that a choice is made by."""
     value = node.value
     if isinstance(value, dict):
         value = value["name"].value if "name" in value else None
@@ -205,7 +212,7 @@ def _name(node: Node) -> str | None:
 
 
 def _at(node: Node, location: Iterable[str | int]) -> Node:
-    """The node at ``location``, or the deepest one on the way there."""
+    """Return the node at ``location``, or the deepest one on the way there."""
     for part in location:
         try:
             node = node.value[part]
@@ -215,11 +222,11 @@ def _at(node: Node, location: Iterable[str | int]) -> Node:
 
 
 def _without_tags(location: Location, values: Any) -> Location:
-    """A location as the document knows it: pydantic puts the entry's name between choice and option."""
+    """Return a location of the document, without the entry's name that pydantic puts before an option."""
     kept: list[str | int] = []
     for depth, part in enumerate(location, 1):
         chosen = values.get("name") if isinstance(values, dict) else values
-        if kept and depth < len(location) and isinstance(part, str) and (part == chosen or is_own(part)):
+        if kept and depth < len(location) and isinstance(part, str) and (part == chosen or is_target(part)):
             continue
         kept.append(part)
         try:
@@ -229,7 +236,7 @@ def _without_tags(location: Location, values: Any) -> Location:
     return tuple(kept)
 
 
-def _take_out(values: Any, location: Location) -> bool:
+def _remove(values: Any, location: Location) -> bool:
     """Remove the entry at ``location`` (all of a list for an item of it), so that its default applies."""
     keys = [*itertools.takewhile(lambda part: isinstance(part, str), location)]
     for key in keys[:-1]:
@@ -238,46 +245,50 @@ def _take_out(values: Any, location: Location) -> bool:
 
 
 def _overlap(field: Location, other: Location) -> bool:
-    """Whether one of two locations contains the other."""
+    """Return whether one of two locations contains the other."""
     return field[: len(other)] == other[: len(field)]
 
 
-def _most_telling(node: Node, fields: list[Location], swept: Collection[str]) -> Spot:
-    """Where to report a conflict: at a swept value, else at a written one, in the order of ``fields``."""
+def _conflict_position(node: Node, fields: list[Location], axis_keys: Collection[str]) -> Position:
+    """Return the position of the first of ``fields`` that is swept, else of the first that is written."""
     written = [field for field in fields if _written(node, field)]
-    varied = [field for field in written if any(_overlap(field, tuple(key.split("."))) for key in swept)]
-    return _at(node, (varied or written or [()])[0]).spot
+    varied = [field for field in written if any(_overlap(field, tuple(key.split("."))) for key in axis_keys)]
+    return _at(node, (varied or written or [()])[0]).position
 
 
 def _written(node: Node, location: Location) -> bool:
     return _at(node, location) is not _at(node, location[:-1])
 
 
-def _problem(
-    detail: ErrorDetails, node: Node, location: Location, holder: type[BaseModel], anywhere: Iterable[str]
-) -> tuple[Problem, Location]:
-    """An error of pydantic's where it was written, and the location that was meant instead."""
-    kind, context, here = detail["type"], detail.get("ctx", {}), _at(node, location)
+def _issue(
+    detail: ErrorDetails, node: Node, location: Location, holder: type[BaseModel], all_keys: Iterable[str]
+) -> tuple[Issue, Location]:
+    """Convert an error of pydantic's to an issue, and return the location that was intended too."""
+    kind, context, value = detail["type"], detail.get("ctx", {}), _at(node, location)
     if kind == "extra_forbidden":
         name = (
-            _name(_at(node, location[:-1])) if len(location) > 1 and "name" in holder.model_fields else None
+            _choice_name(_at(node, location[:-1]))
+            if len(location) > 1 and "name" in holder.model_fields
+            else None
         )
         known = list(holder.model_fields)
-        near = meant(str(location[-1]), known, () if name else anywhere)
-        what = f"option of {shortened(name)}" if name else "key"
+        near = suggest_key(str(location[-1]), known, () if name else all_keys)
+        what = f"option of {quoted(name)}" if name else "key"
         others = [key for key in known if key != "name" or not name]
-        words = unknown(near, others, holder.model_config.get("title"), what)
-        return Problem(here.key or here.spot, words), (*location[:-1], *(near or "").split("."))
+        message = unknown_key_message(near, others, holder.model_config.get("title"), what)
+        return Issue(value.key or value.position, message), (*location[:-1], *(near or "").split("."))
     if kind == "missing":
-        spot = _at(node, location[:-1]).spot
-        return Problem(replace(spot, path=joined(spot.path, str(location[-1]))), "is missing"), location
+        position = _at(node, location[:-1]).position
+        return Issue(
+            replace(position, path=join_path(position.path, str(location[-1]))), "is missing"
+        ), location
     if kind == "unknown":  # point at the name itself where it is an entry of a mapping
-        here = _at(here, ("name",))
-    words = _words(kind, context, here, detail["msg"])
-    if kind == "model_type" and not words.endswith(")"):
-        (inner,) = _models(holder.model_fields[str(location[-1])].annotation)
-        words += _settings_of(inner)
-    return Problem(here.spot, words), location
+        value = _at(value, ("name",))
+    message = _message(kind, context, value, detail["msg"])
+    if kind == "model_type" and not message.endswith(")"):
+        (inner,) = _models_of(holder.model_fields[str(location[-1])].annotation)
+        message += _settings_of(inner)
+    return Issue(value.position, message), location
 
 
 def _settings_of(model: type[BaseModel]) -> str:
@@ -285,7 +296,7 @@ def _settings_of(model: type[BaseModel]) -> str:
     return f" ({f'{title}; ' if title else ''}its settings: {', '.join(model.model_fields)})"
 
 
-def _words(kind: str, context: dict[str, Any], got: Node, message: str) -> str:
+def _message(kind: str, context: dict[str, Any], got: Node, message: str) -> str:
     if kind in _TYPES:
         return f"expected {_TYPES[kind]}, got {got}{_advice(kind, got.value)}"
     if kind in _BOUNDS:
@@ -293,7 +304,7 @@ def _words(kind: str, context: dict[str, Any], got: Node, message: str) -> str:
         return f"{_BOUNDS[kind].format(**bound)}, got {got}"
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])
-        near = nearest(got.value, choices) if isinstance(got.value, str) else ""
+        near = did_you_mean(got.value, choices) if isinstance(got.value, str) else ""
         return f"expected {context['expected']}, got {got}{near}"
     if kind == "string_pattern_mismatch":
         return f"expected text that matches {context['pattern']}, got {got}"
@@ -301,25 +312,19 @@ def _words(kind: str, context: dict[str, Any], got: Node, message: str) -> str:
 
 
 def _advice(kind: str, value: object) -> str:
-    """How a value of the wrong type was probably meant."""
-    if (
-        kind == "bool_type"
-        and isinstance(value, str)
-        and value.lower() in ("yes", "no", "on", "off", "y", "n")
-    ):
+    """Return how to write a value of the wrong type correctly, as the end of a message."""
+    if kind == "bool_type" and str(value).lower() in ("yes", "no", "on", "off", "y", "n"):
         return " (YAML 1.2 has only true and false)"
     if kind == "int_type" and isinstance(value, float) and value.is_integer():
         return f" (write {int(value)})"
     if kind in ("int_type", "float_type") and isinstance(value, str):
         number = value.replace("_", "")
-        if re.fullmatch(
-            r"[-+]?[0-9]+" if kind == "int_type" else r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?", number
-        ):
+        fraction = r"" if kind == "int_type" else r"(\.[0-9]*)?([eE][-+]?[0-9]+)?"
+        if re.fullmatch(rf"[-+]?[0-9]+{fraction}", number):
             return f" (a number is written without quotes or '_': {number})"
-    if kind in ("int_type", "float_type") and isinstance(value, str) and value.startswith("range("):
-        return OUT
-    if kind == "model_type" and isinstance(value, str) and (spaced := with_blank(value)):
-        return f" (a blank is missing behind the colon: {spaced})"
+        return WRITE_OUT if value.startswith("range(") else ""
+    if kind == "model_type" and isinstance(value, str) and (spaced := with_space(value)):
+        return f" (a space is missing after the colon: {spaced})"
     if kind == "tuple_type" and isinstance(value, str):
         return f" (write [{value}])" if value.isidentifier() else ""
     if kind == "string_type" and isinstance(value, int | float):

@@ -1,13 +1,13 @@
-"""The methods of an experiment, told apart by their options, and how settings are labelled."""
+"""The series of an experiment: its methods with their options, and their labels."""
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from normbench.config.catalog.norms import NORMS
+from normbench.text import numeric_key, plural
 
 ABBREVIATIONS: Mapping[str, str] = {  # as papers have them
     "none": "no norm",
@@ -64,11 +64,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return settings
 
 
-def counted(n: int, noun: str) -> str:
-    """Return ``3 seeds`` or ``1 seed``."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
 def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Series]:
     """Return every method and set of options that occurs; the default options keep the method's look.
 
@@ -76,7 +71,7 @@ def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Serie
         norms: names with options, as records have them.
 
     Returns:
-        The series by the method's name and its options, as `key_of` gives them.
+        The series by the method's name and its options, as from `key_of`.
     """
     sets: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for norm in norms:
@@ -86,7 +81,7 @@ def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Serie
     for method, options in sets.items():
         defaults = {key: option.default for key, option in NORMS[method].options.items()}
         default = json.dumps(defaults, sort_keys=True)
-        texts = sorted(options, key=numerically)
+        texts = sorted(options, key=numeric_key)
         looks = sorted(texts, key=lambda text: text != default)
         keys = differing(list(options.values()))
         always = ["groups"] if method == "group" else []
@@ -104,7 +99,7 @@ def _named(name: str, options: Mapping[str, Any], keys: Iterable[str]) -> str:
 
 
 def key_of(norm: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a method's name and its options, as text that is equal where they are."""
+    """Return a method's name and its options, as text that is equal for equal options."""
     options = {key: value for key, value in norm.items() if key != "name"}
     return str(norm["name"]), json.dumps(options, sort_keys=True)
 
@@ -112,11 +107,5 @@ def key_of(norm: Mapping[str, Any]) -> tuple[str, str]:
 def option_in_words(key: str, value: Any) -> str:
     """Return an option of a method with its value, such as ``8 groups``."""
     if isinstance(value, int) and key.endswith("s"):
-        return counted(value, key.removesuffix("s"))
+        return plural(value, key.removesuffix("s"))
     return f"{key} {value}"
-
-
-def numerically(text: str) -> list[tuple[float, str]]:
-    """Return a sort key under which 16 comes after 8."""
-    parts = re.findall(r"(\d+(?:\.\d+)?(?:e-?\d+)?)|(\D+)", text)
-    return [(float(number) if number else -1.0, other) for number, other in parts]

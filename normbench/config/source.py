@@ -1,22 +1,19 @@
-"""Values that know where they were written, and problems that say where they are."""
+"""Values of a document with their positions in its source, and issues that name a position."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from normbench.config.registry import shortened
-
-
-def printable(text: str, limit: int = 80) -> str:
-    """``text`` on one line, without control characters, and cut to about ``limit`` characters."""
-    cut = text if len(text) <= limit else text[:limit] + "…"
-    return cut if cut.isprintable() else repr(cut)[1:-1]
+from normbench.text import printable, quoted
 
 
 @dataclass(frozen=True)
-class Spot:
-    """A place and the dotted path of what stands there. Lines and columns count from 1; 0: there are none."""
+class Position:
+    """A position in a source, and the dotted path of the value there.
+
+    Lines and columns count from 1; 0 where a source has none, as the command line.
+    """
 
     source: str
     line: int
@@ -28,17 +25,17 @@ class Spot:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What is wrong, and where."""
+class Issue:
+    """Something wrong with a document, and its position."""
 
-    spot: Spot
-    words: str
+    position: Position
+    message: str
 
     def __str__(self) -> str:
-        place, path = str(self.spot), self.spot.path
-        if not path or (not self.spot.line and f": {path}=" in place):  # an override's source names its path
-            return f"{place}: {self.words}"
-        return f"{place}: {path}: {self.words}"
+        source, path = str(self.position), self.position.path
+        if not path or (not self.position.line and f": {path}=" in source):  # an override contains its path
+            return f"{source}: {self.message}"
+        return f"{source}: {path}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -47,46 +44,46 @@ class Node:
 
     Attributes:
         value: a scalar, a list of nodes, or a dict of them.
-        spot: where the value begins.
-        written: a scalar as it stands in the document.
-        key: where the key of this value stands, if it has one.
+        position: where the value begins.
+        written: a scalar as its document spells it.
+        key: the position of the value's key, if it has one.
     """
 
     value: Any
-    spot: Spot
+    position: Position
     written: str = ""
-    key: Spot | None = None
+    key: Position | None = None
 
     def plain(self) -> Any:
-        """The value without the places."""
+        """Return the value without positions."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         return [node.plain() for node in self.value] if isinstance(self.value, list) else self.value
 
     def with_entries(self, entries: Mapping[str, "Node"]) -> Self:
-        """This mapping with entries added or replaced."""
+        """Return this mapping with entries added or replaced."""
         return replace(self, value=self.value | entries)
 
     def __str__(self) -> str:
-        """The value in a message: text in quotes, other scalars as they were written."""
+        """Return the value for a message: text in quotes, other scalars as the document spells them."""
         match self.value:
             case dict():
                 return "a mapping"
             case list():
                 return "a list" if self.value else "an empty list"
             case str():
-                return shortened(self.value)
+                return quoted(self.value)
             case _:
                 return printable(self.written, 40) or "nothing"
 
 
-def with_blank(text: str) -> str | None:
-    """``lr: 0.1`` for ``lr:0.1``, which YAML takes for one word; None for other text."""
+def with_space(text: str) -> str | None:
+    """Return ``lr: 0.1`` for ``lr:0.1``, which YAML reads as one word; None for any other text."""
     key, colon, value = text.partition(":")
     return f"{key}: {value}" if re.fullmatch(r"[A-Za-z_][\w.]*", key) and colon and value.strip() else None
 
 
-def joined(path: str, key: str) -> str:
-    """The dotted path of ``key`` inside ``path``."""
-    shown = key if re.fullmatch(r"[\w.-]+", key) and len(key) <= 80 else f"'{printable(key)}'"
-    return f"{path}.{shown}" if path else shown
+def join_path(path: str, key: str) -> str:
+    """Return the dotted path of ``key`` inside ``path``."""
+    name = key if re.fullmatch(r"[\w.-]+", key) and len(key) <= 80 else f"'{printable(key)}'"
+    return f"{path}.{name}" if path else name

@@ -29,7 +29,8 @@ from normbench.config.catalog.datasets import DATASETS, WHITENINGS
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
-from normbench.config.registry import Entry, OpenTable, Table, shortened
+from normbench.config.registry import Entry, ExtensibleRegistry, Registry
+from normbench.text import quoted
 
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(abs)]  # abs(-0.0) is 0.0
@@ -38,24 +39,24 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Frozen(BaseModel):
-    """A record of settings: immutable, hashable, strict about types and unknown keys."""
+    """Settings that are immutable, hashable, and strict about types and unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-def conflict(words: str, *fields: str) -> PydanticCustomError:
-    """The error of values that are valid alone but not together; its context names their ``fields``."""
-    return PydanticCustomError("conflict", "{words}", {"words": words, "fields": fields})
+def conflict(message: str, *fields: str) -> PydanticCustomError:
+    """Return the error of values of ``fields`` that are valid alone but not together."""
+    return PydanticCustomError("conflict", "{message}", {"message": message, "fields": fields})
 
 
 class Choice(Frozen):
-    """A name out of a table with its options. In YAML either ``group`` or ``{name: group, groups: 4}``."""
+    """A name from a registry with its options. In YAML either ``group`` or ``{name: group, groups: 4}``."""
 
     name: str
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options without the name, as keyword arguments."""
+        """Return the options without the name, as keyword arguments."""
         return self.model_dump(exclude={"name"})
 
 
@@ -65,29 +66,29 @@ def _plain(value: object) -> object:
     raise PydanticCustomError("expected", "expected a finite number, true or false, or text")
 
 
-class Own(Choice):
-    """``module:function`` of a user's own code, with whatever options that function takes."""
+class CustomChoice(Choice):
+    """A ``module:function`` of a user's code, with whatever options that function takes."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_plain)]]
 
 
-OWN = "module:function"  # the tag of its schema
+CUSTOM = "module:function"  # the tag of its schema
 
 
 def _name_of(value: object) -> str | None:
-    """What a choice names."""
-    if type(value) is not dict and isinstance(value, Choice):  # asked of abstract classes, it takes its time
+    """Return the name of a choice."""
+    if type(value) is not dict and isinstance(value, Choice):  # isinstance of an abstract class is slow
         return value.name
     name = value.get("name") if isinstance(value, dict | Mapping) else None
     return name if isinstance(name, str) else None
 
 
-def choice_from(table: Table[Any]) -> Any:
-    """The pydantic type of a choice from ``table``: one schema an entry, told apart by name.
+def choice_from(registry: Registry[Any]) -> Any:
+    """Return the pydantic type of a choice from ``registry``: one schema per entry, selected by name.
 
-    A name that is not in the table is a pydantic error of type ``unknown``; what is neither a name nor a
-    mapping with one is an error of type ``expected``.
+    A name that is not in the registry is a pydantic error of type ``unknown``; a value that is neither a name
+    nor a mapping with one is an error of type ``expected``.
     """
 
     def schema(entry: Entry) -> Any:
@@ -101,24 +102,24 @@ def choice_from(table: Table[Any]) -> Any:
         named = {"name": value} if isinstance(value, str) else value
         name = _name_of(named)
         if name is None:
-            words = "expected the name of a {kind} or a mapping with its 'name'"
-            raise PydanticCustomError("expected", words, {"kind": table.kind})
-        if name not in table:
-            installed = table.installed if isinstance(table, OpenTable) else {}
+            message = "expected the name of a {kind} or a mapping with its 'name'"
+            raise PydanticCustomError("expected", message, {"kind": registry.kind})
+        if name not in registry:
+            installed = registry.installed if isinstance(registry, ExtensibleRegistry) else {}
             if name in installed:  # records must not depend on what is installed
                 return {**named, "name": installed[name]} if isinstance(named, Mapping) else named
-            told = {"kind": table.kind, "name": shortened(name), "hint": table.hint(name)}
-            raise PydanticCustomError("unknown", "unknown {kind} {name}{hint}", told)
+            context = {"kind": registry.kind, "name": quoted(name), "hint": registry.hint(name)}
+            raise PydanticCustomError("unknown", "unknown {kind} {name}{hint}", context)
         return named
 
-    listed = frozenset(table)  # an open table says of every ``module:function`` that it is in it
+    built_in = frozenset(registry)  # an extensible registry contains every ``module:function`` too
 
     def tag(value: object) -> str | None:
         name = _name_of(value)
-        return name if name is None or name in listed else OWN
+        return name if name is None or name in built_in else CUSTOM
 
-    union: Any = Annotated[Own, Tag(OWN)] if isinstance(table, OpenTable) else None
-    for entry in table.values():
+    union: Any = Annotated[CustomChoice, Tag(CUSTOM)] if isinstance(registry, ExtensibleRegistry) else None
+    for entry in registry.values():
         tagged: Any = Annotated[schema(entry), Tag(entry.name)]
         union = tagged if union is None else union | tagged
     return Annotated[union, Discriminator(tag), BeforeValidator(spell_out)]
@@ -138,7 +139,7 @@ else:
 
 
 class Optimizer(Frozen):
-    """SGD with momentum, as torch.optim.SGD defines it."""
+    """Stochastic gradient descent with momentum, as torch.optim.SGD defines it."""
 
     model_config = ConfigDict(title="there is only SGD")
 
@@ -147,7 +148,7 @@ class Optimizer(Frozen):
     nesterov: bool = False
     weight_decay: NonNegative = 1e-4
     weight_decay_on_norm: bool = Field(
-        True, description="decay gamma, beta and a method's own parameters too"
+        True, description="decay gamma, beta and other parameters of the method too"
     )
 
     @model_validator(mode="after")
@@ -158,7 +159,7 @@ class Optimizer(Frozen):
 
 
 class Schedule(Frozen):
-    """How the learning rate moves; ``step`` divides it by 10 after 50 % and 75 % of the epochs (He et al.)"""
+    """A schedule of the learning rate; ``step`` divides it by 10 after 50 % and 75 % of the epochs."""
 
     name: Literal["cosine", "step", "constant"] = "cosine"
     warmup_epochs: NonNegative = Field(0.0, description="epochs of linear warm-up from 0")
@@ -168,8 +169,8 @@ def _named_schedule(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
-# Settings that came after the first records, with the value that means "as before". At that value they are
-# left out of the hash: the ids of finished trials never move.
+# Settings that are newer than the first records, with the value that reproduces those. At that value they are
+# left out of the hash, so that the ids of finished trials never change.
 ADDED: dict[str, Any] = {
     "norm_every": 1,
     "clip": {"name": "none"},
@@ -181,38 +182,35 @@ ADDED: dict[str, Any] = {
     "diagnose": [],
     "whiten": {"name": "none"},
 }
-# Settings that came later and whose default is not as before; they are left out of the hash likewise. Records
-# and stored plans name them always: one that does not is older, and was made with the value given here.
+# Newer settings whose default differs from the earlier behaviour; they are left out of the hash likewise.
+# Records and stored plans always name them: one that does not is older, and was made with the value here.
 CHANGED: dict[str, str] = {"logits_precision": "bf16", "evaluate.variance": "within"}
 
 
-def as_before(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored settings with the value of every setting in ``CHANGED`` that they do not name."""
+def with_old_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored settings with the value of every setting in ``CHANGED`` that they do not name."""
     evaluate = settings.get("evaluate", [])
     if isinstance(evaluate, list):
-        evaluate = [precise_as_before(each) for each in evaluate]
+        old = {"variance": CHANGED["evaluate.variance"]}
+        evaluate = [
+            old | choice if isinstance(choice, dict) and choice.get("name") == "precise" else choice
+            for choice in evaluate
+        ]
     return {"logits_precision": CHANGED["logits_precision"], **settings, "evaluate": evaluate}
 
 
-def precise_as_before(choice: Any) -> Any:
-    """A stored ``precise`` that does not name its estimator had the only one that there was."""
-    if not isinstance(choice, dict) or choice.get("name") != "precise":
-        return choice
-    return {**choice, "variance": choice.get("variance", CHANGED["evaluate.variance"])}
-
-
 class Trial(Frozen):
-    """One training run. Equal trials have equal ids; anything that changes the numbers changes the id."""
+    """A training run. Equal trials have equal ids, and anything that changes the numbers changes the id."""
 
     dataset: Dataset = Field("shapes", validate_default=True)
     model: Model = Field("resnet20", validate_default=True)
     norm: Norm = Field("batch", validate_default=True)
-    batch_size: Count = Field(128, description="samples per update")
+    batch_size: Count = Field(128, description="samples of each training step")
     norm_batch_size: Count | None = Field(
-        None, description="samples that share statistics; all of the batch by default"
+        None, description="samples that share statistics; by default the whole batch"
     )
-    norm_every: Count = Field(1, description="normalize after every so many convolutions")
-    clip: Clip = Field("none", description="what is done to the gradients", validate_default=True)
+    norm_every: Count = Field(1, description="normalize after every N-th convolution")
+    clip: Clip = Field("none", description="gradient clipping", validate_default=True)
     epochs: Count = 100
     optimizer: Optimizer = Optimizer()
     lr_reference_batch: Count | None = Field(
@@ -222,14 +220,14 @@ class Trial(Frozen):
     label_smoothing: BelowOne = 0.0
     augment: bool = Field(True, description="random crop out of 4 pixels of padding, and random flip")
     whiten: Whitening = Field(
-        "none", description="what is done to the images instead of scaling channels", validate_default=True
+        "none", description="whitening of the images, in place of scaling channels", validate_default=True
     )
-    online: bool = Field(False, description="predict every batch of the first epoch before learning from it")
+    online: bool = Field(False, description="predict every batch of the first epoch before training on it")
     dropout: BelowOne = Field(0.0, description="share dropped between the two convolutions of a block")
-    init_scale: Positive = Field(1.0, description="multiplies the weights that training starts from")
+    init_scale: Positive = Field(1.0, description="multiplies the initial weights")
     precision: Literal["fp32", "bf16"] = "fp32"
     logits_precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="of the final linear layer; bf16 only where precision is bf16"
+        "fp32", description="precision of the final linear layer; bf16 only if precision is bf16"
     )
     zero_init_residual: bool = Field(
         False, description="gamma starts at 0 in the last norm of every residual block"
@@ -238,82 +236,83 @@ class Trial(Frozen):
         1, description="epochs between evaluations on the test set; the last is always evaluated"
     )
     evaluate: Annotated[tuple[Evaluation, ...], Field(strict=False)] = Field(
-        (), description="what is measured of the trained network by other statistics"
+        (), description="evaluations of the trained network by other statistics"
     )
     diagnose: Annotated[
         tuple[Literal["signal_propagation", "gradient_norm"], ...],
         Field(strict=False),
         AfterValidator(lambda chosen: tuple(sorted(set(chosen)))),
-    ] = Field((), description="what is measured of the network while it trains")
+    ] = Field((), description="measurements of the network during training")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="after")
     def _canonical(self) -> Self:
-        """Equal work is one trial: a value that cannot matter takes its default."""
+        """Give a value that cannot matter its default, so that equal work is one trial."""
         method = NORMS[self.norm.name]
-        fields = self.__dict__  # a frozen model's own validator may still settle its fields
+        fields = self.__dict__  # a validator of a frozen model may still set its fields
         if not method.across_samples:
             fields["norm_batch_size"] = None
         elif self.norm_batch_size is None:
             fields["norm_batch_size"] = self.batch_size
         elif self.batch_size % self.norm_batch_size:
-            words = f"norm_batch_size {self.norm_batch_size} does not divide batch_size {self.batch_size}"
-            raise conflict(words, "norm_batch_size", "batch_size")
+            message = f"norm_batch_size {self.norm_batch_size} does not divide batch_size {self.batch_size}"
+            raise conflict(message, "norm_batch_size", "batch_size")
         if (frozen := self.norm.options.get("frozen_epochs", 0)) > self.epochs:
-            words = f"frozen_epochs {frozen} is more than epochs {self.epochs}"
-            raise conflict(words, "norm.frozen_epochs", "epochs")
+            message = f"frozen_epochs {frozen} is more than epochs {self.epochs}"
+            raise conflict(message, "norm.frozen_epochs", "epochs")
         network = MODELS[self.model.name]
-        if not method.layers:
+        if not method.has_layers:
             fields["norm_every"], fields["zero_init_residual"] = 1, False
         elif self.norm_every > network.layers:
-            words = f"norm_every {self.norm_every} is more than the {network.layers} layers of {network.name}"
-            raise conflict(words, "norm_every", "model")
-        if method.preactivation and not network.preactivation:
-            words = f"{method.name} is for pre-activation networks only, such as preact_{network.name}"
-            raise conflict(words, "norm", "model")
-        if not (method.affine and self.optimizer.weight_decay):
+            layers = f"the {network.layers} layers of {network.name}"
+            raise conflict(f"norm_every {self.norm_every} is more than {layers}", "norm_every", "model")
+        if method.needs_preactivation and not network.is_preactivation:
+            message = f"{method.name} is for pre-activation networks only, such as preact_{network.name}"
+            raise conflict(message, "norm", "model")
+        if not (method.has_parameters and self.optimizer.weight_decay):
             fields["optimizer"] = self.optimizer.model_copy(update={"weight_decay_on_norm": True})
-        if network.preactivation and self.zero_init_residual:
-            words = f"zero_init_residual: the blocks of {network.name} do not end in a norm"
-            raise conflict(words, "zero_init_residual", "model")
+        if network.is_preactivation and self.zero_init_residual:
+            message = f"zero_init_residual: the blocks of {network.name} do not end in a norm"
+            raise conflict(message, "zero_init_residual", "model")
         if self.precision == "fp32":
             fields["logits_precision"] = "fp32"
         fields["evaluate_every"] = min(self.evaluate_every, self.epochs)
         if self.schedule.warmup_epochs > self.epochs:
-            words = f"warmup_epochs {self.schedule.warmup_epochs:g} is more than epochs {self.epochs}"
-            raise conflict(words, "schedule.warmup_epochs", "epochs")
+            message = f"warmup_epochs {self.schedule.warmup_epochs:g} is more than epochs {self.epochs}"
+            raise conflict(message, "schedule.warmup_epochs", "epochs")
         return self
 
     @model_validator(mode="after")
     def _canonical_evaluate(self) -> Self:
-        """Each evaluation once, in the order of their table; none of what the method's layers do not have."""
+        """Keep each evaluation once, in the order of the registry, and only what the method supports."""
         method = NORMS[self.norm.name]
         usable = {
             choice: list(EVALUATIONS).index(choice.name)
             for choice in self.evaluate
-            if method.running and (method.folds or not EVALUATIONS[choice.name].folds)
+            if method.has_running_statistics
+            and (method.is_foldable or not EVALUATIONS[choice.name].needs_foldable)
         }
         self.__dict__["evaluate"] = tuple(
-            sorted(usable, key=lambda each: (usable[each], *each.options.values()))
+            sorted(usable, key=lambda choice: (usable[choice], *choice.options.values()))
         )
         for choice in self.evaluate:
             match choice.model_dump():
                 case {"name": "cumulative", "epochs": last} if last > self.epochs:
-                    words = f"evaluate: cumulative epochs {last} is more than epochs {self.epochs}"
-                    raise conflict(words, "evaluate", "epochs")
+                    message = f"evaluate: cumulative epochs {last} is more than epochs {self.epochs}"
+                    raise conflict(message, "evaluate", "epochs")
                 case {"name": "precise", "samples": samples} if samples < self.batch_size:
-                    words = f"evaluate: precise samples {samples} is less than batch_size {self.batch_size}"
-                    raise conflict(words, "evaluate", "batch_size")
+                    message = f"evaluate: precise samples {samples} is less than batch_size {self.batch_size}"
+                    raise conflict(message, "evaluate", "batch_size")
                 case {"name": "neighbours", "batch_size": size, "samples": samples} if samples < 2 * size:
-                    words = f"evaluate: neighbours samples {samples} is less than two batches of {size}"
-                    raise conflict(words, "evaluate")
+                    message = f"evaluate: neighbours samples {samples} is less than two batches of {size}"
+                    raise conflict(message, "evaluate")
         return self
 
     @cached_property
     def id(self) -> str:
-        """A readable prefix and a hash of all resolved values, for example ``group-resnet8-b32-s0-1f3a…``.
+        """Return a readable prefix and a hash of all resolved values, as ``group-resnet8-b32-s0-1f3a…``.
 
-        (All but those of ``ADDED`` and ``CHANGED`` that are as before, or cannot matter.)
+        Values of ``ADDED`` and ``CHANGED`` that reproduce earlier behaviour are left out of the hash.
         """
         resolved = self.model_dump(mode="json")
         if self.precision == "fp32":
@@ -333,11 +332,11 @@ class Trial(Frozen):
         return f"{prefix}-{hashlib.sha256(values.encode()).hexdigest()[:12]}"
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy has settings of its own, and so an id of its own."""
+        """Return a copy whose id follows from its own settings."""
         copy = super().model_copy(update=update, deep=deep)
         copy.__dict__.pop("id", None)
         return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Cross process boundaries as JSON: the choices' schemas are made at run time and do not pickle."""
+        """Pickle as JSON, since the schemas of choices are created at run time and do not pickle."""
         return Trial.model_validate_json, (self.model_dump_json(),)

@@ -1,8 +1,8 @@
-"""Code of a user's own: which files it lies in, and how it is run so that it decides nothing but its numbers.
+"""Code of users: which files it consists of, and a context that confines its effects on the process.
 
-A user's function is named ``module:function``. Its source is the file of that module and, as far as they lie
-beside it or in its package, those of the modules that it imports. They are read and never run to find that
-out, so a command that runs nothing can tell whether they have changed.
+A user's function is named ``module:function``. Its source is the file of that module and those of the modules
+that it imports, as far as they are beside it or in its package. These are found by parsing and never by
+running them, so that a command that trains nothing can report whether they have changed.
 """
 
 import ast
@@ -27,14 +27,14 @@ from normbench.signals import ENDING, Stopped
 INSTALLED = frozenset(
     Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")
 )
-OURS = "normbench"
+PACKAGE = "normbench"
 
 
 class Source(NamedTuple):
-    """Of one module.
+    """The source of a module.
 
     Attributes:
-        sha256: of its file.
+        sha256: hash of its file.
         imports: full names that it may import; relative ones are resolved.
     """
 
@@ -43,51 +43,51 @@ class Source(NamedTuple):
 
 
 class Sources:
-    """The files of a user's function, by the names of their modules; that of the function comes first."""
+    """The hashes of the files of a user's function by module name, that of the function first."""
 
     def __init__(self, files: dict[str, str]) -> None:
         self.files = files
 
     @property
     def sha256(self) -> str:
-        """Of all files and the names of their modules."""
+        """Return a hash of all files and the names of their modules."""
         return hashlib.sha256(json.dumps(sorted(self.files.items())).encode()).hexdigest()
 
     @property
     def first(self) -> str | None:
-        """sha256 of the function's own file; None where there is none."""
+        """Return the sha256 of the file that defines the function, or None without one."""
         return next(iter(self.files.values()), None)
 
 
 _imported: dict[Path, Source] = {}  # files as they were when this process imported them
 
 
-def now(target: str) -> Sources:
-    """The source of ``module:function`` as it is on the disk; no files where there is no such module."""
+def current(target: str) -> Sources:
+    """Return the source of ``module:function`` on disk, without files if there is no such module."""
     return Sources({name: source.sha256 for name, _, source in _walk(target, {})})
 
 
 def imported(target: str) -> Sources:
-    """The source of ``module:function`` as this process imported it: see :func:`note`."""
+    """Return the source of ``module:function`` as this process imported it; see :func:`remember`."""
     return Sources({name: source.sha256 for name, _, source in _walk(target, _imported)})
 
 
-def note(target: str) -> None:
-    """Remember the files that are about to be imported; those that are imported already stay as they were."""
+def remember(target: str) -> None:
+    """Remember the files that will be imported now; keep those of modules that are already imported."""
     for name, path, _ in _walk(target, {}):
         if name not in sys.modules or path not in _imported:
             with contextlib.suppress(OSError):
                 _imported[path] = _read(name, path)
 
 
-def findable() -> None:
-    """Let modules of the current directory be imported, behind all that is installed."""
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
+def add_current_directory() -> None:
+    """Append the current directory to the import path, after all that is installed."""
+    if (directory := str(Path.cwd())) not in sys.path:
+        sys.path.append(directory)
 
 
 def _walk(target: str, known: dict[Path, Source]) -> Iterator[tuple[str, Path, Source]]:
-    """Name, file and source of the module and of those beside it that it imports, and so on."""
+    """Yield name, file and source of the module and of those beside it that it imports, transitively."""
     module = target.partition(":")[0]
     top = module.partition(".")[0]
     first = _file(module, None)
@@ -99,7 +99,7 @@ def _walk(target: str, known: dict[Path, Source]) -> Iterator[tuple[str, Path, S
     while waiting:
         name = waiting.pop(0)
         head = name.partition(".")[0]
-        if name in seen or head == OURS or (installed and head != top):
+        if name in seen or head == PACKAGE or (installed and head != top):
             continue
         seen.add(name)
         path = _file(name, None if head == top else root)
@@ -110,18 +110,18 @@ def _walk(target: str, known: dict[Path, Source]) -> Iterator[tuple[str, Path, S
         except OSError:
             continue
         yield name, path, source
-        for each in source.imports:
-            waiting += [each, *_parents(each)]
+        for imported_name in source.imports:
+            waiting += [imported_name, *_parents(imported_name)]
 
 
 def _parents(name: str) -> list[str]:
-    """``a`` and ``a.b`` of ``a.b.c``."""
+    """Return ``a`` and ``a.b`` for ``a.b.c``."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _file(name: str, root: Path | None) -> Path | None:
-    """Where a module lies, below ``root`` or where Python or the current directory has it; nothing is run."""
+    """Find the file of a module, below ``root`` or by Python's path; no module is executed."""
     head, *rest = name.split(".")
     finder = importlib.machinery.PathFinder
     importlib.invalidate_caches()
@@ -143,7 +143,7 @@ def _read(name: str, path: Path) -> Source:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     try:
         tree = ast.parse(content)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # it is no Python, or not meant to be read
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # not Python, or hostile
         return Source(hashlib.sha256(content).hexdigest(), ())
     names: dict[str, None] = {}
     for node in ast.walk(tree):
@@ -157,40 +157,40 @@ def _read(name: str, path: Path) -> Source:
 
 
 class EndedProcess(RuntimeError):
-    """A user's code wanted to end the process; the message says how."""
+    """An attempt of a user's code to end the process; the message says how."""
 
 
 class _Streams:
-    """Standard input, output and arguments of the process while a user's code runs in it."""
+    """The standard input, output and arguments of the process while a user's code runs in it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside = 0
+        self._threads = 0
         self._undo = contextlib.ExitStack()
 
-    def lead_away(self) -> None:
-        """Of several threads the first does."""
+    def redirect(self) -> None:
+        """Redirect them, in the first of several threads."""
         with self._lock:
-            self._inside += 1
-            if self._inside == 1:
+            self._threads += 1
+            if self._threads == 1:
                 self._change()
 
-    def put_back(self) -> None:
-        """Of several threads the last does."""
+    def restore(self) -> None:
+        """Restore them, in the last of several threads."""
         with self._lock:
-            self._inside -= 1
-            if not self._inside:
+            self._threads -= 1
+            if not self._threads:
                 self._undo.close()
 
     def _change(self) -> None:
         before = sys.argv, sys.stdin, sys.stdout
-        nowhere = self._undo.enter_context(open(os.devnull))  # noqa: PTH123, SIM115 - as in streams
+        null = self._undo.enter_context(open(os.devnull))  # noqa: PTH123, SIM115 - as in streams
         self._undo.callback(_set, *before)
         _flush(sys.stdout)
-        _redirect(self._undo, 0, nowhere.fileno())
+        _redirect(self._undo, 0, null.fileno())
         _redirect(self._undo, 1, 2)
-        self._undo.callback(_flush, sys.stdout)  # which may have been kept by another name
-        _set(sys.argv[:1], nowhere, sys.stderr)
+        self._undo.callback(_flush, sys.stdout)  # the user's code may have kept a reference to it
+        _set(sys.argv[:1], null, sys.stderr)
 
 
 def _set(argv: list[str], stdin: TextIO, stdout: TextIO) -> None:
@@ -198,12 +198,12 @@ def _set(argv: list[str], stdin: TextIO, stdout: TextIO) -> None:
 
 
 def _flush(stream: TextIO | None) -> None:
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or never there
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or None
         stream.flush()  # type: ignore[union-attr]
 
 
 def _redirect(undo: contextlib.ExitStack, number: int, to: int) -> None:
-    """Lead a file descriptor elsewhere: what is no Python writes to it too."""
+    """Redirect a file descriptor, which code in other languages writes to as well."""
     with contextlib.suppress(OSError):  # one of them is closed
         before = os.dup(number)
         undo.callback(os.close, before)
@@ -215,30 +215,30 @@ _streams = _Streams()
 
 
 class Contained:
-    """While a user's code runs: what it prints goes to stderr, it has no arguments and no standard input.
+    """A context for a user's code: its output goes to stderr, it has no arguments and no standard input.
 
-    Directory and signal handlers are put back behind it.
+    At the end the current directory and the signal handlers are restored.
 
     Raises:
-        EndedProcess: it raised ``SystemExit`` or the like, which would end the process.
+        EndedProcess: the code raised ``SystemExit`` or the like, which would end the process.
     """
 
     def __enter__(self) -> Self:
         self._directory = Path.cwd() if Path().exists() else None
         main = threading.current_thread() is threading.main_thread()
         self._handlers = {number: signal.getsignal(number) for number in ENDING} if main else {}
-        _streams.lead_away()
+        _streams.redirect()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        _streams.put_back()
+        _streams.restore()
         for number, handler in self._handlers.items():
             if handler is not signal.getsignal(number) and handler is not None:
                 signal.signal(number, handler)
         if self._directory is not None:
-            with contextlib.suppress(OSError):  # it is gone
+            with contextlib.suppress(OSError):  # it was deleted
                 os.chdir(self._directory)
         if error is None or isinstance(error, Exception | Stopped):
             return
@@ -248,6 +248,6 @@ class Contained:
         name = type(error).__name__
         what = f"{name}: {error}" if str(error) else name
         raise EndedProcess(
-            f"{what} (code of a method must not end the process; what a script does of its own goes below "
+            f"{what} (code of a method must not end the process; move the statements of a script below "
             "if __name__ == '__main__')"
         ) from error

@@ -1,7 +1,7 @@
-"""Training batches: shuffled, cropped and flipped on the training device.
+"""Batches of images: shuffled, cropped and flipped on the training device.
 
-Order and augmentation are pure functions of (seed, epoch, position): no loader has a state to save, the batch
-size does not change which image is cropped how, and a resumed trial sees what it would have seen undisturbed.
+Order and augmentation are pure functions of (seed, epoch, position): there is no loader state to save, the
+augmentation of an image does not depend on the batch size, and a resumed trial sees the same batches.
 """
 
 import hashlib
@@ -14,37 +14,37 @@ from torch import Tensor
 
 from normbench.config.catalog.datasets import WHITENINGS
 from normbench.config.trial import Trial
-from normbench.data.dataset import Decoded, Split
+from normbench.data.dataset import Dataset, Split
 from normbench.data.whitening import Map
 
 PADDING = 4
-CHUNK = 512  # images augmented at once: many make each cheap, few stay in the cache
-CHUNK_ON_GPU = 4096  # there, few would cost more to launch than to compute
+CHUNK = 512  # images augmented at once: enough to amortize the calls, few enough for the cache
+CHUNK_ON_GPU = 4096  # fewer would take longer to launch than to compute
 
 
 class Chunk(NamedTuple):
-    """Whole batches in a row; images [n, 3, H, W] fp32 in channels-last order, labels [n]."""
+    """Consecutive whole batches: images [n, 3, H, W] fp32 in channels-last order, and labels [n]."""
 
     images: Tensor
     labels: Tensor
 
 
 def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
-    """A random stream of its own for every (seed, epoch, purpose)."""
+    """Return an independent random generator for every (seed, epoch, purpose)."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 class Images:
-    """A split on a device: as it is mapped on a CPU, copied once (as uint8) to anything else.
+    """A split on a device: memory-mapped on a CPU, copied once (as uint8) to any other device.
 
     Args:
         split: uint8 images and labels.
         mean: of each channel, in [0, 1].
         std: of each channel, in [0, 1].
-        device: where batches are made.
-        whitening: what is done instead of scaling each channel by its mean and std; last of all, so that the
-            border that a crop leaves is black before it.
+        device: the device of the batches.
+        whitening: replaces the scaling of each channel by its mean and std; applied after augmentation, so
+            that the border of a crop is black before it.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Images:
         whitening: Map | None = None,
     ) -> None:
         self._split, self.device = split, device
-        width = split.images.shape[2]  # of whole rows, since a broadcast over three values is slow
+        width = split.images.shape[2]  # scales whole rows, since a broadcast over three values is slow
         self._mean = (torch.tensor(mean) * 255).repeat(width).to(device)
         self._inverse_std = (1 / (torch.tensor(std) * 255)).repeat(width).to(device)
         self._whitening = whitening and Map(*(part.to(device) for part in whitening))
@@ -71,50 +71,50 @@ class Images:
     def training_chunks(
         self, seed: int, epoch: int, batch_size: int, augment: bool, start: int = 0
     ) -> Iterator[Chunk]:
-        """One epoch from position ``start`` on, each image at most once.
+        """Yield an epoch from position ``start`` on, each image at most once.
 
-        Every chunk holds a whole number of batches, and what does not fill one is left out. A batch begins at
-        ``start``.
+        Every chunk contains a whole number of batches; images that do not fill a batch are left out. A batch
+        begins at ``start``.
         """
         count = len(self)
         order = torch.randperm(count, generator=generator(seed, epoch, "order"))
         offsets = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator(seed, epoch, "crop"))
         flips = torch.rand(count, generator=generator(seed, epoch, "flip")) < 0.5
-        # once an epoch, since a GPU has to be waited for
-        order, offsets, flips = (drawn.to(self.device) for drawn in (order, offsets, flips))
+        # once an epoch, since a copy to a GPU synchronizes
+        order, offsets, flips = (tensor.to(self.device) for tensor in (order, offsets, flips))
         size = max(1, (CHUNK if self._resident is None else CHUNK_ON_GPU) // batch_size) * batch_size
         end = count // batch_size * batch_size
         if start >= end:
             return
-        for first in range(start // size * size, end, size):  # the same chunks wherever it starts
+        for first in range(start // size * size, end, size):  # chunks do not depend on `start`
             positions = slice(first, min(first + size, end))
             images = self._pick(order[positions])
             if augment:
                 images = _crop_and_flip(images, offsets[:, positions], flips[positions])
-            done = max(0, start - first)
+            skipped = max(0, start - first)
             labels = self._labels[order[positions]]
-            yield Chunk(self._normalized(images)[done:], labels[done:])
+            yield Chunk(self._normalized(images)[skipped:], labels[skipped:])
 
     def in_order(self, size: int) -> Iterator[Chunk]:
-        """All images as they are, ``size`` at a time."""
+        """Yield all images in order and without augmentation, ``size`` at a time."""
         for first in range(0, len(self), size):
             yield self.at(torch.arange(first, min(first + size, len(self)), device=self.device))
 
-    def at(self, chosen: Tensor) -> Chunk:
-        """Images as they are, by their numbers in order, int64 [n]."""
-        return Chunk(self._normalized(self._pick(chosen)), self._labels[chosen.to(self.device)])
+    def at(self, positions: Tensor) -> Chunk:
+        """Return the images at ``positions`` in order, int64 [n], without augmentation."""
+        return Chunk(self._normalized(self._pick(positions)), self._labels[positions.to(self.device)])
 
-    def _fetch(self, chosen: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
-        return torch.from_numpy(self._split.images[self._split.indices[chosen]])
+    def _fetch(self, positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+        return torch.from_numpy(self._split.images[self._split.indices[positions]])
 
-    def _pick(self, chosen: Tensor) -> Tensor:
-        """uint8 [n, H, W, 3]."""
+    def _pick(self, positions: Tensor) -> Tensor:
+        """Return images uint8 [n, H, W, 3]."""
         if self._resident is not None:
-            return self._resident[chosen.to(self.device)]
-        return self._fetch(chosen.numpy())
+            return self._resident[positions.to(self.device)]
+        return self._fetch(positions.numpy())
 
     def _normalized(self, images: Tensor) -> Tensor:
-        """[n, H, W, 3] uint8 -> [n, 3, H, W] fp32 with channels last."""
+        """Convert images uint8 [n, H, W, 3] to fp32 [n, 3, H, W] with channels last."""
         if self._whitening is None:
             rows = images.flatten(2).to(torch.float32)
             scaled = rows.sub_(self._mean).mul_(self._inverse_std).view(images.shape)
@@ -124,8 +124,8 @@ class Images:
         return scaled.permute(0, 3, 1, 2)
 
 
-def images_of(trial: Trial, dataset: Decoded, device: torch.device) -> tuple[Images, Images]:
-    """Those that a trial trains on and is tested on."""
+def images_of(trial: Trial, dataset: Dataset, device: torch.device) -> tuple[Images, Images]:
+    """Return the training and test images of a trial."""
     whitening = WHITENINGS[trial.whiten.name].load()(dataset, **trial.whiten.options)
     training, testing = (
         Images(split, dataset.mean, dataset.std, device, whitening) for split in (dataset.train, dataset.test)
@@ -134,12 +134,12 @@ def images_of(trial: Trial, dataset: Decoded, device: torch.device) -> tuple[Ima
 
 
 def _crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
-    """Pad by 4 black pixels, cut a window of the old size at ``offsets`` [2, n], mirror by ``flips`` [n]."""
+    """Pad by 4 black pixels, crop to the old size at ``offsets`` [2, n], and mirror where ``flips`` [n]."""
     n, H, W, _ = images.shape
     padded = images.new_zeros((n, H + 2 * PADDING, W + 2 * PADDING, 3))
     padded[:, PADDING : PADDING + H, PADDING : PADDING + W] = images
     windows = padded.unfold(1, H, 1).unfold(2, W, 1).permute(0, 1, 2, 4, 5, 3)  # [n, top, left, H, W, 3]
-    every = torch.arange(n, device=images.device)
-    cropped = windows[every, offsets[0], offsets[1]]
+    index = torch.arange(n, device=images.device)
+    cropped = windows[index, offsets[0], offsets[1]]
     both = torch.cat((cropped, cropped.flip(2)))
-    return both.index_select(0, every + n * flips)
+    return both.index_select(0, index + n * flips)

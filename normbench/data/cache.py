@@ -1,8 +1,8 @@
 """Whole data sets on disk, mapped into every process that uses them.
 
-A set is a folder with four files of bare array bytes, named by their hashes, and ``index.json``, which
-lists them. The index is written last and replaced in one step, so a set is there whole or not at all; and
-as it holds only hashes, shapes and names, nothing in a forged one can run.
+A set is a folder with four files of raw array bytes, named by their hashes, and ``index.json``, which lists
+them. The index is written last and atomically, so that a set is complete or absent. As it contains only
+hashes, shapes and names, a forged one cannot execute code.
 """
 
 import contextlib
@@ -19,29 +19,29 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from normbench.config.catalog.datasets import Arrays, DataError, Say
+from normbench.config.catalog.datasets import Arrays, DataError, Log
 from normbench.config.trial import Frozen
 from normbench.files import locked, write_atomically
 
 DTYPES = {"train_images": "|u1", "train_labels": "<i8", "test_images": "|u1", "test_labels": "<i8"}
-FIX = "'normbench data' decodes it anew"
+FIX = "'normbench data' decodes it again"
 
 
-class Stored(Frozen):
-    """One array file."""
+class ArrayFile(Frozen):
+    """The shape and hash of an array file."""
 
     shape: tuple[int, ...]
     sha256: str
 
 
 class Index(Frozen):
-    """What ``index.json`` holds."""
+    """The content of ``index.json``."""
 
     schema_version: Literal[1] = 1
-    fingerprint: str = Field(description="of the source that the set was decoded from")
+    fingerprint: str = Field(description="of the source at the time of decoding")
     content: str = Field(description="sha256 of the whole set")
     classes: tuple[str, ...]
-    arrays: tuple[Stored, ...] = Field(min_length=4, max_length=4, description="in the order of DTYPES")
+    arrays: tuple[ArrayFile, ...] = Field(min_length=4, max_length=4, description="in the order of DTYPES")
 
 
 Stamps = tuple[tuple[int, int, int], ...]
@@ -49,16 +49,16 @@ Stamps = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True)
 class Cache:
-    """The folder of one set. Reading takes no lock, writing one."""
+    """The folder of a set. Only writing needs the lock."""
 
     folder: Path
 
     def exists(self) -> bool:
-        """Whether a set was ever stored; it may be damaged."""
+        """Return whether a set was stored; it may be damaged."""
         return self._index.exists()
 
     def state(self) -> tuple[Index, Stamps]:
-        """The index, and (inode, size, time) of the four files: equal states hold equal bytes.
+        """Return the index, and (inode, size, time) of the four files; equal states have equal bytes.
 
         Raises:
             DataError: the index cannot be read, or a file is missing.
@@ -71,20 +71,20 @@ class Cache:
         return index, tuple((file.st_ino, file.st_size, file.st_mtime_ns) for file in files)
 
     def arrays(self, index: Index, stamps: Stamps) -> Arrays:
-        """The set in ``state()``, mapped read-only. Every byte is checked, once for a state and process.
+        """Map the set of ``state()`` read-only. Hashes are checked once per state and process.
 
         Raises:
-            DataError: a byte is not what it was when stored.
+            DataError: a hash differs from the index.
         """
         return _arrays(self, index, stamps)
 
     def write(self, arrays: Arrays, fingerprint: str) -> None:
-        """Store ``arrays`` in place of what is there; who has the former files mapped keeps them."""
-        for left_over in self.folder.glob(".*.tmp"):
-            left_over.unlink(missing_ok=True)
+        """Replace the set by ``arrays``; processes that have mapped the old files keep them."""
+        for temporary in self.folder.glob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
         contents = [np.ascontiguousarray(getattr(arrays, name), dtype) for name, dtype in DTYPES.items()]
         stored = tuple(
-            Stored(shape=array.shape, sha256=hashlib.sha256(array.data).hexdigest()) for array in contents
+            ArrayFile(shape=array.shape, sha256=hashlib.sha256(array.data).hexdigest()) for array in contents
         )
         content = _content(arrays.classes, stored)
         index = Index(fingerprint=fingerprint, content=content, classes=arrays.classes, arrays=stored)
@@ -95,11 +95,11 @@ class Cache:
             stale.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def locked(self, say: Say) -> Iterator[None]:
-        """Be the one process that writes; the system frees the lock when that process dies."""
+    def locked(self, log: Log) -> Iterator[None]:
+        """Lock the folder for writing; the system releases the lock when this process dies."""
 
         def wait(how_to_free: str) -> None:
-            say(f"{self.folder}: waiting for another process that is decoding{how_to_free}")
+            log(f"{self.folder}: waiting for another process that is decoding{how_to_free}")
 
         with locked(self.folder, "--data DIR", wait):
             yield
@@ -109,7 +109,7 @@ class Cache:
         return self.folder / "index.json"
 
     def paths(self) -> tuple[Path, ...]:
-        """All files of a stored set, the index last, as they were written.
+        """Return all files of the set in the order of writing, the index last.
 
         Raises:
             DataError: the index cannot be read, or a file is missing.
@@ -118,34 +118,36 @@ class Cache:
         return *self.files(index), self._index
 
     def files(self, index: Index) -> list[Path]:
-        """Where the arrays of ``index`` lie."""
-        named = zip(DTYPES, index.arrays, strict=True)
-        return [self.folder / f"{name}-{stored.sha256[:16]}.bin" for name, stored in named]
+        """Return the paths of the arrays of ``index``."""
+        return [
+            self.folder / f"{name}-{array.sha256[:16]}.bin"
+            for name, array in zip(DTYPES, index.arrays, strict=True)
+        ]
 
 
 @functools.lru_cache(maxsize=8)
 def _arrays(cache: Cache, index: Index, stamps: Stamps) -> Arrays:
     if _content(index.classes, index.arrays) != index.content:
         raise DataError(
-            f"{cache.folder / 'index.json'}: damaged (it does not give its own content hash); {FIX}"
+            f"{cache.folder / 'index.json'}: damaged (its content hash is not that of its arrays); {FIX}"
         )
     files = zip(cache.files(index), index.arrays, DTYPES.values(), stamps, strict=True)
     train_images, train_labels, test_images, test_labels = (
-        _mapped(path, stored, np.dtype(dtype), size) for path, stored, dtype, (_, size, _) in files
+        _map(path, array, np.dtype(dtype), size) for path, array, dtype, (_, size, _) in files
     )
     return Arrays(train_images, train_labels, test_images, test_labels, index.classes)
 
 
-def _content(classes: tuple[str, ...], stored: tuple[Stored, ...]) -> str:
-    """The hash of a whole set: of its class names and of the shape and hash of every array."""
+def _content(classes: tuple[str, ...], stored: tuple[ArrayFile, ...]) -> str:
+    """Return the hash of a whole set: of its class names and of the shape and hash of every array."""
     parts = {name: [array.shape, array.sha256] for name, array in zip(DTYPES, stored, strict=True)}
     return hashlib.sha256(json.dumps([classes, parts]).encode()).hexdigest()
 
 
-def _mapped(path: Path, stored: Stored, dtype: np.dtype[Any], size: int) -> NDArray[Any]:
+def _map(path: Path, stored: ArrayFile, dtype: np.dtype[Any], size: int) -> NDArray[Any]:
     if size != (expected := math.prod(stored.shape) * dtype.itemsize):
         raise DataError(f"{path}: damaged (expected {expected} bytes, found {size}); {FIX}")
     array = np.memmap(path, dtype, mode="r", shape=stored.shape)
-    if (found := hashlib.sha256(array.data).hexdigest()) != stored.sha256:
-        raise DataError(f"{path}: damaged (expected sha256 {stored.sha256}, found {found}); {FIX}")
+    if (sha256 := hashlib.sha256(array.data).hexdigest()) != stored.sha256:
+        raise DataError(f"{path}: damaged (expected sha256 {stored.sha256}, found {sha256}); {FIX}")
     return array

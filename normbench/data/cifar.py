@@ -1,9 +1,9 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), 60,000 images of 32×32, from the official archives.
 
-Addresses and names are torchvision's, and so is the download. Files are taken from the unpacked folder if
-it lies in the data directory, else out of the archive, which is never unpacked to disk. Bytes are parsed
-only after their sha256 was found right, and then by a reader that knows only what the official files hold: no
-name in a pickle leads to code.
+Addresses, names and the download are torchvision's. Files are read from the unpacked folder if the data
+directory has it, else from the archive, which is never unpacked to disk. Bytes are parsed only after their
+sha256 was verified, and by a reader of the types in the official files alone: no name in a pickle can execute
+code.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from normbench.config.catalog.datasets import Arrays, DataError, Say, Source
+from normbench.config.catalog.datasets import Arrays, DataError, Log, Source
 
 SHAPE = 3, 32, 32
-MOST_BYTES = 200_000_000  # that are read to be hashed; the largest official file has 170 million
-SHA256 = {  # those of the archives are Keras's too; the files' are of the md5 that torchvision publishes
+MAX_BYTES = 200_000_000  # of a file to read and hash; the largest official one has 170 million
+SHA256 = {  # Keras publishes the same of the archives; the files also have the md5 that torchvision publishes
     "cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
     "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
     "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
@@ -41,7 +41,7 @@ SHA256 = {  # those of the archives are Keras's too; the files' are of the md5 t
 
 @dataclass(frozen=True)
 class Release:
-    """The official files of a data set; ``sha256`` has one for each of ``train``, ``test`` and ``meta``."""
+    """The official files of a data set; ``sha256`` has all of ``train``, ``test`` and ``meta``."""
 
     url: str
     archive: str
@@ -56,7 +56,7 @@ class Release:
 
 
 def official(name: str, labels_key: bytes) -> Release:
-    """The release that torchvision publishes as ``torchvision.datasets.<name>``."""
+    """Return the release of ``torchvision.datasets.<name>``."""
     import torchvision
 
     published = getattr(torchvision.datasets, name)
@@ -76,30 +76,30 @@ def official(name: str, labels_key: bytes) -> Release:
     )
 
 
-def read(release: Release, directory: Path, say: Say) -> Arrays:
-    """Find or download ``release``, check and parse it.
+def read(release: Release, directory: Path, log: Log) -> Arrays:
+    """Find or download ``release``, verify and parse it.
 
     Raises:
-        DataError: a file is missing, has another hash than published, or does not hold what it should.
+        DataError: a file is missing, has another hash than published, or has unexpected content.
     """
     folder, archive = directory / release.folder, directory / release.archive
-    place = folder
+    parent = folder
     if folder.is_dir():
-        say(f"{folder}: checking and reading")
+        log(f"{folder}: verifying and reading")
         contents = {
-            name: _checked(folder / name, _read_bytes(folder / name), sha256)
+            name: _verified(folder / name, _read_bytes(folder / name), sha256)
             for name, sha256 in release.sha256.items()
         }
     else:
         if not archive.exists():
-            _download(release, directory, say)
-        say(f"{archive}: checking and reading")
+            _download(release, directory, log)
+        log(f"{archive}: verifying and reading")
         contents = _from_archive(release, archive)
-        place = archive / release.folder
-    values = {name: _parse(content, place / name) for name, content in contents.items()}
-    classes = _classes(values[release.meta], place / release.meta, release.names_key)
+        parent = archive / release.folder
+    values = {name: _parse(content, parent / name) for name, content in contents.items()}
+    classes = _classes(values[release.meta], parent / release.meta, release.names_key)
     train, test = (
-        [_batch(values[name], place / name, release.labels_key, len(classes)) for name in names]
+        [_batch(values[name], parent / name, release.labels_key, len(classes)) for name in names]
         for names in (release.train, release.test)
     )
     return Arrays(
@@ -111,11 +111,11 @@ def read(release: Release, directory: Path, say: Say) -> Arrays:
     )
 
 
-def _download(release: Release, directory: Path, say: Say) -> None:
-    """Put the archive into ``directory``, whole or not at all."""
+def _download(release: Release, directory: Path, log: Log) -> None:
+    """Download the archive into ``directory``, completely or not at all."""
     from torchvision.datasets.utils import download_url
 
-    say(f"{release.url}: downloading into {directory}")
+    log(f"{release.url}: downloading into {directory}")
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".download-") as partial:
         try:
@@ -124,58 +124,58 @@ def _download(release: Release, directory: Path, say: Say) -> None:
         except (OSError, RuntimeError, http.client.HTTPException, DataError) as error:
             raise DataError(
                 f"{release.url}: download failed ({error}); put {release.archive}, "
-                f"or the folder {release.folder} that it holds, into {directory}"
+                f"or its folder {release.folder}, into {directory}"
             ) from None
         Path(partial, release.archive).replace(directory / release.archive)
 
 
 def _read_bytes(path: Path) -> bytes:
-    fix = f"delete {path.parent} to have it downloaded anew"
+    fix = f"delete {path.parent} to download it again"
     try:
-        if (size := path.stat().st_size) > MOST_BYTES:
+        if (size := path.stat().st_size) > MAX_BYTES:
             raise DataError(f"{path}: {size} bytes, more than any official file has; {fix}")
         return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: missing; {fix}") from None
 
 
-def _checked(path: Path, content: bytes, sha256: str) -> bytes:
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+def _verified(path: Path, content: bytes, sha256: str) -> bytes:
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != sha256:
         raise DataError(
-            f"{path}: expected sha256 {sha256}, found {found} ({len(content)} bytes); "
-            f"delete {path.parent} to have it downloaded anew"
+            f"{path}: expected sha256 {sha256}, found {actual} ({len(content)} bytes); "
+            f"delete {path.parent} to download it again"
         )
     return content
 
 
 def _from_archive(release: Release, archive: Path) -> dict[str, bytes]:
-    """The contents of the release's files, read in memory."""
+    """Read the files of the release into memory."""
     _check_archive(release, archive)
     contents = {}
     with tarfile.open(archive) as tar:
         for member in tar:
             name = member.name.removeprefix(f"{release.folder}/")
             if name in release.sha256 and member.isreg() and (packed := tar.extractfile(member)):
-                contents[name] = _checked(archive / member.name, packed.read(), release.sha256[name])
+                contents[name] = _verified(archive / member.name, packed.read(), release.sha256[name])
     if missing := release.sha256.keys() - contents.keys():
-        fix = f"delete {archive} to have it downloaded anew"
-        raise DataError(f"{archive}: holds no {release.folder}/{min(missing)}; {fix}")
+        fix = f"delete {archive} to download it again"
+        raise DataError(f"{archive}: does not contain {release.folder}/{min(missing)}; {fix}")
     return contents
 
 
 def _check_archive(release: Release, archive: Path) -> None:
     with archive.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != release.archive_sha256:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != release.archive_sha256:
         raise DataError(
-            f"{archive}: expected sha256 {release.archive_sha256}, found {found} "
-            f"({archive.stat().st_size} bytes); delete {archive} to have it downloaded anew"
+            f"{archive}: expected sha256 {release.archive_sha256}, found {actual} "
+            f"({archive.stat().st_size} bytes); delete {archive} to download it again"
         )
 
 
 class _Inert:
-    """Stands for a numpy object in a pickle and only notes what it was to be made of."""
+    """A placeholder for a NumPy object in a pickle, which keeps its arguments and state."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -186,7 +186,7 @@ class _Inert:
 
 
 class _Reader(pickle.Unpickler):
-    """Reads containers, numbers, bytes, and arrays as notes; refuses every other name."""
+    """A reader of containers, numbers, bytes and arrays (as placeholders) that refuses every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {
@@ -195,7 +195,7 @@ class _Reader(pickle.Unpickler):
             ("numpy", "dtype"),
         }:
             return _Inert
-        raise DataError(f"it asks for {module}.{name}, which no CIFAR file does")
+        raise DataError(f"it refers to {module}.{name}, which no CIFAR file does")
 
 
 def _parse(content: bytes, path: Path) -> dict[bytes, Any]:
@@ -204,7 +204,7 @@ def _parse(content: bytes, path: Path) -> dict[bytes, Any]:
     except Exception as error:  # a pickle can fail in any way
         raise DataError(f"{path}: refused, not a CIFAR file ({error})") from None
     if not isinstance(values, dict):
-        raise DataError(f"{path}: refused, not a CIFAR file (holds no dictionary)")
+        raise DataError(f"{path}: refused, not a CIFAR file (not a dictionary)")
     return values
 
 
@@ -218,7 +218,7 @@ def _classes(meta: dict[bytes, Any], path: Path, names_key: bytes) -> tuple[str,
 def _batch(
     values: dict[bytes, Any], path: Path, labels_key: bytes, classes: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images uint8 [M, 32, 32, 3] and labels int64 [M] of one batch file."""
+    """Return images uint8 [M, 32, 32, 3] and labels int64 [M] of a batch file."""
     rows = _rows(values.get(b"data"), path)
     labels = values.get(labels_key)
     if not isinstance(labels, list) or len(labels) != len(rows):
@@ -229,7 +229,7 @@ def _batch(
 
 
 def _rows(array: Any, path: Path) -> NDArray[np.uint8]:
-    """What a noted array holds: uint8 [M, 3072]. State: (version, shape, dtype, Fortran order, bytes)."""
+    """Return a placeholder's array, uint8 [M, 3072]; state: (version, shape, dtype, Fortran order, bytes)."""
     match array:
         case _Inert(
             state=(
@@ -251,10 +251,10 @@ def _rows(array: Any, path: Path) -> NDArray[np.uint8]:
 
 
 def _source(name: str, labels_key: bytes) -> Source:
-    """The hashes fix the content, so what was decoded once is never stale."""
+    """Return the source of a release; its fingerprint is constant, since the hashes determine the content."""
     return Source(
         fingerprint=lambda _directory: f"{name}, official files",
-        decode=lambda directory, say: read(official(name, labels_key), directory, say),
+        decode=lambda directory, log: read(official(name, labels_key), directory, log),
     )
 
 

@@ -1,4 +1,4 @@
-"""Data sets as trials use them: decoded once, shared by all processes, cut to size, with mean and std."""
+"""Data sets for trials: decoded once, shared by all processes, with subsets, mean and standard deviation."""
 
 import contextlib
 import functools
@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from normbench.config.catalog.datasets import DATASETS, Arrays, NoDataDirectoryError, Source
+from normbench.config.catalog.datasets import DATASETS, Arrays, DatasetInfo, Log, NoDataDirectoryError, Source
 from normbench.config.catalog.datasets import DataError as DataError
-from normbench.config.catalog.datasets import Say as Say
 from normbench.config.trial import Choice
 from normbench.data.cache import Cache, Index, Stamps
 from normbench.files import NoHomeError, expanded, user_cache
 
-# These options choose among the images; all others decide what is decoded.
+# These options select images; all others determine what is decoded.
 SIZES = {"train": "train_size", "test": "test_size"}
 Moments = tuple[float, float, float]
 
@@ -32,7 +31,7 @@ class Split:
     Attributes:
         images: uint8 [M, H, W, 3], the whole split, mapped read-only and shared by all processes.
         labels: int64 [M], mapped likewise.
-        indices: int64 [N], ascending: which of the M are used; of a subset, the same number of each class.
+        indices: int64 [N], ascending, of the images in use; a subset has equally many of each class.
     """
 
     images: NDArray[np.uint8]
@@ -41,14 +40,14 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class Dataset:
     """A data set ready for training.
 
     Attributes:
-        mean: of each channel of the used training images, in [0, 1].
-        std: the standard deviation likewise; 1 for a channel that is constant.
-        content: sha256 of the whole set (images, labels and class names), whatever part of it is used.
-        folder: where the set lies, and what is derived from it; None: nowhere.
+        mean: of each channel of the training images in use, in [0, 1].
+        std: the standard deviation likewise; 1 for a constant channel.
+        content: sha256 of the whole set (images, labels and class names), independent of the subset.
+        folder: the directory of the set and of what is derived from it, if it is stored.
     """
 
     train: Split
@@ -60,65 +59,49 @@ class Decoded:
     folder: Path | None = None
 
 
-class Extent(NamedTuple):
-    """How much there is of a data set.
-
-    Attributes:
-        classes: how many.
-        size: side of the square images, in pixels.
-        train: training images in use.
-        test: test images in use.
-    """
-
-    classes: int
-    size: int
-    train: int
-    test: int
-
-
 def default_directory() -> Path:
-    """``NORMBENCH_DATA``, or ``normbench`` in the user's cache directory (XDG base directories).
+    """Return ``NORMBENCH_DATA``, or ``normbench`` in the user's cache directory (XDG base directories).
 
     Raises:
         NoDataDirectoryError: it would be below a home directory, and this user has none.
     """
     try:
-        if chosen := os.environ.get("NORMBENCH_DATA"):
-            return expanded(Path(chosen))
+        if directory := os.environ.get("NORMBENCH_DATA"):
+            return expanded(Path(directory))
         return user_cache() / "normbench"
     except NoHomeError as error:
         raise NoDataDirectoryError(
-            f"where data sets are kept is not known ({error.strerror}); give --data DIR or set NORMBENCH_DATA"
+            f"the directory of data sets is unknown ({error.strerror}); give --data DIR or set NORMBENCH_DATA"
         ) from None
 
 
-def prepare(dataset: Choice, directory: Path, say: Say = lambda _: None) -> None:
+def prepare(dataset: Choice, directory: Path, log: Log = lambda _: None) -> None:
     """Fetch, verify and decode ``dataset`` unless that is done; replace what is damaged or stale.
 
-    Any number of processes may do this at once: one decodes, the others wait for it.
+    Several processes may do this at once: one decodes, and the others wait for it.
 
     Raises:
-        DataError: the data are missing or damaged, or too few for the sizes asked for.
+        DataError: the data are missing or damaged, or too few for the requested sizes.
         OSError: the data directory cannot be written.
     """
     source: Source = DATASETS[dataset.name].load()
     options, cache = _content_options(dataset), _cache(dataset, directory)
-    if not _is_current(cache, source.fingerprint(directory, **options), say):
-        with cache.locked(say):
+    if not _is_current(cache, source.fingerprint(directory, **options), log):
+        with cache.locked(log):
             fingerprint = source.fingerprint(directory, **options)
             if not _is_current(cache, fingerprint):
-                cache.write(source.decode(directory, say, **options), fingerprint)
-    whole = cache.arrays(*cache.state())
+                cache.write(source.decode(directory, log, **options), fingerprint)
+    arrays = cache.arrays(*cache.state())
     for split, option in SIZES.items():
-        _used(whole, split, dataset.options[option])
+        _select(arrays, split, dataset.options[option])
 
 
-class Standing(NamedTuple):
-    """What is known of a data set without decoding it.
+class CacheStatus(NamedTuple):
+    """The state of a decoded data set compared with its source.
 
     Attributes:
-        content: hash of the set that was decoded; None where none was, or it is damaged.
-        doubt: why that may not be what the source holds now; empty where it is.
+        content: hash of the decoded set; None if there is none, or it is damaged.
+        doubt: why the source may have other content now, or an empty string.
     """
 
     content: str | None
@@ -128,10 +111,10 @@ class Standing(NamedTuple):
 CHANGED = "files have changed since they were decoded"
 
 
-def standing(dataset: Choice, directory: Path) -> Standing:
-    """How what was decoded of ``dataset`` stands to its source; nothing is fetched, no image is opened.
+def cache_status(dataset: Choice, directory: Path) -> CacheStatus:
+    """Compare the decoded ``dataset`` with its source, without fetching anything or opening an image.
 
-    Of an image folder any other list, size or modification time of its files is noticed.
+    Of an image folder, any change of the list, sizes or modification times of its files is detected.
     """
     cache, index = _cache(dataset, directory), None
     if cache.exists():
@@ -142,68 +125,70 @@ def standing(dataset: Choice, directory: Path) -> Standing:
     try:
         fingerprint = source.fingerprint(directory, **_content_options(dataset))
     except (DataError, OSError) as error:
-        return Standing(content, str(error))
-    return Standing(content, CHANGED if index is not None and index.fingerprint != fingerprint else "")
+        return CacheStatus(content, str(error))
+    return CacheStatus(content, CHANGED if index is not None and index.fingerprint != fingerprint else "")
 
 
-def source_of(dataset: Choice, directory: Path) -> str:
-    """What a user calls it: its name; of an image folder, its path."""
+def display_name(dataset: Choice, directory: Path) -> str:
+    """Return the name of a data set, or the path of an image folder."""
     folder = dataset.options.get("folder")
     return dataset.name if folder is None else str(directory / folder)
 
 
 def files(dataset: Choice, directory: Path, whitenings: Iterable[Choice] = ()) -> tuple[Path, ...]:
-    """The files that trials read; at the same paths of another machine, they find the same data.
+    """Return the files that trials read, to copy them to the same paths of another machine.
 
     Args:
-        dataset: what ``load`` reads.
+        dataset: the data set that ``load`` reads.
         directory: the data directory.
-        whitenings: whose maps lie beside it, where they have been made.
+        whitenings: include the maps of these, if they were computed.
 
     Raises:
         DataError: ``dataset`` is not prepared.
     """
-    cache, found = _cache(dataset, directory), load(dataset, directory)
-    maps = (map_file(cache.folder, found, **each.model_dump()) for each in whitenings if each.name != "none")
+    cache, loaded = _cache(dataset, directory), load(dataset, directory)
+    choices = (choice.model_dump() for choice in whitenings if choice.name != "none")
+    maps = (map_file(cache.folder, loaded, **choice) for choice in choices)
     return *cache.paths(), *(path for path in maps if path.exists())
 
 
-def map_file(folder: Path, dataset: Decoded, name: str, eps: float) -> Path:
-    """Where a whitening of ``dataset`` lies beside its images.
+def map_file(folder: Path, dataset: Dataset, name: str, eps: float) -> Path:
+    """Return the path of a whitening map of ``dataset``.
 
-    Equal contents and sizes mean equal images: a smaller subset is always the same one.
+    Equal contents and sizes mean equal images, since the subset of a size is always the same.
     """
     return folder / "whitening" / f"{dataset.content[:16]}-{len(dataset.train.indices)}-{name}-{eps!r}.map"
 
 
-def extent(dataset: Choice, directory: Path) -> Extent:
-    """How much there is of ``dataset``: of a prepared one by looking, else as far as it is known beforehand.
+def info(dataset: Choice, directory: Path) -> DatasetInfo:
+    """Return the numbers of ``dataset``, of one that is not prepared if its registry entry has them.
 
     Raises:
-        DataError: it is not prepared, and not known; or damaged.
+        DataError: it is not prepared and its numbers are not known, or it is damaged.
     """
-    known = DATASETS[dataset.name].extent
+    known = DATASETS[dataset.name].info
     if known is not None and not _cache(dataset, directory).exists():
-        classes, size, *sizes = known
-        chosen = (dataset.options[option] for option in SIZES.values())
-        return Extent(classes, size, *(some or all_ for some, all_ in zip(chosen, sizes, strict=True)))
-    found = load(dataset, directory)
-    images = len(found.train.indices), len(found.test.indices)
-    return Extent(len(found.classes), found.train.images.shape[1], *images)
+        options = dataset.options
+        return known._replace(
+            train=options["train_size"] or known.train, test=options["test_size"] or known.test
+        )
+    loaded = load(dataset, directory)
+    images = len(loaded.train.indices), len(loaded.test.indices)
+    return DatasetInfo(len(loaded.classes), loaded.train.images.shape[1], *images)
 
 
-def load(dataset: Choice, directory: Path) -> Decoded:
-    """The prepared ``dataset``, mapped into memory; the hashes of its files are checked once per process.
+def load(dataset: Choice, directory: Path) -> Dataset:
+    """Map the prepared ``dataset`` into memory; check the hashes of its files once per process.
 
     Raises:
-        DataError: it is not prepared, or damaged, or has too few images for the sizes asked for.
+        DataError: it is not prepared, or damaged, or has too few images for the requested sizes.
     """
     cache = _cache(dataset, directory)
     if not cache.exists():
         options = [f"{key}={value}" for key, value in _content_options(dataset).items()]
         command = shlex.join(["normbench", "data", dataset.name, *options, "--data", str(directory)])
-        raise DataError(f"{cache.folder}: not decoded yet, which is done by: {command}")
-    return _decoded(cache, *cache.state(), *(dataset.options[option] for option in SIZES.values()))
+        raise DataError(f"{cache.folder}: not decoded yet; run: {command}")
+    return _load(cache, *cache.state(), *(dataset.options[option] for option in SIZES.values()))
 
 
 def _content_options(dataset: Choice) -> dict[str, Any]:
@@ -211,62 +196,58 @@ def _content_options(dataset: Choice) -> dict[str, Any]:
 
 
 def _cache(dataset: Choice, directory: Path) -> Cache:
-    """One for all that determines the content: ``decoded/<name>/<options in the order of their names>``."""
-    options = _content_options(dataset)
-    return Cache(
-        Path(directory, "decoded", dataset.name, *(str(options[key]) for key in sorted(options))).absolute()
-    )
+    """Return the cache of all settings that determine the content: ``decoded/<name>/<options by name>``."""
+    options = [str(value) for _, value in sorted(_content_options(dataset).items())]
+    return Cache(Path(directory, "decoded", dataset.name, *options).absolute())
 
 
-def _is_current(cache: Cache, fingerprint: str, say: Say = lambda _: None) -> bool:
-    """Whether ``cache`` holds a whole set, decoded from what is there now."""
+def _is_current(cache: Cache, fingerprint: str, log: Log = lambda _: None) -> bool:
+    """Return whether ``cache`` holds a whole set that was decoded from the current source."""
     if not cache.exists():
         return False
     try:
         index, stamps = cache.state()
         cache.arrays(index, stamps)
     except DataError as error:
-        say(str(error))
+        log(str(error))
         return False
     return index.fingerprint == fingerprint
 
 
 @functools.lru_cache(maxsize=8)
-def _decoded(
+def _load(
     cache: Cache, index: Index, stamps: Stamps, train_size: int | None, test_size: int | None
-) -> Decoded:
-    whole = cache.arrays(index, stamps)
-    train = Split(whole.train_images, whole.train_labels, _used(whole, "train", train_size))
-    test = Split(whole.test_images, whole.test_labels, _used(whole, "test", test_size))
+) -> Dataset:
+    arrays = cache.arrays(index, stamps)
+    train = Split(arrays.train_images, arrays.train_labels, _select(arrays, "train", train_size))
+    test = Split(arrays.test_images, arrays.test_labels, _select(arrays, "test", test_size))
     mean, std = _moments(train)
-    return Decoded(train, test, whole.classes, mean, std, index.content, cache.folder)
+    return Dataset(train, test, arrays.classes, mean, std, index.content, cache.folder)
 
 
-def _used(whole: Arrays, split: str, size: int | None) -> NDArray[np.int64]:
-    """Indices of the images in use. A smaller subset is part of every larger one."""
-    labels, classes = getattr(whole, f"{split}_labels"), whole.classes
+def _select(arrays: Arrays, split: str, size: int | None) -> NDArray[np.int64]:
+    """Return the indices of the images in use. A smaller subset is part of every larger one."""
+    labels, classes = getattr(arrays, f"{split}_labels"), arrays.classes
     if size is None:
         return np.arange(len(labels), dtype=np.int64)
-    each, rest = divmod(size, len(classes))
+    per_class, rest = divmod(size, len(classes))
     if rest:
         nearest = " or ".join(str(near) for near in (size - rest, size - rest + len(classes)) if near)
-        raise DataError(
-            f"{split}_size {size} is not a multiple of the {len(classes)} classes; take {nearest}"
-        )
+        raise DataError(f"{split}_size {size} is not a multiple of the {len(classes)} classes; use {nearest}")
     counts = np.bincount(labels, minlength=len(classes))
     scarce = int(counts.argmin())
-    if counts[scarce] < each:
+    if counts[scarce] < per_class:
         raise DataError(
-            f"{split}_size {size} needs {each} images of each class, and there are {counts[scarce]} of "
-            f"{classes[scarce]!r}; take at most {counts[scarce] * len(classes)}"
+            f"{split}_size {size} needs {per_class} images of each class, and {classes[scarce]!r} has "
+            f"{counts[scarce]}; use at most {counts[scarce] * len(classes)}"
         )
-    order = np.random.RandomState(0).permutation(len(labels))  # a stream that is frozen for good (NEP 19)
-    chosen = [order[labels[order] == label][:each] for label in range(len(classes))]
-    return np.sort(np.concatenate(chosen)).astype(np.int64)
+    order = np.random.RandomState(0).permutation(len(labels))  # this stream is frozen (NEP 19)
+    selected = [order[labels[order] == label][:per_class] for label in range(len(classes))]
+    return np.sort(np.concatenate(selected)).astype(np.int64)
 
 
 def _moments(train: Split) -> tuple[Moments, Moments]:
-    """Mean and deviation of each channel over the used images, from whole-number sums: exact in any order."""
+    """Return mean and standard deviation of each channel, from integer sums that are exact in any order."""
     counts = np.zeros((3, 256), np.int64)
     for start in range(0, len(train.indices), 512):
         pixels = train.images[train.indices[start : start + 512]].reshape(-1, 3)

@@ -1,17 +1,17 @@
-"""Whitening: images whose pixels have mean 0 and no correlation, by a linear map of whole images.
+"""Whitening: a linear map of whole images to pixels with mean 0 and no correlation.
 
-It is the ideal that batch normalization approximates channel by channel (Ioffe & Szegedy 2015, section 2), at
-a cost of the square of the number of pixels for each image. With the covariance of the training images
-U·diag(v)·Uᵀ, as for instance Kessy et al. (2018, arXiv 1512.00809) have it:
+Batch normalization approximates it channel by channel (Ioffe & Szegedy 2015, section 2). Its cost is
+quadratic in the number of pixels. With the covariance of the training images
+U·diag(v)·Uᵀ (for instance Kessy et al. 2018, arXiv 1512.00809):
 
-    PCA:  (x - mean)·U·diag(1 / sqrt(v + eps)), components in the order of falling v
-    ZCA:  (x - mean)·U·diag(1 / sqrt(v + eps))·Uᵀ, of all white maps the one nearest to x
+    PCA:  (x - mean)·U·diag(1 / sqrt(v + eps)), components in the order of decreasing v
+    ZCA:  (x - mean)·U·diag(1 / sqrt(v + eps))·Uᵀ, of all whitening maps the one nearest to x
 
-What varied by v varies by v / (v + eps) then: by 1 where eps is 0 (in directions in which anything varies),
-and by less, the less v is beside eps, so that noise is not blown up to the size of the image.
+A direction of variance v then has variance v / (v + eps): 1 for eps = 0, and less for directions whose
+variance is small compared with eps, so that noise is not amplified to the size of the image.
 
-Eigenvectors of D × D values take a time of D³. A runner has each map made once (``prepare``), with all cores,
-and kept beside the decoded images; whoever trains maps that file into memory.
+Computing the eigenvectors of D × D values takes time D³. A run computes each map once (``prepare``), with all
+cores, and stores it beside the decoded images; trials map the file into memory.
 """
 
 import functools
@@ -26,58 +26,58 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normbench.config.catalog.datasets import Say
+from normbench.config.catalog.datasets import Log
 from normbench.config.trial import Choice
 from normbench.data.cache import Cache
-from normbench.data.dataset import Decoded, Split, map_file
+from normbench.data.dataset import Dataset, Split, map_file
 from normbench.files import write_atomically
 
-PART = 2048  # images taken up at once
-NEWS_SECONDS = 10.0  # between two words of how long it has taken
-STOP_SECONDS = 0.2  # between two looks at whether to stop
+CHUNK = 2048  # images processed at once
+LOG_SECONDS = 10.0  # between two messages
+STOP_SECONDS = 0.2  # between two checks whether to stop
 DIGEST = hashlib.sha256().digest_size
 
 
 class Map(NamedTuple):
-    """(x - mean) · matrix for images x in [0, 1] as rows, [n, D] with D = H · W · 3; fp32 [D] and [D, D]."""
+    """The map (x - mean) · matrix of images x in [0, 1], [n, D] with D = H · W · 3; fp32 [D] and [D, D]."""
 
     mean: Tensor
     matrix: Tensor
 
 
 class Components(NamedTuple):
-    """Principal components of images in float64: mean [D], variances [D] falling, and columns [D, D]."""
+    """The principal components of images in float64: mean [D], decreasing variances [D], columns [D, D]."""
 
     mean: Tensor
     variances: Tensor
     basis: Tensor
 
 
-def scaled(_dataset: Decoded) -> None:
-    """No map: channels are scaled, as ever."""
+def scaled(_dataset: Dataset) -> None:
+    """Return no map: each channel is scaled by its mean and standard deviation."""
 
 
-def pca(dataset: Decoded, eps: float) -> Map:
-    """Component k of an image stands where its k-th value stood; what was near in the image no longer is."""
+def pca(dataset: Dataset, eps: float) -> Map:
+    """Return the PCA map, which puts component k in the position of the k-th value."""
     return _map(dataset, "pca", eps)
 
 
-def zca(dataset: Decoded, eps: float) -> Map:
-    """Images remain images, of edges."""
+def zca(dataset: Dataset, eps: float) -> Map:
+    """Return the ZCA map, whose results are images again, mainly of edges."""
     return _map(dataset, "zca", eps)
 
 
 def prepare(
-    whiten: Choice, dataset: Decoded, threads: int, say: Say, stop: Callable[[], bool] = lambda: False
+    whiten: Choice, dataset: Dataset, threads: int, log: Log, stop: Callable[[], bool] = lambda: False
 ) -> None:
-    """Have the map lie beside the decoded images, so that nobody who trains has to wait for it.
+    """Compute and store the map beside the decoded images, unless that is done.
 
     Args:
-        whiten: which map.
-        dataset: the images; a folder that another process is at work in is waited for.
-        threads: to compute with.
-        say: is told of what takes long, and of what was damaged and is made anew.
-        stop: asked often; once it is true, the map is given up.
+        whiten: the choice of the map.
+        dataset: the images; waits for another process that writes to their folder.
+        threads: the number of threads.
+        log: receives progress, and messages on damaged files.
+        stop: is called often; once it returns true, the computation is abandoned.
 
     Raises:
         OSError: the map cannot be written.
@@ -87,83 +87,83 @@ def prepare(
     path = map_file(dataset.folder, dataset, **whiten.model_dump())
     if _stored(path, dataset) is not None:
         return
-    with Cache(dataset.folder).locked(say):
+    with Cache(dataset.folder).locked(log):
         if _stored(path, dataset) is not None:
             return
         if path.exists():
-            say(f"{path}: damaged, made anew")
-        D = _values(dataset)
-        say(f"{dataset.folder}: whitening, eigenvectors of {D}×{D} values, once; {threads} threads")
-        made: list[Map] = []
+            log(f"{path}: damaged, computed again")
+        D = _dimension(dataset)
+        log(f"{dataset.folder}: whitening, eigenvectors of {D}×{D} values, once; {threads} threads")
+        maps: list[Map] = []
 
-        def make() -> None:
+        def compute() -> None:
             torch.set_num_threads(threads)
-            made.append(_made(dataset, whiten.name, whiten.options["eps"]))
+            maps.append(_compute(dataset, whiten.name, whiten.options["eps"]))
 
-        if not _waited_for(make, f"{dataset.folder}: whitening", say, stop):
+        if not _run_in_thread(compute, f"{dataset.folder}: whitening", log, stop):
             return
-        content = b"".join(part.contiguous().numpy().astype("<f4").tobytes() for part in made[0])
+        content = b"".join(part.contiguous().numpy().astype("<f4").tobytes() for part in maps[0])
         for stale in path.parent.glob("*.map"):
             if not stale.name.startswith(dataset.content[:16]):
                 stale.unlink(missing_ok=True)
         write_atomically(path, hashlib.sha256(content).digest() + content)
 
 
-def _values(dataset: Decoded) -> int:
-    """D, of an image."""
+def _dimension(dataset: Dataset) -> int:
+    """Return D, the number of values of an image."""
     return int(np.prod(dataset.train.images.shape[1:]))
 
 
-def _waited_for(act: Callable[[], None], what: str, say: Say, stop: Callable[[], bool]) -> bool:
-    """Do it beside this thread, which hears signals meanwhile and tells the time; False: it was given up.
+def _run_in_thread(function: Callable[[], None], what: str, log: Log, stop: Callable[[], bool]) -> bool:
+    """Run ``function`` in a thread while this one handles signals and logs the time; False: abandoned.
 
     Raises:
-        Exception: what ``act`` raises.
+        Exception: what ``function`` raises.
     """
     errors: list[Exception] = []
 
     def run() -> None:
         try:
-            act()
+            function()
         except Exception as error:
             errors.append(error)
 
-    before, began = torch.get_num_threads(), time.monotonic()
-    thread, told = threading.Thread(target=run, daemon=True), began
+    before, start = torch.get_num_threads(), time.monotonic()
+    thread, last_log = threading.Thread(target=run, daemon=True), start
     thread.start()
     while thread.is_alive():
         thread.join(STOP_SECONDS)
         if stop():
             return False
-        if (now := time.monotonic()) - told >= NEWS_SECONDS:
-            say(f"{what}: {now - began:.0f} s so far")
-            told = now
+        if (now := time.monotonic()) - last_log >= LOG_SECONDS:
+            log(f"{what}: {now - start:.0f} s so far")
+            last_log = now
     torch.set_num_threads(before)
     if errors:
         raise errors[0]
     return True
 
 
-def _map(dataset: Decoded, name: str, eps: float) -> Map:
-    """As it was prepared, or else made here."""
+def _map(dataset: Dataset, name: str, eps: float) -> Map:
+    """Return the stored map, or compute it if there is none."""
     folder = dataset.folder
     stored = None if folder is None else _stored(map_file(folder, dataset, name, eps), dataset)
-    return _made(dataset, name, eps) if stored is None else stored
+    return _compute(dataset, name, eps) if stored is None else stored
 
 
-def _made(dataset: Decoded, name: str, eps: float) -> Map:
-    mean, variances, basis = of_training(dataset)
+def _compute(dataset: Dataset, name: str, eps: float) -> Map:
+    mean, variances, basis = principal_components(dataset)
     matrix = basis * _scale(variances, eps)
     return Map(mean.float(), (matrix @ basis.T if name == "zca" else matrix).float())
 
 
-def _stored(path: Path, dataset: Decoded) -> Map | None:
-    """The map in a file, whose pages all processes share; None if it is not there, or not whole."""
-    D = _values(dataset)
+def _stored(path: Path, dataset: Dataset) -> Map | None:
+    """Map a stored map into memory, which all processes share; return None if it is missing or damaged."""
+    D = _dimension(dataset)
     try:
         if path.stat().st_size != DIGEST + 4 * (D + D * D):
             return None
-        content = np.memmap(path, np.uint8, mode="c")  # torch wants what may be written; nothing is
+        content = np.memmap(path, np.uint8, mode="c")  # torch demands writable memory; nothing is written
     except OSError:
         return None
     if hashlib.sha256(content[DIGEST:].data).digest() != content[:DIGEST].tobytes():
@@ -173,49 +173,49 @@ def _stored(path: Path, dataset: Decoded) -> Map | None:
 
 
 def _scale(variances: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(v + eps); 0 in directions in which nothing varies, which eps = 0 would make infinite."""
-    least = variances[0] * len(variances) * torch.finfo(torch.float64).eps
-    return torch.where(variances > least, (variances.clamp_min(0) + eps).rsqrt(), 0.0)
+    """Return 1 / sqrt(v + eps), and 0 in constant directions, which eps = 0 would make infinite."""
+    threshold = variances[0] * len(variances) * torch.finfo(torch.float64).eps
+    return torch.where(variances > threshold, (variances.clamp_min(0) + eps).rsqrt(), 0.0)
 
 
-def of_training(dataset: Decoded) -> Components:
-    """Those of the training images in use: some ten seconds of a core at 32×32; a process keeps the last."""
-    return _kept(_Key(dataset.content, dataset.train))
+def principal_components(dataset: Dataset) -> Components:
+    """Compute those of the training images in use, and cache the last result; about 10 s at 32×32."""
+    return _components(_Key(dataset.content, dataset.train))
 
 
 class _Key:
-    """Equal contents and sizes mean equal images: a smaller subset is always the same one."""
+    """A split with an identity; equal contents and sizes mean equal images."""
 
     def __init__(self, content: str, split: Split) -> None:
         self.split = split
-        self.told = content, len(split.indices)
+        self.identity = content, len(split.indices)
 
     def __hash__(self) -> int:
-        return hash(self.told)
+        return hash(self.identity)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.told == other.told
+        return isinstance(other, _Key) and self.identity == other.identity
 
 
 @functools.lru_cache(maxsize=1)
-def _kept(key: _Key) -> Components:
+def _components(key: _Key) -> Components:
     split, count = key.split, len(key.split.indices)
 
     def rows(first: int) -> Tensor:
-        images = torch.from_numpy(split.images[split.indices[first : first + PART]])
+        images = torch.from_numpy(split.images[split.indices[first : first + CHUNK]])
         return images.flatten(1).double() / 255
 
-    firsts = range(0, count, PART)
+    firsts = range(0, count, CHUNK)
     mean = sum((rows(first).sum(0) for first in firsts), start=torch.zeros(())) / count
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
     for first in firsts:
         centred = rows(first) - mean
         covariance.addmm_(centred.T, centred, alpha=1 / count)
     variances, basis = torch.linalg.eigh(covariance)
-    return Components(mean, variances.flip(0), _signed(basis.flip(1)))
+    return Components(mean, variances.flip(0), _fix_signs(basis.flip(1)))
 
 
-def _signed(basis: Tensor) -> Tensor:
-    """Each column with its largest entry positive, which eigenvectors leave open."""
+def _fix_signs(basis: Tensor) -> Tensor:
+    """Return the columns with their largest entry positive, since the sign of an eigenvector is arbitrary."""
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
     return basis * largest.sign()

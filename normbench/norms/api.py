@@ -157,10 +157,10 @@ def build(
     """
     method = NORMS[norm.name]
     across = {"norm_batch_size": norm_batch_size} if method.across_samples else {}
-    if method.past:
+    if method.has_history:
         across["norm_batches"] = norm_batches
     normalization: Normalization
-    if method.own:
+    if method.is_custom:
         normalization = _user_method(method, norm.options, across)
     else:
         normalization = method.load()(**norm.options, **across)
@@ -229,7 +229,7 @@ def sources(norm: Choice) -> dict[str, str]:
     that it imports (see :mod:`normbench.config.user_code`).
     """
     method = NORMS[norm.name]
-    if not method.own:
+    if not method.is_custom:
         return {}
     method.load()
     code = user_code.imported(method.target)
@@ -242,7 +242,7 @@ def recordable(norm: Choice) -> bool:
     A user's method has to state it by an attribute of its function, ``recordable = True``: between passes
     nothing changes but tensors, and these in place; and only operators of torch read or write.
     """
-    return not NORMS[norm.name].own or getattr(NORMS[norm.name].load(), "recordable", False) is True
+    return not NORMS[norm.name].is_custom or getattr(NORMS[norm.name].load(), "recordable", False) is True
 
 
 def _every(k: int, layer: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:

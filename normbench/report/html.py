@@ -12,12 +12,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from normbench.config.source import printable
 from normbench.report.claims import wording
 from normbench.report.claims.judge import Judged
 from normbench.report.claims.parts import Part, parts_of
 from normbench.report.page import Entry, Page
 from normbench.report.svg import Mark, draw
+from normbench.text import printable
 
 LINK = re.compile(r"https?://[^\s<>\"']+")
 

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any, Literal
 
 from normbench.config.catalog.statistics import EVALUATIONS
-from normbench.config.registry import UnknownName, nearest, shortened
+from normbench.config.registry import UnknownName
 from normbench.records import Measured, Record
+from normbench.text import did_you_mean, quoted
 
 Better = Literal["higher", "lower", "neither"]
 MEMBERS = ("instance", "layer", "batch")  # the order in which switchable normalization records its weights
@@ -66,7 +67,7 @@ def metric(name: str) -> Metric:
     if prefix == "inference" and rest:
         return _inference(name, *rest.partition(".")[::2])
     known = [*METRICS, "epochs_to_loss(X)", "inference.EVALUATION"]
-    raise UnknownName(f"unknown metric {shortened(name)}{nearest(name, known)}; known: {', '.join(known)}")
+    raise UnknownName(f"unknown metric {quoted(name)}{did_you_mean(name, known)}; known: {', '.join(known)}")
 
 
 def losses(record: Record) -> list[float]:
@@ -117,7 +118,7 @@ def _epochs_to_loss(name: str, written: str) -> Metric:
     except ValueError:
         loss = math.nan
     if not 0 < loss < math.inf:
-        raise UnknownName(f"metric {shortened(name)}: the loss must be a number above 0")
+        raise UnknownName(f"metric {quoted(name)}: the loss must be a number above 0")
     words = f"epochs until the training loss, the mean over an epoch, is at most {loss:g}"
     return Metric(name, "epochs", "lower", words, lambda record: epochs_to(loss, losses(record)))
 
@@ -150,7 +151,7 @@ def _inference(name: str, evaluation: str, number: str) -> Metric:
     number = number or "test_accuracy"
     if not any(evaluation == known or evaluation.startswith(f"{known}_") for known in EVALUATIONS):
         hint = EVALUATIONS.hint(evaluation)
-        raise UnknownName(f"metric {shortened(name)}: unknown evaluation {shortened(evaluation)}{hint}")
+        raise UnknownName(f"metric {quoted(name)}: unknown evaluation {quoted(evaluation)}{hint}")
     is_share = number == "test_accuracy" or number.startswith("prediction_changed")
     better: Mapping[str, Better] = {"test_accuracy": "higher", "test_loss": "lower"}
 

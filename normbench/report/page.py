@@ -11,7 +11,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from normbench import __version__
-from normbench.config.series import counted
 from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.claims import wording
@@ -30,6 +29,7 @@ from normbench.report.claims.parts import (
 from normbench.report.claims.properties import PROPERTIES, Property
 from normbench.report.claims.rule import POWER, Rule, rate
 from normbench.report.metrics import metric
+from normbench.text import plural
 
 ORDER = (Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.IN_PART, Verdict.INCONCLUSIVE, Verdict.NOT_RUN)
 VERSIONS = ("normbench", "git", "python", "torch", "device", "threads")
@@ -271,13 +271,13 @@ def _budget(records: Sequence[Record]) -> str:
     data = " and ".join(sorted({_data_name(trial) for trial in trials}))
     epochs = _span([trial.epochs for trial in trials], "epoch")
     return (
-        f"{counted(len(records), 'record')} of {networks} on {data}; {epochs}, {_span(seeds, 'seed')} a cell"
+        f"{plural(len(records), 'record')} of {networks} on {data}; {epochs}, {_span(seeds, 'seed')} a cell"
     )
 
 
 def _span(numbers: Iterable[int], noun: str) -> str:
     low, high = min(numbers := list(numbers)), max(numbers)
-    return counted(low, noun) if low == high else f"{low} to {high} {noun}s"
+    return plural(low, noun) if low == high else f"{low} to {high} {noun}s"
 
 
 def _data_name(trial: Trial) -> str:
@@ -317,7 +317,7 @@ def _rule(judged: Sequence[Judged], corrected_for: int, declared: Mapping[str, s
         "fail. Inconclusive: anything else. Not run: there are no numbers."
     )
     yield (
-        f"Verdicts are corrected for {counted(corrected_for, 'claim')} by Holm's method, also for those that "
+        f"Verdicts are corrected for {plural(corrected_for, 'claim')} by Holm's method, also for those that "
         "are not shown here; intervals and the verdicts of single comparisons are not. A trial that diverged "
         "enters no mean: where there is one, the exact sign test decides."
     )
@@ -328,7 +328,7 @@ def _rule(judged: Sequence[Judged], corrected_for: int, declared: Mapping[str, s
     shown = [each.claim.id for each in judged if each.claim.id in declared]
     if shown:
         yield (
-            f"Looks and tests of {counted(len(shown), 'claim')} were declared in looks.json of the results "
+            f"Looks and tests of {plural(len(shown), 'claim')} were declared in looks.json of the results "
             "directory before further trials were run; the hash stands with each claim. All others have the "
             f"looks that normbench {__version__} declares."
         )

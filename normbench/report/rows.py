@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from normbench.config.source import printable
 from normbench.records import Record
 from normbench.report.metrics import evaluation_name
+from normbench.text import printable
 
 Value = str | int | float | None
 Row = dict[str, Value]

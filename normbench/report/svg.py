@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from normbench.config.source import printable
 from normbench.report.claims import wording
 from normbench.report.claims.parts import Curve, Effect, Part, effect_unit, estimate, unit_of, written
 from normbench.report.metrics import metric
+from normbench.text import printable
 
 WIDTH, LEFT, RIGHT = 360.0, 46.0, 12.0
 PLOT, ROW, LETTER = 150.0, 20.0, 6.2  # height of a plot along an axis, of a row of dots; width of a letter

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from normbench.config.catalog.norms import NORMS
-from normbench.config.messages import meant
-from normbench.config.registry import UnknownName, nearest, plain, shortened
-from normbench.config.series import Series, counted, differing, flat, key_of, numerically, series_of
+from normbench.config.messages import suggest_key
+from normbench.config.registry import UnknownName
+from normbench.config.series import Series, differing, flat, key_of, series_of
 from normbench.files import write_atomically
 from normbench.records import Record
 from normbench.report.metrics import Metric, metric
 from normbench.report.rows import Row, as_csv, epoch_rows, trial_rows
+from normbench.text import did_you_mean, normal_form, numeric_key, plural, quoted
 
 MEASURED = frozenset({"evaluate", "diagnose"})  # settings that change nothing in how a network is trained
 MOST_LISTED = 12  # values that a message names
-USUAL = {"norm.name": {plain(word): entry.name for entry in NORMS.values() for word in entry.also}}
+USUAL = {"norm.name": {normal_form(word): entry.name for entry in NORMS.values() for word in entry.aliases}}
 
 
 class AmbiguousCell(LookupError):
@@ -109,7 +110,7 @@ class Table:
         return len(self.cells)
 
     def __repr__(self) -> str:
-        return f"<Table of {counted(len(self), 'cell')}, {counted(len(self.records), 'trial')}>"
+        return f"<Table of {plural(len(self), 'cell')}, {plural(len(self.records), 'trial')}>"
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -214,9 +215,9 @@ class Table:
         known = {key: None for cell in self.cells for key in cell.settings}
         key = f"{key}.name" if f"{key}.name" in known else key
         if key not in known:
-            close = meant(key, known)
+            close = suggest_key(key, known)
             hint = f" (did you mean {close!r}?)" if close else f"; known: {', '.join([*known, 'seed'])}"
-            raise UnknownName(f"no trial has a setting {shortened(key)}{hint}")
+            raise UnknownName(f"no trial has a setting {quoted(key)}{hint}")
         there = [cell.settings[key] for cell in self.cells if key in cell.settings]
         if value in there:  # a list may be one value, such as that of clip.exclude
             values = [value]
@@ -266,7 +267,7 @@ def distinct(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _order(cell: Cell) -> tuple[Any, ...]:
     sizes = cell.batch_size, cell.norm_batch_size or 0
-    return *series_order(cell.series), *sizes, numerically(json.dumps(cell.settings, sort_keys=True))
+    return *series_order(cell.series), *sizes, numeric_key(json.dumps(cell.settings, sort_keys=True))
 
 
 def series_order(series: Series) -> tuple[tuple[int, str], int]:
@@ -278,7 +279,7 @@ def _check(key: str, values: Iterable[Any], there: Sequence[Any]) -> None:
     """Refuse values of a setting that no trial has."""
     for value in values:
         if value not in there:
-            known = sorted({str(each) for each in there}, key=numerically)
+            known = sorted({str(each) for each in there}, key=numeric_key)
             listed = ", ".join(known[:MOST_LISTED]) + (", …" if len(known) > MOST_LISTED else "")
-            hint = nearest(value, known, USUAL.get(key)) if isinstance(value, str) else ""
-            raise UnknownName(f"no trial has {key} {shortened(str(value))}{hint}; there: {listed}")
+            hint = did_you_mean(value, known, USUAL.get(key)) if isinstance(value, str) else ""
+            raise UnknownName(f"no trial has {key} {quoted(str(value))}{hint}; there: {listed}")

@@ -274,7 +274,7 @@ def subset(experiment: config.Experiment, trials: Sequence[Trial]) -> config.Exp
         values = cell.model_dump(mode="json")
         blocks.append({key: [values[key]] for key in axes} | {"seed": numbers})
     document = {**experiment.document, "sweep": blocks}
-    part = replace(config.parsed(document), execute=experiment.execute, plots=experiment.plots)
+    part = replace(config.from_document(document), execute=experiment.execute, plots=experiment.plots)
     if {trial.id for trial in part.trials} != {trial.id for trial in trials}:
         raise config.ConfigError(f"{experiment.name}: its trials cannot be written with other seeds")
     return part

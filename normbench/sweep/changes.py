@@ -12,7 +12,7 @@ from normbench.data import dataset as decoded
 from normbench.records import Record
 
 SHOWN = 3  # ids that a line names
-Standings = dict[Choice, decoded.Standing]
+Standings = dict[Choice, decoded.CacheStatus]
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def changes(records: Iterable[Record], data: Path, standings: Standings | None =
     of_code: dict[str, list[Record]] = {}
     for record in records:
         of_data.setdefault(record.trial.dataset, []).append(record)
-        if NORMS[record.trial.norm.name].own:
+        if NORMS[record.trial.norm.name].is_custom:
             of_code.setdefault(record.trial.norm.name, []).append(record)
     for choice in of_data.keys() - standings.keys():
-        standings[choice] = decoded.standing(choice, data)
+        standings[choice] = decoded.cache_status(choice, data)
     return [
         *(change for c, group in of_data.items() for change in _of_data(c, group, data, standings[c])),
         *(change for name, group in of_code.items() for change in _of_code(name, group)),
@@ -81,10 +81,10 @@ def _some(records: Iterable[Record], which: Callable[[Record], bool]) -> tuple[s
 
 
 def _of_data(
-    choice: Choice, records: list[Record], data: Path, standing: decoded.Standing
+    choice: Choice, records: list[Record], data: Path, standing: decoded.CacheStatus
 ) -> Iterable[Change]:
     content, doubt = standing
-    source = decoded.source_of(choice, data)
+    source = decoded.display_name(choice, data)
     everything = tuple(record.trial.id for record in records)
     if doubt == decoded.CHANGED:
         yield Change(everything, f"{{was}} trained before {source} changed", choice)
@@ -93,14 +93,14 @@ def _of_data(
         yield Change(others, f"{{was}} trained on other images than those of {source} now")
     if doubt:
         yield Change(everything, f"cannot be compared with their images: {doubt}", comparable=False)
-    elif content is None and DATASETS[choice.name].extent is None:
+    elif content is None and DATASETS[choice.name].info is None:
         words = f"cannot be compared with {source}, which is not decoded here"
         yield Change(everything, words, choice, comparable=False)
 
 
 def _of_code(name: str, records: list[Record]) -> Iterable[Change]:
     """Yield changes by the hash of all code of a method; of older records, by that of the file alone."""
-    code = user_code.now(name)
+    code = user_code.current(name)
     if not code.files:
         words = f"cannot be compared with the code of {name}, which is not to be found from here"
         yield Change(tuple(record.trial.id for record in records), words, comparable=False)

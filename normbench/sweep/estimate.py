@@ -73,8 +73,8 @@ def estimate(
     for trial in trials:
         trial_kind = kind(trial)
         try:
-            extent = dataset.extent(trial.dataset, data)
-            if trial_kind not in speeds and NORMS[trial.norm.name].own:
+            extent = dataset.info(trial.dataset, data)
+            if trial_kind not in speeds and NORMS[trial.norm.name].is_custom:
                 unknown = "methods of your own are not tried before they run"
                 continue
             if trial_kind not in speeds:

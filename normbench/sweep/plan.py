@@ -53,7 +53,7 @@ def _blocks(document: Mapping[str, Any]) -> list[Block]:
 
 
 def _ids(document: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(trial.id for trial in experiment.parsed(document).trials)
+    return frozenset(trial.id for trial in experiment.from_document(document).trials)
 
 
 def _pin(block: Block, base: Mapping[str, Any], other: Mapping[str, Any]) -> Block:
@@ -90,8 +90,8 @@ def _join(blocks: Iterable[Block]) -> list[Block]:
 def _without_limits(document: dict[str, Any], now: experiment.Experiment) -> experiment.Experiment:
     """Parse a document without ``max_trials`` and ``processes`` of ``now``, which hold for its run alone."""
     try:
-        return experiment.parsed(document)
+        return experiment.from_document(document)
     except experiment.ConfigError:
         place = {key: value for key, value in document.get("execute", {}).items() if key != "processes"}
         roomy = document | {"max_trials": experiment.MAX_TRIALS} | ({"execute": place} if place else {})
-        return replace(experiment.parsed(roomy), execute=now.execute)
+        return replace(experiment.from_document(roomy), execute=now.execute)

@@ -11,8 +11,9 @@ from normbench.config.experiment import Execute
 from normbench.config.trial import Choice, Trial
 from normbench.data import dataset as decoded
 from normbench.files import free_bytes
-from normbench.sweep.estimate import checkpoint_bytes, record_bytes, size
+from normbench.sweep.estimate import checkpoint_bytes, record_bytes
 from normbench.sweep.placement import refusal
+from normbench.text import size
 
 DEFAULT = Execute()
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from normbench.config.experiment import ConfigError, Experiment
-from normbench.config.registry import UnknownName, nearest, shortened
-from normbench.records import Record, Store, complaints
+from normbench.config.registry import UnknownName
+from normbench.records import Record, Store, describe_unreadable
 from normbench.sweep import run
+from normbench.text import did_you_mean, quoted
 
 Tell = Callable[[str], object]
 RECORD = re.compile(r".+-[0-9a-f]{12}\.json")  # as `Trial.id` is written
@@ -80,8 +81,8 @@ def named(results: Path, name: str | None) -> list[str]:
             f"no records in {results}; 'normbench run CONFIG' makes some, --results DIR looks elsewhere"
         )
     if name is not None and name not in known:
-        hint = nearest(name, known)
-        raise Missing(f"no experiment {shortened(name)} in {results}{hint}; there: {', '.join(known)}")
+        hint = did_you_mean(name, known)
+        raise Missing(f"no experiment {quoted(name)} in {results}{hint}; there: {', '.join(known)}")
     if name is None:
         return known
     os.scandir(results / name).close()
@@ -115,6 +116,6 @@ def _find(results: Path, name: str, tell: Tell) -> StoredExperiment:
     if stored.survey and (stray := stored.survey.stray):
         some = f"such as {stray[0]}" if len(stray) > 1 else stray[0]
         tell(f"{name}: {len(stray)} of its records are of no trial of its plan and left out, {some}")
-    for line in complaints(damaged, "left out"):
+    for line in describe_unreadable(damaged, "left out"):
         tell(line)
     return stored

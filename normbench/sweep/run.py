@@ -13,7 +13,7 @@ from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.files import write_atomically
-from normbench.records import Failure, Lacking, Record, Store, complaints
+from normbench.records import Failure, Record, Requirement, Store, describe_unreadable
 from normbench.sweep import changes, plan
 from normbench.sweep.changes import Change
 from normbench.sweep.placement import Placement, place
@@ -173,8 +173,8 @@ def run(
     standings: changes.Standings = {}  # so that an image folder is scanned once
     with store.locked():
         before = survey(experiment, results, strict=True)
-        store.set_aside(path for path, why in before.damaged.items() if not isinstance(why, Lacking))
-        for line in complaints(before.damaged, f"moved to {store.directory / 'corrupt'}"):
+        store.set_aside(path for path, why in before.damaged.items() if not isinstance(why, Requirement))
+        for line in describe_unreadable(before.damaged, f"moved to {store.directory / 'corrupt'}"):
             listener.say(line)
 
         outdated = frozenset[str]()

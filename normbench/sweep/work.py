@@ -62,7 +62,7 @@ def work(
     torch.set_num_threads(placement.threads)
     where = devices.device(device or placement.device)
     devices.settle_on(where, seats * placement.memory_share)
-    contained = Contained() if NORMS[trial.norm.name].own else nullcontext()
+    contained = Contained() if NORMS[trial.norm.name].is_custom else nullcontext()
     with contained, devices.own_stream(where) if seats > 1 else nullcontext():
         record = train(trial, data, checkpoints(trial.id), str(where), tell, placement.processes)
     provenance = dict(record.provenance) | ({"together": seats} if seats > 1 else {})

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from normbench.config.catalog.datasets import DatasetInfo
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.data.batches import Chunk, images_of
-from normbench.data.dataset import Extent
 from normbench.files import NoHomeError, user_cache
 from normbench.norms.api import recordable
 from normbench.norms.ops.sync import ALONE
@@ -103,7 +103,7 @@ class Probe:
             torch.cuda.synchronize(self.where)
 
 
-def images_per_second(trial: Trial, data: Extent, place: str, threads: int = 1) -> float:
+def images_per_second(trial: Trial, data: DatasetInfo, place: str, threads: int = 1) -> float:
     """Return the training throughput of one idle worker of so many threads. Leaves no file behind.
 
     Raises:

@@ -69,7 +69,7 @@ def check(trial: Trial, classes: int, image_size: int) -> int:
         OwnError: the method is a user's own and raises.
     """
     reached = ""
-    is_own = NORMS[trial.norm.name].own
+    is_own = NORMS[trial.norm.name].is_custom
 
     def remember(layer: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal reached

@@ -3,14 +3,14 @@
 import pytest
 
 from normbench.cli.catalog import TABLES, tables
-from normbench.config.registry import OpenTable, UnknownName
+from normbench.config.registry import ExtensibleRegistry, UnknownName
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_entry_is_listed_with_its_options(name: str) -> None:
     lines = tables(name).splitlines()
     told = [line.partition(":")[0] for line in lines if not line.startswith(" ")]
-    assert told == [*TABLES[name], *(["module"] if isinstance(TABLES[name], OpenTable) else [])]
+    assert told == [*TABLES[name], *(["module"] if isinstance(TABLES[name], ExtensibleRegistry) else [])]
     for entry in TABLES[name].values():
         assert f"{entry.name}: {entry.summary}" in lines
         for key, option in entry.options.items():

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from normbench.cli.progress import Lines, LiveTable, Progress, counted, duration, listener, percent, result_of
+from normbench.cli.progress import LiveProgress, PlainProgress, ProgressView, listener, result_of
 from normbench.config import experiment
-from normbench.config.trial import Trial
 from normbench.records import Failure, Record, Store
 from normbench.sweep import run
 
@@ -34,39 +33,18 @@ def paper() -> Console:
     return Console(file=io.StringIO(), width=110, highlight=False)
 
 
-def written(progress: Progress) -> str:
+def written(progress: ProgressView) -> str:
     file = progress.console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
 
 
-def shown(live: LiveTable) -> str:
+def shown(live: LiveProgress) -> str:
     """The table as it stands."""
     console = paper()
     console.print(live.table())
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.04, "0.0 s"),
-        (9.94, "9.9 s"),
-        (9.96, "10 s"),
-        (59.6, "1 min 00 s"),
-        (200, "3 min 20 s"),
-        (3900, "1 h 05 min"),
-    ],
-)
-def test_durations_are_in_the_units_of_people(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
-
-
-def test_numbers_in_words() -> None:
-    assert [percent(None), percent(0.8642), counted(1, "trial"), counted(0, "trial")] == [
-        "–", "86.4 %", "1 trial", "0 trials",
-    ]  # fmt: skip
 
 
 def test_an_end_in_words(records: list[Record]) -> None:
@@ -75,7 +53,7 @@ def test_an_end_in_words(records: list[Record]) -> None:
 
 
 def test_lines_tell_of_the_beginning_and_every_end(survey: run.Survey, records: list[Record]) -> None:
-    lines, trials = Lines(paper()), survey.experiment.trials
+    lines, trials = PlainProgress(paper()), survey.experiment.trials
     lines.begin(survey, trials[1:])
     lines.event(trials[2], event())
     lines.outcome(trials[1], records[1])
@@ -90,7 +68,7 @@ def test_lines_tell_of_the_beginning_and_every_end(survey: run.Survey, records: 
 def test_a_log_is_not_silent_while_a_trial_runs(survey: run.Survey, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    lines, trial = Lines(paper()), survey.experiment.trials[0]
+    lines, trial = PlainProgress(paper()), survey.experiment.trials[0]
     lines.begin(survey, survey.experiment.trials)
     for seconds in (10, 10, 10, 10, 30):
         now += seconds
@@ -100,14 +78,8 @@ def test_a_log_is_not_silent_while_a_trial_runs(survey: run.Survey, monkeypatch:
     assert second.startswith(f"{trial.id}: epoch 2/2, train loss 1.250 (")
 
 
-def test_lines_say_nothing_where_nothing_is_to_do(survey: run.Survey) -> None:
-    lines = Lines(paper())
-    lines.begin(survey, [])
-    assert written(lines) == ""
-
-
 def test_warnings_are_lines_and_no_news(survey: run.Survey) -> None:
-    lines, trial = Lines(paper()), survey.experiment.trials[0]
+    lines, trial = PlainProgress(paper()), survey.experiment.trials[0]
     lines.event(trial, {"warning": f"checkpoint \x1b[2J[red]{'long ' * 60}is damaged"})
     assert written(lines) == f"{trial.id}: checkpoint \\x1b[2J[red]{'long ' * 60}is damaged\n"
     assert lines.running == {}
@@ -117,7 +89,7 @@ def test_time_left_follows_the_work_behind(survey: run.Survey, monkeypatch: pyte
     """The trials at batch 8 cost more than those at 16: (1 + 6/8) to (1 + 6/16)."""
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    progress, trials = Progress(paper()), survey.experiment.trials
+    progress, trials = ProgressView(paper()), survey.experiment.trials
     by_size = sorted(trials, key=lambda trial: trial.batch_size)
     progress.begin(survey, trials)
     assert progress.seconds_left() is None
@@ -132,7 +104,7 @@ def test_time_left_follows_the_work_behind(survey: run.Survey, monkeypatch: pyte
 
 
 def test_the_live_table_has_a_row_for_each_running_trial(survey: run.Survey, records: list[Record]) -> None:
-    live, trials = LiveTable(paper()), survey.experiment.trials
+    live, trials = LiveProgress(paper()), survey.experiment.trials
     assert shown(live) == "\n"
     live.begin(survey, trials)
     live.event(trials[0], event())
@@ -158,7 +130,7 @@ def test_where_it_shows_depends_on_the_terminal(
     with listener(quiet=True) as watching:
         assert type(watching) is run.Listener
     with listener(quiet=False) as watching:
-        assert isinstance(watching, Lines)
+        assert isinstance(watching, PlainProgress)
         watching.say("x")
     assert capsys.readouterr() == ("", "x\n")
 
@@ -167,11 +139,4 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "dumb")
     with listener(quiet=False) as watching:
-        assert isinstance(watching, Lines)
-
-
-def test_trials_are_kept_by_id(survey: run.Survey) -> None:
-    progress, trial = Progress(paper()), survey.experiment.trials[0]
-    progress.event(trial, event())
-    progress.event(Trial.model_validate(trial.model_dump()), event(2))
-    assert [news["epoch"] for _, news in progress.running.values()] == [2]
+        assert isinstance(watching, PlainProgress)

@@ -55,63 +55,65 @@ from normbench.sweep.run import Unusable
     ],
 )
 def test_every_kind_of_end_has_its_code(error: BaseException, code: int) -> None:
-    assert errors.code_of(error) == code
+    assert errors.exit_code(error) == code
 
 
 def test_an_error_of_the_system_names_the_path_and_the_fix() -> None:
-    words = errors.words_of(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/disk"))
+    words = errors.message_of(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/disk"))
     assert words == "/full/disk: No space left on device (free some space)"
 
 
 def test_an_error_of_the_system_without_words_is_named() -> None:
-    assert errors.words_of(OSError()).startswith("OSError: no reason given (of the system, and of no file")
+    assert errors.message_of(OSError()).startswith("OSError: no reason given (a system error without a file")
 
 
 def test_a_lost_connection_is_told_as_one() -> None:
-    words = errors.words_of(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
+    words = errors.message_of(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
     assert words == (
         f"ConnectionResetError: [Errno {errno.ECONNRESET}] Connection reset by peer "
-        "(of the system, and of no file; --debug shows where)"
+        "(a system error without a file; --debug shows where)"
     )
 
 
 def test_all_problems_are_told_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    errors.complain(errors.words_of(ConfigError("a:1:1: x", "a:2:1: y")))
+    errors.print_error(errors.message_of(ConfigError("a:1:1: x", "a:2:1: y")))
     assert capsys.readouterr().err == "a:1:1: x\na:2:1: y\n"
 
 
 def test_no_message_reaches_the_terminal_raw(capsys: pytest.CaptureFixture[str]) -> None:
     for error in (RuntimeError("\x1b[2J[red]"), DataError("\x1b[2J[red]"), OSError(5, "x", "\x1b[2J[red]")):
-        errors.complain(errors.words_of(error))
+        errors.print_error(errors.message_of(error))
     written = capsys.readouterr().err
     assert "\x1b" not in written
     assert written.count("\\x1b[2J[red]") == 3
 
 
 def test_the_command_to_go_on_with_is_quoted_for_the_shell() -> None:
-    line = errors.how_to_go_on(["run", "my file.yaml", "sweep.batch_size=[2,8]"], errors.DISK)
+    line = errors.next_command(["run", "my file.yaml", "sweep.batch_size=[2,8]"], errors.DISK)
     assert line == "resume with: normbench run 'my file.yaml' 'sweep.batch_size=[2,8]'"
 
 
 def test_the_command_to_go_on_with_runs_what_is_not_done() -> None:
-    line = errors.how_to_go_on(["run", "a.yaml"], errors.UNFINISHED, ("failed", "diverged"))
+    line = errors.next_command(["run", "a.yaml"], errors.UNFINISHED, ("failed", "diverged"))
     assert line == "resume with: normbench run a.yaml --retry failed,diverged"
 
 
 def test_what_is_wrong_with_a_config_comes_before_going_on() -> None:
-    assert errors.how_to_go_on(["run", "a"], errors.USAGE) == "mend that, then resume with: normbench run a"
-    assert errors.how_to_go_on(["run", "a"], errors.DATA) == "mend that, then resume with: normbench run a"
-    assert errors.how_to_go_on(["plan", "a"], errors.USAGE) == "mend that, then go on with: normbench plan a"
+    assert errors.next_command(["run", "a"], errors.USAGE) == "fix that, then resume with: normbench run a"
+    assert errors.next_command(["run", "a"], errors.DATA) == "fix that, then resume with: normbench run a"
+    assert (
+        errors.next_command(["plan", "a"], errors.USAGE) == "fix that, then continue with: normbench plan a"
+    )
 
 
 def test_a_command_with_a_wrong_word_is_not_worth_repeating() -> None:
-    assert errors.may_do_better(ConfigError("x"), ["run", "a.yaml"])
-    assert errors.may_do_better(ConfigError("x"), ["plan", "a.yaml"])
-    assert errors.may_do_better(DataError("x"), ["data", "cifar10"])
-    assert not errors.may_do_better(UnknownName("x"), ["run", "a.yaml", "--executor", "x"])
-    assert not errors.may_do_better(UnknownName("x"), ["show", "x"])
-    assert not errors.may_do_better(ConfigError("x"), ["profile", "--norm", "x"])
-    assert not errors.may_do_better(ConfigError("x", typed=True), ["run", "a.yaml", "trial.x=1"])
+    assert errors.is_worth_repeating(ConfigError("x"), ["run", "a.yaml"])
+    assert errors.is_worth_repeating(ConfigError("x"), ["plan", "a.yaml"])
+    assert errors.is_worth_repeating(DataError("x"), ["data", "cifar10"])
+    assert not errors.is_worth_repeating(UnknownName("x"), ["run", "a.yaml", "--executor", "x"])
+    assert not errors.is_worth_repeating(UnknownName("x"), ["show", "x"])
+    assert not errors.is_worth_repeating(ConfigError("x"), ["profile", "--norm", "x"])
+    assert not errors.is_worth_repeating(ConfigError("x", is_typed=True), ["run", "a.yaml", "trial.x=1"])
 
 
 def test_a_signal_before_anything_runs_ends_at_once() -> None:
@@ -130,7 +132,7 @@ def test_the_first_signal_is_an_answer_to_who_asks(number: int) -> None:
         assert stop()
         assert stop.signal == number
     assert len(said) == 1
-    assert "once more" in said[0]
+    assert "repeat" in said[0]
 
 
 def test_signals_do_afterwards_what_they_did_before() -> None:
@@ -187,6 +189,6 @@ def test_the_second_signal_ends_what_does_not_end_by_itself(first: int, second: 
 
 
 def test_want_of_memory_is_told_as_what_it_is() -> None:
-    words = errors.words_of(MemoryError("Unable to allocate 1.47 TiB"))
+    words = errors.message_of(MemoryError("Unable to allocate 1.47 TiB"))
     assert words.startswith("out of memory: Unable to allocate 1.47 TiB; smaller images, batches or networks")
-    assert errors.words_of(MemoryError()).startswith("out of memory; smaller")
+    assert errors.message_of(MemoryError()).startswith("out of memory; smaller")

@@ -13,6 +13,7 @@ from normbench.config.registry import UnknownName
 from normbench.records import Store, _checksum
 from normbench.report.figures import batch_size
 from normbench.report.figures.panels import CannotDrawError
+from normbench.sweep.results import find
 
 
 def drawn(lab: Path, *names: str, told: list[str] | None = None, **options: Any) -> list[str]:
@@ -72,23 +73,44 @@ def test_a_figure_with_a_fault_is_named_and_takes_no_other_along(
         "(--debug shows where)"
         for name in ("other", "tiny")
     ]
-    assert errors.code_of(raised.value) == errors.INTERNAL
-    assert "not every figure is drawn" in errors.words_of(raised.value)
+    assert errors.exit_code(raised.value) == errors.INTERNAL
+    assert "not every figure is drawn" in errors.message_of(raised.value)
 
 
-def test_an_experiment_that_cannot_be_read_takes_no_other_along(lab: Path) -> None:
+def newer_experiment(lab: Path) -> None:
     (lab / "results/newer").mkdir()
     record = next((lab / "results/tiny").glob("*-s0-*.json"))
     newer = json.loads(record.read_text()) | {"schema": 999}
     del newer["sha256"]
     newer["sha256"] = _checksum(newer)
     (lab / "results/newer" / record.name).write_text(json.dumps(newer))
+
+
+def test_records_of_a_newer_schema_are_left_out(lab: Path) -> None:
+    newer_experiment(lab)
+    told: list[str] = []
+    drawn(lab, told=told)
+    assert len(list((lab / "results/tiny/figures").iterdir())) == 4
+    assert any("results/newer: 1 record needs a newer normbench" in line for line in told)
+
+
+def test_an_experiment_that_cannot_be_read_takes_no_other_along(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer_experiment(lab)
+
+    def broken(results: Path, name: str, tell: Any) -> Any:
+        if name == "newer":
+            raise OSError(5, "Input/output error", str(results / name))
+        return find(results, name, tell)
+
+    monkeypatch.setattr("normbench.cli.plot.find", broken)
     told: list[str] = []
     with pytest.raises(ExceptionGroup) as raised:
         drawn(lab, told=told)
     assert len(list((lab / "results/tiny/figures").iterdir())) == 4
     assert any(line.startswith("newer: no figure is drawn: ") for line in told)
-    assert errors.code_of(raised.value) == errors.USAGE
+    assert errors.exit_code(raised.value) == errors.DISK
 
 
 def test_an_experiment_without_records_says_so(lab: Path) -> None:

@@ -9,10 +9,10 @@ from conftest import Cli
 from rich.console import Console
 
 from normbench.cli import status as report
-from normbench.cli.progress import Lines
+from normbench.cli.progress import PlainProgress
 from normbench.config import experiment
 from normbench.config.registry import UnknownName
-from normbench.records import Failure, Record, Store, _checksum
+from normbench.records import SCHEMA, Failure, Record, Store, _checksum
 from normbench.sweep import run as sweep
 from normbench.sweep.estimate import Estimate
 
@@ -163,14 +163,14 @@ def test_what_goes_on_from_a_saved_state_is_counted(store: Store) -> None:
             path.parent.mkdir(exist_ok=True)
             path.touch()
     here = survey()
-    words = "; 1 with a saved state to go on from"
+    words = "; 1 with a saved state to resume from"
     assert report.run_as_text(here, Path("results")) == f"results/tiny: 4 trials, 3 done, 1 missing{words}"
     assert json.loads(report.run_as_json(here, Path("results")))["saved_states"] == 1
     planned = report.plan_as_text(here, Estimate({}, 0, None))
     assert f"4 trials: 3 done, 1 missing{words}\n" in planned
     *_, note = report.status_as_text(Path("results"), None).splitlines()
-    assert note == "tiny: 1 trial with a saved state to go on from"
-    lines = Lines(Console(file=io.StringIO(), width=200))
+    assert note == "tiny: 1 trial with a saved state to resume from"
+    lines = PlainProgress(Console(file=io.StringIO(), width=200))
     lines.begin(here, [first.trial])
     assert isinstance(lines.console.file, io.StringIO)
     assert lines.console.file.getvalue() == f"tiny: 1 trial to run, 3 of 4 done{words}\n"
@@ -199,10 +199,10 @@ def test_status_tells_of_damage(store: Store) -> None:
 
 
 def test_only_known_executors_are_taken() -> None:
-    assert report.place(None, None) == {}
-    assert report.place("serial", 3) == {"executor": "serial", "workers": 3}
+    assert report.execution_settings(None, None) == {}
+    assert report.execution_settings("serial", 3) == {"executor": "serial", "workers": 3}
     with pytest.raises(UnknownName, match=r"--executor: unknown executor 'pol' \(did you mean 'pool'\?\)"):
-        report.place("pol", None)
+        report.execution_settings("pol", None)
 
 
 def test_records_whose_method_is_not_there_are_told_in_one_line_and_left_where_they_are(
@@ -233,3 +233,21 @@ def test_records_whose_method_is_not_there_are_told_in_one_line_and_left_where_t
     shown = cli("show", "rms-batch-resnet8-b8")
     assert shown.out.endswith(": needs the norm 'rms', which this normbench does not have\n")
     assert cli("export", "tiny").err.splitlines() == [line]
+
+
+def test_a_record_of_a_newer_schema_is_listed_and_not_trained_again(lab: Path, cli: Cli) -> None:
+    store = Store(Path("results/tiny"))
+    path, *_ = sorted(store.directory.glob("*.json"))
+    values = {**json.loads(path.read_text()), "schema": SCHEMA + 1}
+    del values["sha256"]
+    newer = json.dumps(values | {"sha256": _checksum(values)})
+    path.write_text(newer)
+
+    status = cli("status")
+    assert status.code == 0
+    assert f"{store.directory}: 1 record needs a newer normbench" in status.out
+    assert cli("export", "tiny").code == 0
+    assert cli("show", path.stem).out.startswith(f"{path}: needs a newer normbench")
+    run = cli("run", "tiny.yaml")
+    assert (run.code, run.err.splitlines()[0][: len(str(path))]) == (2, str(path))
+    assert path.read_text() == newer

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from normbench.config.defaults import BEFORE, NOW
+from normbench.config.defaults import CURRENT, OLD
 from normbench.config.experiment import dump, load
 from normbench.config.trial import CHANGED
 from normbench.sweep.run import PLAN, load_plan
@@ -35,9 +35,9 @@ def meanings(trials: Any) -> set[str]:
     return logits | {one.variance for trial in trials for one in trial.evaluate if one.name == "precise"}
 
 
-def test_every_changed_default_is_known_as_it_was_and_is() -> None:
-    assert BEFORE.keys() == NOW.keys() == CHANGED.keys()
-    assert not BEFORE.items() & NOW.items()
+def test_every_changed_default_has_an_old_and_a_current_value() -> None:
+    assert OLD.keys() == CURRENT.keys() == CHANGED.keys()
+    assert not OLD.items() & CURRENT.items()
 
 
 @pytest.mark.parametrize("name", ["by default", "in a sweep", "in two grids"])
@@ -45,8 +45,8 @@ def test_a_stored_plan_that_names_no_changed_default_means_the_old_and_a_config_
     written: Any, name: str
 ) -> None:
     path = written(DOCUMENTS[name])
-    assert meanings(load(path).trials) == set(NOW.values())
-    assert meanings(load_plan(path.parent.parent, "x").trials) == set(BEFORE.values())
+    assert meanings(load(path).trials) == set(CURRENT.values())
+    assert meanings(load_plan(path.parent.parent, "x").trials) == set(OLD.values())
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -16,7 +16,6 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.experiment import OVERRIDABLE, ConfigError, Execute, Experiment, dump, load
 from normbench.config.grid import TRIAL_KEYS
 from normbench.config.trial import Trial
-from normbench.config.yaml import MAX_BYTES
 
 EXAMPLES = int(os.environ.get("NORMBENCH_FUZZ", "300"))
 
@@ -99,11 +98,6 @@ def test_a_dumped_experiment_loads_as_itself(config, overrides):
     assert [trial.id for trial in again.trials] == [trial.id for trial in experiment.trials]
 
 
-def test_a_dump_keeps_text_that_looks_like_a_number(config):
-    experiment = config('name: "1e-3"\ndescription: "010"')
-    assert config(dump(experiment)).document == {"name": "1e-3", "description": "010"}
-
-
 def test_where_trials_run_is_no_part_of_their_identity(config):
     assert config(EVERYTHING).trials == config(EVERYTHING, "execute={executor: pool}").trials
 
@@ -169,8 +163,7 @@ max_trials: 1e3
         "x.yaml:5:15: trial.batch_size: expected a whole number, got 'abc'",
         "x.yaml:6:12: trial.augment: expected true or false, got 'no' (YAML 1.2 has only true and false)",
         "x.yaml:7:23: trial.norm.gruops: unknown option of 'group' (did you mean 'groups'?)",
-        "x.yaml:8:20: trial.label_smoothing: 010 may be meant as octal or decimal, "
-        "drop the leading zero or quote it",
+        "x.yaml:8:20: trial.label_smoothing: 010 can be octal or decimal, drop the leading zero or quote it",
         "x.yaml:9:10: trial.model: unknown model 'resnet9'; known: " + ", ".join(MODELS),
         "x.yaml:11:39: sweep.norm[1].groups: must be at least 1, got 0",
         "x.yaml:11:43: sweep.norm[2]: unknown norm 'grup' (did you mean 'group'?)",
@@ -205,10 +198,6 @@ max_trials: 1e3
         ("name: x\nworkers: 3", ":2:1: workers: unknown key (did you mean 'execute.workers'?)"),
         ("name: x\nepocs: 3", ":2:1: epocs: unknown key (did you mean 'trial.epochs'?)"),
         ("name: x\nmax_trials: 100001", ":2:13: max_trials: must be at most 100000, got 100001"),
-        ("", ":1:1: is empty"),
-        ("name: x\nname: y", ":2:1: name: duplicate key, first in line 1"),
-        ("name: x\n\ttrial: 3", ":2:1: a tab cannot stand here, use spaces"),
-        (b"x" * 2 * MAX_BYTES, ":1:1: is larger than 256 KiB, more than any experiment needs"),
     ],
 )
 def test_what_is_wrong_at_the_top_is_located(problems, text, expected):
@@ -253,10 +242,26 @@ def test_a_figure_over_a_setting_that_does_not_exist_is_refused(problems, figure
     assert problem.endswith(f"plots[1].{expected}")
 
 
-def test_processes_on_the_command_line_share_them_too(problems):
-    assert problems("name: x\ntrial: {batch_size: 8}", "execute.processes=16") == [
-        "command line: execute.processes=16: 16 processes are more than the samples of batch_size 8"
-    ]
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("trial: {norm: {name: group, groups: 12}}", "2:15: trial.norm: 12 groups do not divide 16 channels"),
+        ("sweep: {norm.groups: [4, 5]}", "2:22: sweep.norm.groups: 5 groups do not divide 16 channels"),
+        ("trial: {norm: group, model: {name: resnet8, width: 0.25}}", "8 groups do not divide 4 channels"),
+        ("trial: {norm: {name: centred_weights, groups: 3}}", "(these do: 1, 2, 4, 8, 16)"),
+    ],
+)
+def test_groups_that_do_not_divide_the_channels_are_refused_without_torch(
+    problems: Problems, text: str, expected: str
+) -> None:
+    base = "" if "norm:" in text else "trial: {norm: group}\n"
+    (problem,) = problems(f"name: x\n{text}\n{base}")
+    assert expected in problem
+
+
+def test_groups_that_only_the_network_can_judge_are_accepted(config: Load) -> None:
+    config("name: x\ntrial: {norm: {name: centred_weights, layer: none, groups: 3}}")
+    config("name: x\ntrial: {norm: {name: group, groups: 32}, model: resnet8, norm_every: 7}")
 
 
 def test_a_value_under_an_alias_is_reported_where_it_is_written(problems):
@@ -300,7 +305,7 @@ def test_a_file_that_is_not_there_may_have_been_meant_as_one_that_is(tmp_path, m
         with pytest.raises(ConfigError) as caught:
             load(Path(path))
         assert str(caught.value) == f"{path}: cannot be read: No such file or directory{nearest}"
-        assert caught.value.typed
+        assert caught.value.is_typed
 
 
 def test_whether_only_the_command_line_is_wrong_is_known(tmp_path):
@@ -314,7 +319,7 @@ def test_whether_only_the_command_line_is_wrong_is_known(tmp_path):
         path.write_text(content)
         with pytest.raises(ConfigError) as caught:
             load(path, [override])
-        assert caught.value.typed == typed
+        assert caught.value.is_typed == typed
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
@@ -388,69 +393,42 @@ def test_every_key_that_can_be_overridden_is_a_key_of_the_document(problems):
     ("override", "expected"),
     [
         ("=3", "expected KEY=VALUE, such as trial.epochs=3"),
-        ("trial.lr", "expected KEY=VALUE, such as trial.epochs=3"),
         ("name=", "expected KEY=VALUE, such as trial.epochs=3"),
         ("x.y=1", "unknown key"),
         ("trial.num_epochs=3", "unknown key (did you mean 'trial.epochs'?)"),
-        ("trial.max_epochs=3", "unknown key (did you mean 'trial.epochs'?)"),
         ("trial.optimizer.learning_rate=1", "unknown key (did you mean 'trial.optimizer.lr'?)"),
         ("weight-decay=1", "unknown key (did you mean 'trial.optimizer.weight_decay'?)"),
-        ("trial.WD=1", "unknown key (did you mean 'trial.optimizer.weight_decay'?)"),
         ("trial.clip.epsilon=1", "unknown key (did you mean 'trial.clip.eps'?)"),
         (
             "trial.optimizer.name=adam",
             "unknown key; known: lr, momentum, nesterov, weight_decay, weight_decay_on_norm "
             "(there is only SGD)",
         ),
-        (
-            "trial.optimizer={lr:0.1}",
-            "trial.optimizer.lr: a blank is missing behind the colon, write lr: 0.1",
-        ),
+        ("trial.optimizer={lr:0.1}", "trial.optimizer.lr: a space is missing after the colon, write lr: 0.1"),
         (
             "description=ablation #3 of GN",
             "VALUE is YAML, in which # begins a comment; put text with # in quotes, such as "
             """'description="ablation #3 of GN"'""",
         ),
         (
-            "description=#3",
-            "VALUE is YAML, in which # begins a comment; put text with # in quotes, such as "
-            """'description="#3"'""",
-        ),
-        (
             "sweep.seed=range(0,5)",
             "expected a list of one or more values, got 'range(0,5)' (write [0, 1, 2, 3, 4])",
-        ),
-        ("sweep.seed=range(3)", "expected a list of one or more values, got 'range(3)' (write [0, 1, 2])"),
-        (
-            "sweep.seed=range(1,9,4)",
-            "expected a list of one or more values, got 'range(1,9,4)' (write [1, 5])",
         ),
         (
             "sweep.seed=0..4",
             "expected a list of one or more values, got '0..4' (write the numbers out, such as [0, 1, 2])",
         ),
-        ("sweep.seed=choice(0,1)", "expected a list of one or more values, got 'choice(0,1)'"),
-        ("trial.lr=abc", "unknown key (did you mean 'trial.optimizer.lr'?)"),
-        ("trial.epocs=3", "unknown key (did you mean 'trial.epochs'?)"),
         ("epochs=3", "unknown key (did you mean 'trial.epochs'?)"),
         ("sweep.lr=[1]", "unknown key (did you mean 'sweep.optimizer.lr'?)"),
         ("trial.optimizer.lr=abc", "expected a number, got 'abc'"),
-        ("trial.optimizer.lr=", "expected KEY=VALUE, such as trial.epochs=3"),
-        ("trial.epochs=010", "010 may be meant as octal or decimal, drop the leading zero or quote it"),
-        ("trial.epochs=!!int 3", "tag !!int is not allowed, write a plain value"),
         (
             "trial.norm=[",
             "not valid YAML while parsing a flow node: expected the node content, but found '<stream end>'",
         ),
         ("trial.norm=grup", "unknown norm 'grup' (did you mean 'group'?)"),
         ("trial.norm.groups=4", "unknown option of 'batch'; known: eps, momentum, frozen_epochs"),
-        ("sweep.batch_size=3", "expected a list of one or more values, got 3 (write [3])"),
         ("sweep.batch_size=[2, x]", "sweep.batch_size[1]: expected a whole number, got 'x'"),
         ("execute.workers=x", "expected auto or a whole number of at least 1, got 'x'"),
-        (
-            "name=..",
-            f"{NOT_A_NAME}, got '..'",
-        ),
         ("trial.seed=1", "has no effect, the sweep sets seed in line 2; override sweep.seed instead"),
         (
             "trial={seed: 1}",
@@ -474,14 +452,6 @@ def test_an_override_that_a_sweep_undoes_is_refused(problems, axis):
     assert problem.startswith(
         f"command line: trial.optimizer.lr=3: has no effect, the sweep sets {axis} in line 2"
     )
-
-
-def test_overriding_beside_a_swept_setting_has_an_effect_and_is_allowed(config):
-    experiment = config("name: x\nsweep: {optimizer.lr: [1, 2]}", "trial.optimizer.momentum=0.5")
-    assert [(each.optimizer.lr, each.optimizer.momentum) for each in experiment.trials] == [
-        (1, 0.5),
-        (2, 0.5),
-    ]
 
 
 def test_the_problems_of_file_and_command_line_are_told_together(problems):
@@ -598,7 +568,7 @@ def test_a_random_document_is_read_or_refused_with_a_reason(config, document):
 def test_a_link_that_points_nowhere_says_so(tmp_path: Path, target: str) -> None:
     (tmp_path / "dangling.yaml").symlink_to(target)
     (tmp_path / "other.yaml").write_text("extends: dangling.yaml\nname: x\n")
-    words = f"cannot be read: it is a link to {target}, which is not there"
+    words = f"cannot be read: it is a link to {target}, which does not exist"
     with pytest.raises(ConfigError) as caught:
         load(tmp_path / "dangling.yaml")
     assert str(caught.value) == f"{tmp_path}/dangling.yaml: {words}"

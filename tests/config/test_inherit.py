@@ -57,8 +57,7 @@ def test_what_has_a_name_of_its_own_replaces_what_had_another(write: Write) -> N
 
 def test_a_grid_is_merged_axis_by_axis(write: Write) -> None:
     path = write(
-        base="sweep: {seed: [0, 1], batch_size: [2, 4]}",
-        x="extends: base.yaml\nname: x\nsweep: {seed: [5]}",
+        base="sweep: {seed: [0, 1], batch_size: [2, 4]}", x="extends: base.yaml\nname: x\nsweep: {seed: [5]}"
     )
     experiment = config.load(path)
     assert [(trial.seed, trial.batch_size) for trial in experiment.trials] == [(5, 2), (5, 4)]

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from normbench.config import experiment as config
-from normbench.config.labels import labels, varied
+from normbench.config.labels import swept_keys, trial_labels
 
 
 def experiment(sweep: Any, **trial: Any) -> config.Experiment:
-    return config.parsed({"name": "x", "trial": trial, "sweep": sweep})
+    return config.from_document({"name": "x", "trial": trial, "sweep": sweep})
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def experiment(sweep: Any, **trial: Any) -> config.Experiment:
 )  # fmt: skip
 def test_a_label_names_what_differs_beside_the_id(sweep: Any, brackets: list[str]) -> None:
     asked = experiment(sweep)
-    named = labels(asked)
+    named = trial_labels(asked)
     assert len(set(named.values())) == len(asked.trials)
     shown = [named[trial.id].removeprefix(f"{trial.id} ") for trial in asked.trials]
     assert {*shown} == {f"[{words}]" for words in map(_ordered(asked), brackets)}
@@ -38,17 +38,17 @@ def test_a_label_names_what_differs_beside_the_id(sweep: Any, brackets: list[str
 
 def _ordered(asked: config.Experiment) -> Any:
     """In the order of the settings of a trial."""
-    order = [*varied(asked).values()]
+    order = [*swept_keys(asked).values()]
     return lambda words: " ".join(sorted(words.split(), key=lambda word: order.index(word.partition("=")[0])))
 
 
 def test_a_label_is_the_id_where_that_says_it_all() -> None:
     asked = experiment({"norm": ["batch", "group", "switchable"], "batch_size": [4, 8], "seed": [0, 1]})
-    assert all(label == trial_id for trial_id, label in labels(asked).items())
-    assert varied(asked) == {"norm.name": "norm", "batch_size": "batch_size", "seed": "seed"}
+    assert all(label == trial_id for trial_id, label in trial_labels(asked).items())
+    assert swept_keys(asked) == {"norm.name": "norm", "batch_size": "batch_size", "seed": "seed"}
 
 
 def test_names_that_are_the_same_are_written_out() -> None:
     agc = [{"name": "agc", "eps": 0.1}, {"name": "agc", "eps": 0.2}]
     asked = experiment({"clip": agc, "norm": ["batch"], "norm.eps": [1e-5, 1e-3]})
-    assert varied(asked) == {"norm.eps": "norm.eps", "clip.eps": "clip.eps"}
+    assert swept_keys(asked) == {"norm.eps": "norm.eps", "clip.eps": "clip.eps"}

@@ -103,7 +103,7 @@ def test_what_would_end_the_process_is_refused_by_name_before_anything_trains(
     refusal = ended.err.splitlines()[-2]
     assert refusal.startswith("norm my_norms:f")
     assert f": {words}" in refusal or f" {words} (" in refusal
-    assert ended.last == "mend that, then resume with: normbench run mine.yaml --quiet"
+    assert ended.last == "fix that, then resume with: normbench run mine.yaml --quiet"
     assert not list(Path("results").glob("*/*.json"))
 
 
@@ -174,10 +174,7 @@ def test_a_layer_that_wants_to_end_the_process_while_it_trains_fails_its_own_tri
     [
         ("from torch import nn\nf = nn.BatchNorm2d", "is a layer and gives no Normalization"),
         ("from torch import nn\nclass f(nn.Module):\n    pass", "is a layer and gives no Normalization"),
-        (
-            "from torch import nn\ndef f():\n    return nn.BatchNorm2d",
-            "gives a type and not a Normalization",
-        ),
+        ("from torch import nn\ndef f():\n    return nn.BatchNorm2d", "gives a type and not a Normalization"),
         (
             "from torch import nn\ndef f():\n    return nn.BatchNorm2d(8)",
             "gives a BatchNorm2d and not a Normalization",
@@ -214,9 +211,9 @@ IMPORTS = (
 def test_a_module_beside_it_is_part_of_its_source(write: Callable[..., Path], statement: str) -> None:
     file = write(f"{statement}\n{NORM}")
     write("scale = 1", "beside.py")
-    before = user_code.now("my_norms:f")
+    before = user_code.current("my_norms:f")
     write("scale = 2", "beside.py")
-    after = user_code.now("my_norms:f")
+    after = user_code.current("my_norms:f")
 
     assert list(before.files) == ["my_norms", "beside"]
     assert before.first == after.first == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -232,7 +229,7 @@ def test_modules_of_its_package_are_and_those_of_others_are_not(write: Callable[
     write("import json", "beside.py")
     write("", "pack/unused.py")
 
-    files = user_code.now("pack.inner.deep:f").files
+    files = user_code.current("pack.inner.deep:f").files
 
     assert next(iter(files)) == "pack.inner.deep"
     assert set(files) == {"pack", "pack.inner", "pack.inner.deep", "pack.twin", "pack.further", "beside"}
@@ -241,10 +238,10 @@ def test_modules_of_its_package_are_and_those_of_others_are_not(write: Callable[
 def test_a_module_that_is_not_there_has_no_source_and_one_that_is_no_python_has_one(
     write: Callable[..., Path],
 ) -> None:
-    assert user_code.now("nowhere:f").files == {}
-    assert user_code.now("json.nowhere:f").files == {}
+    assert user_code.current("nowhere:f").files == {}
+    assert user_code.current("json.nowhere:f").files == {}
     write("this is (no Python", "my_norms.py")
-    assert list(user_code.now("my_norms:f").files) == ["my_norms"]
+    assert list(user_code.current("my_norms:f").files) == ["my_norms"]
 
 
 def test_the_source_is_that_of_the_code_that_runs_and_not_of_what_was_written_since(
@@ -255,12 +252,12 @@ def test_the_source_is_that_of_the_code_that_runs_and_not_of_what_was_written_si
     write("scale = 1", "beside.py")
     run.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
     imported = user_code.imported("my_norms:f").sha256
-    assert imported == user_code.now("my_norms:f").sha256
+    assert imported == user_code.current("my_norms:f").sha256
 
     Path("beside.py").write_text("scale = 2")  # and everything stays imported
     run.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
-    assert user_code.imported("my_norms:f").sha256 == imported != user_code.now("my_norms:f").sha256
+    assert user_code.imported("my_norms:f").sha256 == imported != user_code.current("my_norms:f").sha256
 
     write("scale = 2", "beside.py")  # nothing is
     run.prepare([tiny_trial(norm="my_norms:f")], tiny_data, print, Execute())
-    assert user_code.imported("my_norms:f").sha256 == user_code.now("my_norms:f").sha256
+    assert user_code.imported("my_norms:f").sha256 == user_code.current("my_norms:f").sha256

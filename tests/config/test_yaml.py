@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from normbench.config.source import Spot
+from normbench.config.source import Position
 from normbench.config.yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, read_bytes, write
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -69,15 +69,15 @@ def test_a_byte_order_mark_is_skipped_and_not_counted():
     node, problems = read_bytes("\ufeffx: 1".encode(), "x.yaml")
     assert problems == []
     assert node is not None
-    assert node.value["x"].key == Spot("x.yaml", 1, 1, "x")
+    assert node.value["x"].key == Position("x.yaml", 1, 1, "x")
 
 
 def test_every_value_knows_its_line_column_and_path():
     node, _ = read_bytes(b"a: 1\nb:\n  - {c: 2}\n", "x.yaml")
     assert node is not None
     c = node.value["b"].value[0].value["c"]
-    assert c.key == Spot("x.yaml", 3, 6, "b[0].c")
-    assert c.spot == Spot("x.yaml", 3, 9, "b[0].c")
+    assert c.key == Position("x.yaml", 3, 6, "b[0].c")
+    assert c.position == Position("x.yaml", 3, 9, "b[0].c")
 
 
 TOO_MANY = "more than 20000 values (an alias counts as often as it is used)"
@@ -91,12 +91,12 @@ NO_TAG = "is not allowed, write a plain value"
     [
         ("", "1:1: is empty"),
         ("# nothing\n", "1:1: is empty"),
-        ("a: 010", "1:4: a: 010 may be meant as octal or decimal, drop the leading zero or quote it"),
-        ("a: -08", "1:4: a: -08 may be meant as octal or decimal, drop the leading zero or quote it"),
+        ("a: 010", "1:4: a: 010 can be octal or decimal, drop the leading zero or quote it"),
+        ("a: -08", "1:4: a: -08 can be octal or decimal, drop the leading zero or quote it"),
         ("a: 1e999", "1:4: a: 1e999 is too large a number"),
         ("a: 9223372036854775808", "1:4: a: 9223372036854775808 is too large a number"),
         ("a: 1\nb:\n  c: 2\n  c: 3", "4:3: b.c: duplicate key, first in line 3"),
-        ("a:\n\tb: 1", "2:1: a tab cannot stand here, use spaces"),
+        ("a:\n\tb: 1", "2:1: a tab is not allowed here, use spaces"),
         ("a: 1\n---\nb: 1", "2:1: a second document begins, only one is read"),
         ("%YAML 1.1\n---\na: 1", "1:1: %YAML 1.1: only YAML 1.2 is read"),
         ("a: !!python/object/apply:os.system [id]", f"1:4: a: tag !!python/object/apply:os.system {NO_TAG}"),
@@ -108,10 +108,10 @@ NO_TAG = "is not allowed, write a plain value"
         ("a: {1: 2}", "1:5: a: a key must be text, got 1"),
         ("null: 2", "1:1: a key must be text, got null"),
         ("[a]: 2", "1:1: a key must be text, got a list"),
-        ("a: {lr:0.1, b: c}", "1:5: a.lr: a blank is missing behind the colon, write lr: 0.1"),
+        ("a: {lr:0.1, b: c}", "1:5: a.lr: a space is missing after the colon, write lr: 0.1"),
         (
             "a: b: c",
-            "1:5: not valid YAML: a second ': ' in one line, a ':' without a blank, or a wrong indentation",
+            "1:5: not valid YAML: a second ': ' in one line, a ':' without a space, or a wrong indentation",
         ),
         ("a: [", f"1:5: not valid YAML {CUT_SHORT}"),
         ('a: "\\ud800"', "1:4: a: contains half of a surrogate pair, which is no character"),
@@ -139,7 +139,7 @@ def test_depth_is_counted_through_aliases():
 
 def test_all_traps_of_a_file_are_told_at_once():
     assert problems_of("a: 010\na: 1\nb: !x 1\n2: 3\n") == [
-        "x.yaml:1:4: a: 010 may be meant as octal or decimal, drop the leading zero or quote it",
+        "x.yaml:1:4: a: 010 can be octal or decimal, drop the leading zero or quote it",
         "x.yaml:2:1: a: duplicate key, first in line 1",
         "x.yaml:3:4: b: tag !x is not allowed, write a plain value",
         "x.yaml:4:1: a key must be text, got 2",
@@ -148,7 +148,7 @@ def test_all_traps_of_a_file_are_told_at_once():
 
 def test_messages_carry_no_control_characters():
     (problem,) = problems_of('"a\\e[31m\\nb": 010')
-    assert problem.startswith(r"x.yaml:1:15: 'a\x1b[31m\nb': 010 may be meant")
+    assert problem.startswith(r"x.yaml:1:15: 'a\x1b[31m\nb': 010 can be octal")
 
 
 SCALARS = (

@@ -222,7 +222,7 @@ def test_a_malicious_pickle_is_refused_by_its_hash_before_it_is_parsed(tmp_path,
 def test_a_malicious_pickle_of_the_right_hash_is_refused_by_the_reader(tmp_path, kind):
     content = malicious(tmp_path / "owned")[kind]
     release = unpack(contents(data_batch_1=content), tmp_path)
-    with pytest.raises(DataError, match=r"data_batch_1: refused, not a CIFAR file \(it asks for"):
+    with pytest.raises(DataError, match=r"data_batch_1: refused, not a CIFAR file \(it refers to"):
         read(release, tmp_path)
     assert not (tmp_path / "owned").exists()
     if kind == "a global":  # the test's own weapon is sharp
@@ -233,7 +233,7 @@ def test_a_malicious_pickle_of_the_right_hash_is_refused_by_the_reader(tmp_path,
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ([1, 2], "holds no dictionary"),
+        ([1, 2], "not a dictionary"),
         (batch(1, labels=[0, 1, 2, 0, 1, 3]), "expected labels from 0 to 2, found 3"),
         (batch(1, labels=[0, 1, 2, 0, 1, -1]), "found -1"),
         (batch(1, labels=[0, 1, 2, 0, 1, True]), "found True"),
@@ -276,7 +276,7 @@ def test_a_file_that_is_a_link_or_missing_in_the_archive_is_refused(tmp_path):
     archive = packed({name: content for name, content in files.items() if name != "test_batch"}, link)
     release = replace(release_of(files), archive_sha256=sha256(archive))
     (tmp_path / release.archive).write_bytes(archive)
-    with pytest.raises(DataError, match="holds no made-up-batches/test_batch"):
+    with pytest.raises(DataError, match="does not contain made-up-batches/test_batch"):
         read(release, tmp_path)
 
 
@@ -318,11 +318,7 @@ def served(monkeypatch):
 
 def test_the_archive_is_downloaded_once(tmp_path, served):
     served["content"] = packed(contents())
-    release = replace(
-        release_of(contents()),
-        url=served["url"],
-        archive_sha256=sha256(served["content"]),
-    )
+    release = replace(release_of(contents()), url=served["url"], archive_sha256=sha256(served["content"]))
     directory = tmp_path / "new" / "data"
     first = read(release, directory)
     assert [path.name for path in directory.iterdir()] == [release.archive]
@@ -335,7 +331,7 @@ def test_a_download_cut_in_the_middle_leaves_nothing(tmp_path, served):
     served.update(content=whole[:1000], length=len(whole))
     release = replace(release_of(contents()), url=served["url"], archive_sha256=sha256(whole))
     with pytest.raises(
-        DataError, match=r"download failed .*; put made-up\.tar\.gz, or the folder made-up-batches"
+        DataError, match=r"download failed .*; put made-up\.tar\.gz, or its folder made-up-batches"
     ):
         read(release, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -347,9 +343,7 @@ def test_without_a_network_one_line_says_what_to_do_by_hand(tmp_path, monkeypatc
         read(release_of(contents()), tmp_path)
     message = str(caught.value)
     assert "download failed" in message
-    assert message.endswith(
-        f"put made-up.tar.gz, or the folder made-up-batches that it holds, into {tmp_path}"
-    )
+    assert message.endswith(f"put made-up.tar.gz, or its folder made-up-batches, into {tmp_path}")
     assert "\n" not in message
     assert list(tmp_path.iterdir()) == []
 

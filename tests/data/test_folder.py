@@ -74,7 +74,7 @@ def test_what_is_no_image_is_passed_over_and_said(tmp_path, image_tree):
     (tmp_path / "images/train/ant/.DS_Store").write_text("")
     said = []
     assert len(decode(tmp_path, said.append).train_images) == 12
-    assert any("passed over 2 files" in line and "list.csv" in line for line in said)
+    assert any("skipped 2 files" in line and "list.csv" in line for line in said)
 
 
 def test_progress_is_said(tmp_path, image_tree):
@@ -117,14 +117,14 @@ def test_a_missing_tree_split_class_or_image_is_named(tmp_path, image_tree):
         decode(tmp_path)
     (tmp_path / "images/train").mkdir(parents=True)
     (tmp_path / "images/test").mkdir()
-    with pytest.raises(DataError, match="holds no classes"):
+    with pytest.raises(DataError, match="contains no classes"):
         decode(tmp_path)
     image_tree(tmp_path / "other")
     (tmp_path / "other/images/test/dog").mkdir()
     with pytest.raises(DataError, match="images/train/dog: missing; test has this class"):
         decode(tmp_path / "other")
     (tmp_path / "other/images/train/dog").mkdir()
-    with pytest.raises(DataError, match="images/train/dog: holds no images"):
+    with pytest.raises(DataError, match="images/train/dog: contains no images"):
         decode(tmp_path / "other")
 
 
@@ -239,7 +239,7 @@ def test_a_folder_that_is_not_there_may_have_been_meant_as_one_that_is(tmp_path,
     with pytest.raises(DataError, match=r"images/train: missing \(did you mean 'Images'\?\)"):
         fingerprint(tmp_path)
     (tmp_path / "Images").rename(tmp_path / "birds")
-    with pytest.raises(DataError, match=r"images/train: missing \(there: birds\)"):
+    with pytest.raises(DataError, match=r"images/train: missing \(available: birds\)"):
         fingerprint(tmp_path)
     (tmp_path / "birds").rename(tmp_path / "images")
     (tmp_path / "images/test").rename(tmp_path / "images/Test")

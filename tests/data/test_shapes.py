@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from normbench.config.trial import Trial
-from normbench.data.dataset import Decoded, load, prepare
+from normbench.data.dataset import Dataset, load, prepare
 from normbench.data.shapes import DISTANCES
 
 
@@ -14,7 +14,7 @@ def drawn(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_shapes_are_rgb_images_of_ten_classes_in_equal_numbers(drawn: Decoded):
+def test_shapes_are_rgb_images_of_ten_classes_in_equal_numbers(drawn: Dataset):
     assert drawn.train.images.shape == (6000, 32, 32, 3)
     assert drawn.test.images.shape == (2000, 32, 32, 3)
     assert drawn.train.images.dtype == drawn.test.images.dtype == np.uint8
@@ -23,12 +23,12 @@ def test_shapes_are_rgb_images_of_ten_classes_in_equal_numbers(drawn: Decoded):
     assert np.bincount(drawn.test.labels).tolist() == [200] * 10
 
 
-def test_shapes_are_the_same_bytes_on_every_machine(drawn: Decoded):
+def test_shapes_are_the_same_bytes_on_every_machine(drawn: Dataset):
     """After a change on purpose, raise the version that ``fingerprint`` gives."""
     assert drawn.content == "08800e3bb1f876e75ef1adfb5a120d4df079777129278d8fb829483b33e06e4c"
 
 
-def test_no_shape_is_drawn_twice(drawn: Decoded):
+def test_no_shape_is_drawn_twice(drawn: Dataset):
     images = np.concatenate([drawn.train.images, drawn.test.images]).reshape(8000, -1)
     assert len({image.tobytes() for image in images}) == 8000
 
@@ -43,7 +43,7 @@ def test_a_mirrored_shape_is_the_same_shape_turned(name):
     assert any(np.array_equal(np.fliplr(inside), np.rot90(inside, turns)) for turns in range(4))
 
 
-def test_a_linear_model_does_not_solve_shapes(drawn: Decoded):
+def test_a_linear_model_does_not_solve_shapes(drawn: Dataset):
     """Chance is 10 %; position, size, turn and either contrast leave raw pixels with little to go by."""
 
     def features(images):

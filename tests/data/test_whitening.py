@@ -17,7 +17,7 @@ from normbench.config.experiment import ConfigError, load
 from normbench.config.trial import Choice, Trial
 from normbench.data import whitening as module
 from normbench.data.batches import Images
-from normbench.data.dataset import Decoded, Split, map_file
+from normbench.data.dataset import Dataset, Split, map_file
 from normbench.data.whitening import Map, prepare
 from normbench.sweep import run
 from normbench.training.train import train
@@ -26,14 +26,14 @@ COUNT, SIDE = 300, 4  # more images than the 48 values of each: every direction 
 D = SIDE * SIDE * 3
 
 
-def dataset(pixels: Any) -> Decoded:
+def dataset(pixels: Any) -> Dataset:
     numbers = np.arange(len(pixels), dtype=np.int64)
     split = Split(pixels, numbers, numbers)
-    return Decoded(split, split, ("all",), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), str(hash(pixels.tobytes())))
+    return Dataset(split, split, ("all",), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), str(hash(pixels.tobytes())))
 
 
 @pytest.fixture
-def correlated() -> Decoded:
+def correlated() -> Dataset:
     """Neighbouring pixels are alike, as in photographs."""
     random = np.random.RandomState(0)
     rough = random.normal(0, 40, (COUNT, SIDE, SIDE, 3))
@@ -41,22 +41,22 @@ def correlated() -> Decoded:
     return dataset(np.clip(smooth + 128, 0, 255).astype(np.uint8))
 
 
-def whitening(name: str, data: Decoded, eps: float = 0.0) -> Map:
+def whitening(name: str, data: Dataset, eps: float = 0.0) -> Map:
     found: Map = WHITENINGS[name].load()(data, eps=eps)
     return found
 
 
-def rows(data: Decoded) -> Any:
+def rows(data: Dataset) -> Any:
     return np.asarray(data.train.images, np.float64).reshape(len(data.train.images), -1) / 255
 
 
-def whitened(name: str, data: Decoded, eps: float = 0.0) -> Any:
+def whitened(name: str, data: Dataset, eps: float = 0.0) -> Any:
     mean, matrix = (part.double().numpy() for part in whitening(name, data, eps))
     return (rows(data) - mean) @ matrix
 
 
 @pytest.mark.parametrize("name", ["pca", "zca"])
-def test_30_whitened_pixels_have_mean_0_variance_1_and_no_correlation(name: str, correlated: Decoded) -> None:
+def test_30_whitened_pixels_have_mean_0_variance_1_and_no_correlation(name: str, correlated: Dataset) -> None:
     """1e-4: the map is in single precision, and the least variance is some thousandth of the largest."""
     white = whitened(name, correlated)
 
@@ -66,7 +66,7 @@ def test_30_whitened_pixels_have_mean_0_variance_1_and_no_correlation(name: str,
     assert np.abs(before).max() > 0.4, "or there was nothing to do"
 
 
-def test_pca_gives_the_left_singular_vectors(correlated: Decoded) -> None:
+def test_pca_gives_the_left_singular_vectors(correlated: Dataset) -> None:
     """By another way to the same: x - mean = U S Vᵀ, and x white = sqrt(n) U, up to the signs."""
     x = rows(correlated)
     u, _, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
@@ -74,7 +74,7 @@ def test_pca_gives_the_left_singular_vectors(correlated: Decoded) -> None:
     assert np.abs(whitened("pca", correlated)) == pytest.approx(np.abs(u) * np.sqrt(COUNT), abs=1e-3)
 
 
-def test_zca_is_the_inverse_root_of_the_covariance(correlated: Decoded) -> None:
+def test_zca_is_the_inverse_root_of_the_covariance(correlated: Dataset) -> None:
     """Symmetric, and its square is the inverse covariance: that makes it the white map nearest to x."""
     matrix = whitening("zca", correlated).matrix.double().numpy()
 
@@ -82,7 +82,7 @@ def test_zca_is_the_inverse_root_of_the_covariance(correlated: Decoded) -> None:
     assert matrix @ matrix @ np.cov(rows(correlated).T, bias=True) == pytest.approx(np.eye(D), abs=1e-3)
 
 
-def test_eps_is_added_to_the_variances(correlated: Decoded) -> None:
+def test_eps_is_added_to_the_variances(correlated: Dataset) -> None:
     x = rows(correlated)
     variances = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
 
@@ -92,7 +92,7 @@ def test_eps_is_added_to_the_variances(correlated: Decoded) -> None:
 
 
 @pytest.mark.parametrize("name", ["pca", "zca"])
-def test_30_the_mean_variance_is_that_of_v_over_v_plus_eps(name: str, correlated: Decoded) -> None:
+def test_30_the_mean_variance_is_that_of_v_over_v_plus_eps(name: str, correlated: Dataset) -> None:
     """Of pixels as of components, and far below 1 where most components vary less than eps by default."""
     eps = WHITENINGS[name].options["eps"].default
     variances = np.linalg.eigvalsh(np.cov(rows(correlated).T, bias=True))
@@ -103,12 +103,12 @@ def test_30_the_mean_variance_is_that_of_v_over_v_plus_eps(name: str, correlated
     assert expected < 0.8, "or it would be about 1"
 
 
-def lying(data: Decoded, folder: Path) -> Decoded:
+def lying(data: Dataset, folder: Path) -> Dataset:
     folder.mkdir(parents=True, exist_ok=True)
     return replace(data, folder=folder)
 
 
-def file(whiten: Choice, data: Decoded) -> Path:
+def file(whiten: Choice, data: Dataset) -> Path:
     assert data.folder is not None
     return map_file(data.folder, data, **whiten.model_dump())
 
@@ -122,12 +122,12 @@ def nobody_computes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def refuse(*_: Any) -> None:
         raise AssertionError("it was computed again")
 
-    return lambda: monkeypatch.setattr(module, "_made", refuse)
+    return lambda: monkeypatch.setattr(module, "_compute", refuse)
 
 
 @pytest.mark.parametrize("name", ["pca", "zca"])
 def test_a_map_is_made_once_and_loaded_by_whoever_trains(
-    name: str, correlated: Decoded, tmp_path: Path, nobody_computes: Callable[[], None]
+    name: str, correlated: Dataset, tmp_path: Path, nobody_computes: Callable[[], None]
 ) -> None:
     data, said = lying(correlated, tmp_path / "set"), []
     expected = whitening(name, correlated, 0.01)
@@ -143,7 +143,7 @@ def test_a_map_is_made_once_and_loaded_by_whoever_trains(
     assert torch.equal(found.matrix, expected.matrix)
 
 
-def test_another_map_is_another_file(correlated: Decoded, tmp_path: Path) -> None:
+def test_another_map_is_another_file(correlated: Dataset, tmp_path: Path) -> None:
     data = lying(correlated, tmp_path)
     fewer = replace(data, train=replace(data.train, indices=data.train.indices[:100]))
     others = replace(data, content="0" * 64)
@@ -153,7 +153,7 @@ def test_another_map_is_another_file(correlated: Decoded, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
-def test_a_damaged_map_is_made_anew_and_never_used(damage: str, correlated: Decoded, tmp_path: Path) -> None:
+def test_a_damaged_map_is_made_anew_and_never_used(damage: str, correlated: Dataset, tmp_path: Path) -> None:
     data, said = lying(correlated, tmp_path), []
     prepare(choice("zca"), data, 1, said.append)
     path = file(choice("zca"), data)
@@ -165,11 +165,11 @@ def test_a_damaged_map_is_made_anew_and_never_used(damage: str, correlated: Deco
     assert torch.equal(whitening("zca", data, 0.01).matrix, whitening("zca", correlated, 0.01).matrix)
     prepare(choice("zca"), data, 1, said.append)
 
-    assert f"{path}: damaged, made anew" in said
+    assert f"{path}: damaged, computed again" in said
     assert path.read_bytes() == whole
 
 
-def test_maps_of_images_that_are_no_more_are_removed(correlated: Decoded, tmp_path: Path) -> None:
+def test_maps_of_images_that_are_no_more_are_removed(correlated: Dataset, tmp_path: Path) -> None:
     data = lying(correlated, tmp_path)
     for one, eps in ((replace(data, content="0" * 64), 0.01), (data, 0.01), (data, 0.1)):
         prepare(choice("pca", eps), one, 1, print)
@@ -177,11 +177,11 @@ def test_maps_of_images_that_are_no_more_are_removed(correlated: Decoded, tmp_pa
 
 
 def test_who_waits_for_a_map_is_told_of_the_time_and_may_stop(
-    correlated: Decoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    correlated: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end = threading.Event()
-    monkeypatch.setattr(module, "_made", lambda *_: end.wait() and None)
-    monkeypatch.setattr(module, "NEWS_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_compute", lambda *_: end.wait() and None)
+    monkeypatch.setattr(module, "LOG_SECONDS", 0.0)
     data, said = lying(correlated, tmp_path), []
     prepare(choice("pca"), data, 1, said.append, stop=lambda: len(said) >= 3)
     end.set()
@@ -190,12 +190,12 @@ def test_who_waits_for_a_map_is_told_of_the_time_and_may_stop(
 
 
 def test_what_goes_wrong_in_making_a_map_is_raised(
-    correlated: Decoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    correlated: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
         raise MemoryError("not so much")
 
-    monkeypatch.setattr(module, "_made", fail)
+    monkeypatch.setattr(module, "_compute", fail)
     with pytest.raises(MemoryError, match="not so much"):
         prepare(choice("pca"), lying(correlated, tmp_path), 1, print)
 
@@ -247,7 +247,7 @@ def test_what_does_not_vary_stays_0(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pca", "zca"])
-def test_batches_are_whitened_images(name: str, correlated: Decoded) -> None:
+def test_batches_are_whitened_images(name: str, correlated: Dataset) -> None:
     found = whitening(name, correlated, 0.01)
     images = Images(correlated.train, correlated.mean, correlated.std, torch.device("cpu"), found)
 
@@ -258,7 +258,7 @@ def test_batches_are_whitened_images(name: str, correlated: Decoded) -> None:
     assert chunk.images.numpy() == pytest.approx(expected, abs=1e-4)
 
 
-def test_training_images_are_cropped_and_flipped_before(correlated: Decoded) -> None:
+def test_training_images_are_cropped_and_flipped_before(correlated: Dataset) -> None:
     """The map of the very images that an unwhitened epoch has."""
     found = whitening("zca", correlated, 0.01)
     cpu = torch.device("cpu")
@@ -270,7 +270,3 @@ def test_training_images_are_cropped_and_flipped_before(correlated: Decoded) -> 
     flat = before.images.permute(0, 2, 3, 1).flatten(1)
     expected = ((flat - found.mean) @ found.matrix).view(COUNT, SIDE, SIDE, 3).permute(0, 3, 1, 2)
     assert torch.allclose(after.images, expected, atol=1e-4)
-
-
-def test_no_whitening_is_no_map(correlated: Decoded) -> None:
-    assert WHITENINGS["none"].load()(correlated) is None

@@ -244,7 +244,7 @@ def test_a_config_runs_none_of_it_and_plan_says_what_would_run(
     done = cli("plan", "mine.yaml", "--data", str(tiny_data))
 
     assert done.code == 0, done.err
-    assert "code of your own that run will execute: my_norms:scaled" in done.out
+    assert "custom code that run will execute: my_norms:scaled" in done.out
     assert "methods of your own are not tried before they run" in done.out
 
 

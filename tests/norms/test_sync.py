@@ -43,7 +43,8 @@ ACROSS = pytest.mark.parametrize(
     [
         variant
         for variant in variants()
-        if NORMS[variant.values[0].name].across_samples and not NORMS[variant.values[0].name].alone
+        if NORMS[variant.values[0].name].across_samples
+        and not NORMS[variant.values[0].name].is_single_process
     ],
 )
 

@@ -145,13 +145,13 @@ def test_an_image_folder_is_compared_with_its_records_once_a_run(
     place: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, more: list[str]
 ) -> None:
     looked: list[Choice] = []
-    standing = dataset.standing
+    standing = dataset.cache_status
 
     def counted(choice: Choice, directory: Path) -> dataset.Standing:
         looked.append(choice)
         return standing(choice, directory)
 
-    monkeypatch.setattr(dataset, "standing", counted)
+    monkeypatch.setattr(dataset, "cache_status", counted)
     assert cli("run", "of_data.yaml", *more).code == 0
     assert len(looked) == 1
 

@@ -97,9 +97,9 @@ def test_sets_of_known_extent_need_not_be_there(name: str, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_the_known_extent_of_the_shapes_is_theirs(tmp_path: Path) -> None:
     dataset = Trial(dataset={"name": "shapes", "test_size": 50}).dataset
-    expected = decoded.extent(dataset, tmp_path)
+    expected = decoded.info(dataset, tmp_path)
     decoded.prepare(dataset, tmp_path)
-    assert decoded.extent(dataset, tmp_path) == expected
+    assert decoded.info(dataset, tmp_path) == expected
 
 
 def test_what_cannot_run_is_told_with_all_reasons(records: list[Record], tiny_data: Path) -> None:
@@ -158,11 +158,11 @@ def test_a_probe_measures_and_leaves_all_as_it_was(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = torch.get_num_threads(), dict(os.environ)
     trial = records[0].trial
-    assert benchmark.images_per_second(trial, decoded.extent(trial.dataset, tiny_data), "cpu", 2) > 0
+    assert benchmark.images_per_second(trial, decoded.info(trial.dataset, tiny_data), "cpu", 2) > 0
     assert (torch.get_num_threads(), dict(os.environ)) == before
     assert not list(tmp_path.iterdir())
     monkeypatch.delenv("XDG_CACHE_HOME")
-    benchmark.images_per_second(trial, decoded.extent(trial.dataset, tiny_data), "cpu")
+    benchmark.images_per_second(trial, decoded.info(trial.dataset, tiny_data), "cpu")
     assert "XDG_CACHE_HOME" not in os.environ
 
 

@@ -234,7 +234,7 @@ def test_without_an_address_ray_listens_to_this_machine_only_and_goes_with_the_s
     terminal.process.send_signal(signal.SIGTERM)
     code, out, lines = terminal.end()
 
-    assert (code, out) == (143, "results/own: 1 trial, 1 missing; 1 with a saved state to go on from\n")
+    assert (code, out) == (143, "results/own: 1 trial, 1 missing; 1 with a saved state to resume from\n")
     assert lines[-1].startswith("resume with: normbench run tiny.yaml")
     assert [line for line in lines if re.search("ray|warn", line, re.I) and "resume" not in line] == []
     assert list((lab / "results/own/checkpoints").glob("*.ckpt"))

@@ -83,9 +83,9 @@ def test_a_run_that_is_told_to_stop_saves_its_state_and_goes_on_to_the_same_reco
     terminal.process.send_signal(number)
     code, out, lines = terminal.end()
     assert code == 128 + number
-    assert out == "results/long: 1 trial, 1 missing; 1 with a saved state to go on from\n"
+    assert out == "results/long: 1 trial, 1 missing; 1 with a saved state to resume from\n"
     assert any(
-        "stopping: running trials save their state (once more to stop at once)" in line for line in lines
+        "stopping: running trials save their state (repeat to stop immediately)" in line for line in lines
     )
     assert lines[-1] == f"resume with: {shlex.join(['normbench', *LONG])}"
     assert b"\x1b[?25h" in terminal.raw[-2000:]  # the cursor is back
@@ -148,7 +148,7 @@ def test_a_terminal_that_is_gone_ends_a_run_with_all_states_saved(lab: Path, cli
     os.close(ours)
     os.killpg(process.pid, signal.SIGHUP)  # and once more, as by a shell
     assert process.wait(PATIENCE_SECONDS) == 128 + signal.SIGHUP
-    assert cli("status").out.splitlines()[-1] == "long: 2 trials with a saved state to go on from"
+    assert cli("status").out.splitlines()[-1] == "long: 2 trials with a saved state to resume from"
 
 
 @pytest.mark.usefixtures("_frequent_states")

@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from normbench.config import experiment as config
-from normbench.config.source import Spot
+from normbench.config.source import Position
 from normbench.config.yaml import read
 from normbench.sweep.plan import unite
 
 
 def experiment(text: str) -> config.Experiment:
-    node, _ = read(f"name: x\n{text}", Spot("x.yaml", 1, 1, ""))
+    node, _ = read(f"name: x\n{text}", Position("x.yaml", 1, 1, ""))
     assert node is not None
-    return config.parsed(node.plain())
+    return config.from_document(node.plain())
 
 
 def ids(*experiments: config.Experiment) -> set[str]:
@@ -66,7 +66,7 @@ def test_every_trial_stays_known_whatever_changes(first: str, second: str) -> No
     assert ids(plan) == ids(before, now)
     again = unite(plan, now)
     assert config.dump(again) == config.dump(plan), "two runs of the same config are one"
-    assert ids(config.parsed(again.document)) == ids(before, now)
+    assert ids(config.from_document(again.document)) == ids(before, now)
 
 
 @settings(max_examples=30)
@@ -93,4 +93,4 @@ def test_max_trials_and_processes_are_those_of_a_run_and_not_of_the_plan() -> No
     now = experiment("max_trials: 1\nexecute: {processes: 2, workers: 1}")
     plan = unite(before, now)
     assert ids(plan) == ids(before, now)
-    assert ids(config.parsed(plan.document)) == ids(before, now)
+    assert ids(config.from_document(plan.document)) == ids(before, now)

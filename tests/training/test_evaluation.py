@@ -57,10 +57,10 @@ def test_one_evaluation_may_be_asked_for_with_several_options() -> None:
 def test_a_method_is_evaluated_by_what_its_layers_have(norm: str) -> None:
     """Running statistics; and, to be folded or removed, nothing else."""
     method = NORMS[norm]
-    model = "preact_resnet8" if method.preactivation else "resnet8"
+    model = "preact_resnet8" if method.needs_preactivation else "resnet8"
     trial = evaluated(*EVALUATIONS, norm=norm, model=model)
-    expected = [name for name, entry in EVALUATIONS.items() if method.folds or not entry.folds]
-    assert names(trial) == (expected if method.running else [])
+    expected = [name for name, entry in EVALUATIONS.items() if method.is_foldable or not entry.needs_foldable]
+    assert names(trial) == (expected if method.has_running_statistics else [])
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,8 @@ def test_a_profile_is_no_experiment_and_goes_into_none(cli: Cli, lab: Path) -> N
 
 @pytest.mark.parametrize("model", ["resnet8", "preact_resnet8"])
 def test_all_methods_that_fit_a_network_are_profiled_by_default(model: str) -> None:
-    preactivation = MODELS[model].preactivation
-    expected = [name for name, method in NORMS.items() if preactivation or not method.preactivation]
+    preactivation = MODELS[model].is_preactivation
+    expected = [name for name, method in NORMS.items() if preactivation or not method.needs_preactivation]
     assert methods(trial(model=model)) == expected
 
 
@@ -227,10 +227,7 @@ def test_without_batch_normalization_there_is_nothing_to_draw(cli: Cli, tmp_path
         (["--norm", "normalizer_free"], "normalizer_free is for pre-activation networks only"),
         (["sweep.norm_every=[1,2]"], "profile takes one value of every setting"),
         (["--device", "cuda:99"], "execute.device cuda:99: "),
-        (
-            ["--norm", "group", "trial.model.width=0.1"],
-            "group norm cannot be used in resnet20's stem (module 'norm')",
-        ),
+        (["--norm", "group", "trial.model.width=0.1"], "--norm: 8 groups do not divide 2 channels"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(cli: Cli, arguments: list[str], words: str) -> None:

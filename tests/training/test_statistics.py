@@ -38,7 +38,9 @@ from normbench.training.statistics.folded import fold
 from normbench.training.statistics.neighbours import changes
 from normbench.training.train import owner_of, train
 
-RUNNING = pytest.mark.parametrize("norm", [name for name, method in NORMS.items() if method.running])
+RUNNING = pytest.mark.parametrize(
+    "norm", [name for name, method in NORMS.items() if method.has_running_statistics]
+)
 ALL: list[Any] = [
     "moving_average",
     {"name": "cumulative", "epochs": 2},
@@ -131,7 +133,9 @@ def test_every_evaluation_of_a_method_with_running_statistics_is_in_the_record(
     run: Callable[..., Record], norm: str, precision: str
 ) -> None:
     record = run(norm=norm, precision=precision)
-    expected = [name for name, entry in EVALUATIONS.items() if NORMS[norm].folds or not entry.folds]
+    expected = [
+        name for name, entry in EVALUATIONS.items() if NORMS[norm].is_foldable or not entry.needs_foldable
+    ]
     assert list(dict.fromkeys(one.name for one in record.inference)) == expected
     for one in measured(record).values():
         assert None not in one.values(), "the network is a few steps old: nothing has overflown"
@@ -168,7 +172,7 @@ def test_the_network_is_left_as_it_was(
     network = trained(norm=norm)
     network.model.train()
     before = copy.deepcopy(network.model)
-    if evaluation not in (ALL[1], *(() if NORMS[norm].folds else ("folded", "removed"))):
+    if evaluation not in (ALL[1], *(() if NORMS[norm].is_foldable else ("folded", "removed"))):
         assert result(evaluation, network)
     assert str(network.model) == str(before)
     for (name, ours), theirs in zip(network.model.named_modules(), before.modules(), strict=True):
@@ -338,7 +342,7 @@ def test_a_population_variance_is_numpys_of_all_inputs_in_float64(
     trained: Callable[..., Trained], norm: str
 ) -> None:
     """Mean of x² less the square of the mean of x; 1e-4: moments of a batch are taken in single precision."""
-    model_name = "preact_resnet8" if NORMS[norm].preactivation else "resnet8"
+    model_name = "preact_resnet8" if NORMS[norm].needs_preactivation else "resnet8"
     network = trained(norm=norm, model=model_name, batch_size=12, norm_batch_size=4)
     inputs: dict[str, list[Any]] = {}
     model = network.copy()
@@ -525,7 +529,7 @@ def test_every_test_image_is_drawn_once_and_with_others_every_time(trained: Call
 
 @pytest.mark.parametrize("norm_every", [1, 2])
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("norm", [name for name, method in NORMS.items() if method.folds])
+@pytest.mark.parametrize("norm", [name for name, method in NORMS.items() if method.is_foldable])
 def test_a_folded_network_is_the_same_function(norm: str, name: str, norm_every: int) -> None:
     """In float64, so that even 110 layers leave no doubt; a layer takes a few hundred roundings of 1e-16."""
     trial = Trial(model={"name": name, "width": 0.25}, norm=norm, norm_every=norm_every)
@@ -539,7 +543,7 @@ def test_a_folded_network_is_the_same_function(norm: str, name: str, norm_every:
         torch.testing.assert_close(folding(x), expected, rtol=0, atol=1e-10 * size)
     layers, kept = running.layers(model), running.layers(folding)
     assert folded == len(layers) - len(kept) > 0
-    behind_a_sum = ("norm1", "last_norm") if MODELS[name].preactivation else ()
+    behind_a_sum = ("norm1", "last_norm") if MODELS[name].is_preactivation else ()
     assert [layer for layer, _ in kept] == [layer for layer, _ in layers if layer.endswith(behind_a_sum)]
 
 

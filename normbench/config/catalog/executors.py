@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from normbench.config.registry import Entry, Table, at_least, count, imported, text, whole
+from normbench.config.registry import Entry, Registry, at_least, count, import_target, text, whole
 
 if TYPE_CHECKING:  # the table itself stands on a lower floor than what its entries handle
     from normbench.config.trial import Trial
@@ -76,14 +76,14 @@ class Executor(Entry):
         """
         if not self.ahead:
             return nullcontext({})
-        context: AbstractContextManager[Means] = imported(self.ahead)(placement, load)
+        context: AbstractContextManager[Means] = import_target(self.ahead)(placement, load)
         return context
 
 
 GPUS = at_least(0, 0.0, "GPUs of each trial; several share one by a fraction, such as 0.25")
 WORD = r"^[A-Za-z0-9_.:/\[\]-]+$"
 
-EXECUTORS: Table[Executor] = Table(
+EXECUTORS: Registry[Executor] = Registry(
     "executor",
     Executor(
         "serial", "one trial after the other in this process", "normbench.sweep.executors.serial:execute"

@@ -11,9 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from normbench.config.registry import Entry, Option, Table, one_of, text
-
-# files that are no figure of records
+from normbench.config.registry import Entry, Option, Registry, one_of, text
 
 
 @dataclass(frozen=True)
@@ -21,15 +19,15 @@ class Kind(Entry):
     """A kind of figure.
 
     Attributes:
-        of: options that make another figure of it, and by which its files are named; one with such options is
-            drawn only where it is asked for.
+        key_options: options that name settings, and are part of the names of its files; a figure with such
+            options is drawn only on request.
     """
 
-    of: tuple[str, ...] = ()
+    key_options: tuple[str, ...] = ()
 
     def stem(self, options: Mapping[str, Any]) -> str:
-        """The name of the figure's files, without their endings."""
-        return "-".join([self.name, *(str(options[key]) for key in self.of if key in options)])
+        """Return the name of the figure's files, without suffix."""
+        return "-".join([self.name, *(str(options[key]) for key in self.key_options if key in options)])
 
 
 PUBLISHED_OPTION = one_of(
@@ -41,16 +39,16 @@ PUBLISHED_OPTION = one_of(
 LOSS = Option(
     Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
     None,
-    "a training loss; by default the least that all finished trials reach",
+    "a training loss; by default the smallest that all finished trials reach",
 )
 
 
 def key(default: str) -> Option:
-    """The dotted key of a setting."""
+    """Return the option of a setting's dotted key."""
     return text(default, "a setting of the trials, such as norm.groups", r"^[a-z_]+(\.[a-z_]+)?$")
 
 
-FIGURES: Table[Kind] = Table(
+FIGURES: Registry[Kind] = Registry(
     "figure",
     Kind(
         "batch_size",
@@ -60,17 +58,17 @@ FIGURES: Table[Kind] = Table(
     ),
     Kind(
         "setting",
-        "accuracy against any one setting, a curve for everything else that differs",
+        "accuracy against any setting, one curve for every combination of the others",
         "normbench.report.figures.setting:FIGURE",
         {"key": key("batch_size")},
-        of=("key",),
+        key_options=("key",),
     ),
     Kind(
         "heat_map",
         "accuracy over two settings",
         "normbench.report.figures.heat_map:FIGURE",
         {"x": key("batch_size"), "y": key("norm.name")},
-        of=("x", "y"),
+        key_options=("x", "y"),
     ),
     Kind(
         "inference_statistics",
@@ -89,7 +87,7 @@ FIGURES: Table[Kind] = Table(
     ),
     Kind(
         "epochs_to_loss",
-        "epochs until the training loss is down to a value, against batch size",
+        "epochs until the training loss reaches a value, against batch size",
         "normbench.report.figures.epochs_to_loss:FIGURE",
         {"loss": LOSS},
     ),

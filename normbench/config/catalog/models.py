@@ -1,10 +1,10 @@
-"""The networks. ONE FILE = ONE NETWORK FAMILY; this table lists them all."""
+"""The networks, one file per family. This registry lists them all."""
 
 from dataclasses import dataclass
 
-from normbench.config.registry import Entry, Table, positive
+from normbench.config.registry import Entry, Registry, positive
 
-WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages; at most 64", most=64.0)
+WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages; at most 64", maximum=64.0)
 
 
 @dataclass(frozen=True)
@@ -12,15 +12,17 @@ class Network(Entry):
     """A network.
 
     Attributes:
-        layers: how many normalization layers it asks for: one for every convolution of the main path.
-        preactivation: its blocks begin with norm and ReLU, and nothing acts upon their sum.
+        layers: the number of its normalization layers, one for every convolution of the main path.
+        is_preactivation: its blocks begin with norm and ReLU, and nothing follows their sum.
+        channels: those of its stages at width 1; empty where they are not known without torch.
     """
 
     layers: int = 0
-    preactivation: bool = False
+    is_preactivation: bool = False
+    channels: tuple[int, ...] = ()
 
 
-MODELS: Table[Network] = Table(
+MODELS: Registry[Network] = Registry(
     "model",
     *(
         Network(
@@ -29,8 +31,9 @@ MODELS: Table[Network] = Table(
             f"normbench.models.{family}:{family}{depth}",
             {"width": WIDTH},
             layers=depth - 1,
-            preactivation=family == "preact_resnet",
-            also=(f"pre_resnet{depth}",) if family == "preact_resnet" else (),
+            channels=(16, 32, 64),
+            is_preactivation=family == "preact_resnet",
+            aliases=(f"pre_resnet{depth}",) if family == "preact_resnet" else (),
         )
         for family, words in {
             "resnet": "ResNet (He et al. 2016)",

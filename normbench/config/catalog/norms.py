@@ -1,10 +1,10 @@
-"""The normalization methods. ONE FILE = ONE IDEA; this table lists them all."""
+"""The normalization methods, one file each. This registry lists them all."""
 
 from dataclasses import dataclass
 
 from normbench.config.registry import (
     Entry,
-    OpenTable,
+    ExtensibleRegistry,
     at_least,
     count,
     flag,
@@ -21,23 +21,25 @@ class Method(Entry):
 
     Attributes:
         across_samples: its statistics are taken over several samples, so ``norm_batch_size`` matters to it.
-        affine: it has parameters of its own, so ``weight_decay_on_norm`` matters.
-        layers: it puts layers between convolutions, so ``norm_every`` and ``zero_init_residual`` matter.
-        running: its layers keep running statistics, so ``evaluate`` matters to it.
-        folds: at inference its layers are a fixed multiply-add per channel, which a convolution can take in.
-        preactivation: it is only defined for networks whose blocks begin with it (``preact_resnet…``).
-        past: it remembers every norm batch of an update apart, and is told how many there are.
-        alone: its statistics are not taken over several processes, so ``execute.processes`` must be 1.
+        has_parameters: it has gamma, beta or other parameters, so ``weight_decay_on_norm`` matters.
+        has_layers: it puts layers between convolutions, so ``norm_every`` and ``zero_init_residual`` matter.
+        has_running_statistics: its layers keep running statistics, so ``evaluate`` matters to it.
+        is_foldable: at inference its layers are a fixed multiply-add per channel, which can be folded into
+            the convolution before them.
+        needs_preactivation: it is only defined for networks whose blocks begin with it (``preact_resnet…``).
+        has_history: it keeps statistics of every normalization batch of a step apart, and takes their number.
+        is_single_process: its statistics are not synchronised over processes, so ``execute.processes`` must
+            be 1.
     """
 
     across_samples: bool = False
-    affine: bool = True
-    layers: bool = True
-    running: bool = False
-    folds: bool = False
-    preactivation: bool = False
-    past: bool = False
-    alone: bool = False
+    has_parameters: bool = True
+    has_layers: bool = True
+    has_running_statistics: bool = False
+    is_foldable: bool = False
+    needs_preactivation: bool = False
+    has_history: bool = False
+    is_single_process: bool = False
 
 
 EPS = positive(1e-5, "added to the variance before the square root")
@@ -48,32 +50,38 @@ VARIANCE = one_of(
     ("paper", "official"), "the paper's biased variances, or those of the authors' released code"
 )
 
-BEHIND = {
-    "layer": one_of(
-        ("group", "none"), "what follows a convolution: group normalization, or nothing but a bias"
-    ),
+LAYER = {
+    "layer": one_of(("group", "none"), "layer after a convolution: group normalization, or a bias alone"),
     "groups": count(8, "groups the channels are split into, for layer: group"),
 }
 
 
-def own(name: str) -> Method:
-    """A user's method, ``module:function``. Since nothing is known of it, everything may matter to it."""
-    return Method(name, "a method of your own", name, across_samples=True, running=True, own=True, alone=True)
+def custom_method(name: str) -> Method:
+    """Return the entry of ``module:function``; every setting may matter to it, as nothing is known of it."""
+    return Method(
+        name,
+        "a custom method",
+        name,
+        across_samples=True,
+        has_running_statistics=True,
+        is_custom=True,
+        is_single_process=True,
+    )
 
 
 GHOST = "did you mean 'batch'? Ghost batch normalization is batch with norm_batch_size below batch_size"
 
-NORMS: OpenTable[Method] = OpenTable(
+NORMS: ExtensibleRegistry[Method] = ExtensibleRegistry(
     "norm",
     "normbench.norms",
-    own,
+    custom_method,
     Method(
         "none",
         "no normalization",
         "normbench.norms.none:none",
-        affine=False,
-        layers=False,
-        also=("Identity", "no_norm", "without"),
+        has_parameters=False,
+        has_layers=False,
+        aliases=("Identity", "no_norm", "without"),
     ),
     Method(
         "batch",
@@ -82,33 +90,33 @@ NORMS: OpenTable[Method] = OpenTable(
         {
             "eps": EPS,
             "momentum": MOMENTUM,
-            "frozen_epochs": whole(0, "last epochs in which the running statistics stand still and are used"),
+            "frozen_epochs": whole(0, "last epochs, in which the running statistics are frozen and are used"),
         },
         across_samples=True,
-        running=True,
-        folds=True,
-        also=("BN", "BatchNorm", "SyncBatchNorm", "SyncBN", "cuDNN_batch_norm"),
+        has_running_statistics=True,
+        is_foldable=True,
+        aliases=("BN", "BatchNorm", "SyncBatchNorm", "SyncBN", "cuDNN_batch_norm"),
     ),
     Method(
         "layer",
         "layer normalization (Ba et al. 2016)",
         "normbench.norms.layer:layer",
         {"eps": EPS},
-        also=("LN", "LayerNorm"),
+        aliases=("LN", "LayerNorm"),
     ),
     Method(
         "instance",
         "instance normalization (Ulyanov et al. 2016)",
         "normbench.norms.instance:instance",
         {"eps": EPS},
-        also=("IN", "InstanceNorm"),
+        aliases=("IN", "InstanceNorm"),
     ),
     Method(
         "group",
         "group normalization (Wu & He 2018)",
         "normbench.norms.group:group",
         {"groups": count(8, "groups the channels are split into"), "eps": EPS},
-        also=("GN", "GroupNorm"),
+        aliases=("GN", "GroupNorm"),
     ),
     Method(
         "switchable",
@@ -116,8 +124,8 @@ NORMS: OpenTable[Method] = OpenTable(
         "normbench.norms.switchable:switchable",
         {"variance": VARIANCE, "eps": EPS, "momentum": MOMENTUM},
         across_samples=True,
-        running=True,
-        also=("SN", "SwitchNorm", "SwitchableNorm"),
+        has_running_statistics=True,
+        aliases=("SN", "SwitchNorm", "SwitchableNorm"),
     ),
     Method(
         "batch_renorm",
@@ -126,15 +134,15 @@ NORMS: OpenTable[Method] = OpenTable(
         {
             "eps": EPS,
             "momentum": MOMENTUM,
-            "r_max": at_least(1, 3.0, "bound of r in the end, and 1 / r_max its lower one"),
-            "d_max": at_least(0, 5.0, "bound of |d| in the end"),
+            "r_max": at_least(1, 3.0, "final upper bound of r; 1 / r_max is the lower one"),
+            "d_max": at_least(0, 5.0, "final bound of |d|"),
             "warmup_epochs": at_least(0, 1.0, "epochs with r = 1 and d = 0, which is batch normalization"),
             "ramp_epochs": at_least(0, 4.0, "epochs after that in which the bounds grow linearly"),
         },
         across_samples=True,
-        running=True,
-        folds=True,
-        also=("BRN",),
+        has_running_statistics=True,
+        is_foldable=True,
+        aliases=("BRN",),
     ),
     Method(
         "moving_average_batch",
@@ -143,31 +151,31 @@ NORMS: OpenTable[Method] = OpenTable(
         {
             "eps": EPS,
             "momentum": fraction(0.02, "weight of the newest average in the running mean of squares"),
-            "window": count(16, "updates that statistics are averaged over", most=100_000),
-            "warmup_updates": whole(100, "first updates, in which they are not"),
+            "window": count(16, "training steps that statistics are averaged over", maximum=100_000),
+            "warmup_updates": whole(100, "first training steps, in which they are not"),
             "renorm_updates": whole(
-                1000, "first updates without a correction by the running mean of squares"
+                1000, "first training steps without a correction by the running mean of squares"
             ),
         },
         across_samples=True,
-        past=True,
-        alone=True,
-        also=("MABN", "MovingAverageBatchNorm"),
+        has_history=True,
+        is_single_process=True,
+        aliases=("MABN", "MovingAverageBatchNorm"),
     ),
     Method(
         "filter_response",
         "filter response normalization with its threshold (Singh & Krishnan 2020)",
         "normbench.norms.filter_response:filter_response",
         {"eps": positive(1e-6, "added to the mean of squares before the square root")},
-        also=("FRN", "FilterResponseNorm", "FilterResponseNormTLU", "FRN_TLU"),
+        aliases=("FRN", "FilterResponseNorm", "FilterResponseNormTLU", "FRN_TLU"),
     ),
     Method(
         "evonorm_s0",
         "EvoNorm S0: norm and activation in one (Liu et al. 2020); pre-activation networks",
         "normbench.norms.evonorm:evonorm_s0",
         {"groups": count(8, "groups the channels are split into"), "eps": EPS},
-        preactivation=True,
-        also=("EvoNorm2dS0",),
+        needs_preactivation=True,
+        aliases=("EvoNorm2dS0",),
     ),
     Method(
         "evonorm_b0",
@@ -175,9 +183,9 @@ NORMS: OpenTable[Method] = OpenTable(
         "normbench.norms.evonorm:evonorm_b0",
         {"eps": EPS, "momentum": MOMENTUM},
         across_samples=True,
-        running=True,
-        preactivation=True,
-        also=("EvoNorm2dB0",),
+        has_running_statistics=True,
+        needs_preactivation=True,
+        aliases=("EvoNorm2dB0",),
     ),
     Method(
         "weight_norm",
@@ -185,40 +193,40 @@ NORMS: OpenTable[Method] = OpenTable(
         "normbench.norms.weight_norm:weight_norm",
         {
             "data_init": flag(
-                False, "set g and bias by the first batch, so that channels have mean 0, variance 1"
+                False, "set g and bias by the first batch, so that channels have mean 0 and variance 1"
             )
         },
-        layers=False,
-        also=("WN",),
+        has_layers=False,
+        aliases=("WN",),
     ),
     Method(
         "weight_standardization",
         "weight standardization (Qiao et al. 2019)",
         "normbench.norms.weight_standardization:weight_standardization",
-        BEHIND | {"eps": positive(1e-5, "added to the variance of the weights before the square root")},
-        also=("WS", "weight_standardisation", "WeightStandardized", "StdConv2d", "WSConv2d", "GN_WS"),
+        LAYER | {"eps": positive(1e-5, "added to the variance of the weights before the square root")},
+        aliases=("WS", "weight_standardisation", "WeightStandardized", "StdConv2d", "WSConv2d", "GN_WS"),
     ),
     Method(
         "centred_weights",
         "weights of mean 0 (Huang et al. 2017)",
         "normbench.norms.centred_weights:centred_weights",
-        BEHIND,
-        also=("centered_weights", "centred_weight_norm", "centered_weight_norm"),
+        LAYER,
+        aliases=("centered_weights", "centred_weight_norm", "centered_weight_norm"),
     ),
     Method(
         "normalizer_free",
         "normalizer-free residual branches (Brock et al. 2021); pre-activation networks",
         "normbench.norms.normalizer_free:normalizer_free",
         {"alpha": positive(0.2, "scale of every residual branch")},
-        layers=False,
-        preactivation=True,
-        also=("NF", "NFNet", "NF_ResNet", "normaliser_free", "norm_free", "ScaledStdConv2d", "ScaledWS"),
+        has_layers=False,
+        needs_preactivation=True,
+        aliases=("NF", "NFNet", "NF_ResNet", "normaliser_free", "norm_free", "ScaledStdConv2d", "ScaledWS"),
     ),
     advice={
         **dict.fromkeys(("GhostBatchNorm", "GhostBN", "GBN"), GHOST),
         **dict.fromkeys(
             ("AGC", "adaptive_gradient_clipping", "gradient_norm", "grad_norm", "clip_grad_norm"),
-            "that is a clip and goes beside any norm: clip: agc or clip: gradient_norm",
+            "that is a clip, which any norm can be combined with: clip: agc or clip: gradient_norm",
         ),
     },
 )

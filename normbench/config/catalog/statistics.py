@@ -1,11 +1,11 @@
-"""What is measured of a trained network by other statistics. ONE FILE = ONE IDEA; this table lists them all.
+"""Evaluations of a trained network by other statistics, one file each. This registry lists them all.
 
-An entry's target is an ``Evaluation``. All are taken of the network as training leaves it; none changes it.
+The target of an entry is an ``Evaluation``. Each measures the network as training leaves it; none changes it.
 """
 
 from dataclasses import dataclass
 
-from normbench.config.registry import Entry, Table, count, one_of, sizes, whole
+from normbench.config.registry import Entry, Registry, count, one_of, sizes, whole
 
 
 @dataclass(frozen=True)
@@ -13,28 +13,28 @@ class Measure(Entry):
     """An evaluation of a network whose layers keep running statistics.
 
     Attributes:
-        folds: it needs layers that are a fixed multiply-add at inference.
+        needs_foldable: it needs layers that are a fixed multiply-add at inference.
     """
 
-    folds: bool = False
+    needs_foldable: bool = False
 
 
-EVALUATIONS: Table[Measure] = Table(
+EVALUATIONS: Registry[Measure] = Registry(
     "evaluation",
     Measure(
         "moving_average",
-        "the running statistics that training leaves: what the final accuracy is of",
+        "the running statistics that training leaves, which the final accuracy is measured with",
         "normbench.training.statistics.moving_average:MovingAverage",
     ),
     Measure(
         "cumulative",
         "simple average of all batch statistics (variances within batches) of the last epochs",
         "normbench.training.statistics.cumulative:Cumulative",
-        {"epochs": count(1, "the last so many epochs")},
+        {"epochs": count(1, "number of last epochs")},
     ),
     Measure(
         "precise",
-        "statistics taken anew, with fixed weights (Wu & Johnson 2021)",
+        "statistics recomputed with fixed weights (Wu & Johnson 2021)",
         "normbench.training.statistics.precise:Precise",
         {
             "samples": count(10_000, "training images, in batches as in training; all, if there are fewer"),
@@ -51,24 +51,24 @@ EVALUATIONS: Table[Measure] = Table(
     ),
     Measure(
         "folded",
-        "layers folded into the convolutions in front of them: the same function",
+        "layers folded into the convolutions before them: the same function",
         "normbench.training.statistics.folded:Folded",
-        folds=True,
+        needs_foldable=True,
     ),
     Measure(
         "removed",
         "layers deleted",
         "normbench.training.statistics.removed:Removed",
-        folds=True,
+        needs_foldable=True,
     ),
     Measure(
         "neighbours",
         "how far a sample's output depends on the other samples of its batch",
         "normbench.training.statistics.neighbours:Neighbours",
         {
-            "batch_size": whole(32, "a sample and its neighbours", least=2),
-            "samples": whole(1000, "test images looked at; all, if there are fewer", least=2),
-            "draws": whole(8, "times that every sample gets other neighbours", least=2),
+            "batch_size": whole(32, "a sample and its neighbours", minimum=2),
+            "samples": whole(1000, "test images in use; all, if there are fewer", minimum=2),
+            "draws": whole(8, "number of random sets of neighbours for every sample", minimum=2),
         },
     ),
 )

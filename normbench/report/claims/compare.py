@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from normbench.config.registry import UnknownName, nearest, shortened
+from normbench.config.registry import UnknownName
 from normbench.config.series import differing
 from normbench.report.claims.evidence import difference
 from normbench.report.claims.judgement import holm
@@ -14,6 +14,7 @@ from normbench.report.claims.rule import Rule
 from normbench.report.metrics import Metric
 from normbench.report.stats import Interval
 from normbench.report.table import Cell, Table
+from normbench.text import did_you_mean, quoted
 
 CONSEQUENCES = ("norm_batch_size", "optimizer.weight_decay_on_norm", "zero_init_residual")
 
@@ -60,11 +61,11 @@ def compare(table: Table, by: str, metric: Metric, baseline: str | None = None) 
     values = {_value(cell, by) for cell in table}
     if values == {None}:
         keys = dict.fromkeys(key for cell in table for key in cell.settings)
-        raise UnknownName(f"no trial has a setting {shortened(by)}{nearest(by, keys)}")
+        raise UnknownName(f"no trial has a setting {quoted(by)}{did_you_mean(by, keys)}")
     if baseline is not None and baseline not in values:
         known = sorted(str(value) for value in values)
         raise UnknownName(
-            f"no trial has {by} {shortened(baseline)}{nearest(baseline, known)}; there: {', '.join(known)}"
+            f"no trial has {by} {quoted(baseline)}{did_you_mean(baseline, known)}; there: {', '.join(known)}"
         )
     for where, cells in _places(table, by):
         for a, b in _pairs(cells, by, baseline):

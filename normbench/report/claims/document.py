@@ -15,13 +15,14 @@ from pydantic import Field, model_validator
 from normbench.config import experiment as config
 from normbench.config.grid import TRIAL_KEYS
 from normbench.config.inherit import Files, Unreadable
-from normbench.config.messages import check
-from normbench.config.registry import UnknownName, nearest
-from normbench.config.source import Node, Problem, Spot, printable
+from normbench.config.messages import validate
+from normbench.config.registry import UnknownName
+from normbench.config.source import Issue, Node, Position
 from normbench.config.trial import Frozen, conflict
 from normbench.report.claims.cells import CellError, Cells, cells_of
 from normbench.report.claims.comparison import COMPOSED, Test
 from normbench.report.metrics import metric
+from normbench.text import did_you_mean, printable
 
 FOLDER = Path("configs/claims")  # of a clone, where commands are run in it
 
@@ -109,28 +110,28 @@ def load(path: Path) -> tuple[Claim, ...]:
     try:
         root = files.document(path)
     except Unreadable as error:
-        raise config.ConfigError(f"{printable(str(path), 4096)}: {error}", typed=True) from None
-    problems = list(files.problems)
+        raise config.ConfigError(f"{printable(path)}: {error}", is_typed=True) from None
+    problems = list(files.issues)
     if root is not None and not isinstance(root.value, dict):
         words = f"expected a mapping with the keys {', '.join(_Document.model_fields)}, got {root}"
-        problems.append(Problem(root.spot, words))
+        problems.append(Issue(root.position, words))
         root = None
     if root is None:
-        raise config.refusal(problems)
-    document, found, _ = check(_Document, root)
+        raise config.config_error(problems)
+    document, found, _ = validate(_Document, root)
     if document is None:
-        raise config.refusal([*problems, *found])
+        raise config.config_error([*problems, *found])
     claims = []
-    ids: dict[str, Spot] = {}
+    ids: dict[str, Position] = {}
     for node in root.value["claims"].value:
         settings, found = _checked(node)
         problems += found
         if settings is None:
             continue
-        spot = node.value["id"].spot
+        spot = node.value["id"].position
         if settings.id in ids:
             words = f"a second claim {settings.id}, first in line {ids[settings.id].line}"
-            problems.append(Problem(spot, words))
+            problems.append(Issue(spot, words))
         ids[settings.id] = spot
         experiments, found = _experiments(settings, node, path)
         claim = Claim(settings, document.document, experiments, document.title)
@@ -138,14 +139,14 @@ def load(path: Path) -> tuple[Claim, ...]:
         problems += _problems(claim, node)
         claims.append(claim)
     if problems:
-        raise config.refusal(problems)
+        raise config.config_error(problems)
     return tuple(claims)
 
 
-def _checked(node: Node) -> tuple[ClaimSettings | None, list[Problem]]:
+def _checked(node: Node) -> tuple[ClaimSettings | None, list[Issue]]:
     if not isinstance(node.value, dict):
-        return None, [Problem(node.spot, f"expected a mapping with the keys of a claim, got {node}")]
-    settings, found, _ = check(ClaimSettings, node)
+        return None, [Issue(node.position, f"expected a mapping with the keys of a claim, got {node}")]
+    settings, found, _ = validate(ClaimSettings, node)
     return settings, found
 
 
@@ -169,20 +170,18 @@ def load_all(folder: Path = FOLDER, paths: Iterable[Path] = ()) -> tuple[Claim, 
         except config.ConfigError as error:
             problems += error.problems
     if not files:
-        problems.append(
-            f"{printable(str(folder), 4096)}: no files of claims; run this in a clone, or name a file"
-        )
+        problems.append(f"{printable(folder)}: no files of claims; run this in a clone, or name a file")
     if problems:
-        raise config.ConfigError(*problems, typed=not files)
+        raise config.ConfigError(*problems, is_typed=not files)
     return tuple(claims.values())
 
 
 def _experiments(
     settings: ClaimSettings, node: Node, path: Path
-) -> tuple[dict[str | None, config.Experiment], list[Problem]]:
+) -> tuple[dict[str | None, config.Experiment], list[Issue]]:
     """The experiments that a claim names, by how it names them."""
     experiments: dict[str | None, config.Experiment] = {}
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     if settings.test is None:
         return experiments, problems
     for test, at in zip(settings.test.parts, _nodes(node.value["test"]), strict=True):
@@ -192,12 +191,12 @@ def _experiments(
         written = at.value.get("experiment") if name else node.value.get("experiment")
         if written is None:
             words = "needs 'experiment', the file of the experiment that tests it"
-            problems.append(Problem(node.spot, f"claim {settings.id} {words}"))
+            problems.append(Issue(node.position, f"claim {settings.id} {words}"))
             break
         try:
             experiments[name] = config.load(path.parent / written.value)
         except config.ConfigError as error:
-            problems.append(Problem(written.spot, f"cannot be used: {error.problems[0]}"))
+            problems.append(Issue(written.position, f"cannot be used: {error.problems[0]}"))
     return experiments, problems
 
 
@@ -210,7 +209,7 @@ def _nodes(node: Node) -> Iterator[Node]:
             yield from _nodes(part)
 
 
-def _problems(claim: Claim, node: Node) -> Iterator[Problem]:
+def _problems(claim: Claim, node: Node) -> Iterator[Issue]:
     """What a claim asks for that its experiments do not have."""
     if claim.test is None:
         return
@@ -223,36 +222,37 @@ def _problems(claim: Claim, node: Node) -> Iterator[Problem]:
             cells = claim.cells(test)
             test.on(cells.axis, {key: tuple(map(str, cells.axis)) for key in cells.sides})
         except CellError as error:
-            yield Problem(_spot(at, error.key), f"{error} (experiment {claim.experiment(test).name})")
+            yield Issue(_position(at, error.key), f"{error} (experiment {claim.experiment(test).name})")
         except ValueError as error:
-            yield Problem(at.spot, str(error))
+            yield Issue(at.position, str(error))
 
 
-def _of_keys(test: Test, at: Node) -> Iterator[Problem]:
+def _of_keys(test: Test, at: Node) -> Iterator[Issue]:
     """Settings and metrics that do not exist."""
     names: dict[tuple[str, ...], str] = {("metric",): test.metric}
     for key, side in test.sides:
         names |= {(key, "metric"): side.metric} if side.metric else {}
         if side.constant is not None and (side.where or side.over or side.metric):
-            yield Problem(at.value[key].spot, "a 'constant' stands alone")
+            yield Issue(at.value[key].position, "a 'constant' stands alone")
     for keys, name in names.items():
         try:
             metric(name)
         except UnknownName as error:
-            yield Problem(_spot(at, ".".join(keys)), str(error))
+            yield Issue(_position(at, ".".join(keys)), str(error))
     settings: list[tuple[tuple[str, ...], str]] = [(("along",), test.along)] if test.along else []
     for key, side in test.sides:
         settings += [((key, name), getattr(side, name)) for name in ("spread", "best") if getattr(side, name)]
         settings += [((key, name), name) for name in side.where]
     for keys, name in settings:
         if name not in TRIAL_KEYS and not name.startswith("norm."):
-            yield Problem(_spot(at, ".".join(keys)), f"unknown setting {name!r}{nearest(name, TRIAL_KEYS)}")
+            hint = did_you_mean(name, TRIAL_KEYS)
+            yield Issue(_position(at, ".".join(keys)), f"unknown setting {name!r}{hint}")
 
 
-def _spot(node: Node, keys: str) -> Spot:
+def _position(node: Node, keys: str) -> Position:
     """Where a value of a test is written; the test itself where it is not."""
     for key in [keys] if keys in node.value else keys.split(".", 1):
         if not isinstance(node.value, dict) or key not in node.value:
             break
         node = node.value[key]
-    return node.key or node.spot
+    return node.key or node.position

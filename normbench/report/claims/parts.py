@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from normbench.config.series import counted
 from normbench.report.claims import wording
 from normbench.report.claims.brackets import Crossover, Knee
 from normbench.report.claims.comparison import Side, Test
@@ -18,6 +17,7 @@ from normbench.report.claims.kinds import Equivalent, Flat, Greater, Kind, Less,
 from normbench.report.claims.rule import Cells, Rule
 from normbench.report.metrics import metric
 from normbench.report.stats import Interval
+from normbench.text import plural
 
 NO_EDGE: tuple[float, ...] = ()
 
@@ -244,7 +244,7 @@ def estimate(part: Part) -> str:
     known = [mean for mean in means if math.isfinite(mean)]
     if not known:
         broken = sum(not math.isfinite(value) for effect in part.effects for value in effect.values.values())
-        return f"{counted(broken, 'pair')} with a trial that diverged" if broken else "–"
+        return f"{plural(broken, 'pair')} with a trial that diverged" if broken else "–"
     value = f"{wording.number(max(known, key=abs))} {effect_unit(part.test)}".rstrip()
     return f"{value} (mean of {part.judgement.n}, no interval yet)"
 

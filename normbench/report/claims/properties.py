@@ -39,9 +39,7 @@ PROPERTIES = (
         ("D2",),
         (
             f"{_NORMS}::test_28_switchable_norm_with_all_weight_on_one_part_is_that_part",
-            f"{_NORMS}::test_28_group_norm_with_one_group_is_layer_norm",
-            f"{_NORMS}::test_28_group_norm_with_a_group_for_every_channel_is_instance_norm",
-            f"{_NORMS}::test_28_batch_norm_over_one_sample_is_instance_norm_in_training",
+            f"{_NORMS}::test_28_one_method_is_a_special_case_of_another",
         ),
     ),
     Property(

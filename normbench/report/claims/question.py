@@ -18,9 +18,10 @@ from typing import Any
 
 from normbench.config.catalog.norms import NORMS
 from normbench.config.grid import TRIAL_KEYS
-from normbench.config.registry import UnknownName, nearest, shortened
+from normbench.config.registry import UnknownName
 from normbench.config.trial import Trial
 from normbench.report.claims.comparison import Side, Test
+from normbench.text import did_you_mean, quoted
 
 MARGIN = 0.5  # percentage points of accuracy, where a question names none
 FORMS = "A > B, A < B, A = B within 0.5, A rises along KEY, A falls along KEY, where does A cross B along KEY"
@@ -55,7 +56,7 @@ def comparison(question: str, trials: Sequence[Trial], margin: float | None = No
     """
     match = next((found for pattern in PATTERNS if (found := pattern.fullmatch(question.strip()))), None)
     if match is None:
-        problem = f"cannot read {shortened(question)}; a question is one of: {FORMS}"
+        problem = f"cannot read {quoted(question)}; a question is one of: {FORMS}"
         raise QuestionError(f"{problem}; each may end in 'at KEY=VALUE'")
     words: dict[str, str | None] = match.groupdict()
     shared = _settings(words.get("at"))
@@ -81,7 +82,7 @@ def _margin(written: str | None, given: float | None) -> float:
         try:
             margin = float(written)
         except ValueError:
-            raise QuestionError(f"the margin {shortened(written)} is no number") from None
+            raise QuestionError(f"the margin {quoted(written)} is no number") from None
     if not 0 < margin < float("inf"):
         raise QuestionError(f"the margin is {margin:g}; it must be a number above 0")
     return margin
@@ -96,8 +97,8 @@ def _side(
         try:
             name = NORMS[name].name
         except UnknownName as error:
-            hint = nearest(name, known)
-            raise QuestionError(f"no method {shortened(name)}{hint}" if hint else str(error)) from None
+            hint = did_you_mean(name, known)
+            raise QuestionError(f"no method {quoted(name)}{hint}" if hint else str(error)) from None
     if name not in known:
         raise QuestionError(f"the experiment has no trial with norm {name}; it has {', '.join(known)}")
     own = _settings(words.get(f"{key}_settings"))
@@ -111,14 +112,14 @@ def _settings(text: str | None) -> dict[str, Any]:
     for part in filter(None, (each.strip() for each in (text or "").split(","))):
         key, equals, value = part.partition("=")
         if not (equals and value.strip()):
-            raise QuestionError(f"expected KEY=VALUE, such as batch_size=4, got {shortened(part)}")
+            raise QuestionError(f"expected KEY=VALUE, such as batch_size=4, got {quoted(part)}")
         settings[_key(key.strip())] = _value(value.strip())
     return settings
 
 
 def _key(name: str) -> str:
     if name not in TRIAL_KEYS and not name.startswith("norm."):
-        raise QuestionError(f"no setting {shortened(name)}{nearest(name, TRIAL_KEYS)}")
+        raise QuestionError(f"no setting {quoted(name)}{did_you_mean(name, TRIAL_KEYS)}")
     return name
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from normbench.config.catalog.figures import FIGURES
-from normbench.config.registry import nearest
 from normbench.files import write_atomically
 from normbench.report.figures.caption import provenance
 from normbench.report.figures.panels import CannotDrawError
 from normbench.report.figures.style import RC, WIDTH, legend_rows
 from normbench.report.rows import Row, as_csv
 from normbench.report.table import Table
+from normbench.text import did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -122,7 +122,7 @@ def _check(kind: str, given: Sequence[str] | Options, known: Sequence[str] | Map
     for word in given:
         if word not in known:
             listed = f"; known: {', '.join(known)}" if known else ""
-            raise ValueError(f"unknown {kind} {word!r}{nearest(word, known)}{listed}")
+            raise ValueError(f"unknown {kind} {word!r}{did_you_mean(word, known)}{listed}")
 
 
 def draw(figure: Figure[S], selection: S, kind: str, title: str = "") -> bytes:

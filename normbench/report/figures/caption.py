@@ -4,13 +4,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from normbench.config.series import counted, numerically
 from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.figures.panels import AXIS_LABELS, Panels, mixed_data
 from normbench.report.figures.values import network
 from normbench.report.rows import Row
 from normbench.report.table import Table
+from normbench.text import numeric_key, plural
 
 MOST_SETTINGS = 3  # values named of one setting
 MOST_LISTED = 6  # cells named; the CSV has them all
@@ -29,10 +29,10 @@ def warnings(panels: Panels) -> tuple[str, ...]:
     sentences = []
     if hashes := mixed_data(panels.table.records):
         counts = Counter(record.data for record in panels.table.records)
-        listed = ", ".join(f"{counted(counts[data], 'trial')} with hash {data[:8]}" for data in hashes)
+        listed = ", ".join(f"{plural(counts[data], 'trial')} with hash {data[:8]}" for data in hashes)
         sentences.append(f"Trials of one data set ran on different images, so panels are separate: {listed}.")
     if panels.table.copies:
-        left_out = counted(panels.table.copies, "record")
+        left_out = plural(panels.table.copies, "record")
         sentences.append(f"Of trials with several records one is shown; left out: {left_out}.")
     return tuple(sentences)
 
@@ -41,15 +41,15 @@ def trials(table: Table) -> str:
     """Return one line: data, networks, learning rate, schedule, epochs, trials and seeds."""
     trials = [record.trial for record in table.records]
     fewest, *_, most = sorted([len(cell.trials) for cell in table] * 2)
-    seeds = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
+    seeds = plural(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
     *shorter, longest = sorted({trial.epochs for trial in trials})
     parts = [
         _listed(map(_images, trials)),
         _listed(map(_network, trials)),
         _learning_rates(trials),
         _listed(map(_schedule, trials)),
-        " / ".join([*map(str, shorter), counted(longest, "epoch")]),
-        f"{counted(len(trials), 'trial')}, {seeds} each",
+        " / ".join([*map(str, shorter), plural(longest, "epoch")]),
+        f"{plural(len(trials), 'trial')}, {seeds} each",
     ]
     return "; ".join(parts) + "."
 
@@ -70,7 +70,7 @@ def _numbers(version: str) -> list[int]:
 
 def _listed(texts: Iterable[str]) -> str:
     """Return the texts that occur, or some and how many there are."""
-    listed = sorted(set(texts), key=numerically)
+    listed = sorted(set(texts), key=numeric_key)
     if len(listed) <= MOST_SETTINGS:
         return " / ".join(listed)
     return f"{listed[0]} to {listed[-1]}"
@@ -114,7 +114,7 @@ def _unfinished(panels: Panels) -> Iterator[str]:
                     where = f"{AXIS_LABELS[panel.axis]} {x}" if x is not None else ""
                     places = [where, *([panel.heading] if len(panels.panels) > 1 else [])]
                     at = f" at {', '.join(filter(None, places))}" if any(places) else ""
-                    left = f"mean of {len(cell.finished)} of {counted(len(cell.records), 'seed')}"
+                    left = f"mean of {len(cell.finished)} of {plural(len(cell.records), 'seed')}"
                     words = f"{cell.series.legend}{at} ({left if cell.finished else 'no seed finished'})"
                     cells.setdefault(cell.records[0].trial.id, words)
         if cells:

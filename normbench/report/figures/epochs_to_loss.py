@@ -4,7 +4,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from normbench.config.series import counted
 from normbench.report.figures import caption
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.lines import Line, Lines, Seed, draw, table
@@ -12,6 +11,7 @@ from normbench.report.figures.lines import Panel as Drawn
 from normbench.report.figures.panels import AXIS_LABELS, CannotDrawError, Curve, Panel, arrange
 from normbench.report.metrics import epochs_to, losses
 from normbench.report.table import Table
+from normbench.text import plural
 
 POST_HOC = (
     "That loss is chosen after the fact: it is what the slowest trial ends with, so another trial may move "
@@ -55,7 +55,7 @@ def _panel(panel: Panel, given: float | None) -> Drawn:
     loss = given or max(filter(math.isfinite, reached), default=math.nan)  # nan: no trial finished
     lines = tuple(Line(curve.series, _seeds(curve, panel.sizes, loss)) for curve in panel.curves)
     words = "no trial finished" if math.isnan(loss) else f"training loss {loss:.3g}"
-    within = f"not reached within {counted(records[0].trial.epochs, 'epoch')}"
+    within = f"not reached within {plural(records[0].trial.epochs, 'epoch')}"
     return Drawn(f"{panel.heading}\n{words}" if panel.heading else words, "epochs", lines, within)
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from normbench.config.catalog.norms import NORMS
-from normbench.config.series import Series, differing, numerically
+from normbench.config.series import Series, differing
 from normbench.records import Record
 from normbench.report.figures.values import in_heading
 from normbench.report.table import Cell, Table, series_order
+from normbench.text import numeric_key
 
 Axis = Literal["batch_size", "norm_batch_size"]
 AXIS_LABELS: Mapping[Axis, str] = {"batch_size": "batch size", "norm_batch_size": "normalization batch size"}
@@ -95,7 +96,7 @@ def arrange(table: Table) -> Panels | None:
 def _setting(cell: Cell) -> dict[str, Any]:
     """Return everything that must be equal for two cells to share axes. Other images are another setting."""
     axes = {"batch_size", "norm_batch_size"}
-    if not NORMS[cell.series.method].affine:  # of a trial without gamma these say nothing
+    if not NORMS[cell.series.method].has_parameters:  # of a trial without gamma these say nothing
         axes |= {"zero_init_residual", "optimizer.weight_decay_on_norm"}
     return {k: v for k, v in cell.settings.items() if k not in axes and not k.startswith("norm.")}
 
@@ -115,7 +116,7 @@ def _by_setting(table: Table) -> list[tuple[list[Cell], str]]:
         (members, [in_heading(key, setting[key]) for key in keys if key in setting])
         for setting, members in groups
     ]
-    headed.sort(key=lambda item: [numerically(part) for part in item[1]])
+    headed.sort(key=lambda item: [numeric_key(part) for part in item[1]])
     return [(members, ", ".join(parts)) for members, parts in headed]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.norms import NORMS
-from normbench.config.series import counted, key_of, numerically, series_of
+from normbench.config.series import key_of, series_of
 from normbench.report.figures import caption, samples, style
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.panels import CannotDrawError, telling
@@ -24,6 +24,7 @@ from normbench.report.figures.values import (
 )
 from normbench.report.rows import Row
 from normbench.report.table import Cell, Table, distinct
+from normbench.text import numeric_key, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -112,7 +113,7 @@ def select(trials: Table, options: Options) -> Accuracies | None:
         raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {differ}")
     values = sorted({written(settings[key]) for _, settings in chosen}, key=order)
     lines, variants = [], defaultdict[str, int](int)
-    for group in sorted(groups, key=lambda each: (NORMS.position(each[0]), *map(numerically, each[1:]))):
+    for group in sorted(groups, key=lambda each: (NORMS.position(each[0]), *map(numeric_key, each[1:]))):
         method, cells = group[0], groups[group]
         along = tuple(_point(place, cells[value]) for place, value in enumerate(values) if value in cells)
         lines.append(Line(method, variants[method], ", ".join(filter(None, group[1:])), along))
@@ -148,7 +149,7 @@ def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
     """Yield which means leave trials out."""
     cells = [
         f"{line.label} at {shown(values[cell.place])} ({len(cell.values)} of "
-        f"{counted(len(cell.values) + len(cell.failures), 'seed')} left)"
+        f"{plural(len(cell.values) + len(cell.failures), 'seed')} left)"
         for line in lines
         for cell in line.cells
         if cell.failures

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from normbench.config.catalog.models import MODELS
-from normbench.config.series import ABBREVIATIONS, counted
+from normbench.config.series import ABBREVIATIONS
+from normbench.text import plural
 
 
 def network(name: str) -> str:
@@ -85,7 +86,7 @@ def in_heading(key: str, value: Any) -> str:
     if key == "data":
         return f"data {value[:8]}"
     if key == "epochs":
-        return counted(value, "epoch")
+        return plural(value, "epoch")
     if key in NAMES or key == "dataset.name":
         return NAMES.get(key, {}).get(value, str(value))
     words = {True: "yes", False: "no"}.get(value) if isinstance(value, bool) else shown(written(value))
