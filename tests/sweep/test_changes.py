@@ -147,7 +147,7 @@ def test_an_image_folder_is_compared_with_its_records_once_a_run(
     looked: list[Choice] = []
     standing = dataset.cache_status
 
-    def counted(choice: Choice, directory: Path) -> dataset.Standing:
+    def counted(choice: Choice, directory: Path) -> dataset.CacheStatus:
         looked.append(choice)
         return standing(choice, directory)
 
