@@ -32,9 +32,11 @@ from normbench.records import Record
 from normbench.report.claims import wording
 from normbench.report.claims.document import FOLDER, load_all
 from normbench.report.claims.judge import Judged, judge_all
+from normbench.report.claims.judgement import Verdict
 from normbench.report.claims.rule import Rule
 from normbench.report.figures.published import PUBLISHED
 from normbench.report.stats import mean_interval
+from normbench.report.table import table as records_table
 from normbench.sweep import results
 from normbench.sweep.adaptive import Looks, records_of
 
@@ -110,6 +112,55 @@ def claims(document: str) -> str:
 def score() -> str:
     """Return how many claims have which verdict."""
     return f"**{wording.score(judged_claims())}.**"
+
+
+def decided() -> str:
+    """Return every claim with a verdict as an item of a list, and how many are open."""
+    lines = []
+    for verdict in (Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.IN_PART):
+        for each in judged_claims():
+            if each.judgement.verdict is verdict:
+                measured = wording.measured(each)
+                grounds = f"{measured}, n = {each.judgement.n}" if measured else f"n = {each.judgement.n}"
+                sentence = f"“{each.claim.settings.says}” (claim {each.claim.id}): {grounds}."
+                lines.append(item(f"{wording.SHAPES[verdict]} **{verdict}**: {sentence}"))
+    return "\n".join([f"{wording.score(judged_claims())}.", "", *lines])
+
+
+def item(text: str) -> str:
+    """Return an item of a list, wrapped."""
+    return textwrap.fill(f"- {text}", 98, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def findings() -> str:
+    """Return what the first figure of README shows, each difference with its interval and n."""
+    full, two = {"norm": "batch", "norm_batch_size": 128}, {"norm": "batch", "norm_batch_size": 2}
+    first, last = (statistics.fmean(_accuracies(where).values()) for where in (full, two))
+    switchable = [{"norm": "switchable", "norm_batch_size": size} for size in (128, 2)]
+    return "\n".join(
+        [
+            item(
+                "**BN loses accuracy when few samples share statistics**: "
+                f"from {first:.1f} % at 128 to {last:.1f} % at 2, a loss of {_lead(full, two)}."
+            ),
+            item(
+                f"**SN loses less**: {_lead(*switchable)}, while its weight of BN's statistics falls "
+                "([weights](docs/batch-sizes.md))."
+            ),
+            item(f"**At 128, BN is ahead of GN** by {_lead(full, {'norm': 'group'})}."),
+        ]
+    )
+
+
+def _accuracies(where: Mapping[str, Any]) -> dict[int, float]:
+    return records_table(_found("cifar10_norm_batch").records).select(where).values("accuracy")
+
+
+def _lead(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """The difference of two cells in points, paired by seed, with its 95 % interval."""
+    first, second = _accuracies(a), _accuracies(b)
+    lead = mean_interval([first[seed] - second[seed] for seed in first if seed in second])
+    return f"{lead.mean:.1f} points [{lead.low:.1f}, {lead.high:.1f}], n = {lead.n}".replace("-", "−")
 
 
 def test_in_words(each: Judged) -> str:
@@ -616,6 +667,8 @@ def verdicts() -> str:
 PARTS: dict[str, Callable[..., str]] = {
     "claims": claims,
     "score": score,
+    "decided": decided,
+    "findings": findings,
     "names": names,
     "options": options,
     "published": published,
@@ -633,8 +686,8 @@ PARTS: dict[str, Callable[..., str]] = {
 
 
 def pages() -> Iterator[tuple[Path, str, str]]:
-    """Yield every page with its text and the text that it should have."""
-    for path in sorted(DOCS.glob("*.md")):
+    """Yield README and every page with its text and the text that it should have."""
+    for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))):
         text = path.read_text("utf-8")
         yield path, text, page(text)
 
