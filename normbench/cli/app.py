@@ -412,8 +412,8 @@ def _settle(
         return look
     with listener(quiet) as watching, errors.Stop(context.obj, watching.say) as stop:
         for look in settler.steps(watching, stop):
-            if not quiet and look.step.claim is not None:
-                watching.say(verdicts.step(look))
+            if look.step.claim is not None:
+                watching.claims(verdicts.step(look), verdicts.rows(look))
     if stop.signal:
         raise errors.Stopped(stop.signal)
     return look

@@ -197,6 +197,20 @@ def step(look: Look) -> str:
     )
 
 
+def rows(look: Look) -> list[tuple[str, ...]]:
+    """Return a row for each claim that is being settled, the open ones first."""
+    judged = sorted(look.judged, key=lambda each: not each.judgement.is_open)
+    return [
+        (
+            each.claim.id,
+            f"{wording.SHAPES[each.judgement.verdict]} {each.judgement.verdict}",
+            wording.measured(each) or "–",
+            str(each.judgement.n),
+        )
+        for each in judged
+    ]
+
+
 def compared(
     results: Path, name: str, by: str, baseline: str | None, number: str, tell: Callable[[str], object]
 ) -> tuple[str, list[Pair]]:

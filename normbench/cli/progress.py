@@ -65,11 +65,17 @@ class ProgressView(Listener):
         self.running: dict[str, tuple[Trial, dict[str, Any]]] = {}
         self.labels: dict[str, str] = {}
         self._work = self._done = 0.0
+        self.claim_rows: Sequence[Sequence[str]] = ()
         self._began = time.monotonic()
 
     def say(self, words: str) -> None:
         """Print a line."""
         self.console.print(Text(printable(words, 4096)), soft_wrap=True)
+
+    def claims(self, words: str, rows: Sequence[Sequence[str]]) -> None:
+        """Print what comes next, and keep the rows."""
+        self.claim_rows = rows
+        self.say(words)
 
     def begin(self, survey: Survey, missing: Sequence[Trial]) -> None:
         """Start the clock."""
@@ -193,4 +199,15 @@ class LiveProgress(ProgressView):
                 "–" if speed is None else f"{speed:.0f}",
             )
         heading = Text(self.counts() if self.total else "", style="bold")
-        return Group(heading, table) if self.running else Group(heading)
+        return Group(*self._claims(), heading, *([table] if self.running else []))
+
+    def _claims(self) -> list[Table]:
+        """The claims that are being settled, as many as a third of the screen holds, the open ones first."""
+        if not self.claim_rows:
+            return []
+        table = Table(box=None, pad_edge=False)
+        for column in ("claim", "verdict", "measured", "n"):
+            table.add_column(column, no_wrap=True, overflow="ellipsis")
+        for row in self.claim_rows[: max(3, self.console.height // 3)]:
+            table.add_row(*map(Text, row))
+        return [table]

@@ -72,6 +72,9 @@ class Listener:
     def say(self, words: str) -> None:
         """Receive a message for the user."""
 
+    def claims(self, words: str, rows: Sequence[Sequence[str]]) -> None:
+        """Receive how far claims are that are being settled: what comes next, and a row for each of them."""
+
     def begin(self, survey: Survey, missing: Sequence[Trial]) -> None:
         """Receive the trials that are about to run."""
 

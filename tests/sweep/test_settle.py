@@ -1,6 +1,11 @@
 """Running until claims are settled: declared looks, the cheapest look first, budgets, kills and failures."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -205,6 +210,35 @@ trial:
 sweep: {norm: [batch, {name: group, groups: 2}], seed: [0]}
 execute: {executor: serial}
 """
+
+
+def accuracies(results: Path) -> dict[str, float]:
+    files = sorted(results.glob("tiny/*-*.json"))
+    return {file.name: json.loads(file.read_text())["final"]["test_accuracy"] for file in files}
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_nothing_is_lost_and_the_looks_stay(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 1", "epochs: 3"))
+    command = [sys.executable, "-c", "from normbench.cli.app import main; main()"]
+    question = ["ask", "batch > group", "tiny.yaml", "--max-seeds", "3", "--quiet"]
+    subprocess.run([*command, *question, "--results", "whole"], cwd=tmp_path, check=True)
+
+    process = subprocess.Popen([*command, *question], cwd=tmp_path, start_new_session=True)
+    end = time.monotonic() + 120
+    while not accuracies(tmp_path / "results") and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    there = accuracies(tmp_path / "results")
+    looks = (tmp_path / "results" / adaptive.DECLARED).read_bytes()
+    assert 0 < len(there) < 6
+
+    subprocess.run([*command, *question, "--max-seeds", "8", "--budget", "1trial"], cwd=tmp_path, check=True)
+    assert accuracies(tmp_path / "results") == there  # 1 trial pays for no look
+    subprocess.run([*command, *question], cwd=tmp_path, check=True)
+    assert accuracies(tmp_path / "results") == accuracies(tmp_path / "whole")
+    assert (tmp_path / "results" / adaptive.DECLARED).read_bytes() == looks
 
 
 def test_a_question_is_answered_by_running_it(
