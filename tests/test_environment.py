@@ -25,7 +25,7 @@ RUN = [
 def shell(arguments: list[str], redirections: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """A command as a shell starts it."""
     command = shlex.join([sys.executable, "-m", "normbench", *arguments])
-    paths = os.pathsep.join(filter(None, sys.path))
+    paths = os.pathsep.join(filter(os.path.isabs, sys.path))  # (a relative one would need the directory)
     return subprocess.run(
         ["sh", "-c", f"exec {command} {redirections}"],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths} | environment,
