@@ -382,7 +382,8 @@ def _numbers(figure: str, records: Sequence[Record], order: Sequence[Trial]) -> 
     head = [*(HEADS.get(key, key) for key in keys), "quantity", "mean", "95 % interval", "n", "not finished"]
     if not several:
         place_of_quantity = len(keys)
-        head[place_of_quantity + 1] = f"mean, {next(iter(quantities(records[0])))}"
+        quantity = next(name for record in records for name in quantities(record))
+        head[place_of_quantity + 1] = f"mean, {quantity}"
         head, *rows = [[*row[:place_of_quantity], *row[place_of_quantity + 1 :]] for row in (head, *rows)]
     if all(row[-1] == "–" for row in rows):
         head, *rows = [row[:-1] for row in (head, *rows)]

@@ -107,6 +107,8 @@ def outcome(test: Test, judgement: Judgement) -> str:
         return ""
     if test.kind in ("crossover", "knee"):
         return _bracket(test, judgement.bracket, judgement.by_means)
+    if judgement.interval is not None and not math.isfinite(judgement.interval.high - judgement.interval.low):
+        return "no interval yet"
     if judgement.interval is not None:
         return interval(judgement.interval, unit(test))
     if judgement.parts:

@@ -351,7 +351,8 @@ def test_the_unit_makes_no_difference(kind, table, factor):
     # powers of two, so that nothing is rounded
     in_unit = {name: {seed: factor * x for seed, x in row.items()} for name, row in table.items()}
     here, there = kind.judge(table), scaled(kind, factor).judge(in_unit)
-    assert (here.verdict, here.n, here.p, here.bracket) == (there.verdict, there.n, there.p, there.bracket)
+    assert (here.verdict, here.n, here.bracket) == (there.verdict, there.n, there.bracket)
+    assert here.p == pytest.approx(there.p, rel=1e-9)  # the last bit may differ
     if here.interval and math.isfinite(here.interval.low):
         assert there.interval.low == pytest.approx(factor * here.interval.low)
 
