@@ -167,7 +167,7 @@ def saved() -> str:
     """Return what adaptive looks save over the claims of this project, by simulation."""
     found = json.loads((ROOT / "benchmarks" / "results" / "seeds_saved.json").read_text("utf-8"))
     text = (
-        f"Settled together from no record at all, the {found['claims']} claims that have a number on every side "
+        f"Settled together from no record at all, the {found['claims']} claims with numbers on every side "
         f"would take {found['trials_mean']:.0f} trials in the mean of {found['simulations']} simulations "
         f"({found['trials_min']} to {found['trials_max']}), and 20 seeds of every cell "
         f"{found['trials_of_20_seeds_each']:,}: {100 * found['saved']:.0f} % are saved "
