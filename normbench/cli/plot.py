@@ -83,7 +83,8 @@ def _draw(
 ) -> Iterator[Path]:
     """Draw the figures of one experiment; what a figure fails with is told, and added to ``faults``."""
     chosen = _chosen(found, figure)
-    trials = table(found.records)
+    labels = found.experiment.document.get("labels", {}) if found.experiment else {}
+    trials = table(found.records).relabel(labels)
     drawn = False
     unasked: list[str] = []  # why a figure that nobody named is not drawn: of interest if none is
     for kind, given in chosen or [(kind.name, {}) for kind in FIGURES.values() if not kind.key_options]:

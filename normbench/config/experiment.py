@@ -28,10 +28,11 @@ from normbench.config.messages import (
     unknown_key_message,
     validate,
 )
+from normbench.config.series import series_of
 from normbench.config.source import Issue, Node, Position
 from normbench.config.trial import Choice, Count, Frozen, Positive, Trial, choice_from
 from normbench.config.yaml import has_comment, read, read_bytes, write
-from normbench.text import closest, printable, quoted
+from normbench.text import closest, did_you_mean, printable, quoted
 
 MAX_TRIALS = 100_000  # the largest value of max_trials
 MAX_LISTED = 100  # problems; a generated file can hold more than anybody reads
@@ -119,6 +120,7 @@ class _Document(Frozen):
     sweep: Any = None
     execute: Execute = Execute()
     plots: Annotated[tuple[Figure, ...], Field(strict=False)] = ()
+    labels: Mapping[str, str] = {}
     max_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] = 10_000
 
 
@@ -247,6 +249,7 @@ def _experiment(
         issues.append(Issue(root.value["execute"].value["processes"].position, message))
     if document is not None:
         issues += _unknown_figure_settings(root, document.plots, trials)
+        issues += _unknown_series(root, document.labels, trials)
     if not stored:  # records of such trials remain valid
         issues += _too_large_to_whiten(root, trials)
         issues += _indivisible_channels(root, trials)
@@ -268,6 +271,16 @@ def _unknown_figure_settings(
                     suggest_key(key, TRIAL_KEYS), sibling_keys(key, TRIAL_KEYS), what=f"setting {quoted(key)}"
                 )
                 yield Issue(root.value["plots"].value[number].value[option].position, message)
+
+
+def _unknown_series(root: Node, labels: Mapping[str, str], trials: Sequence[Trial]) -> Iterator[Issue]:
+    """Yield an issue for every label of a series that the experiment does not have."""
+    series = series_of(trial.norm.model_dump() for trial in trials)
+    known = [each.label for each in series.values()]
+    for name in labels:
+        if name not in known:
+            message = f"no series {quoted(name)}{did_you_mean(name, known)}; there: {', '.join(known)}"
+            yield Issue(root.value["labels"].value[name].position, message)
 
 
 def _too_large_to_whiten(root: Node, trials: Sequence[Trial]) -> Iterator[Issue]:

@@ -118,6 +118,12 @@ class Table:
         records = (record for cell in self.cells for record in cell.records)
         return tuple(sorted(records, key=lambda record: (record.trial.seed, record.trial.id)))
 
+    def relabel(self, labels: Mapping[str, str]) -> "Table":
+        """Return the table with other legends for some series, by the labels that they have."""
+        series = {each: replace(each, legend=labels.get(each.label, each.legend)) for each in self.series}
+        cells = (replace(cell, series=series[cell.series]) for cell in self.cells)
+        return replace(self, cells=tuple(cells)) if labels else self
+
     @property
     def series(self) -> tuple[Series, ...]:
         """Every method with its options, in the order of the methods' table."""

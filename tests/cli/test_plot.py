@@ -37,6 +37,14 @@ def test_the_figures_of_the_config_are_drawn_beside_the_records(lab: Path) -> No
     assert drawn(lab) == files("results/tiny/figures", "batch_size", "curves")
 
 
+def test_the_legend_of_a_series_is_that_of_the_config(lab: Path) -> None:
+    plan = lab / "results/tiny/experiment.yaml"
+    plan.write_text(plan.read_text() + "labels: {batch: BN of 2015}\n")
+    drawn(lab)
+    assert "BN of 2015" in (lab / "results/tiny/figures/batch_size.svg").read_text()
+    assert "batch" in (lab / "results/tiny/figures/batch_size.csv").read_text()  # numbers keep the name
+
+
 def test_a_config_without_figures_gives_all_that_hold_something(lab: Path) -> None:
     plan_without_plots(lab)
     assert drawn(lab) == files("results/tiny/figures", "batch_size", "epochs_to_loss", "curves")
