@@ -324,7 +324,9 @@ def test_every_committed_record_is_one_that_its_stored_plan_and_its_config_ask_f
     plan = experiment.load(RESULTS / name / "experiment.yaml", stored=True)
     assert {trial.id for trial in plan.trials} == records.keys()
     written = experiment.load(RESULTS.parent / "configs" / f"{name}.yaml")
-    assert {trial.id for trial in written.trials} == records.keys()
+    assert {trial.id for trial in written.trials} <= records.keys()
+    cells = {trial.model_copy(update={"seed": 0}) for trial in written.trials}  # (settle adds seeds)
+    assert {record.trial.model_copy(update={"seed": 0}) for record in records.values()} == cells
     assert {record.trial.logits_precision for record in records.values()} == {"bf16"}
 
 

@@ -279,8 +279,8 @@ def claims(
 
     judged = verdicts.judged(verdicts.chosen((), file), results, errors.print_error)
     if ids:
-        verdicts.chosen(ids, file)  # with the nearest name where one is unknown
-        judged = [each for each in judged if each.claim.id in ids]
+        wanted = {claim.id for claim in verdicts.chosen(ids, file)}
+        judged = [each for each in judged if each.claim.id in wanted]
     if as_json:
         _print(verdicts.in_json(judged))
     else:
@@ -319,9 +319,21 @@ def settle(
         raise UnknownName("name claims, or give --all")
     if max_seeds < 3:
         raise UnknownName("--max-seeds must be at least 3")
-    selected = verdicts.chosen(() if all_ else ids, file)
+    claims = verdicts.chosen((), file)
+    wanted = {claim.id for claim in (claims if all_ else verdicts.chosen(ids, file))}
     look = _settle(
-        context, selected, budget, max_seeds, plan_only, results, data, executor, workers, quiet, as_json
+        context,
+        claims,
+        wanted,
+        budget,
+        max_seeds,
+        plan_only,
+        results,
+        data,
+        executor,
+        workers,
+        quiet,
+        as_json,
     )
     if not plan_only:
         judged = look.judged
@@ -367,7 +379,7 @@ def ask(
 
     claim = verdicts.asked(question, config, overrides, margin)
     look = _settle(
-        context, [claim], budget, max_seeds, plan_only, results, data, executor, workers, quiet, as_json
+        context, [claim], None, budget, max_seeds, plan_only, results, data, executor, workers, quiet, as_json
     )
     if not plan_only:
         (judged,) = look.judged
@@ -377,7 +389,8 @@ def ask(
 
 def _settle(
     context: typer.Context,
-    selected: Sequence["Claim"],
+    judged: Sequence["Claim"],
+    wanted: set[str] | None,
     budget: str | None,
     max_seeds: int,
     plan_only: bool,
@@ -398,11 +411,12 @@ def _settle(
 
     execution = report.execution_settings(executor, workers)
     settler = adaptive.Settler(
-        selected,
+        judged,
         results,
         data or default_directory(),
         rule=adaptive.rule(max_seeds),
         budget=verdicts.budget(budget),
+        wanted=wanted,
         place=lambda experiment: sweep.override(experiment, **execution),
         say=errors.print_error,
     )

@@ -1,5 +1,6 @@
 """What ``claims``, ``settle``, ``ask`` and ``compare`` print, as text or JSON."""
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from normbench.config.registry import UnknownName
 from normbench.report.claims import wording
 from normbench.report.claims.adaptive import Budget
 from normbench.report.claims.compare import Pair, compare
-from normbench.report.claims.document import Claim, ClaimSettings, load, load_all
+from normbench.report.claims.document import Claim, ClaimSettings, load_all, load_files
 from normbench.report.claims.judge import Judged, judge_all
 from normbench.report.claims.question import comparison
 from normbench.report.claims.rule import Rule
@@ -25,19 +26,22 @@ TEXT = 66  # letters of a sentence in the table
 
 
 def chosen(ids: Sequence[str], files: Sequence[Path]) -> tuple[Claim, ...]:
-    """Return claims by their ids, or all; of the project's files, or of those that are named.
+    """Return claims by their ids (``23`` is all of 23), or all; of the project's files, or of those named.
 
     Raises:
         ConfigError: a file cannot be used.
         UnknownName: there is no such claim.
     """
-    claims = [claim for file in files for claim in load(file)] if files else [*load_all()]
+    claims = load_files(files) if files else load_all()
     known = {claim.id: claim for claim in claims}
+    found: dict[str, Claim] = {}
     for name in ids:
-        if name not in known:
+        parts = {each: claim for each, claim in known.items() if each == name or each.startswith(f"{name}-")}
+        if not parts:
             hint = did_you_mean(name, known)
             raise UnknownName(f"no claim {quoted(name)}{hint}; there: {', '.join(known)}")
-    return tuple(known[name] for name in dict.fromkeys(ids)) if ids else tuple(claims)
+        found |= parts
+    return tuple(found.values()) if ids else tuple(claims)
 
 
 def judged(claims: Sequence[Claim], results: Path, tell: Callable[[str], object]) -> list[Judged]:
@@ -128,7 +132,7 @@ def budget(text: str | None) -> Budget:
             raise UnknownName(words)
         amount = float(match[1])
         if amount <= 0 or (unit not in UNITS and amount != int(amount)):
-            raise UnknownName(f"--budget: {quoted(part)} pays for no trial")
+            raise UnknownName(f"--budget: {quoted(part)} is no whole number of trials, or pays for none")
         if unit in UNITS:
             seconds = amount * UNITS[unit]
         else:
@@ -146,8 +150,9 @@ def asked(question: str, path: Path, overrides: Sequence[str], margin: float | N
     """
     experiment = config.load(path, overrides)
     test = comparison(question, experiment.trials, margin)
-    name = re.sub(r"[^A-Za-z0-9]+", "-", question).strip("-")[:38] or "question"
-    settings = ClaimSettings(id=f"q-{name}"[:40], says=question, source=("a question",), test=test)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", question).strip("-")[:29].strip("-") or "question"
+    digest = hashlib.sha256(f"{experiment.name}: {test.model_dump_json()}".encode()).hexdigest()[:8]
+    settings = ClaimSettings(id=f"{name}-{digest}", says=question, source=("a question",), test=test)
     claim = Claim(settings, "question", {None: experiment})
     cells = claim.cells(test)
     test.on(cells.axis, {key: tuple(map(str, cells.axis)) for key in cells.sides})
@@ -162,13 +167,15 @@ def plan(look: Look) -> str:
     else:
         count = sum(len(trials) for _, trials in look.trials)
         trials_to_run = plural(count, "trial")
-        lines.append(
-            f"next: {trials_to_run} for claim {look.step.claim}, about {duration(look.step.seconds)}"
-        )
+        lines.append(f"next: {trials_to_run} for claim {look.step.claim}, {_time(look)}")
         for experiment, trials in look.trials:
             lines += [f"  {experiment.name}: {trial.id}" for trial in trials]
     lines += [f"frozen: claim {name}: {why}" for name, why in look.step.frozen.items()]
     return "\n".join(lines)
+
+
+def _time(look: Look) -> str:
+    return f"about {duration(look.step.seconds)}" if look.is_timed else "time unknown"
 
 
 def plan_as_json(look: Look) -> str:
@@ -176,7 +183,7 @@ def plan_as_json(look: Look) -> str:
     return as_json(
         {
             "claim": look.step.claim,
-            "expected_seconds": look.step.seconds,
+            "expected_seconds": look.step.seconds if look.is_timed else None,
             "trials": {experiment.name: [trial.id for trial in trials] for experiment, trials in look.trials},
             "frozen": dict(look.step.frozen),
             "reason": look.step.reason,
@@ -192,7 +199,7 @@ def step(look: Look) -> str:
     so_far = wording.measured(judged) or "nothing yet"
     left = len([each for each in look.judged if each.judgement.is_open])
     return (
-        f"claim {look.step.claim}: {plural(count, 'trial')} more, about {duration(look.step.seconds)}; "
+        f"claim {look.step.claim}: {plural(count, 'trial')} more, {_time(look)}; "
         f"so far n = {judged.judgement.n}, {so_far}; {plural(left, 'claim')} open"
     )
 
@@ -261,9 +268,9 @@ def pairs_as_json(unit: str, pairs: Sequence[Pair]) -> str:
                 "unit": unit,
                 "seeds": list(pair.seeds),
                 "trials_without": pair.lost,
-                "mean": pair.difference.mean if pair.difference else None,
-                "low": pair.difference.low if pair.difference else None,
-                "high": pair.difference.high if pair.difference else None,
+                "mean": wording.finite(pair.difference.mean) if pair.difference else None,
+                "low": wording.finite(pair.difference.low) if pair.difference else None,
+                "high": wording.finite(pair.difference.high) if pair.difference else None,
                 "p": pair.p,
                 "p_holm": pair.adjusted,
             }

@@ -12,7 +12,7 @@ from normbench.report.claims.judge import Judged
 from normbench.report.page import page_of
 from normbench.sweep.adaptive import Looks
 from normbench.sweep.results import Tell
-from normbench.text import did_you_mean, quoted
+from normbench.text import did_you_mean, printable, quoted
 
 
 def write(
@@ -34,6 +34,10 @@ def write(
         UnknownName: there is no such format, or no claim is tested by such an experiment.
         ConfigError: a file of claims cannot be read.
     """
+    if not out.name or out.is_dir():
+        raise UnknownName(f"--out: {quoted(str(out))} is no name of a file")
+    if not results.is_dir():
+        tell(f"{printable(results)}: there is no such directory, so there are no records")
     kinds = list(dict.fromkeys(kind.strip() for kind in formats.split(",")))
     for kind in kinds:
         if kind not in html.FORMATS:
@@ -44,7 +48,7 @@ def write(
     wanted = _testing(chosen, names or [])
     judged = verdicts.judged(chosen, results, tell)
     shown = [each for each in judged if each.claim.id in wanted]
-    declared = {name: str(entry["sha256"]) for name, entry in Looks.read(results).entries.items()}
+    declared = Looks.read(results).hashes(each.claim for each in judged)
     page = page_of(shown, len(judged), declared)
     for kind in kinds:
         path = out.with_suffix(f".{kind}")
@@ -56,9 +60,9 @@ def write(
 def answer(judged: Judged, results: Path) -> Path:
     """Write the page of one question beside the records of its experiment; return its path."""
     (name,) = {each.name for each in judged.claim.experiments.values()}
-    path = results / name / "questions" / f"{judged.claim.id.removeprefix('q-')}.html"
+    path = results / name / "questions" / f"{judged.claim.id}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    declared = {key: str(entry["sha256"]) for key, entry in Looks.read(results).entries.items()}
+    declared = Looks.read(results).hashes([judged.claim])
     write_atomically(path, html.as_html(page_of([judged], 1, declared), [judged]).encode())
     return path
 

@@ -28,7 +28,6 @@ from normbench.config.messages import (
     unknown_key_message,
     validate,
 )
-from normbench.config.series import series_of
 from normbench.config.source import Issue, Node, Position
 from normbench.config.trial import Choice, Count, Frozen, Positive, Trial, choice_from
 from normbench.config.yaml import has_comment, read, read_bytes, write
@@ -274,12 +273,11 @@ def _unknown_figure_settings(
 
 
 def _unknown_series(root: Node, labels: Mapping[str, str], trials: Sequence[Trial]) -> Iterator[Issue]:
-    """Yield an issue for every label of a series that the experiment does not have."""
-    series = series_of(trial.norm.model_dump() for trial in trials)
-    known = [each.label for each in series.values()]
+    """Yield an issue for every label of what is no method; a method that has no trials here may have some."""
+    known = list(dict.fromkeys(trial.norm.name for trial in trials))
     for name in labels:
-        if name not in known:
-            message = f"no series {quoted(name)}{did_you_mean(name, known)}; there: {', '.join(known)}"
+        if (method := name.partition(" (")[0]) not in NORMS and method not in known:
+            message = f"no series {quoted(name)}{did_you_mean(method, known)}; there: {', '.join(known)}"
             yield Issue(root.value["labels"].value[name].position, message)
 
 

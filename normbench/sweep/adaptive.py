@@ -6,7 +6,7 @@ resumes, survives kills and shares trials between claims as any sweep does.
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -17,7 +17,7 @@ from normbench.config.trial import Trial
 from normbench.files import write_atomically
 from normbench.report.claims.adaptive import Budget, Plan, Step, next_step
 from normbench.report.claims.document import Claim
-from normbench.report.claims.judge import Judged, Stored, judge_all, rule_of
+from normbench.report.claims.judge import Judged, Stored, judge, judge_all, rule_of
 from normbench.report.claims.rule import LOOKS, Rule
 from normbench.sweep.estimate import estimate
 from normbench.sweep.placement import place
@@ -49,7 +49,7 @@ class Looks:
     """The looks and tests of claims as they were declared in a results directory, before any result.
 
     Attributes:
-        entries: by the id of a claim: its rule, its test, and the hash of both.
+        entries: by document and id of a claim: its rule, its test, and the hash of both.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class Looks:
 
     def rule(self, claim: Claim, default: Rule) -> Rule:
         """Return the declared rule of a claim; ``default`` with its seeds in order where there is none."""
-        entry = self.entries.get(claim.id)
+        entry = self.entries.get(key_of(claim))
         if entry is None:
             return rule_of(claim, default)
         declared = entry["rule"]
@@ -88,17 +88,27 @@ class Looks:
             if each.test is None:
                 continue
             plan = Plan(each.rule, {each.claim.id: each.test})
-            earlier = entries.get(each.claim.id)
+            earlier = entries.get(key_of(each.claim))
             entry = {"rule": asdict(each.rule), "test": plan.description["claims"][each.claim.id]}
             entry = json.loads(json.dumps(entry | {"sha256": plan.sha256}))
             if earlier is not None and earlier["sha256"] != entry["sha256"]:
                 say(f"claim {each.claim.id}: its test is another one than was declared; declared anew")
-            entries[each.claim.id] = entry
+            entries[key_of(each.claim)] = entry
         if entries != self.entries:
             self.entries = entries
             text = json.dumps({"claims": entries}, indent=1, sort_keys=True, ensure_ascii=False)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, f"{text}\n".encode())
+
+    def hashes(self, claims: Iterable[Claim]) -> dict[str, str]:
+        """Return the hash of what was declared of claims, by id."""
+        found = {claim.id: self.entries.get(key_of(claim)) for claim in claims}
+        return {name: str(entry["sha256"]) for name, entry in found.items() if entry}
+
+
+def key_of(claim: Claim) -> str:
+    """Return how a claim is told from those of other documents."""
+    return f"{claim.document}/{claim.id}"
 
 
 @dataclass(frozen=True)
@@ -106,23 +116,26 @@ class Look:
     """How far all claims are, and what comes next.
 
     Attributes:
-        judged: every claim, corrected for their number.
+        judged: the claims to be settled, corrected for the number of all.
         step: the trials to run next, or why there are none.
         trials: the same as trials, by the experiment they belong to.
         spent: seconds and trials that were spent so far.
+        is_timed: whether it is known how long the trials of the step take.
     """
 
     judged: Sequence[Judged]
     step: Step
     trials: Sequence[tuple[config.Experiment, tuple[Trial, ...]]]
     spent: tuple[float, int] = (0.0, 0)
+    is_timed: bool = True
 
 
 class Settler:
     """Looks at claims and runs what they lack.
 
     Args:
-        claims: to be settled.
+        claims: all that are judged together, for whose number verdicts are corrected.
+        wanted: ids of those to be settled; all by default.
         results: the results directory.
         data: the data directory.
         rule: for claims without declared looks.
@@ -139,26 +152,50 @@ class Settler:
         *,
         rule: Rule,
         budget: Budget,
+        wanted: Collection[str] | None = None,
         place: Callable[[config.Experiment], config.Experiment] = lambda experiment: experiment,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.claims, self.results, self.data = claims, results, data
-        self.budget, self.place, self.say = budget, place, say
+        self.wanted = {claim.id for claim in claims} if wanted is None else set(wanted)
+        self.budget, self.place = budget, place
+        self._say, self._told = say, set[str]()
         self.looks = Looks.read(results)
         self.default = rule
         self.seconds: dict[str, float] = {}
+        self.untimed: set[str] = set()  # ids of cells for which nothing says how long they take
         self.unrun: set[str] = set()  # ids of trials that were tried and gave no record
-        for claim in claims:
-            declared = self.looks.entries.get(claim.id)
-            if declared and tuple(declared["rule"]["looks"]) != rule.looks:
-                looks = ", ".join(map(str, declared["rule"]["looks"]))
-                say(f"claim {claim.id}: its looks stay as they were declared, at {looks} seeds")
+
+    def say(self, words: str) -> None:
+        """Pass words on, once."""
+        if words not in self._told:
+            self._told.add(words)
+            self._say(words)
+
+    def _rule(self, claim: Claim, stored: Mapping[str, Stored]) -> Rule:
+        """The rule of a claim: as it was declared; where seeds are there already, with the usual looks."""
+        looks = self.looks.rule(claim, self.default)
+        usual = rule_of(claim)
+        if key_of(claim) in self.looks.entries:
+            if looks.looks != self.default.looks and claim.id in self.wanted:
+                listed = ", ".join(map(str, looks.looks))
+                self.say(f"claim {claim.id}: its looks stay as they were declared, at {listed} seeds")
+        elif claim.id not in self.wanted:
+            return usual
+        elif looks.looks != usual.looks and judge(claim, stored, usual).judgement.n:
+            self.say(
+                f"claim {claim.id}: seeds of it are there already, so its looks are the usual ones; "
+                "others can only be declared before there is a result"
+            )
+            return usual
+        return looks
 
     def look(self, spent: tuple[float, int] = (0.0, 0)) -> Look:
         """Judge all claims by what is stored, and choose what to run next."""
         stored = records_of(self.claims, self.results, self.say)
-        rules = {claim.id: self.looks.rule(claim, self.default) for claim in self.claims}
-        judged = judge_all(self.claims, stored, rules)
+        rules = {claim.id: self._rule(claim, stored) for claim in self.claims}
+        everything = judge_all(self.claims, stored, rules)
+        judged = [each for each in everything if each.claim.id in self.wanted]
         self._expect(judged, stored)
         left = Budget(
             None if self.budget.seconds is None else self.budget.seconds - spent[0],
@@ -166,19 +203,24 @@ class Settler:
         )
         groups: dict[Rule, list[Judged]] = {}
         for each in judged:
-            groups.setdefault(each.rule, []).append(each)
-        steps = [self._step(group, each, left) for group, each in groups.items()]
+            if each.test is not None:
+                groups.setdefault(each.rule, []).append(each)
+        steps = [self._step(group, each, left, stored) for group, each in groups.items()]
+        steps = steps or [Step(None, (), 0.0, {}, "no claim has a test")]
         frozen = {name: why for step in steps for name, why in step.frozen.items()}
         open_ = [step for step in steps if step.claim is not None]
-        step = replace(min(open_ or steps, key=lambda step: (step.seconds, step.claim or "")), frozen=frozen)
+        first = min(open_ or steps, key=lambda step: (step.seconds, step.claim or "", not step.frozen))
+        step = replace(first, frozen=frozen)
         chosen = next((each for each in judged if each.claim.id == step.claim), None)
         trials = []
         if chosen is not None:
             experiments = {each.name: each for each in chosen.claim.experiments.values()}
             for name, wanted in chosen.trials(step.trials).items():
                 known = stored.get(name, Stored(name)).ids
-                trials.append((experiments[name], tuple(each for each in wanted if each.id not in known)))
-        return Look(judged, step, trials, spent)
+                if missing := tuple(each for each in wanted if each.id not in known):
+                    trials.append((experiments[name], missing))
+        cells = {trial.model_copy(update={"seed": 0}).id for _, each in trials for trial in each}
+        return Look(judged, step, trials, spent, is_timed=not cells & self.untimed)
 
     def declare(self, look: Look) -> None:
         """Write down which looks there will be, before any trial is run."""
@@ -193,10 +235,10 @@ class Settler:
         spent, trials = 0.0, 0
         while True:
             look = self.look((spent, trials))
-            yield look
-            if look.step.claim is None or stop():
-                return
             self.declare(look)
+            yield look
+            if not look.trials or stop():
+                return
             began = time.monotonic()
             trials += self._run(look, listener, stop)
             spent += time.monotonic() - began
@@ -213,28 +255,30 @@ class Settler:
             count += len(trials)
         return count
 
-    def _step(self, rule: Rule, judged: Sequence[Judged], left: Budget) -> Step:
-        """The next step of claims with one rule; those whose trials fail are out of it."""
+    def _step(self, rule: Rule, judged: Sequence[Judged], left: Budget, stored: Mapping[str, Stored]) -> Step:
+        """The next step of claims with one rule; those whose trials fail or have no number are out of it."""
         cells = {label: values for each in judged for label, values in each.values.items()}
         rows = {label: row for each in judged for label, row in each.rows.items()}
 
-        def seconds(label: str) -> float:
-            return sum(self.seconds.get(cell.trial.id, 0.0) for cell in rows[label].group.values())
+        known = {trial_id for records in stored.values() for trial_id in records.ids}
 
-        failing = {
-            each.claim.id: f"trial {trial.id} gave no record"
-            for each in judged
-            if each.judgement.is_open
-            for trials in each.trials(each.lacking).values()
-            for trial in trials
-            if trial.id in self.unrun
-        }
-        judgements = {
-            each.claim.id: each.judgement
-            for each in judged
-            if each.test is not None and each.claim.id not in failing
-        }
-        step = next_step(judgements, cells, rule, seconds, left)
+        def missing(label: str, seed: int) -> dict[tuple[str, int], str]:
+            cells = {(cell.trial.id, seed): cell.with_seed(seed).id for cell in rows[label].group.values()}
+            return {key: trial_id for key, trial_id in cells.items() if trial_id not in known}
+
+        def expand(wanted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+            return list(dict.fromkeys(key for label, seed in wanted for key in missing(label, seed)))
+
+        failing: dict[str, str] = {}
+        for each in judged:
+            for label, seed in each.lacking if each.judgement.is_open else ():
+                trials = missing(label, seed)
+                if not trials:
+                    failing[each.claim.id] = f"{label}, seed {seed}: {rows[label].lacks or 'no number'}"
+                elif failed := sorted(self.unrun & set(trials.values())):
+                    failing[each.claim.id] = f"trial {failed[0]} gave no record"
+        judgements = {each.claim.id: each.judgement for each in judged if each.claim.id not in failing}
+        step = next_step(judgements, cells, rule, lambda cell: self.seconds.get(cell, 0.0), left, expand)
         return replace(step, frozen={**failing, **step.frozen})
 
     def _expect(self, judged: Sequence[Judged], stored: Mapping[str, Stored]) -> None:
@@ -254,6 +298,7 @@ class Settler:
                 if unknown:
                     expected = estimate(unknown, (), self.data, where).seconds
                     usual = fmean(expected.values()) if expected else 0.0
+                    self.untimed |= set() if expected else {trial.id for trial in unknown}
                     self.seconds |= {trial.id: expected.get(trial.id, usual) / workers for trial in unknown}
 
 
@@ -273,8 +318,13 @@ def subset(experiment: config.Experiment, trials: Sequence[Trial]) -> config.Exp
     for cell, numbers in seeds.items():
         values = cell.model_dump(mode="json")
         blocks.append({key: [values[key]] for key in axes} | {"seed": numbers})
-    document = {**experiment.document, "sweep": blocks}
-    part = replace(config.from_document(document), execute=experiment.execute, plots=experiment.plots)
+    bare = {key: value for key, value in experiment.document.items() if key not in ("plots", "labels")}
+    part = replace(
+        config.from_document({**bare, "sweep": blocks}),
+        execute=experiment.execute,
+        plots=experiment.plots,
+        document={**experiment.document, "sweep": blocks},
+    )
     if {trial.id for trial in part.trials} != {trial.id for trial in trials}:
         raise config.ConfigError(f"{experiment.name}: its trials cannot be written with other seeds")
     return part

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from claim_records import folder, record
+from claim_records import EXPERIMENT, folder, record
 
 from normbench.cli.app import main
 from normbench.config import experiment as config
@@ -149,7 +149,7 @@ def test_looks_stay_as_they_were_declared(tmp_path: Path, runs: Runs) -> None:
     assert look.judged[0].rule.looks == (3, 5, 8)
     assert said == ["claim 0: its looks stay as they were declared, at 3, 5, 8 seeds"]
     assert (tmp_path / adaptive.DECLARED).read_bytes() == before
-    declared = json.loads(before)["claims"]["0"]
+    declared = json.loads(before)["claims"]["T/0"]
     assert declared["rule"]["seeds"] == list(range(8))
     assert len(declared["sha256"]) == 64
 
@@ -183,6 +183,53 @@ def test_trials_that_fail_freeze_their_claim_and_no_other(tmp_path: Path, runs: 
     assert "gave no record" in look.step.frozen["0"]
     every = [trial for asked in runs.asked for trial in asked]
     assert len(every) == len(set(every))  # none was tried twice
+
+
+def test_a_record_without_the_number_freezes_its_claim(tmp_path: Path, runs: Runs) -> None:
+    runs.of = lambda trial: None if (trial.norm.name, trial.seed) == ("layer", 1) else accuracy(trial)
+    look = settled(claims(tmp_path, EQUAL[:-1] + ", metric: seconds}"), tmp_path)
+    assert look.step.claim is None
+    assert "no seconds" in look.step.frozen["0"]
+
+
+def test_a_budget_counts_trials_and_not_numbers(tmp_path: Path, runs: Runs) -> None:
+    spread = (
+        "{kind: less, a: {norm: batch, spread: batch_size}, b: {norm: group, spread: batch_size}, margin: 1}"
+    )
+    look = settled(claims(tmp_path, spread), tmp_path, budget=Budget(trials=23))  # 3 seeds of 8 cells take 24
+    assert (runs.asked, look.step.claim) == ([], None)
+    settled(claims(tmp_path, spread), tmp_path, budget=Budget(trials=24))
+    assert [len(asked) for asked in runs.asked] == [24]
+
+
+def test_fewer_looks_cannot_be_chosen_once_there_are_seeds(tmp_path: Path, runs: Runs) -> None:
+    said: list[str] = []
+    (claim,) = claims(tmp_path, EQUAL)
+    (tmp_path / adaptive.DECLARED).write_text('{"claims": {}}')
+    cells = [each for each in claim.experiments[None].trials if each.batch_size == 2 and each.seed < 3]
+    runs(subset(claim.experiments[None], cells), tmp_path, Path())
+    look = settled([claim], tmp_path, rule=adaptive.rule(3), budget=Budget(trials=0), say=said.append)
+    assert look.judged[0].rule.looks == (3, 5, 8, 12, 20)
+    assert "can only be declared before there is a result" in said[-1]
+    assert (tmp_path / adaptive.DECLARED).read_text() != '{"claims": {}}'  # declared, though nothing ran
+
+
+def test_claims_are_corrected_for_all_and_only_the_wanted_ones_run(tmp_path: Path, runs: Runs) -> None:
+    both = claims(tmp_path, BETTER, EQUAL)
+    look = settled(both, tmp_path, wanted={"0"})
+    assert [each.claim.id for each in look.judged] == ["0"]
+    assert {"layer"} & {trial.split("-")[0] for asked in runs.asked for trial in asked} == set()
+    alone = settled(both[:1], tmp_path)
+    assert look.judged[0].judgement.p >= alone.judged[0].judgement.p
+
+
+def test_labels_and_figures_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    path = tmp_path / "labelled.yaml"
+    path.write_text(EXPERIMENT + "labels: {group: GN, batch: BN}\nplots: [batch_size]\n")
+    experiment = config.load(path)
+    part = subset(experiment, [trial for trial in experiment.trials if trial.norm.name == "batch"][:2])
+    assert part.document["labels"] == experiment.document["labels"]
+    assert {trial.id for trial in plan.unite(experiment, part).trials} == {t.id for t in experiment.trials}
 
 
 def test_nothing_is_written_by_a_look(tmp_path: Path, runs: Runs) -> None:

@@ -6,7 +6,7 @@ trials. The steps depend on the values alone, so a run that was stopped goes on 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -104,6 +104,7 @@ def next_step(
     rule: Rule,
     seconds: Callable[[Cell], float],
     budget: Budget = Budget(),
+    expand: Callable[[Iterable[Trial]], Collection[Trial]] = list,
 ) -> Step:
     """Return the cheapest next look of a claim that is open; claims that share cells share their trials.
 
@@ -114,6 +115,7 @@ def next_step(
         judgements: of all claims, by name; after Holm's correction where its verdicts are asked for.
         seconds: predicts what a trial of a cell takes.
         budget: what is left of it.
+        expand: gives what has to be run for some trials and is priced, where that is not one run for each.
     """
     frozen: dict[str, str] = {}
     looks: list[tuple[float, str, list[Trial]]] = []
@@ -122,12 +124,12 @@ def next_step(
         if not judgement.is_open:
             if not judgement.verdict.is_decided:
                 frozen[name] = f"all {rule.looks[-1]} seeds are run"
-        elif reason := reason_to_freeze(judgement, cells, rule, seconds, budget):
+        elif reason := reason_to_freeze(judgement, cells, rule, seconds, budget, expand):
             frozen[name] = reason
-        elif not budget.pays(trials, seconds):
+        elif not budget.pays(expand(trials), seconds):
             frozen[name] = "its next look costs more than the budget has left"
         else:
-            looks.append((cost(trials, seconds), name, trials))
+            looks.append((cost(expand(trials), seconds), name, trials))
     if looks:
         price, name, trials = min(looks)
         return Step(name, tuple(trials), price, frozen)
@@ -154,7 +156,12 @@ def missing_trials(
 
 
 def reason_to_freeze(
-    judgement: Judgement, cells: Cells, rule: Rule, seconds: Callable[[Cell], float], budget: Budget
+    judgement: Judgement,
+    cells: Cells,
+    rule: Rule,
+    seconds: Callable[[Cell], float],
+    budget: Budget,
+    expand: Callable[[Iterable[Trial]], Collection[Trial]] = list,
 ) -> str:
     """Return why a claim would not settle, by its hopeful forecast; empty where it may."""
     forecast = judgement.forecast
@@ -162,7 +169,8 @@ def reason_to_freeze(
         return ""
     if forecast.hopeful is None:
         return str(forecast)
-    if not budget.pays(missing_trials(judgement.pending, cells, rule, forecast.hopeful), seconds):
+    missing = missing_trials(judgement.pending, cells, rule, forecast.hopeful)
+    if not budget.pays(expand(missing), seconds):
         return f"its look at {forecast.hopeful} seeds, the first that may settle it, is beyond the budget"
     return ""
 

@@ -159,7 +159,7 @@ def _axis(test: "Test", sides: Mapping[str, Sequence[Cell]]) -> tuple[Any, ...]:
         return (None,)
     values: list[set[Any]] = []
     for cells in sides.values():
-        varied = {_hashable(_value(cell, along)) for cell in cells if _touches(cell, along)}
+        varied = {_hashable(_value(cell, along)) for cell in cells if _touches(cell, along)} - {None}
         values += [varied] if varied else []
     common = set.intersection(*values) if values else set()
     if len(common) < 2:
@@ -199,11 +199,15 @@ def _group(key: str, side: "Side", cells: Sequence[Cell], along: str | None, val
         group[at] = cell
     if len(group) < 2:
         raise CellError(key, f"side {key} needs at least two values of {side.over}")
+    if side.best and not all(isinstance(at, int | float) for at in group):
+        raise CellError(key, f"side {key}: the values of {side.best} are no numbers")
     return dict(sorted(group.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
 
 def _comparable(test: "Test", cells: Cells) -> None:
     """Refuse two sides that differ in settings that neither of them names."""
+    if test.a is not None and test.a == test.b:
+        raise CellError("b", "the two sides are the same")
     if len(cells.sides) < 2:
         return
     named = {

@@ -109,12 +109,22 @@ def _places(table: Table, by: str) -> Iterator[tuple[dict[str, Any], list[Cell]]
     varying = differing([_others(cell, by) for cell in table])
     for cells in groups.values():
         where = {key: value for key, value in _others(cells[0], by).items() if key in varying}
-        sizes = sorted({cell.norm_batch_size for cell in cells if cell.norm_batch_size is not None})
-        if by == "norm_batch_size" or sizes in ([], [cells[0].batch_size]):
+        sizes = sorted({size for cell in cells if (size := _smaller(cell)) is not None})
+        if by == "norm_batch_size" or not sizes:
             yield where, cells
             continue
+        whole = [cell for cell in cells if _smaller(cell) is None]
+        across = [cell for cell in whole if cell.norm_batch_size is not None]
         for size in sizes:
-            yield where | {"norm_batch_size": size}, [c for c in cells if c.norm_batch_size in (None, size)]
+            there = [cell for cell in cells if _smaller(cell) == size or cell.norm_batch_size is None]
+            yield where | {"norm_batch_size": size}, there
+        if across:
+            yield where | {"norm_batch_size": "all of the batch"}, whole
+
+
+def _smaller(cell: Cell) -> int | None:
+    """The normalization batch size of a cell, where it is not all of the batch."""
+    return None if cell.norm_batch_size == cell.batch_size else cell.norm_batch_size
 
 
 def _others(cell: Cell, by: str) -> dict[str, Any]:

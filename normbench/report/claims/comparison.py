@@ -112,6 +112,10 @@ class Test(Frozen):
             if key not in taken:
                 words = f"a claim of kind {self.kind} takes no {key!r}; it takes {', '.join(taken)}"
                 raise conflict(words, key)
+        if self.a is not None and self.a.constant is not None:
+            raise conflict("a 'constant' is for side b", "a")
+        if self.b is not None and self.b.constant is not None and self.kind in ("ratio", "crossover"):
+            raise conflict(f"a claim of kind {self.kind} compares two cells, not one with a constant", "b")
         if self.kind in COMPOSED and len(self.of) < 2:
             raise conflict(f"{self.kind} needs at least two parts", "of")
         return self
@@ -167,7 +171,7 @@ class Test(Frozen):
             "equivalent": lambda: kinds.Equivalent(a[0], second, margin, is_exact),
             "flat": lambda: kinds.Flat(a, margin),
             "trend": lambda: kinds.Trend(a, axis, self.direction or "rises", margin),
-            "ratio": lambda: kinds.Ratio(a[0], b[0], "greater", self.factor or 1.0),
+            "ratio": lambda: kinds.Ratio(a[0], b[0], "greater", self.factor or 1.0, is_exact),
             "crossover": lambda: brackets.Crossover(a, b, axis, self.within),
             "knee": lambda: brackets.Knee(a, axis, float(str(self.reference)), margin, self.within),
         }

@@ -157,6 +157,18 @@ def load_all(folder: Path = FOLDER, paths: Iterable[Path] = ()) -> tuple[Claim, 
         ConfigError: with everything that is wrong in all of them, or there is none.
     """
     files = [*sorted(folder.glob("*.yaml")), *paths]
+    if not files:
+        words = f"{printable(folder)}: no files of claims; run this in a clone, or name a file"
+        raise config.ConfigError(words, is_typed=True)
+    return load_files(files)
+
+
+def load_files(files: Iterable[Path]) -> tuple[Claim, ...]:
+    """Read files of claims, no two of which have the same id.
+
+    Raises:
+        ConfigError: with everything that is wrong in all of them.
+    """
     claims: dict[str, Claim] = {}
     problems: list[str] = []
     for file in files:
@@ -169,10 +181,8 @@ def load_all(folder: Path = FOLDER, paths: Iterable[Path] = ()) -> tuple[Claim, 
                 claims[claim.id] = claim
         except config.ConfigError as error:
             problems += error.problems
-    if not files:
-        problems.append(f"{printable(folder)}: no files of claims; run this in a clone, or name a file")
     if problems:
-        raise config.ConfigError(*problems, is_typed=not files)
+        raise config.ConfigError(*problems)
     return tuple(claims.values())
 
 

@@ -13,12 +13,13 @@ from normbench.report.claims.adaptive import missing_trials
 from normbench.report.claims.cells import Cell, Cells, Group, cells_of
 from normbench.report.claims.comparison import Side, Test
 from normbench.report.claims.document import Claim
-from normbench.report.claims.judgement import Judgement, Verdict, correct, join
+from normbench.report.claims.judgement import Judgement, Verdict, correct
 from normbench.report.claims.moderation import Prior, prior_of
 from normbench.report.claims.rule import Rule
-from normbench.report.metrics import Metric, metric
+from normbench.report.metrics import AmbiguousMetric, Metric, metric
 
 RULE = Rule()
+COSTS = frozenset({"seconds", "images_per_second", "peak_memory_bytes"})  # of which a diverged trial has none
 
 
 class Stored:
@@ -135,16 +136,17 @@ def judge(claim: Claim, stored: Records, rule: Rule = RULE) -> Judged:
         judgement = test.judge(
             {label: row.values for label, row in rows.items()}, rule, _prior(claim, stored)
         )
-    except ValueError as error:
+    except ValueError as error:  # a ratio of numbers that are not above 0
         judgement = Judgement(Verdict.NOT_RUN, test.kind, note=str(error))
     used = _used(rows, stored)
     reason = ""
     if judgement.verdict is Verdict.NOT_RUN:
         lacks = dict.fromkeys(row.lacks for row in rows.values() if row.lacks)
         reason = judgement.note or "; ".join(lacks) or "no seed is complete on all sides"
-    if len({record.data for record in used}) > len({record.trial.dataset for record in used}):
+    images = {(record.trial.dataset, record.data) for record in used}
+    if len(images) > len({dataset for dataset, _ in images}):
         reason = "its records are of different images under one name"
-        judgement = replace(judgement, verdict=Verdict.NOT_RUN, note=join(judgement.note, reason))
+        judgement = Judgement(Verdict.NOT_RUN, test.kind, note=reason)
     return Judged(claim, judgement, rows, used, reason, rule, test)
 
 
@@ -222,9 +224,12 @@ def _row(label: str, side: Side, number: Metric, group: Group, records: Stored, 
             record = records.of(cell).get(seed)
             if record is None:
                 break
-            value = _number(record, number)
+            try:
+                value = _number(record, number)
+            except AmbiguousMetric as error:
+                value, lacks = None, str(error)
             if value is None:
-                lacks = f"records have no {number.name}"
+                lacks = lacks or f"records have no {number.name}"
                 break
             numbers[at] = value
         else:
@@ -238,7 +243,8 @@ def _number(record: Record, number: Metric) -> float | None:
     """A trial's number: infinite on the bad side where the trial diverged, or never got to a loss."""
     value = number(record)
     worst = math.inf if number.better == "lower" else -math.inf
-    if value is None and record.status == "diverged" and number.better != "neither":
+    has_worst = number.better != "neither" and number.name not in COSTS
+    if value is None and record.status == "diverged" and has_worst:
         return worst
     if value is None and record.status == "done" and number.name.startswith("epochs_to_loss"):
         return worst
@@ -248,7 +254,7 @@ def _number(record: Record, number: Metric) -> float | None:
 def _reduced(side: Side, number: Metric, values: Mapping[Any, float]) -> float:
     if side.spread:
         smallest, largest = min(values.values()), max(values.values())
-        return largest - smallest if smallest != largest else 0.0
+        return largest - smallest if math.isfinite(largest) else math.inf  # where all diverged, too
     if side.best:
         sign = -1 if number.better == "lower" else 1
         return float(max(values, key=lambda at: sign * values[at]))

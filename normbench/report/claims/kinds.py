@@ -167,6 +167,7 @@ class Ratio:
     b: Cell
     compare: Literal["greater", "less", "equivalent"]
     margin: float = 1.0
+    is_exact: bool = False
 
     def __post_init__(self) -> None:
         if not (1 < self.margin < math.inf or (self.margin == 1 and self.compare != "equivalent")):
@@ -181,7 +182,9 @@ class Ratio:
         kinds: Mapping[str, type[Greater | Less | Equivalent]]
         kinds = {"greater": Greater, "less": Less, "equivalent": Equivalent}
         logs = {cell: logarithms(cells.get(cell, {}), cell) for cell in (self.a, self.b)}
-        judgement = kinds[self.compare](self.a, self.b, math.log(self.margin)).judge(logs, rule)
+        judgement = kinds[self.compare](self.a, self.b, math.log(self.margin), self.is_exact).judge(
+            logs, rule
+        )
         on_logs = judgement.interval
         return replace(
             judgement,
@@ -225,9 +228,9 @@ class AnyOf:
 
 def logarithms(values: Values, cell: Cell) -> dict[int, float]:
     """Return the natural logarithms of a cell; a diverged trial stays infinite."""
-    if any(value <= 0 for value in values.values()):
+    if any(value <= 0 and math.isfinite(value) for value in values.values()):
         raise ValueError(f"{cell} has a value that is not above 0, of which there is no ratio")
-    return {seed: math.log(value) for seed, value in values.items()}
+    return {seed: math.log(value) if math.isfinite(value) else value for seed, value in values.items()}
 
 
 def check_parts(parts: Sequence[Kind]) -> None:

@@ -22,7 +22,7 @@ SHAPES = {  # so that verdicts differ by more than their colour
 def number(value: float) -> str:
     """Return a number with three significant digits, and a real minus sign."""
     if not math.isfinite(value):
-        return "−∞" if value < 0 else "∞"
+        return "–" if math.isnan(value) else "−∞" if value < 0 else "∞"
     digits = f"{value:.3g}"
     if "e" in digits and 1e-4 <= abs(value) < 1e6:
         digits = f"{value:.0f}" if abs(value) >= 1 else f"{value:.6f}".rstrip("0")
@@ -156,7 +156,7 @@ def remaining(judged: Judged, seconds: float | None = None) -> str:
     if judgement.n < judged.rule.looks[0]:
         few = judged.rule.looks[0] - judgement.n
         return f"the first look takes {few} more seed{'s' if few > 1 else ''}"
-    words = str(judgement.forecast) if judgement.forecast else ""
+    words = str(judgement.forecast) if judgement.forecast else "further seeds may settle it"
     return words if seconds is None else f"{words} ({seconds:.0f} s)"
 
 
@@ -219,9 +219,9 @@ def as_values(judged: Judged) -> dict[str, Any]:
         "n": judgement.n,
         "p": judgement.p,
         "measured": measured(judged),
-        "mean": found and _finite(found.mean),
-        "low": found and _finite(found.low),
-        "high": found and _finite(found.high),
+        "mean": found and finite(found.mean),
+        "low": found and finite(found.low),
+        "high": found and finite(found.high),
         "confidence": judgement.confidence if found else None,
         "bracket": list(judgement.bracket) if judgement.bracket else None,
         "margin": margin(judged),
@@ -231,7 +231,7 @@ def as_values(judged: Judged) -> dict[str, Any]:
         "scope": scope(judged),
         "arithmetic": list(judgement.arithmetic),
         "values": {
-            label: {str(seed): _finite(value) for seed, value in row.values.items()}
+            label: {str(seed): finite(value) for seed, value in row.values.items()}
             for label, row in judged.rows.items()
         },
         "records": [record.trial.id for record in judged.records],
@@ -242,5 +242,6 @@ def as_values(judged: Judged) -> dict[str, Any]:
     }
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """Return a number as JSON has it: None where it is not finite."""
     return value if math.isfinite(value) else None

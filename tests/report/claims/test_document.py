@@ -109,6 +109,9 @@ def test_what_is_wrong_is_told_by_line_and_column(tmp_path: Path, old: str, new:
             "the range",
         ),
         ("{kind: trend, a: {}, along: norm, direction: rises}", "fits 4 cells"),
+        ("{kind: greater, a: {constant: 1}, b: {norm: batch, batch_size: 2}, margin: 1}", "is for side b"),
+        ("{kind: ratio, a: {norm: batch, batch_size: 2}, b: {constant: 1}, factor: 2}", "compares two cells"),
+        ("{kind: less, a: {batch_size: 2, best: norm}, b: {constant: 1}, margin: 1}", "are no numbers"),
         (
             "{kind: all, of: [{kind: flat, a: {norm: group}, along: batch_size, margin: 1}]}",
             "at least two parts",
