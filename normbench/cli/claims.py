@@ -243,7 +243,9 @@ def pairs_as_text(unit: str, pairs: Sequence[Pair]) -> str:
             (
                 where,
                 f"{pair.a} − {pair.b}",
-                f"{wording.number(found.mean)} [{low}, {high}] {unit}" if found else "–",
+                f"{wording.number(found.mean)} [{low}, {high}] {unit}{' (median)' if pair.is_median else ''}"
+                if found
+                else "–",
                 f"{len(pair.seeds)}{f' ({pair.lost} trials without)' if pair.lost else ''}",
                 "–" if pair.p is None else f"{pair.p:.2g}",
                 "–" if pair.adjusted is None else f"{pair.adjusted:.2g}",
@@ -251,9 +253,7 @@ def pairs_as_text(unit: str, pairs: Sequence[Pair]) -> str:
             )
         )
     heads = ("where", "pair", "difference [95 %]", "seeds", "p", "p (Holm)", "")
-    words = (
-        f"{plural(len(pairs), 'pair')}; p of Student's t on differences by seed, corrected by Holm over all"
-    )
+    words = f"{plural(len(pairs), 'pair')}; p by seed: Student's t, for medians the sign test; Holm's over all pairs"
     return as_table(heads, rows) + words
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from normbench.config.registry import UnknownName
 from normbench.config.series import differing
-from normbench.report.claims.evidence import difference
+from normbench.report.claims.evidence import Signs, difference
+from normbench.report.claims.judge import number_of
 from normbench.report.claims.judgement import holm
 from normbench.report.claims.rule import Rule
 from normbench.report.metrics import Metric
@@ -28,9 +29,11 @@ class Pair:
         a: one value, as it is shown.
         b: the other.
         seeds: those that both have a number of.
-        lost: how many trials of the two have none, such as those that diverged.
+        lost: how many trials of the two have no number.
         difference: of the means, a - b, with its 95 % interval by Student's t on the differences by seed;
-            where these do not vary, of their median by the sign test; None for fewer than two seeds.
+            where these do not vary, or a trial diverged, which is worse than any number, of their median by
+            the sign test; None for fewer than two seeds.
+        is_median: whether it is that of the median.
         p: two-sided, of that one comparison.
         adjusted: the same after Holm's correction over all pairs.
     """
@@ -41,6 +44,7 @@ class Pair:
     seeds: tuple[int, ...]
     lost: int
     difference: Interval | None
+    is_median: bool
     p: float | None
     adjusted: float | None = None
 
@@ -69,11 +73,11 @@ def compare(table: Table, by: str, metric: Metric, baseline: str | None = None) 
         )
     for where, cells in _places(table, by):
         for a, b in _pairs(cells, by, baseline):
-            of_a, of_b = a.values(metric), b.values(metric)
+            of_a, of_b = _values(a, metric), _values(b, metric)
             seeds = tuple(seed for seed in of_a if seed in of_b)
             lost = len(a.trials) + len(b.trials) - len(of_a) - len(of_b)
-            interval, p = _difference(of_a, of_b, seeds) if len(seeds) > 1 else (None, None)
-            pairs.append(Pair(where, str(_value(a, by)), str(_value(b, by)), seeds, lost, interval, p))
+            found = _difference(of_a, of_b, seeds) if len(seeds) > 1 else (None, False, None)
+            pairs.append(Pair(where, str(_value(a, by)), str(_value(b, by)), seeds, lost, *found))
     known_ps = [pair.p for pair in pairs if pair.p is not None]
     adjusted = iter(holm(known_ps))
     return [pair if pair.p is None else replace(pair, adjusted=next(adjusted)) for pair in pairs]
@@ -81,10 +85,16 @@ def compare(table: Table, by: str, metric: Metric, baseline: str | None = None) 
 
 def _difference(
     a: Mapping[int, float], b: Mapping[int, float], seeds: tuple[int, ...]
-) -> tuple[Interval, float]:
-    """The interval of the difference at one look at these seeds, and its two-sided p."""
+) -> tuple[Interval, bool, float]:
+    """The interval of the difference at one look at these seeds, whether by the sign test, and its p."""
     sample = difference("a", "b").evidence({"a": a, "b": b}, Rule((len(seeds),), seeds=seeds)).looks[-1]
-    return sample.bounds(0.025), min(1.0, 2 * min(sample.above(0.0), sample.below(0.0)))
+    is_median = isinstance(sample, Signs)
+    return sample.bounds(0.025), is_median, min(1.0, 2 * min(sample.above(0.0), sample.below(0.0)))
+
+
+def _values(cell: Cell, metric: Metric) -> dict[int, float]:
+    numbers = {seed: number_of(record, metric) for seed, record in cell.trials.items()}
+    return {seed: number for seed, number in numbers.items() if number is not None}
 
 
 def _value(cell: Cell, by: str) -> str | None:

@@ -225,7 +225,7 @@ def _row(label: str, side: Side, number: Metric, group: Group, records: Stored, 
             if record is None:
                 break
             try:
-                value = _number(record, number)
+                value = number_of(record, number)
             except AmbiguousMetric as error:
                 value, lacks = None, str(error)
             if value is None:
@@ -239,8 +239,8 @@ def _row(label: str, side: Side, number: Metric, group: Group, records: Stored, 
     return Row(label, records.experiment, group, values, lacks)
 
 
-def _number(record: Record, number: Metric) -> float | None:
-    """A trial's number: infinite on the bad side where the trial diverged, or never got to a loss."""
+def number_of(record: Record, number: Metric) -> float | None:
+    """Return a trial's number: infinite on the bad side where it diverged, or never got to a loss."""
     value = number(record)
     worst = math.inf if number.better == "lower" else -math.inf
     has_worst = number.better != "neither" and number.name not in COSTS

@@ -35,7 +35,9 @@ def test_pairs_are_compared_in_every_cell(made_up: Table) -> None:
     first, second = pairs
     assert first.difference is not None
     assert first.difference.mean == pytest.approx(-20.3333, abs=1e-3)
-    assert (second.seeds, second.lost) == ((0, 2), 1)
+    assert (second.seeds, second.lost) == ((0, 1, 2), 0)
+    assert second.is_median  # a trial diverged, which is worse than any number
+    assert second.p == 0.25  # three of three have one sign
     assert first.p is not None
     assert first.adjusted == pytest.approx(2 * first.p)  # Holm over two
 
