@@ -253,7 +253,8 @@ def pairs_as_text(unit: str, pairs: Sequence[Pair]) -> str:
             )
         )
     heads = ("where", "pair", "difference [95 %]", "seeds", "p", "p (Holm)", "")
-    words = f"{plural(len(pairs), 'pair')}; p by seed: Student's t, for medians the sign test; Holm's over all pairs"
+    by = "p by seed: Student's t, for medians the sign test; Holm's over all pairs"
+    words = f"{plural(len(pairs), 'pair')}; {by}"
     return as_table(heads, rows) + words
 
 
