@@ -25,7 +25,7 @@ RUN = [
 def shell(arguments: list[str], redirections: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """A command as a shell starts it."""
     command = shlex.join([sys.executable, "-m", "normbench", *arguments])
-    paths = os.pathsep.join(filter(os.path.isabs, sys.path))  # (a relative one would need the directory)
+    paths = os.pathsep.join(filter(None, sys.path))
     return subprocess.run(
         ["sh", "-c", f"exec {command} {redirections}"],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths} | environment,
@@ -79,7 +79,7 @@ def test_a_current_directory_that_was_deleted_is_named(lab: Path, arguments: lis
     (lab / "gone").mkdir()
     arguments = [word.replace("/tiny", f"{lab}/tiny") for word in arguments]
     command = shlex.join([sys.executable, "-m", "normbench", *arguments])
-    paths = os.pathsep.join(filter(None, sys.path))
+    paths = os.pathsep.join(filter(os.path.isabs, sys.path))  # Python cannot find a relative one from there
     ended = subprocess.run(
         ["sh", "-c", f"cd gone; rmdir ../gone; exec {command}"],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths},
