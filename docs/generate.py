@@ -24,6 +24,7 @@ import typer
 import normbench
 from normbench.cli.app import app
 from normbench.cli.catalog import TABLES
+from normbench.cli.claims import judged as verdicts_of
 from normbench.config import experiment as config
 from normbench.config.registry import Option
 from normbench.config.series import differing, flat
@@ -31,14 +32,12 @@ from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.claims import wording
 from normbench.report.claims.document import FOLDER, load_all
-from normbench.report.claims.judge import Judged, judge_all
+from normbench.report.claims.judge import Judged
 from normbench.report.claims.judgement import Verdict
-from normbench.report.claims.rule import Rule
 from normbench.report.figures.published import PUBLISHED
 from normbench.report.stats import mean_interval
 from normbench.report.table import table as records_table
 from normbench.sweep import results
-from normbench.sweep.adaptive import Looks, records_of
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -84,10 +83,7 @@ def _shown(cell: str) -> str:
 @cache
 def judged_claims() -> tuple[Judged, ...]:
     """Return all claims of the project, judged by the committed records."""
-    claims = load_all(ROOT / FOLDER)
-    looks = Looks.read(RESULTS)
-    rules = {claim.id: looks.rule(claim, Rule()) for claim in claims}
-    return tuple(judge_all(claims, records_of(claims, RESULTS, lambda _: None), rules))
+    return tuple(verdicts_of(load_all(ROOT / FOLDER), RESULTS, lambda _: None))
 
 
 def claims(document: str) -> str:
@@ -98,7 +94,7 @@ def claims(document: str) -> str:
             each.claim.id,
             f"“{each.claim.settings.says}”",
             " ".join(each.claim.settings.source),
-            test_in_words(each),
+            comparison_in_words(each),
             wording.measured(each) or "–",
             each.judgement.n,
             f"{wording.SHAPES[each.judgement.verdict]} {each.judgement.verdict}",
@@ -176,7 +172,7 @@ def saved() -> str:
     return textwrap.fill(text, 98, break_on_hyphens=False)
 
 
-def test_in_words(each: Judged) -> str:
+def comparison_in_words(each: Judged) -> str:
     """Return the comparison that decides a claim, with its experiments."""
     test = each.claim.test
     if test is None:

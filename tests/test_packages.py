@@ -43,11 +43,13 @@ def test_there_is_code_behind_every_entry(table: str) -> None:
         "from normbench.config.experiment import load; [*map(load, Path('configs').glob('*.yaml'))]",
         "from normbench.cli.app import main; from tempfile import TemporaryDirectory\n"
         "place = TemporaryDirectory(); main(['report', '--out', f'{place.name}/r.html'])",
+        "from normbench.cli.app import main; main(['claims'])",
+        "from normbench.cli.app import main; main(['compare', 'online_cpu'])",
         "from normbench.records import Store; Store(Path('nothing')).load()",
         "from normbench.config.catalog.figures import FIGURES; [entry.load() for entry in FIGURES.values()]",
         "import normbench.sweep.run, normbench.sweep.executors.pool",
     ],
-    ids=["--help", "status", "config", "report", "records", "figures", "sweep"],
+    ids=["--help", "status", "config", "report", "claims", "compare", "records", "figures", "sweep"],
 )
 def test_what_does_not_compute_does_not_load_torch(script: str) -> None:
     """Loading it takes more than a second."""
@@ -60,6 +62,13 @@ def test_what_does_not_compute_does_not_load_torch(script: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "False"
+
+
+def test_commands_that_judge_nothing_do_not_load_what_judges() -> None:
+    """Loading it takes a third of a second."""
+    script = "import sys; from normbench.cli import errors, status; print('scipy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from normbench.text import printable
 
 if TYPE_CHECKING:
     from normbench.report.claims.document import Claim
-    from normbench.sweep.adaptive import Look
+    from normbench.sweep.adaptive import Look, Settler
 
 app = typer.Typer(
     name="normbench",
@@ -317,29 +317,17 @@ def settle(
 
     if not ids and not all_:
         raise UnknownName("name claims, or give --all")
-    if max_seeds < 3:
-        raise UnknownName("--max-seeds must be at least 3")
     claims = verdicts.chosen((), file)
     wanted = {claim.id for claim in (claims if all_ else verdicts.chosen(ids, file))}
-    look = _settle(
-        context,
-        claims,
-        wanted,
-        budget,
-        max_seeds,
-        plan_only,
-        results,
-        data,
-        executor,
-        workers,
-        quiet,
-        as_json,
-    )
-    if not plan_only:
-        judged = look.judged
-        _print(verdicts.in_json(judged) if as_json else verdicts.as_text(judged))
-        for name, why in look.step.frozen.items() if not as_json else ():
-            _print(f"claim {name} is left open: {why}")
+    settler = _settler(claims, wanted, budget, max_seeds, results, data, executor, workers)
+    if plan_only:
+        look = settler.look()
+        _print(verdicts.plan_as_json(look) if as_json else verdicts.plan(look))
+        return
+    look = _settle(context, settler, quiet)
+    _print(verdicts.in_json(look.judged) if as_json else verdicts.as_text(look.judged))
+    for name, why in look.step.frozen.items() if not as_json else ():
+        _print(f"claim {name} is left open: {why}")
 
 
 @app.command()
@@ -378,40 +366,36 @@ def ask(
     from normbench.report.claims import wording
 
     claim = verdicts.asked(question, config, overrides, margin)
-    look = _settle(
-        context, [claim], None, budget, max_seeds, plan_only, results, data, executor, workers, quiet, as_json
-    )
-    if not plan_only:
-        (judged,) = look.judged
-        page = answer(judged, results)
-        _print(verdicts.in_json([judged]) if as_json else f"{wording.sentence(judged)}\nfigure: {page}")
+    settler = _settler([claim], None, budget, max_seeds, results, data, executor, workers)
+    if plan_only:
+        look = settler.look()
+        _print(verdicts.plan_as_json(look) if as_json else verdicts.plan(look))
+        return
+    (judged,) = _settle(context, settler, quiet).judged
+    page = answer(judged, results)
+    _print(verdicts.in_json([judged]) if as_json else f"{wording.sentence(judged)}\nfigure: {page}")
 
 
-def _settle(
-    context: typer.Context,
-    judged: Sequence["Claim"],
+def _settler(
+    claims: Sequence["Claim"],
     wanted: set[str] | None,
     budget: str | None,
     max_seeds: int,
-    plan_only: bool,
     results: Path,
     data: Path | None,
     executor: str | None,
     workers: int | None,
-    quiet: bool,
-    as_json: bool,
-) -> "Look":
+) -> "Settler":
     from normbench.cli import claims as verdicts
     from normbench.cli import errors
     from normbench.cli import status as report
-    from normbench.cli.progress import listener
     from normbench.data.dataset import default_directory
     from normbench.sweep import adaptive
     from normbench.sweep import run as sweep
 
     execution = report.execution_settings(executor, workers)
-    settler = adaptive.Settler(
-        judged,
+    return adaptive.Settler(
+        claims,
         results,
         data or default_directory(),
         rule=adaptive.rule(max_seeds),
@@ -420,10 +404,14 @@ def _settle(
         place=lambda experiment: sweep.override(experiment, **execution),
         say=errors.print_error,
     )
-    if plan_only:
-        look = settler.look()
-        _print(verdicts.plan_as_json(look) if as_json else verdicts.plan(look))
-        return look
+
+
+def _settle(context: typer.Context, settler: "Settler", quiet: bool) -> "Look":
+    """Run what open claims lack; return the last look."""
+    from normbench.cli import claims as verdicts
+    from normbench.cli import errors
+    from normbench.cli.progress import listener
+
     with listener(quiet) as watching, errors.Stop(context.obj, watching.say) as stop:
         for look in settler.steps(watching, stop):
             if look.step.claim is not None:

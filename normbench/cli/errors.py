@@ -17,12 +17,10 @@ from normbench.config.catalog.executors import CannotExecute
 from normbench.config.experiment import ConfigError
 from normbench.config.registry import UnknownName
 from normbench.records import NewerRecordError, RecordsInUse
-from normbench.report.claims.cells import CellError
-from normbench.report.claims.question import QuestionError
+from normbench.report.claims.errors import CellError, LooksError, QuestionError
 from normbench.report.figures.panels import CannotDrawError
 from normbench.signals import ENDING, is_heard
 from normbench.signals import Stopped as Stopped
-from normbench.sweep.adaptive import LooksError
 from normbench.sweep.run import Unusable
 from normbench.text import printable
 

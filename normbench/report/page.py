@@ -3,7 +3,6 @@
 Nothing of it depends on when or where it is made: the same records give the same page.
 """
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -249,7 +248,7 @@ def _effect_label(part: Part, effect: Effect) -> str:
 
 
 def _finite(values: Mapping[int, float]) -> dict[str, float | None]:
-    return {str(seed): value if math.isfinite(value) else None for seed, value in values.items()}
+    return {str(seed): wording.finite(value) for seed, value in values.items()}
 
 
 def _names(judged: Judged) -> set[str]:
@@ -268,7 +267,7 @@ def _budget(records: Sequence[Record]) -> str:
     trials = [record.trial for record in records]
     seeds = Counter(trial.model_copy(update={"seed": 0}) for trial in trials).values()
     networks = " and ".join(sorted({trial.model.name for trial in trials}))
-    data = " and ".join(sorted({_data_name(trial) for trial in trials}))
+    data = " and ".join(sorted({wording.data_name(trial) for trial in trials}))
     epochs = _span([trial.epochs for trial in trials], "epoch")
     return (
         f"{plural(len(records), 'record')} of {networks} on {data}; {epochs}, {_span(seeds, 'seed')} a cell"
@@ -278,10 +277,6 @@ def _budget(records: Sequence[Record]) -> str:
 def _span(numbers: Iterable[int], noun: str) -> str:
     low, high = min(numbers := list(numbers)), max(numbers)
     return plural(low, noun) if low == high else f"{low} to {high} {noun}s"
-
-
-def _data_name(trial: Trial) -> str:
-    return str(trial.dataset.options.get("folder", trial.dataset.name))
 
 
 # ---- around them
@@ -371,7 +366,7 @@ def _environments(records: Iterable[Record]) -> Iterable[Mapping[str, str]]:
 
 
 def _data(records: Iterable[Record]) -> Iterable[tuple[str, str, int]]:
-    counts = Counter((_data_name(record.trial), record.data) for record in records)
+    counts = Counter((wording.data_name(record.trial), record.data) for record in records)
     for (name, content), count in sorted(counts.items()):
         yield name, content, count
 

@@ -17,6 +17,7 @@ from normbench.config.trial import Trial
 from normbench.files import write_atomically
 from normbench.report.claims.adaptive import Budget, Plan, Step, next_step
 from normbench.report.claims.document import Claim
+from normbench.report.claims.errors import LooksError
 from normbench.report.claims.judge import Judged, Stored, judge, judge_all, rule_of
 from normbench.report.claims.rule import LOOKS, Rule
 from normbench.sweep.estimate import estimate
@@ -25,10 +26,6 @@ from normbench.sweep.results import find
 from normbench.sweep.run import Listener, run
 
 DECLARED = "looks.json"  # in the results directory: the looks and tests of claims, before their first trial
-
-
-class LooksError(ValueError):
-    """The declared looks of claims cannot be read."""
 
 
 def rule(max_seeds: int = LOOKS[-1], alpha: float = 0.05) -> Rule:
@@ -119,14 +116,12 @@ class Look:
         judged: the claims to be settled, corrected for the number of all.
         step: the trials to run next, or why there are none.
         trials: the same as trials, by the experiment they belong to.
-        spent: seconds and trials that were spent so far.
         is_timed: whether it is known how long the trials of the step take.
     """
 
     judged: Sequence[Judged]
     step: Step
     trials: Sequence[tuple[config.Experiment, tuple[Trial, ...]]]
-    spent: tuple[float, int] = (0.0, 0)
     is_timed: bool = True
 
 
@@ -140,7 +135,7 @@ class Settler:
         data: the data directory.
         rule: for claims without declared looks.
         budget: seconds of wall-clock time and trials that may be spent.
-        place: changes the experiments' ``execute`` section; see :func:`normbench.sweep.run.on`.
+        place: changes the experiments' ``execute`` section; see :func:`normbench.sweep.run.override`.
         say: is told what goes on.
     """
 
@@ -220,11 +215,7 @@ class Settler:
                 if missing := tuple(each for each in wanted if each.id not in known):
                     trials.append((experiments[name], missing))
         cells = {trial.model_copy(update={"seed": 0}).id for _, each in trials for trial in each}
-        return Look(judged, step, trials, spent, is_timed=not cells & self.untimed)
-
-    def declare(self, look: Look) -> None:
-        """Write down which looks there will be, before any trial is run."""
-        self.looks.declare(look.judged, self.say)
+        return Look(judged, step, trials, is_timed=not cells & self.untimed)
 
     def steps(self, listener: Listener, stop: Callable[[], bool]) -> Iterator[Look]:
         """Run what open claims lack, step by step, until nothing is left to run or it is stopped.
@@ -235,7 +226,7 @@ class Settler:
         spent, trials = 0.0, 0
         while True:
             look = self.look((spent, trials))
-            self.declare(look)
+            self.looks.declare(look.judged, self.say)
             yield look
             if not look.trials or stop():
                 return
@@ -283,23 +274,26 @@ class Settler:
 
     def _expect(self, judged: Sequence[Judged], stored: Mapping[str, Stored]) -> None:
         """Expect of a trial what others of its cell took, else what ``normbench plan`` expects of it."""
-        for each in judged:
-            for experiment in each.claim.experiments.values():
-                where = place(self.place(experiment).execute, experiment.trials)
-                workers = where.independent_workers
-                records = stored.get(experiment.name, Stored(experiment.name))
-                rows = [row for row in each.rows.values() if row.experiment == experiment.name]
-                unknown: list[Trial] = []
-                for cell in {cell.trial: cell for row in rows for cell in row.group.values()}.values():
-                    if took := [record.seconds for record in records.of(cell).values()]:
-                        self.seconds[cell.trial.id] = median(took) / workers
-                    elif cell.trial.id not in self.seconds and each.judgement.is_open:
-                        unknown.append(cell.trial)
-                if unknown:
-                    expected = estimate(unknown, (), self.data, where).seconds
-                    usual = fmean(expected.values()) if expected else 0.0
-                    self.untimed |= set() if expected else {trial.id for trial in unknown}
-                    self.seconds |= {trial.id: expected.get(trial.id, usual) / workers for trial in unknown}
+        experiments = {each.name: each for every in judged for each in every.claim.experiments.values()}
+        for name, experiment in experiments.items():
+            where = place(self.place(experiment).execute, experiment.trials)
+            records, workers = stored.get(name, Stored(name)), where.independent_workers
+            is_open: dict[Trial, bool] = {}
+            for each in judged:
+                for row in each.rows.values():
+                    for cell in row.group.values() if row.experiment == name else ():
+                        is_open[cell.trial] = is_open.get(cell.trial, False) or each.judgement.is_open
+            unknown: list[Trial] = []
+            for trial, is_wanted in is_open.items():
+                if took := [record.seconds for record in records.by_cell.get(trial, {}).values()]:
+                    self.seconds[trial.id] = median(took) / workers
+                elif trial.id not in self.seconds and is_wanted:
+                    unknown.append(trial)
+            if unknown:
+                expected = estimate(unknown, (), self.data, where).seconds
+                usual = fmean(expected.values()) if expected else 0.0
+                self.untimed |= set() if expected else {trial.id for trial in unknown}
+                self.seconds |= {trial.id: expected.get(trial.id, usual) / workers for trial in unknown}
 
 
 def subset(experiment: config.Experiment, trials: Sequence[Trial]) -> config.Experiment:

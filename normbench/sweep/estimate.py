@@ -123,10 +123,3 @@ def device_bytes(trial: Trial) -> int:
 
 def _depth(trial: Trial) -> int:
     return MODELS[trial.model.name].layers + 1
-
-
-def size(count: int) -> str:
-    """Format a number of bytes as ``1.2 GB``, ``3.4 MB`` or ``56 kB``."""
-    if count >= 1e9:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"

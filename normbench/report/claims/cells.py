@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.norms import NORMS
 from normbench.config.series import differing, flat
 from normbench.config.trial import Trial
+from normbench.report.claims.errors import CellError
 
 if TYPE_CHECKING:
     from normbench.report.claims.comparison import Side, Test
@@ -22,18 +23,6 @@ CONSEQUENCES = frozenset(  # settings that other settings decide, so that two si
         "diagnose",
     }
 )
-
-
-class CellError(ValueError):
-    """A comparison that its experiment has no cells for.
-
-    Attributes:
-        key: dotted key of the comparison that asks for them, such as ``a.batch_size``.
-    """
-
-    def __init__(self, key: str, words: str) -> None:
-        super().__init__(words)
-        self.key = key
 
 
 @dataclass(frozen=True)
@@ -89,7 +78,7 @@ def cells_of(test: "Test", trials: Iterable[Trial]) -> Cells:
     Raises:
         CellError: there are none, they cannot be told apart, or the two sides differ in more than they say.
     """
-    cells = _cells(trials)
+    cells = _cells(tuple(trials))
     written = {key: side for key, side in test.sides if side.constant is None}
     sides = {key: _matching(key, side, cells, test.along) for key, side in written.items()}
     axis = _axis(test, sides)
@@ -105,7 +94,8 @@ def cells_of(test: "Test", trials: Iterable[Trial]) -> Cells:
     return found
 
 
-def _cells(trials: Iterable[Trial]) -> list[Cell]:
+@lru_cache(maxsize=64)  # many comparisons look at one experiment
+def _cells(trials: tuple[Trial, ...]) -> list[Cell]:
     seeds: dict[Trial, list[int]] = {}
     for trial in trials:
         seeds.setdefault(trial.model_copy(update={"seed": 0}), []).append(trial.seed)

@@ -19,8 +19,9 @@ from normbench.config.messages import validate
 from normbench.config.registry import UnknownName
 from normbench.config.source import Issue, Node, Position
 from normbench.config.trial import Frozen, conflict
-from normbench.report.claims.cells import CellError, Cells, cells_of
+from normbench.report.claims.cells import Cells, cells_of
 from normbench.report.claims.comparison import COMPOSED, Test
+from normbench.report.claims.errors import CellError
 from normbench.report.metrics import metric
 from normbench.text import did_you_mean, printable
 
@@ -100,8 +101,12 @@ class Claim:
         return cells_of(test, self.experiment(test).trials)
 
 
-def load(path: Path) -> tuple[Claim, ...]:
+def load(path: Path, read: dict[Path, config.Experiment] | None = None) -> tuple[Claim, ...]:
     """Read a file of claims.
+
+    Args:
+        path: a YAML file.
+        read: experiments that were read before, by their file; those of this file are added.
 
     Raises:
         ConfigError: with everything that is wrong in it.
@@ -122,6 +127,7 @@ def load(path: Path) -> tuple[Claim, ...]:
     if document is None:
         raise config.config_error([*problems, *found])
     claims = []
+    read = {} if read is None else read
     ids: dict[str, Position] = {}
     for node in root.value["claims"].value:
         settings, found = _checked(node)
@@ -133,7 +139,7 @@ def load(path: Path) -> tuple[Claim, ...]:
             words = f"a second claim {settings.id}, first in line {ids[settings.id].line}"
             problems.append(Issue(spot, words))
         ids[settings.id] = spot
-        experiments, found = _experiments(settings, node, path)
+        experiments, found = _experiments(settings, node, path, read)
         claim = Claim(settings, document.document, experiments, document.title)
         problems += found
         problems += _problems(claim, node)
@@ -150,13 +156,13 @@ def _checked(node: Node) -> tuple[ClaimSettings | None, list[Issue]]:
     return settings, found
 
 
-def load_all(folder: Path = FOLDER, paths: Iterable[Path] = ()) -> tuple[Claim, ...]:
-    """Read every file of claims of a folder, and further files.
+def load_all(folder: Path = FOLDER) -> tuple[Claim, ...]:
+    """Read every file of claims of a folder.
 
     Raises:
         ConfigError: with everything that is wrong in all of them, or there is none.
     """
-    files = [*sorted(folder.glob("*.yaml")), *paths]
+    files = sorted(folder.glob("*.yaml"))
     if not files:
         words = f"{printable(folder)}: no files of claims; run this in a clone, or name a file"
         raise config.ConfigError(words, is_typed=True)
@@ -171,9 +177,10 @@ def load_files(files: Iterable[Path]) -> tuple[Claim, ...]:
     """
     claims: dict[str, Claim] = {}
     problems: list[str] = []
+    read: dict[Path, config.Experiment] = {}
     for file in files:
         try:
-            for claim in load(file):
+            for claim in load(file, read):
                 if claim.id in claims:
                     problems.append(
                         f"{file}: a second claim {claim.id}, the first is of {claims[claim.id].document}"
@@ -187,7 +194,7 @@ def load_files(files: Iterable[Path]) -> tuple[Claim, ...]:
 
 
 def _experiments(
-    settings: ClaimSettings, node: Node, path: Path
+    settings: ClaimSettings, node: Node, path: Path, read: dict[Path, config.Experiment]
 ) -> tuple[dict[str | None, config.Experiment], list[Issue]]:
     """The experiments that a claim names, by how it names them."""
     experiments: dict[str | None, config.Experiment] = {}
@@ -204,7 +211,8 @@ def _experiments(
             problems.append(Issue(node.position, f"claim {settings.id} {words}"))
             break
         try:
-            experiments[name] = config.load(path.parent / written.value)
+            file = path.parent / written.value
+            experiments[name] = read[file] = read.get(file) or config.load(file)
         except config.ConfigError as error:
             problems.append(Issue(written.position, f"cannot be used: {error.problems[0]}"))
     return experiments, problems

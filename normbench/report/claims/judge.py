@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from normbench.config.trial import Trial
@@ -32,7 +33,7 @@ class Stored:
             cell = record.trial.model_copy(update={"seed": 0})
             self.by_cell.setdefault(cell, {})[record.trial.seed] = record
 
-    @property
+    @cached_property
     def ids(self) -> set[str]:
         """The ids of all trials that have a record."""
         return {record.trial.id for trials in self.by_cell.values() for record in trials.values()}

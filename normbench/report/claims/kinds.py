@@ -37,10 +37,11 @@ class Kind(Protocol):
 
 
 @dataclass(frozen=True)
-class Greater:
-    """a - b > margin, or a > margin where there is no b."""
+class _Directed:
+    """The difference a - b, or a where there is no b, lies beyond a margin on the side of ``sign``."""
 
-    kind: ClassVar[str] = "greater"
+    kind: ClassVar[str]
+    sign: ClassVar[int]
     a: Cell
     b: Cell | None = None
     margin: float = 0.0
@@ -50,28 +51,25 @@ class Greater:
         check_margin(self.margin, may_be_zero=True)
 
     def judge(self, cells: Cells, rule: Rule = RULE, prior: Prior | None = None) -> Judgement:
-        """Ask whether the interval lies above the margin."""
+        """Ask whether the interval lies beyond the margin."""
         evidence = difference(self.a, self.b, self.is_exact).evidence(cells, rule)
-        return judge_direction(self.kind, evidence, 1, self.margin, prior)
+        return judge_direction(self.kind, evidence, self.sign, self.margin, prior)
 
 
 @dataclass(frozen=True)
-class Less:
+class Greater(_Directed):
+    """a - b > margin, or a > margin where there is no b."""
+
+    kind: ClassVar[str] = "greater"
+    sign: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class Less(_Directed):
     """a - b < -margin, or a < -margin where there is no b."""
 
     kind: ClassVar[str] = "less"
-    a: Cell
-    b: Cell | None = None
-    margin: float = 0.0
-    is_exact: bool = False
-
-    def __post_init__(self) -> None:
-        check_margin(self.margin, may_be_zero=True)
-
-    def judge(self, cells: Cells, rule: Rule = RULE, prior: Prior | None = None) -> Judgement:
-        """Ask whether the interval lies below the margin."""
-        evidence = difference(self.a, self.b, self.is_exact).evidence(cells, rule)
-        return judge_direction(self.kind, evidence, -1, self.margin, prior)
+    sign: ClassVar[int] = -1
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def _effects(
             yield _effect("", difference(kind.a, kind.b, kind.is_exact).evidence(values, rule), level)
         case Ratio():
             logs = {cell: logarithms(values.get(cell, {}), cell) for cell in (kind.a, kind.b)}
-            effect = _effect("", difference(kind.a, kind.b).evidence(logs, rule), level)
+            effect = _effect("", difference(kind.a, kind.b, kind.is_exact).evidence(logs, rule), level)
             ratios = {seed: math.exp(value) for seed, value in effect.values.items()}
             yield Effect("", ratios, effect.n, judgement.interval)
         case Flat():

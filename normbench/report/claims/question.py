@@ -21,6 +21,7 @@ from normbench.config.grid import TRIAL_KEYS
 from normbench.config.registry import UnknownName
 from normbench.config.trial import Trial
 from normbench.report.claims.comparison import Side, Test
+from normbench.report.claims.errors import QuestionError
 from normbench.text import did_you_mean, quoted
 
 MARGIN = 0.5  # percentage points of accuracy, where a question names none
@@ -37,10 +38,6 @@ PATTERNS = tuple(
     )
 )
 SIGNS = {">": "greater", "<": "less", "=": "equivalent"}
-
-
-class QuestionError(ValueError):
-    """A question that is not of the grammar, or names what there is not; the message says which words."""
 
 
 def comparison(question: str, trials: Sequence[Trial], margin: float | None = None) -> Test:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from normbench.config.trial import Trial
 from normbench.report.claims.comparison import Side, Test
 from normbench.report.claims.judge import Judged
 from normbench.report.claims.judgement import Judgement, Verdict
@@ -146,7 +147,7 @@ def margin(judged: Judged) -> str:
     return ", ".join(words)
 
 
-def remaining(judged: Judged, seconds: float | None = None) -> str:
+def remaining(judged: Judged) -> str:
     """Return what would settle an open claim; nothing for one that is settled."""
     judgement = judged.judgement
     if judgement.verdict is Verdict.NOT_RUN:
@@ -156,8 +157,7 @@ def remaining(judged: Judged, seconds: float | None = None) -> str:
     if judgement.n < judged.rule.looks[0]:
         few = judged.rule.looks[0] - judgement.n
         return f"the first look takes {few} more seed{'s' if few > 1 else ''}"
-    words = str(judgement.forecast) if judgement.forecast else "further seeds may settle it"
-    return words if seconds is None else f"{words} ({seconds:.0f} s)"
+    return str(judgement.forecast) if judgement.forecast else "further seeds may settle it"
 
 
 def scope(judged: Judged) -> str:
@@ -166,7 +166,7 @@ def scope(judged: Judged) -> str:
     trials = [record.trial for record in judged.records]
     for values in (
         (trial.model.name for trial in trials),
-        (str(trial.dataset.options.get("folder", trial.dataset.name)) for trial in trials),
+        map(data_name, trials),
         (f"{trial.epochs} epochs" for trial in trials),
         (rate(trial) for trial in trials),
         (trial.precision for trial in trials),
@@ -175,7 +175,12 @@ def scope(judged: Judged) -> str:
     return ", ".join(filter(None, words))
 
 
-def rate(trial: Any) -> str:
+def data_name(trial: Trial) -> str:
+    """Return the name of the data set of a trial; of a folder of images, the folder's."""
+    return str(trial.dataset.options.get("folder", trial.dataset.name))
+
+
+def rate(trial: Trial) -> str:
     """Return the learning-rate rule of a trial."""
     optimizer, reference = trial.optimizer, trial.lr_reference_batch
     scaled = f" · batch size / {reference}" if reference else ""
