@@ -65,7 +65,7 @@ def test_what_does_not_compute_does_not_load_torch(script: str) -> None:
 
 
 def test_commands_that_judge_nothing_do_not_load_what_judges() -> None:
-    """Loading it takes a third of a second."""
+    """Loading it takes a quarter of a second."""
     script = "import sys; from normbench.cli import errors, status; print('scipy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
