@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.data.batches import Images
+from normbench.tasks.base import task_of
 from normbench.training.build import network
 from normbench.training.capture.capture import MIN_CALLS, recorder_of
 from normbench.training.optim import optimizer
@@ -165,7 +166,9 @@ def ours(trial: Trial, data: Path, seconds: float, barrier: Any, answers: Any) -
     model = network(trial, len(dataset.classes))
     model = model.to(memory_format=torch.channels_last)
     recorder = recorder_of(torch.device("cpu"), 1, MIN_CALLS)
-    update = Update(trial, model, optimizer(trial, model), len(dataset.train.indices), recorder=recorder)
+    update = Update(
+        task_of(trial), model, optimizer(trial, model), len(dataset.train.indices), recorder=recorder
+    )
     training = Images(dataset.train, dataset.mean, dataset.std, torch.device("cpu"))
     batches = (
         batch

@@ -20,7 +20,7 @@ from normbench.config.trial import CHANGED, Frozen, Trial, with_old_defaults
 from normbench.files import Unwritable, locked, remove_if_unused, write_atomically
 from normbench.text import plural
 
-SCHEMA: Literal[5] = 5  # earlier ones knew fewer of the settings in trial.ADDED and trial.CHANGED
+SCHEMA: Literal[6] = 6  # earlier ones knew fewer of the settings in trial.ADDED and trial.CHANGED
 CHECKSUM_SCHEMA = 4  # the first with a checksum
 ERROR = ".error.txt"
 Status = Literal["done", "diverged", "out_of_memory"]
@@ -35,7 +35,20 @@ class Finite(Frozen):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
-class Epoch(Finite):
+class _WithMetrics(Finite):
+    """Results with metrics beside the accuracy; without any, they are stored as before there were others."""
+
+    metrics: dict[str, float] = Field({}, description="other metrics by name, such as ``test_psnr``")
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, plain: Any) -> dict[str, Any]:
+        values: dict[str, Any] = plain(self)
+        if not values["metrics"]:
+            del values["metrics"]
+        return values
+
+
+class Epoch(_WithMetrics):
     """The results of an epoch. Accuracies are fractions; what was not measured is None."""
 
     epoch: int
@@ -47,11 +60,11 @@ class Epoch(Finite):
     seconds: float
 
 
-class Final(Finite):
+class Final(_WithMetrics):
     """The numbers to compare trials by; never the best epoch, which would be selected on the test set."""
 
-    test_accuracy: float = Field(description="of the last epoch")
-    test_accuracy_median5: float = Field(description="median of the last five evaluations")
+    test_accuracy: float | None = Field(None, description="of the last epoch")
+    test_accuracy_median5: float | None = Field(None, description="median of the last five evaluations")
 
 
 class Measured(Finite):
@@ -107,7 +120,7 @@ def describe_unreadable(unreadable: Mapping[Path, str], consequence: str) -> lis
 class Record(Finite):
     """The record of a trial: its settings, its course, its end and where it ran."""
 
-    schema_version: Literal[1, 2, 3, 4, 5] = Field(SCHEMA, alias="schema")
+    schema_version: Literal[1, 2, 3, 4, 5, 6] = Field(SCHEMA, alias="schema")
     trial: Annotated[
         Trial, WrapValidator(lambda value, check: value if isinstance(value, Trial) else check(value))
     ]

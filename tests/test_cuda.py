@@ -31,11 +31,11 @@ from normbench.config import experiment
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.trial import Choice, Trial
 from normbench.data import dataset as decoded
-from normbench.data.batches import images_of
 from normbench.norms.ops import dispatch
 from normbench.records import Failure, Interrupted, Record
 from normbench.sweep import run
 from normbench.sweep.placement import Placement
+from normbench.tasks.base import task_of
 from normbench.training.build import network
 from normbench.training.capture.capture import Step, Tensors, recorder_of
 from normbench.training.capture.cuda_graph import CudaGraphs
@@ -148,10 +148,10 @@ class Loud(CudaGraphs):
 def five(trial: Trial, data: Path, graphs: bool) -> tuple[list[Tensor], dict[str, Tensor], list[Tensor]]:
     """Outputs of five updates; then weights, statistics and momenta; and the last gradients."""
     dataset = decoded.load(trial.dataset, data)
-    images, _ = images_of(trial, dataset, WHERE)
+    images, _ = task_of(trial).images(dataset, WHERE)
     model = network(trial, 4).to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sgd = optimizer(trial, model)
-    update = Update(trial, model, sgd, 6, recorder=Loud(WHERE) if graphs else None)
+    update = Update(task_of(trial), model, sgd, 6, recorder=Loud(WHERE) if graphs else None)
     outputs: list[Tensor] = []
     with settled_process():
         (chunk,) = images.training_chunks(trial.seed, 0, trial.batch_size, trial.augment)
@@ -181,7 +181,7 @@ def test_replayed_updates_are_called_ones_to_the_last_bit(
 def test_replayed_logits_are_called_ones_to_the_last_bit(tiny: Tiny, tiny_data: Path) -> None:
     """Of the test images in batches, the last of them smaller, and of changed weights."""
     trial = tiny(norm="switchable", precision="bf16")
-    _, images = images_of(trial, decoded.load(trial.dataset, tiny_data), WHERE)
+    _, images = task_of(trial).images(decoded.load(trial.dataset, tiny_data), WHERE)
     model = network(trial, 4).to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     inference = Inference(model.eval(), "bf16", Loud(WHERE))
     with torch.inference_mode():
@@ -195,9 +195,9 @@ def test_replayed_logits_are_called_ones_to_the_last_bit(tiny: Tiny, tiny_data: 
 def test_within_an_epoch_nothing_waits_for_the_gpu(tiny: Tiny, tiny_data: Path) -> None:
     """torch raises where something does: images, updates and what is noted of them."""
     trial = tiny(norm="batch", dropout=0.3, clip="agc", diagnose=["gradient_norm"], batch_size=4)
-    images, _ = images_of(trial, decoded.load(trial.dataset, tiny_data), WHERE)
+    images, _ = task_of(trial).images(decoded.load(trial.dataset, tiny_data), WHERE)
     model = network(trial, 4).to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    update = Update(trial, model, optimizer(trial, model), 16, recorder=Loud(WHERE))
+    update = Update(task_of(trial), model, optimizer(trial, model), 16, recorder=Loud(WHERE))
     (chunk,) = images.training_chunks(trial.seed, 0, trial.batch_size, trial.augment)
     batches = list(zip(*(torch.split(part, 4) for part in chunk), strict=True))
     update(0, *batches[0])
@@ -225,11 +225,11 @@ class Waiting(torch.nn.Module):
 
 def test_what_waits_for_the_gpu_is_called_and_says_so(tiny: Tiny, tiny_data: Path) -> None:
     trial = tiny(norm="batch")
-    images, _ = images_of(trial, decoded.load(trial.dataset, tiny_data), WHERE)
+    images, _ = task_of(trial).images(decoded.load(trial.dataset, tiny_data), WHERE)
     model = network(trial, 4)
     model.norm = Waiting(model.norm)  # type: ignore[arg-type]
     model = model.to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    update = Update(trial, model, optimizer(trial, model), 6, recorder=recorder_of(WHERE, 1, 6))
+    update = Update(task_of(trial), model, optimizer(trial, model), 6, recorder=recorder_of(WHERE, 1, 6))
     (chunk,) = images.training_chunks(trial.seed, 0, trial.batch_size, trial.augment)
 
     losses = [float(update(step, chunk.images[:10], chunk.labels[:10])[0]) for step in range(5)]

@@ -20,6 +20,7 @@ from normbench.files import Unwritable, write_atomically
 from normbench.records import (
     SCHEMA,
     Failure,
+    Final,
     Measured,
     NewerRecordError,
     Record,
@@ -78,6 +79,7 @@ def test_a_record_has_this_shape_and_no_other(real: Record) -> None:
 def test_a_records_trial_has_every_resolved_value_and_the_id(real: Record) -> None:
     assert json.loads(real.to_json())["trial"] == {
         "id": real.trial.id,
+        "task": {"name": "classification"},
         "dataset": {
             "name": "folder", "folder": "tiny", "image_size": 8, "train_size": None, "test_size": None,
         },
@@ -107,6 +109,20 @@ def test_a_records_trial_has_every_resolved_value_and_the_id(real: Record) -> No
         "diagnose": [],
         "seed": 0,
     }  # fmt: skip
+
+
+def test_other_metrics_are_stored_by_name_and_only_where_there_are_any(real: Record) -> None:
+    epochs = tuple(epoch.model_copy(update={"metrics": {"test_psnr": 27.5}}) for epoch in real.epochs)
+    last = Final(metrics={"test_psnr": 27.5})
+    denoised = real.model_copy(update={"epochs": epochs, "final": last})
+
+    assert Record.from_json(denoised.to_json()) == denoised
+    stored = json.loads(denoised.to_json())
+    assert stored["final"] == {
+        "test_accuracy": None, "test_accuracy_median5": None, "metrics": {"test_psnr": 27.5},
+    }  # fmt: skip
+    assert [epoch["metrics"] for epoch in stored["epochs"]] == [{"test_psnr": 27.5}] * 3
+    assert "metrics" not in real.to_json()
 
 
 def test_an_epoch_has_this_shape(real: Record) -> None:

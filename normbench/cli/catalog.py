@@ -12,6 +12,7 @@ from normbench.config.catalog.figures import FIGURES
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
+from normbench.config.catalog.tasks import TASKS
 from normbench.config.experiment import dataset_from_options
 from normbench.config.registry import Entry, ExtensibleRegistry, Registry, UnknownName
 from normbench.data import dataset as datasets
@@ -20,6 +21,7 @@ from normbench.text import did_you_mean, printable, quoted
 TABLES: dict[str, Registry[Any]] = {
     "norms": NORMS,
     "clips": CLIPS,
+    "tasks": TASKS,
     "models": MODELS,
     "datasets": DATASETS,
     "whitenings": WHITENINGS,

@@ -29,6 +29,7 @@ from normbench.config.catalog.datasets import DATASETS, WHITENINGS
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
+from normbench.config.catalog.tasks import TASKS
 from normbench.config.registry import Entry, ExtensibleRegistry, Registry
 from normbench.text import quoted
 
@@ -126,6 +127,7 @@ def choice_from(registry: Registry[Any]) -> Any:
 
 
 if TYPE_CHECKING:
+    Task: TypeAlias = Choice
     Dataset: TypeAlias = Choice
     Model: TypeAlias = Choice
     Norm: TypeAlias = Choice
@@ -133,7 +135,7 @@ if TYPE_CHECKING:
     Evaluation: TypeAlias = Choice
     Whitening: TypeAlias = Choice
 else:
-    Dataset, Model = choice_from(DATASETS), choice_from(MODELS)
+    Task, Dataset, Model = choice_from(TASKS), choice_from(DATASETS), choice_from(MODELS)
     Norm, Clip = choice_from(NORMS), choice_from(CLIPS)
     Evaluation, Whitening = choice_from(EVALUATIONS), choice_from(WHITENINGS)
 
@@ -172,6 +174,7 @@ def _named_schedule(value: object) -> object:
 # Settings that are newer than the first records, with the value that reproduces those. At that value they are
 # left out of the hash, so that the ids of finished trials never change.
 ADDED: dict[str, Any] = {
+    "task": {"name": "classification"},
     "norm_every": 1,
     "clip": {"name": "none"},
     "dropout": 0.0,
@@ -202,6 +205,7 @@ def with_old_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
 class Trial(Frozen):
     """A training run. Equal trials have equal ids, and anything that changes the numbers changes the id."""
 
+    task: Task = Field("classification", description="learning problem", validate_default=True)
     dataset: Dataset = Field("shapes", validate_default=True)
     model: Model = Field("resnet20", validate_default=True)
     norm: Norm = Field("batch", validate_default=True)
@@ -261,6 +265,7 @@ class Trial(Frozen):
             message = f"frozen_epochs {frozen} is more than epochs {self.epochs}"
             raise conflict(message, "norm.frozen_epochs", "epochs")
         network = MODELS[self.model.name]
+        self._check_task()
         if not method.has_layers:
             fields["norm_every"], fields["zero_init_residual"] = 1, False
         elif self.norm_every > network.layers:
@@ -281,6 +286,18 @@ class Trial(Frozen):
             message = f"warmup_epochs {self.schedule.warmup_epochs:g} is more than epochs {self.epochs}"
             raise conflict(message, "schedule.warmup_epochs", "epochs")
         return self
+
+    def _check_task(self) -> None:
+        """Refuse a network of another task, and settings that make no sense in this one."""
+        task, network = TASKS[self.task.name], MODELS[self.model.name]
+        if network.task != task.name:
+            known = ", ".join(entry.name for entry in MODELS.values() if entry.task == task.name)
+            message = f"{network.name} is a network for {network.task}; those for {task.name} are {known}"
+            raise conflict(message, "model", "task")
+        for key in task.refuses:
+            value, default = getattr(self, key), type(self).model_fields[key].default
+            if (value.name if isinstance(value, Choice) else value) != default:
+                raise conflict(f"{key} has no meaning in the task {task.name}", key, "task")
 
     @model_validator(mode="after")
     def _canonical_evaluate(self) -> Self:

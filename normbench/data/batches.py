@@ -5,16 +5,14 @@ augmentation of an image does not depend on the batch size, and a resumed trial 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from normbench.config.catalog.datasets import WHITENINGS
-from normbench.config.trial import Trial
-from normbench.data.dataset import Dataset, Split
+from normbench.data.dataset import Split
 from normbench.data.whitening import Map
 
 PADDING = 4
@@ -23,10 +21,20 @@ CHUNK_ON_GPU = 4096  # fewer would take longer to launch than to compute
 
 
 class Chunk(NamedTuple):
-    """Consecutive whole batches: images [n, 3, H, W] fp32 in channels-last order, and labels [n]."""
+    """Consecutive whole batches: inputs and targets of a task.
+
+    Attributes:
+        images: in classification, fp32 [n, 3, H, W] in channels-last order.
+        labels: in classification, int64 [n].
+    """
 
     images: Tensor
     labels: Tensor
+
+
+def images_with_labels(images: Tensor, labels: Tensor, _indices: Tensor, _epoch: int | None) -> Chunk:
+    """Return a batch of classification."""
+    return Chunk(images, labels)
 
 
 def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
@@ -45,6 +53,7 @@ class Images:
         device: the device of the batches.
         whitening: replaces the scaling of each channel by its mean and std; applied after augmentation, so
             that the border of a crop is black before it.
+        make_batch: makes inputs and targets of images, labels, indices and the epoch.
     """
 
     def __init__(
@@ -54,8 +63,9 @@ class Images:
         std: tuple[float, ...],
         device: torch.device,
         whitening: Map | None = None,
+        make_batch: Callable[[Tensor, Tensor, Tensor, int | None], Chunk] = images_with_labels,
     ) -> None:
-        self._split, self.device = split, device
+        self._split, self.device, self._make_batch = split, device, make_batch
         width = split.images.shape[2]  # scales whole rows, since a broadcast over three values is slow
         self._mean = (torch.tensor(mean) * 255).repeat(width).to(device)
         self._inverse_std = (1 / (torch.tensor(std) * 255)).repeat(width).to(device)
@@ -64,6 +74,7 @@ class Images:
             None if device.type == "cpu" else self._fetch(np.arange(len(split.indices))).to(device)
         )
         self._labels = torch.from_numpy(split.labels[split.indices]).to(device)
+        self._indices = torch.from_numpy(split.indices).to(device)
 
     def __len__(self) -> int:
         return len(self._split.indices)
@@ -88,12 +99,14 @@ class Images:
             return
         for first in range(start // size * size, end, size):  # chunks do not depend on `start`
             positions = slice(first, min(first + size, end))
-            images = self._pick(order[positions])
+            images, chosen = self._pick(order[positions]), order[positions]
             if augment:
                 images = _crop_and_flip(images, offsets[:, positions], flips[positions])
+            batches = self._make_batch(
+                self._normalized(images), self._labels[chosen], self._indices[chosen], epoch
+            )
             skipped = max(0, start - first)
-            labels = self._labels[order[positions]]
-            yield Chunk(self._normalized(images)[skipped:], labels[skipped:])
+            yield Chunk(batches.images[skipped:], batches.labels[skipped:])
 
     def in_order(self, size: int) -> Iterator[Chunk]:
         """Yield all images in order and without augmentation, ``size`` at a time."""
@@ -102,7 +115,8 @@ class Images:
 
     def at(self, positions: Tensor) -> Chunk:
         """Return the images at ``positions`` in order, int64 [n], without augmentation."""
-        return Chunk(self._normalized(self._pick(positions)), self._labels[positions.to(self.device)])
+        images, chosen = self._normalized(self._pick(positions)), positions.to(self.device)
+        return self._make_batch(images, self._labels[chosen], self._indices[chosen], None)
 
     def _fetch(self, positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(self._split.images[self._split.indices[positions]])
@@ -122,15 +136,6 @@ class Images:
             mean, matrix = self._whitening
             scaled = ((images.flatten(1) / 255).sub_(mean) @ matrix).view(images.shape)
         return scaled.permute(0, 3, 1, 2)
-
-
-def images_of(trial: Trial, dataset: Dataset, device: torch.device) -> tuple[Images, Images]:
-    """Return the training and test images of a trial."""
-    whitening = WHITENINGS[trial.whiten.name].load()(dataset, **trial.whiten.options)
-    training, testing = (
-        Images(split, dataset.mean, dataset.std, device, whitening) for split in (dataset.train, dataset.test)
-    )
-    return training, testing
 
 
 def _crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -100,12 +100,22 @@ def switch_weights(record: Record) -> Sequence[Mapping[str, Any]]:
     return course[-1]["layers"] if course else ()
 
 
+def accuracies(records: Iterable[Record]) -> tuple[float, ...]:
+    """Return the final test accuracies, as fractions, of the records that have one."""
+    finals = (record.final.test_accuracy for record in records if record.final)
+    return tuple(accuracy for accuracy in finals if accuracy is not None)
+
+
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction
+
+
 def _final(record: Record) -> float | None:
-    return 100 * record.final.test_accuracy if record.final else None
+    return _percent(record.final.test_accuracy if record.final else None)
 
 
 def _median_of_final(record: Record) -> float | None:
-    return 100 * record.final.test_accuracy_median5 if record.final else None
+    return _percent(record.final.test_accuracy_median5 if record.final else None)
 
 
 def _last_loss(record: Record) -> float | None:

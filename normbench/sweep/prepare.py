@@ -109,7 +109,7 @@ def _check_networks(trials: Sequence[Trial], data: Path) -> int:
 def _shapes(trial: Trial) -> tuple[Any, ...]:
     """Return what decides the shapes of a trial's activations, and which of them its method can normalize."""
     batches = trial.batch_size, trial.norm_batch_size
-    return trial.dataset, trial.model, trial.norm, trial.norm_every, *batches, trial.evaluate
+    return trial.task, trial.dataset, trial.model, trial.norm, trial.norm_every, *batches, trial.evaluate
 
 
 def _check_evaluations(trial: Trial, images: int) -> None:

@@ -9,16 +9,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from normbench.config.catalog.datasets import DatasetInfo
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
-from normbench.data.batches import Chunk, images_of
+from normbench.data.batches import Chunk
 from normbench.files import NoHomeError, user_cache
 from normbench.norms.api import recordable
 from normbench.norms.ops.sync import ALONE
+from normbench.tasks.base import task_of
 from normbench.training.build import check, network, to_device
 from normbench.training.capture.capture import MIN_CALLS, RecordedStep, recorder_of
 from normbench.training.device import device, settled_process
@@ -43,15 +43,15 @@ class Probe:
     """
 
     def __init__(self, trial: Trial, classes: int, size: int, where: torch.device) -> None:
-        self.where, self.precision = where, trial.precision
+        self.where, self.precision, self.task = where, trial.precision, task_of(trial).to(where)
         self.model = to_device(network(trial, classes), where)
         self.sgd = optimizer(trial, self.model)
-        x = torch.randn(trial.batch_size, 3, size, size, device=where)
-        self.x = x.contiguous(memory_format=torch.channels_last)
-        self.y = torch.zeros(trial.batch_size, dtype=torch.long, device=where)
+        with where:
+            x, self.y = self.task.example(trial.batch_size, size)
+        self.x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         recorder = recorder_of(where, 1, MIN_CALLS, recordable(trial.norm))
         others = tuple if recorder is None else partial(momenta, self.sgd)
-        self._sgd_update = partial(sgd_update, trial, self.model, self.sgd, ALONE)
+        self._sgd_update = partial(sgd_update, self.task, self.model, self.sgd, ALONE)
         self.step = RecordedStep(self._sgd_update, self.model, recorder, others)
 
     def update(self) -> None:
@@ -81,8 +81,8 @@ class Probe:
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             with torch.autocast(self.where.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                logits = self.model(self.x)
-            loss = F.cross_entropy(logits.float(), self.y)  # keeps the storages until they are counted
+                outputs = self.model(self.x)
+            loss = self.task.loss(outputs.float(), self.y)  # keeps the storages until they are counted
         del loss
         return sum(kept.values())
 
@@ -168,12 +168,13 @@ class UpdateLoop:
 
     def __init__(self, trial: Trial, data: Path, where: torch.device, is_replayed: bool = True) -> None:
         dataset = decoded.load(trial.dataset, data)
-        self._images, _ = images_of(trial, dataset, where)
+        task = task_of(trial).to(where)
+        self._images, _ = task.images(dataset, where)
         steps_per_epoch = max(1, len(self._images) // trial.batch_size)
-        self._state = TrainState.initial(trial, len(dataset.classes), steps_per_epoch, where)
+        self._state = TrainState.initial(task, len(dataset.classes), steps_per_epoch, where)
         self.model = self._state.model
         recorder = recorder_of(where, 1, MIN_CALLS, recordable(trial.norm)) if is_replayed else None
-        self.update = Update(trial, self.model, self._state.optimizer, steps_per_epoch, recorder=recorder)
+        self.update = Update(task, self.model, self._state.optimizer, steps_per_epoch, recorder=recorder)
         self._batches = self.batches()
         for _ in range(WARM_UP):
             self.step()
@@ -191,8 +192,8 @@ class UpdateLoop:
         trial, progress = self._state.trial, self._state.progress
         batch = next(self._batches)
         step = progress.step % (trial.epochs * self._state.steps_per_epoch)  # as far as the schedule goes
-        loss, logits = self.update(step, *batch)
-        progress.count_update(loss, logits, batch.labels, path=self.update.step.path)
+        loss, summary = self.update(step, *batch)
+        progress.count_update(loss, summary, batch.labels, path=self.update.step.path)
 
     def images_per_second(self, is_over: Callable[[], bool]) -> float:
         """Return the throughput until ``is_over`` returns True, and until the last update has ended."""

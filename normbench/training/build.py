@@ -11,8 +11,9 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.config.user_code import Contained, EndedProcess
-from normbench.models.layers import place
+from normbench.models.layers import FinalLinear, place
 from normbench.norms.api import Normalization, OwnError, ShapeError, build
+from normbench.tasks.base import task_of
 from normbench.training.clipping import clip_of
 from normbench.training.device import process_lock
 
@@ -25,16 +26,18 @@ def network(trial: Trial, classes: int) -> nn.Module:
         norm = build(trial.norm, trial.norm_batch_size, trial.norm_every, batches)
         builder = MODELS[trial.model.name].load()
         model: nn.Module = builder(
-            classes=classes,
             norm=_scaled(norm, trial.init_scale),
             dropout=trial.dropout,
+            **task_of(trial).network_options(classes),
             **trial.model.options,
         )
-        with torch.no_grad():
-            model.get_parameter("linear.weight").mul_(trial.init_scale)
+        for head in model.modules():
+            if isinstance(head, FinalLinear):
+                with torch.no_grad():
+                    head.weight.mul_(trial.init_scale)
+                head.full = trial.logits_precision == "fp32"
         if trial.zero_init_residual:
-            model.zero_init_residual()  # type: ignore[operator]  # every network of the table has it
-        model.linear.full = trial.logits_precision == "fp32"  # type: ignore[union-attr]
+            model.zero_init_residual()  # type: ignore[operator]  # every network of its task has it
         model.clip = clip_of(trial, model)
     return model
 
@@ -59,7 +62,7 @@ def _scaled(norm: Normalization, scale: float) -> Normalization:
 def check(trial: Trial, classes: int, image_size: int) -> int:
     """Push the shapes of a training batch through the trial's network, without computing anything.
 
-    A user's own method gets random images, since it may need numbers.
+    A user's own method gets random inputs, since it may need numbers.
 
     Returns:
         The number of parameters of the network.
@@ -76,14 +79,13 @@ def check(trial: Trial, classes: int, image_size: int) -> int:
         where = f"{trial.model.name}'s {place(model, layer)} (module {layer!r})"
         reached = f"{where}, which gets maps of shape {list(inputs[0].shape)}"
 
-    make_images = torch.randn if is_own else torch.empty
-    with torch.device("cpu" if is_own else "meta"), torch.random.fork_rng(devices=[], enabled=is_own):
+    with torch.device("cpu" if is_own else "meta"), torch.random.fork_rng(devices=[]):
         try:
             with Contained() if is_own else nullcontext():
                 model = network(trial, classes)
                 for name, module in model.named_modules():
                     module.register_forward_pre_hook(partial(remember, name))
-                model(make_images(trial.batch_size, 3, image_size, image_size))
+                model(task_of(trial).example(trial.batch_size, image_size).images)
         except ShapeError as error:
             raise ShapeError(f"{trial.norm.name} norm cannot be used in {reached}: {error}") from None
         except OwnError:

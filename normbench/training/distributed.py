@@ -26,9 +26,9 @@ import torch.distributed as dist
 
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
-from normbench.data.batches import images_of
 from normbench.norms.ops.sync import ALONE, Disconnected, Share
 from normbench.signals import held_back
+from normbench.tasks.base import task_of
 from normbench.training.device import INTERFACES, is_out_of_memory, of_processes, settled_process
 from normbench.training.state import TrainState
 from normbench.training.step import Update, training_batches
@@ -200,14 +200,15 @@ def _follow(start: dict[str, Any], rank: int, directory: Path) -> None:
     device = torch.device(start["devices"][rank])
     torch.set_num_threads(start["threads"])
     dataset = decoded.load(trial.dataset, Path(start["data"]))
-    images, _ = images_of(trial, dataset, device)
-    state = TrainState.initial(trial, len(dataset.classes), len(images) // trial.batch_size, device)
+    task = task_of(trial).to(device)
+    images, _ = task.images(dataset, device)
+    state = TrainState.initial(task, len(dataset.classes), len(images) // trial.batch_size, device)
     state.load_state_dict(start["state"])
     step, position = state.progress.step, state.progress.position
     os.write(sys.stdout.fileno(), b"+")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the leader reads no more
     with _connected(directory, rank, len(start["devices"]), device) as share:
-        update = Update(trial, state.model, state.optimizer, state.steps_per_epoch, share)
+        update = Update(task, state.model, state.optimizer, state.steps_per_epoch, share)
         state.model.train()
         for epoch in range(state.epoch, trial.epochs):
             for x, y in training_batches(images, trial, epoch, position):

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normbench.config.catalog.statistics import EVALUATIONS
@@ -16,6 +15,7 @@ from normbench.config.trial import Trial
 from normbench.data.batches import Chunk, Images, generator
 from normbench.norms.api import Clock
 from normbench.records import Measured
+from normbench.tasks.base import Task
 from normbench.training.capture.capture import RecordedStep, Recorder
 
 EVALUATION_BATCH = 500
@@ -23,41 +23,41 @@ EVALUATION_BATCH = 500
 
 @torch.inference_mode()
 def score(
+    task: Task,
     model: nn.Module,
     batches: Iterable[Chunk],
-    precision: str,
-    pause: Callable[[], None],
-    logits_of: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[float, float]:
-    """Return the mean cross-entropy, finite or not, and the accuracy (a fraction).
+    pause: Callable[[], None] = lambda: None,
+    outputs_of: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, float]:
+    """Return the mean over samples of the loss, finite or not, and of the metrics of a task.
 
-    A logit that is not finite makes a prediction wrong. A GPU is waited for at the end only.
+    A GPU is waited for at the end only.
 
     Args:
+        task: the learning problem of the model.
         model: in training or inference mode.
-        batches: images and labels; images without a label, the last ones, do not count.
-        precision: fp32, or bf16 where autocast allows it.
+        batches: inputs and targets; inputs without a target, the last ones, do not count.
         pause: called after every batch.
-        logits_of: images -> logits in fp32; calls the model by default.
+        outputs_of: inputs -> outputs in fp32; calls the model by default.
     """
-    logits_of = logits_of or partial(infer, model, precision=precision)
-    loss, correct, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64), 0
+    outputs_of = outputs_of or partial(infer, model, precision=task.trial.precision)
+    totals: dict[str, Tensor] = {}
+    count = 0
     for x, y in batches:
-        logits = logits_of(x)[: len(y)]
-        if not count:
-            loss, correct = loss.to(x.device), correct.to(x.device)
-        loss += F.cross_entropy(logits, y, reduction="sum")
-        correct += ((logits.argmax(1) == y) & logits.isfinite().all(1)).sum()
+        for name, batch_sum in task.sums(outputs_of(x)[: len(y)], y).items():
+            if name not in totals:
+                totals[name] = torch.zeros((), dtype=torch.float64, device=batch_sum.device)
+            totals[name] += batch_sum
         count += len(y)
         pause()
-    return float(loss) / count, int(correct) / count
+    return {name: float(total) / count for name, total in totals.items()}
 
 
 def infer(model: nn.Module, x: Tensor, precision: str) -> Tensor:
-    """Return logits in fp32."""
+    """Return the outputs of a model in fp32."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits: Tensor = model(x)
-    return logits.float()
+        outputs: Tensor = model(x)
+    return outputs.float()
 
 
 class Inference:
@@ -66,14 +66,14 @@ class Inference:
     def __init__(self, model: nn.Module, precision: str, recorder: Recorder | None) -> None:
         if recorder is not None and not recorder.evaluations:
             recorder = None
-        self.step = RecordedStep(partial(_logits, model, precision), model, recorder)
+        self.step = RecordedStep(partial(_outputs, model, precision), model, recorder)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the logits of images in fp32."""
+        """Return the outputs in fp32."""
         return self.step(x)[0]
 
 
-def _logits(model: nn.Module, precision: str, x: Tensor) -> tuple[Tensor]:
+def _outputs(model: nn.Module, precision: str, x: Tensor) -> tuple[Tensor]:
     return (infer(model, x, precision),)
 
 
@@ -84,6 +84,7 @@ class Trained:
     Attributes:
         model: to be copied, not changed.
         trial: its settings.
+        task: its learning problem.
         training: images.
         testing: images.
         pause: to be called after every batch.
@@ -91,6 +92,7 @@ class Trained:
 
     model: nn.Module
     trial: Trial
+    task: Task
     training: Images
     testing: Images
     pause: Callable[[], None] = lambda: None
@@ -100,10 +102,10 @@ class Trained:
         return copy.deepcopy(self.model).eval()
 
     def test(self, model: nn.Module, batches: Iterable[Chunk] | None = None) -> dict[str, float | None]:
-        """Return loss (None if not finite) and accuracy of ``model`` on the test images or ``batches``."""
+        """Return loss and metrics of ``model`` on the test images or ``batches``; None if not finite."""
         batches = self.testing.in_order(EVALUATION_BATCH) if batches is None else batches
-        loss, accuracy = score(model, batches, self.trial.precision, self.pause)
-        return {"test_loss": loss if math.isfinite(loss) else None, "test_accuracy": accuracy}
+        scores = score(self.task, model, batches, self.pause)
+        return {f"test_{name}": value if math.isfinite(value) else None for name, value in scores.items()}
 
     def mixed(self, size: int, count: int | None = None, draw: int = 0) -> Iterator[tuple[Tensor, Chunk]]:
         """Yield test images in batches of exactly ``size``, in an order by seed and draw.

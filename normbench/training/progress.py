@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from normbench.config.trial import Trial
+from normbench.tasks.base import Task
 
 ONLINE_PART = 500  # images
 
@@ -25,7 +27,7 @@ class Progress:
         step: updates so far, over all epochs.
         position: images of this epoch so far; the next update begins there.
         loss_sum: of this epoch's updates.
-        correct: images of this epoch that were classified correctly before the update.
+        sums: over the samples of this epoch, of each metric that the task measures before an update.
         last_loss: of the latest update.
         epochs: those that are over, as in ``Epoch``.
         online: of every ``ONLINE_PART`` images of the first epoch, the number of images and of correct
@@ -41,7 +43,7 @@ class Progress:
     step: int = 0
     position: int = 0
     loss_sum: float = 0.0
-    correct: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
     last_loss: float | None = None
     epochs: list[dict[str, Any]] = field(default_factory=list)
     online: list[list[int]] = field(default_factory=list)
@@ -50,18 +52,26 @@ class Progress:
     test_seconds: float = 0.0
     paths: dict[str, int] = field(default_factory=dict)
     computing: dict[str, bool] = field(default_factory=dict)
+    _task: Task | None = field(default=None, init=False)
     _pending: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = field(default_factory=list, init=False)
     synchronized_at: float = field(default_factory=time.monotonic, init=False)
 
+    @classmethod
+    def of(cls, task: Task, state: dict[str, Any] | None = None) -> "Progress":
+        """Return the totals of a task's trial at its beginning, or at the ``state`` of a checkpoint."""
+        progress = cls(**(state or {}))
+        progress._task = task
+        return progress
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what ``Progress(**state)`` goes on from; all updates must be synchronized."""
+        """Return what :meth:`of` goes on from; all updates must be synchronized."""
         return {attribute.name: getattr(self, attribute.name) for attribute in fields(self) if attribute.init}
 
     def count_update(
         self,
         loss: Tensor,
-        logits: Tensor,
-        labels: Tensor,
+        summary: Tensor,
+        targets: Tensor,
         prediction: Tensor | None = None,
         path: str = "plain",
     ) -> None:
@@ -69,15 +79,15 @@ class Progress:
 
         Args:
             loss: of the update.
-            logits: [N, classes], from before the update.
-            labels: [N].
+            summary: [N, …], what the task keeps of the outputs from before the update.
+            targets: [N, …].
             prediction: logits at inference before the update, if the trial is online.
             path: of the update.
         """
         self.step += 1
         self.paths[path] = self.paths.get(path, 0) + 1
-        self.position += len(labels)
-        self._pending.append((loss.detach(), logits.detach(), labels, prediction))
+        self.position += len(targets)
+        self._pending.append((loss.detach(), summary.detach(), targets, prediction))
 
     def synchronize(self) -> None:
         """Wait for the device and bring sums and times up to date.
@@ -92,8 +102,8 @@ class Progress:
             self.test_seconds += self.synchronized_at - since
             return
         pending, self._pending = self._pending, []
-        losses, logits, labels, predictions = zip(*pending, strict=True)
-        truth = torch.cat(labels)
+        losses, summaries, targets, predictions = zip(*pending, strict=True)
+        truth = torch.cat(targets)
         if predictions[0] is not None:
             answers = torch.cat(predictions)
             self._count_online((answers.argmax(1) == truth) & answers.isfinite().all(1))
@@ -103,7 +113,9 @@ class Progress:
                 raise Diverged(f"the training loss is {loss}")
             self.loss_sum += loss
             self.last_loss = loss
-        self.correct += int((torch.cat(logits).argmax(1) == truth).sum())
+        if self._task is not None:
+            for name, total in self._task.totals(torch.cat(summaries), truth).items():
+                self.sums[name] = self.sums.get(name, 0.0) + float(total)
         self.synchronized_at = time.monotonic()  # only now has the device finished
         self.train_seconds += self.synchronized_at - since
 
@@ -134,27 +146,36 @@ class Progress:
     def end_epoch(
         self,
         steps: int,
-        test_loss: float | None,
-        test_accuracy: float | None,
+        scores: Mapping[str, float],
         lr: float,
         diagnostics: dict[str, list[dict[str, Any]]],
     ) -> None:
-        """Append an epoch of so many ``steps`` to ``epochs`` and begin the next."""
+        """Append an epoch to ``epochs`` and begin the next.
+
+        Args:
+            steps: updates of the epoch.
+            scores: by name, such as ``test_loss``, what was measured behind it.
+            lr: learning rate of the last update.
+            diagnostics: as :meth:`add_diagnostics` takes them.
+        """
         self.synchronize()
+        measured = {f"train_{name}": total / self.position for name, total in self.sums.items()}
+        measured |= scores
         seconds = self.train_seconds + self.test_seconds - sum(epoch["seconds"] for epoch in self.epochs)
         self.epochs.append(
             {
                 "epoch": len(self.epochs) + 1,
                 "train_loss": self.loss_sum / steps,
-                "train_accuracy": self.correct / self.position,
-                "test_loss": test_loss,
-                "test_accuracy": test_accuracy,
+                "train_accuracy": measured.pop("train_accuracy", None),
+                "test_loss": measured.pop("test_loss", None),
+                "test_accuracy": measured.pop("test_accuracy", None),
                 "lr": lr,
                 "seconds": seconds,
+                "metrics": measured,
             }
         )
         self.add_diagnostics(diagnostics)
-        self.position, self.loss_sum, self.correct = 0, 0.0, 0
+        self.position, self.loss_sum, self.sums = 0, 0.0, {}
 
     def path(self) -> str:
         """Return the path of the updates: ``graph``; or, if they differ, ``graph 5999, plain 1``."""
@@ -175,7 +196,20 @@ class Progress:
             "images_per_second": self.images_per_second(trial),
             "train_loss": self._mean_loss(trial),
             "test_accuracy": self.epochs[-1]["test_accuracy"] if self.epochs else None,
+            "test_metrics": self._test_metrics(),
         }
+
+    def _test_metrics(self) -> dict[str, float]:
+        """Return the latest value of each metric of the test set, by the name that the task gives it."""
+        latest: dict[str, float] = {}
+        for epoch in self.epochs:
+            measured = {"test_accuracy": epoch["test_accuracy"]} | epoch["metrics"]
+            latest |= {
+                name.removeprefix("test_"): value
+                for name, value in measured.items()
+                if name.startswith("test_") and value is not None
+            }
+        return latest
 
     def _mean_loss(self, trial: Trial) -> float | None:
         """Return the mean of this epoch's updates, or of the last epoch before there are any."""

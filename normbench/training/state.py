@@ -1,7 +1,7 @@
 """The state of a running trial, from which a checkpoint lets it go on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from normbench.config.trial import Trial
 from normbench.norms.api import Clock
+from normbench.tasks.base import Task
 from normbench.training import checkpoint as checkpoints
 from normbench.training.build import network, to_device
 from normbench.training.evaluation import Evaluations
@@ -23,6 +24,7 @@ class TrainState:
 
     Attributes:
         trial: its settings.
+        task: its learning problem.
         steps_per_epoch: updates of an epoch.
         model: the network, on its device.
         optimizer: SGD with its momenta.
@@ -31,17 +33,20 @@ class TrainState:
     """
 
     trial: Trial
+    task: Task
     steps_per_epoch: int
     model: nn.Module
     optimizer: torch.optim.SGD
     evaluations: Evaluations
-    progress: Progress = field(default_factory=Progress)
+    progress: Progress
 
     @classmethod
-    def initial(cls, trial: Trial, classes: int, steps_per_epoch: int, device: torch.device) -> "TrainState":
+    def initial(cls, task: Task, classes: int, steps_per_epoch: int, device: torch.device) -> "TrainState":
         """Return the state before the first update."""
+        trial = task.trial
         model = to_device(network(trial, classes), device)
-        return cls(trial, steps_per_epoch, model, optimizer(trial, model), Evaluations(trial, model))
+        sgd, evaluations = optimizer(trial, model), Evaluations(trial, model)
+        return cls(trial, task, steps_per_epoch, model, sgd, evaluations, Progress.of(task))
 
     @property
     def epoch(self) -> int:
@@ -74,7 +79,7 @@ class TrainState:
             if buffers["momentum_buffer"].shape != parameter.shape:
                 raise ValueError("a momentum is not of its parameter's shape")
         self.evaluations.load_state_dict(state["evaluations"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress.of(self.task, state["progress"])
 
 
 def resume(

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normbench.config.trial import Trial
@@ -12,6 +11,7 @@ from normbench.data.batches import Chunk, Images
 from normbench.norms.api import Clock, Timed
 from normbench.norms.ops import dispatch, sync
 from normbench.norms.ops.sync import ALONE, Share
+from normbench.tasks.base import Task
 from normbench.training.capture.capture import RecordedStep, Recorder
 from normbench.training.evaluation import infer
 from normbench.training.optim import learning_rate, momenta
@@ -35,8 +35,8 @@ def step(state: TrainState, update: "Update", batch: Chunk) -> None:
     is_online = trial.online and not state.epoch
     prediction = predict(state.model, batch.images, trial.precision) if is_online else None
     with dispatch.noted(progress.computing):
-        loss, logits = update(progress.step, *batch)
-    progress.count_update(loss, logits, batch.labels, prediction, update.step.path)
+        loss, summary = update(progress.step, *batch)
+    progress.count_update(loss, summary, batch.labels, prediction, update.step.path)
 
 
 class Update:
@@ -46,7 +46,7 @@ class Update:
     anything acts on them: all make the same update, to the last bit.
 
     Args:
-        trial: its settings.
+        task: its learning problem.
         model: its network.
         sgd: its optimizer.
         steps_per_epoch: updates of an epoch.
@@ -59,14 +59,14 @@ class Update:
 
     def __init__(
         self,
-        trial: Trial,
+        task: Task,
         model: nn.Module,
         sgd: torch.optim.SGD,
         steps_per_epoch: int,
         share: Share = ALONE,
         recorder: Recorder | None = None,
     ) -> None:
-        self._trial, self._sgd, self._steps_per_epoch = trial, sgd, steps_per_epoch
+        self._trial, self._sgd, self._steps_per_epoch = task.trial, sgd, steps_per_epoch
         self._timed: list[Timed] = [module for module in model.modules() if isinstance(module, Timed)]
         device = next(model.parameters()).device
         self._lr: Tensor | None = None
@@ -76,18 +76,19 @@ class Update:
             for group in sgd.param_groups:
                 group["lr"] = self._lr
         others = tuple if recorder is None else partial(momenta, sgd)
-        self.step = RecordedStep(partial(sgd_update, trial, model, sgd, share), model, recorder, others)
+        self.step = RecordedStep(partial(sgd_update, task, model, sgd, share), model, recorder, others)
 
     def __call__(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Make update number ``step``.
 
         Args:
             step: counted from 0 over the whole training.
-            x: images [N, 3, H, W], the whole batch in every process.
-            y: labels [N].
+            x: inputs [N, …], the whole batch in every process.
+            y: targets [N, …].
 
         Returns:
-            The loss and the logits [N, classes] of the whole batch, as they were before the update.
+            The loss and what the task keeps of the outputs [N, …] of the whole batch, as they were before the
+            update.
 
         Raises:
             Disconnected: another process is gone.
@@ -101,12 +102,12 @@ class Update:
         else:
             for group in self._sgd.param_groups:
                 group["lr"] = lr
-        loss, logits = self.step(x, y)
-        return loss, logits
+        loss, summary = self.step(x, y)
+        return loss, summary
 
 
 def sgd_update(
-    trial: Trial, model: nn.Module, sgd: torch.optim.SGD, share: Share, x: Tensor, y: Tensor
+    task: Task, model: nn.Module, sgd: torch.optim.SGD, share: Share, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Run forward pass, backward pass, clipping and SGD.
 
@@ -114,20 +115,21 @@ def sgd_update(
     """
     with (
         sync.using(share),
-        torch.autocast(x.device.type, torch.bfloat16, enabled=trial.precision == "bf16"),
+        torch.autocast(x.device.type, torch.bfloat16, enabled=task.trial.precision == "bf16"),
     ):
-        logits: Tensor = model(share.rows(x))
-    loss = F.cross_entropy(logits.float(), share.rows(y), label_smoothing=trial.label_smoothing)
+        outputs: Tensor = model(share.rows(x))
+    targets = share.rows(y)
+    loss = task.loss(outputs.float(), targets)
     sgd.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    loss, logits = loss.detach(), logits.detach()
+    loss, summary = loss.detach(), task.summary(outputs.detach(), targets)
     if share.processes > 1:
         gradients = (parameter.grad for parameter in model.parameters())
         share.average([loss, *(gradient for gradient in gradients if gradient is not None)])
-        logits = share.collect(logits.float())
+        summary = share.collect(summary.float())
     model.clip()  # type: ignore[operator]
     sgd.step()
-    return loss, logits
+    return loss, summary
 
 
 @torch.inference_mode()

@@ -17,10 +17,11 @@ import normbench
 from normbench.config.catalog.datasets import DataError
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
-from normbench.data.batches import Images, images_of
+from normbench.data.batches import Images
 from normbench.norms.api import recordable, sources
 from normbench.norms.ops import dispatch
 from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Record, Status
+from normbench.tasks.base import Task, task_of
 from normbench.training import checkpoint as checkpoints
 from normbench.training.capture.capture import recorder_of
 from normbench.training.device import is_only_trial, is_out_of_memory, settled_process
@@ -63,10 +64,10 @@ def train(
         data: the data directory, in which the trial's data set has been prepared.
         checkpoint: path and prefix of the checkpoint files.
         device: a torch device.
-        report: called with ``epoch``, ``epochs``, ``images``, ``images_per_second``, ``train_loss`` and
-            ``test_accuracy`` after the first update, or batch of an evaluation, that ends ``REPORT_SECONDS``
-            after the last call, and once an epoch; returns True to stop the trial. Also called with a
-            ``warning`` alone.
+        report: called with ``epoch``, ``epochs``, ``images``, ``images_per_second``, ``train_loss``,
+            ``test_accuracy`` and ``test_metrics`` (the task's metrics by name) after the first update, or
+            batch of an evaluation, that ends ``REPORT_SECONDS`` after the last call, and once an epoch;
+            returns True to stop the trial. Also called with a ``warning`` alone.
         processes: how many share every batch. The numbers are the same but for rounding; the last bit
             depends on how many.
 
@@ -96,8 +97,9 @@ def train(
         report({"warning": sentence})
 
     try:
-        training, testing = images_of(trial, dataset, where)
-        initial = partial(TrainState.initial, trial, len(dataset.classes), steps_per_epoch, where)
+        task = task_of(trial).to(where)
+        training, testing = task.images(dataset, where)
+        initial = partial(TrainState.initial, task, len(dataset.classes), steps_per_epoch, where)
         state = resume(initial, checkpoint, owner, warn)
         journal = Journal(state, checkpoint, owner, report)
         if not state.progress.step:
@@ -105,7 +107,7 @@ def train(
         with followed(state, data, where, processes) as share:
             state.progress.synchronized_at = time.monotonic()  # the followers had to start first
             recorder = recorder_of(where, processes, trial.epochs * steps_per_epoch, recordable(trial.norm))
-            update = Update(trial, state.model, state.optimizer, steps_per_epoch, share, recorder)
+            update = Update(task, state.model, state.optimizer, steps_per_epoch, share, recorder)
             inference = Inference(state.model, trial.precision, recorder)
             while state.epoch < trial.epochs:
                 state.model.train()
@@ -116,14 +118,14 @@ def train(
                 if not state.epoch and update.step.refusal:
                     warn(f"updates are called and not replayed: {update.step.refusal}")
                 is_tested = (state.epoch + 1) % trial.evaluate_every == 0 or state.epoch + 1 == trial.epochs
-                test: tuple[float | None, float | None] = None, None
+                scores: dict[str, float] = {}
                 if is_tested:
-                    test = evaluate(state.model, testing, trial.precision, journal.pause, inference)
+                    scores = evaluate(task, state.model, testing, journal.pause, inference)
                 lr = learning_rate(trial, state.progress.step - 1, steps_per_epoch)
                 diagnostics = layer_diagnostics(state.model) | network_diagnostics(state, training)
-                state.progress.end_epoch(steps_per_epoch, *test, lr, diagnostics)
+                state.progress.end_epoch(steps_per_epoch, scores, lr, diagnostics)
         if trial.evaluate:
-            trained = Trained(state.model, trial, training, testing, journal.pause)
+            trained = Trained(state.model, trial, task, training, testing, journal.pause)
             measured = state.evaluations.results(trained)
             state.progress.synchronize()
         try:
@@ -220,35 +222,39 @@ def owner_of(trial: Trial, content: str, own_code: Mapping[str, str]) -> str:
 
 
 def evaluate(
+    task: Task,
     model: nn.Module,
     images: Images,
-    precision: str,
     pause: Callable[[], None] = lambda: None,
-    logits_of: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[float, float]:
-    """Return the mean cross-entropy and the accuracy (a fraction) of the model in inference mode.
+    outputs_of: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, float]:
+    """Return ``test_loss`` and the metrics of a task, ``test_…``, of the model in inference mode.
 
     Args:
+        task: the learning problem.
         model: is left in inference mode.
-        images: to classify.
-        precision: fp32 or bf16.
+        images: of the test set.
         pause: called after every batch.
-        logits_of: as in :func:`score`.
+        outputs_of: as in :func:`score`.
 
     Raises:
-        Diverged: the cross-entropy is not finite.
+        Diverged: the loss or a metric is not finite.
     """
-    batches = images.in_order(EVALUATION_BATCH)
-    loss, accuracy = score(model.eval(), batches, precision, pause, logits_of)
-    if not math.isfinite(loss):
-        raise Diverged(f"the loss on the test set is {loss}")
-    return loss, accuracy
+    scores = score(task, model.eval(), images.in_order(EVALUATION_BATCH), pause, outputs_of)
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise Diverged(f"the {name} on the test set is {value}")
+    return {f"test_{name}": value for name, value in scores.items()}
 
 
 def final(epochs: tuple[Epoch, ...]) -> Final:
-    """Return the last accuracy and the median of the last five."""
+    """Return the numbers of the last epoch, and the median of the last five accuracies, if there are any."""
     accuracies = [epoch.test_accuracy for epoch in epochs if epoch.test_accuracy is not None]
-    return Final(test_accuracy=accuracies[-1], test_accuracy_median5=median(accuracies[-5:]))
+    return Final(
+        test_accuracy=accuracies[-1] if accuracies else None,
+        test_accuracy_median5=median(accuracies[-5:]) if accuracies else None,
+        metrics={name: value for name, value in epochs[-1].metrics.items() if not name.startswith("train_")},
+    )
 
 
 def layer_diagnostics(model: nn.Module) -> dict[str, list[dict[str, Any]]]:

@@ -22,6 +22,7 @@ from normbench.config.trial import Trial
 from normbench.data import batches
 from normbench.norms.api import Clock, Timed
 from normbench.norms.ops import cpu
+from normbench.tasks.base import task_of
 from normbench.training import train as training
 from normbench.training.build import network
 from normbench.training.capture import capture
@@ -375,7 +376,7 @@ def test_in_a_network_nothing_but_tensors_changes_from_update_to_update(tiny: Ti
     """Or its recording would serve once only. Here the first epoch is over, and nothing is frozen."""
     trial = tiny(norm=norm, dropout=0.5, clip="agc", diagnose=["gradient_norm"], epochs=20)
     model = network(trial, 4)
-    update = Update(trial, model, optimizer(trial, model), 3)
+    update = Update(task_of(trial), model, optimizer(trial, model), 3)
     seen = set()
     for step in range(1, 5):
         update(step, torch.randn(10, 3, 8, 8), torch.zeros(10, dtype=torch.long))

@@ -20,6 +20,7 @@ from test_resume import Bench
 from normbench.config import experiment as config
 from normbench.config.trial import Trial
 from normbench.sweep import run as sweep
+from normbench.tasks.base import task_of
 from normbench.training import train as training
 from normbench.training.distributed import Lost, followed
 from normbench.training.state import TrainState
@@ -182,7 +183,7 @@ def test_a_follower_that_cannot_begin_says_why(
     tiny: Tiny, tmp_path: Path, nothing_left: Callable[[], bool]
 ) -> None:
     trial = tiny(batch_size=16)
-    state = TrainState.initial(trial, 4, 4, CPU)
+    state = TrainState.initial(task_of(trial), 4, 4, CPU)
 
     with (
         pytest.raises(Lost, match=r"^process 1 of 2 ended: .*DataError: .*nowhere"),
@@ -225,7 +226,7 @@ def test_the_leaders_own_errors_are_its_own(
     tiny: Tiny, tiny_data: Path, tmp_path: Path, nothing_left: Callable[[], bool]
 ) -> None:
     trial = tiny(batch_size=16)
-    state = TrainState.initial(trial, 4, 4, CPU)
+    state = TrainState.initial(task_of(trial), 4, 4, CPU)
 
     with (
         pytest.raises(RuntimeError, match=r"^a bug$"),

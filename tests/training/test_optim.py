@@ -167,7 +167,7 @@ trial = Trial.model_validate(settings)
 for updates in (1, MIN_CALLS):
     model = network(trial, 10)
     sgd = optimizer(trial, model)
-    update = Update(trial, model, sgd, 10, recorder=recorder_of(torch.device("cpu"), 1, updates))
+    update = Update(task_of(trial), model, sgd, 10, recorder=recorder_of(torch.device("cpu"), 1, updates))
     for step in range(3):
         update(step, torch.randn(2, 3, 8, 8), torch.tensor([0, 1]))
     sgd.load_state_dict(sgd.state_dict())

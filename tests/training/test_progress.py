@@ -17,7 +17,7 @@ def test_the_loss_that_is_told_is_the_mean_of_the_epoch_so_far(tiny) -> None:
         update(progress, loss, trial.batch_size)
     progress.synchronize()
     assert progress.report(trial)["train_loss"] == pytest.approx(3.0)
-    progress.end_epoch(3, None, None, 0.1, {})
+    progress.end_epoch(3, {}, 0.1, {})
     assert progress.report(trial)["train_loss"] == pytest.approx(3.0)
     update(progress, 2.0, trial.batch_size)
     progress.synchronize()

@@ -28,6 +28,7 @@ from normbench.norms.api import Clock, build
 from normbench.norms.batch import BatchNorm
 from normbench.records import Interrupted, Measured, Record
 from normbench.sweep.run import Unusable, prepare
+from normbench.tasks.base import task_of
 from normbench.training import checkpoint
 from normbench.training import train as training
 from normbench.training.build import network
@@ -81,7 +82,7 @@ def trained(tiny_data: Path) -> Callable[..., Trained]:
         dataset = decoded.load(trial.dataset, tiny_data)
         cpu = torch.device("cpu")
         images = [Images(split, dataset.mean, dataset.std, cpu) for split in (dataset.train, dataset.test)]
-        return Trained(randomized(network(trial, CLASSES)), trial, *images)
+        return Trained(randomized(network(trial, CLASSES)), trial, task_of(trial), *images)
 
     return make
 
@@ -591,9 +592,9 @@ class Answering(nn.Module):
 def test_a_logit_that_is_not_finite_is_wrong() -> None:
     nan, inf = torch.nan, torch.inf
     logits = torch.tensor([[nan, 0.0], [0.0, inf], [-inf, 0.0], [1.0, 0.0]])
-    loss, accuracy = score(Answering(), [Chunk(logits, torch.tensor([0, 1, 1, 0]))], "fp32", lambda: None)
-    assert accuracy == 0.25
-    assert math.isnan(loss)
+    scores = score(task_of(Trial()), Answering(), [Chunk(logits, torch.tensor([0, 1, 1, 0]))])
+    assert scores["accuracy"] == 0.25
+    assert math.isnan(scores["loss"])
 
 
 def test_what_overflows_has_no_loss(trained: Callable[..., Trained]) -> None:

@@ -19,6 +19,7 @@ from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.data.batches import Images
 from normbench.norms.ops.sync import ALONE, Share
+from normbench.tasks.base import task_of
 from normbench.training.build import network
 from normbench.training.optim import optimizer
 from normbench.training.step import Update
@@ -37,7 +38,7 @@ def trained(trial: Trial, data: Path, share: Share = ALONE) -> Trained:
     with ONE_AT_A_TIME:
         model = network(trial, 4)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    update = Update(trial, model, optimizer(trial, model), STEPS, share)
+    update = Update(task_of(trial), model, optimizer(trial, model), STEPS, share)
     losses, predictions = [], []
     (chunk,) = images.training_chunks(trial.seed, 0, trial.batch_size, trial.augment)
     for step, (x, y) in enumerate(zip(*(torch.split(part, BATCH) for part in chunk), strict=True)):

@@ -17,6 +17,7 @@ from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.data.batches import Images
 from normbench.records import Epoch, Record
+from normbench.tasks.base import task_of
 from normbench.training import state
 from normbench.training import train as training
 from normbench.training.build import network
@@ -160,10 +161,10 @@ def test_evaluation_is_the_mean_over_all_test_images(tiny: Tiny, tiny_data: Path
     with torch.inference_mode():
         logits = model.eval()(chunk.images)
 
-    loss, accuracy = evaluate(model.train(), images, "fp32")
+    scores = evaluate(task_of(trial), model.train(), images)
 
-    assert loss == pytest.approx(float(F.cross_entropy(logits, chunk.labels)), rel=1e-6)
-    assert accuracy == float((logits.argmax(1) == chunk.labels).double().mean())
+    assert scores["test_loss"] == pytest.approx(float(F.cross_entropy(logits, chunk.labels)), rel=1e-6)
+    assert scores["test_accuracy"] == float((logits.argmax(1) == chunk.labels).double().mean())
     assert not model.training, "running statistics are used, and are not moved"
 
 
@@ -174,11 +175,11 @@ def test_evaluation_does_not_depend_on_its_batch(
     dataset = decoded.load(trial.dataset, tiny_data)
     images = Images(dataset.test, dataset.mean, dataset.std, torch.device("cpu"))
     model = network(trial, 4)
-    whole = evaluate(model, images, "fp32")
+    whole = evaluate(task_of(trial), model, images)
     monkeypatch.setattr(training, "EVALUATION_BATCH", 7)
 
     # single precision: convolutions of another batch may add in another order
-    assert evaluate(model, images, "fp32") == pytest.approx(whole, rel=1e-5)
+    assert evaluate(task_of(trial), model, images) == pytest.approx(whole, rel=1e-5)
 
 
 def test_only_every_so_many_epochs_are_evaluated_and_always_the_last(run: Run) -> None:
@@ -394,6 +395,7 @@ def test_it_reports_at_least_once_an_epoch(tiny: Tiny, tiny_data: Path, tmp_path
     for event in news:
         assert set(event) == {
             "epoch", "epochs", "images", "images_per_second", "train_loss", "test_accuracy",
+                "test_metrics",
         }  # fmt: skip
     assert [event["images"] for event in news if event["epoch"] == 3][-1] == 180
     assert news[0]["test_accuracy"] is None

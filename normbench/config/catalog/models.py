@@ -15,11 +15,13 @@ class Network(Entry):
         layers: the number of its normalization layers, one for every convolution of the main path.
         is_preactivation: its blocks begin with norm and ReLU, and nothing follows their sum.
         channels: those of its stages at width 1; empty where they are not known without torch.
+        task: the learning problem that it is for.
     """
 
     layers: int = 0
     is_preactivation: bool = False
     channels: tuple[int, ...] = ()
+    task: str = "classification"
 
 
 MODELS: Registry[Network] = Registry(

@@ -12,6 +12,7 @@ from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.panels import AXIS_LABELS, MOST_PANELS, Curve, Panel, arrange
 from normbench.report.figures.published import PUBLISHED, Point
 from normbench.report.figures.samples import ACCURACY, Sample, Spot, beyond
+from normbench.report.metrics import accuracies
 from normbench.report.rows import Row
 from normbench.report.table import Table
 
@@ -124,7 +125,7 @@ def select(trials: Table, options: Options) -> Accuracies | None:
 def _line(curve: Curve) -> Line:
     cells = []
     for x, cell in curve.cells.items():
-        values = tuple(record.final.test_accuracy for record in cell.finished if record.final)
+        values = accuracies(cell.finished)
         cells.append(Cell(values, cell.failures, x))
     return Line(curve.series, tuple(cells))
 

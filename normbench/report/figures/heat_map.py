@@ -13,6 +13,7 @@ from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.panels import CannotDrawError, telling
 from normbench.report.figures.samples import Sample, columns
 from normbench.report.figures.values import in_heading, in_words, order, shown, value_in_words, written
+from normbench.report.metrics import accuracies
 from normbench.report.rows import Row
 from normbench.report.table import Cell, Table, distinct
 
@@ -108,8 +109,7 @@ def _others(chosen: Sequence[tuple[Cell, Mapping[str, Any]]], shown_by: set[str]
 
 
 def _place(records: Sequence[Record]) -> Place:
-    accuracies = tuple(record.final.test_accuracy for record in records if record.final)
-    return Place(accuracies, tuple(record.status for record in records if record.status != "done"))
+    return Place(accuracies(records), tuple(record.status for record in records if record.status != "done"))
 
 
 def table(selection: Grids) -> list[Row]:

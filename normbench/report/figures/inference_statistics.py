@@ -217,7 +217,7 @@ def _value(record: Record, result: Measured) -> float | None:
         changed = result.numbers["prediction_changed"]
         return None if changed is None else 100 * changed
     accuracy = result.numbers["test_accuracy"]
-    if accuracy is None or record.final is None:
+    if accuracy is None or record.final is None or record.final.test_accuracy is None:
         return None
     return 100 * (accuracy - record.final.test_accuracy)
 

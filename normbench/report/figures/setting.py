@@ -22,6 +22,7 @@ from normbench.report.figures.values import (
     value_in_words,
     written,
 )
+from normbench.report.metrics import accuracies
 from normbench.report.rows import Row
 from normbench.report.table import Cell, Table, distinct
 from normbench.text import numeric_key, plural
@@ -159,7 +160,7 @@ def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
 
 
 def _point(place: int, cell: Cell) -> Point:
-    values = tuple(record.final.test_accuracy for record in cell.finished if record.final)
+    values = accuracies(cell.finished)
     return Point(values, cell.failures, place)
 
 

@@ -1,0 +1,1 @@
+"""Networks; one file is one family."""
