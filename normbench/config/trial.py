@@ -176,6 +176,7 @@ def _named_schedule(value: object) -> object:
 ADDED: dict[str, Any] = {
     "task": {"name": "classification"},
     "norm_every": 1,
+    "clip.vectors": True,
     "clip": {"name": "none"},
     "dropout": 0.0,
     "init_scale": 1.0,

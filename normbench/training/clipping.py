@@ -65,14 +65,21 @@ class AdaptiveClip(_CountingClip):
         threshold: the paper's lambda.
         eps: the least norm of weights, so that weights at zero can leave it.
         exclude: places whose weights are not clipped; of the linear layer, the matrix alone.
+        vectors: clip parameters of at most one dimension too, such as gains and biases. A scalar that starts
+            at 0, as the gain of a normalizer-free branch does, moves by threshold · eps a step at most.
     """
 
-    def __init__(self, model: nn.Module, threshold: float, eps: float, exclude: Collection[str]) -> None:
+    def __init__(
+        self, model: nn.Module, threshold: float, eps: float, exclude: Collection[str], vectors: bool = True
+    ) -> None:
         clipped = {
             name: parameter
             for name, parameter in model.named_parameters()
-            if (where := place(model, name)) not in exclude
-            or (where == "final_linear" and parameter.ndim == 1)
+            if (vectors or parameter.ndim > 1)
+            and (
+                (where := place(model, name)) not in exclude
+                or (where == "final_linear" and parameter.ndim == 1)
+            )
         }
         super().__init__(model, (len(clipped),))
         self.threshold, self.eps, self.clipped = threshold, eps, clipped

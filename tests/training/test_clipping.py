@@ -71,6 +71,14 @@ def test_timms_agc_agrees_on_what_is_no_vector() -> None:
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-9, msg=name)
 
 
+def test_agc_may_leave_vectors_alone() -> None:
+    net = model()
+    before = gradients(net)
+    AdaptiveClip(net, 1e-9, 1e-3, (), vectors=False)()
+    left = {name for name, parameter in net.named_parameters() if torch.equal(parameter.grad, before[name])}
+    assert left == {name for name, parameter in net.named_parameters() if parameter.ndim <= 1}
+
+
 @pytest.mark.parametrize("excluded", PLACES)
 def test_agc_leaves_the_excluded_places_alone(excluded: str) -> None:
     net = model()

@@ -1,6 +1,6 @@
 """The transforms of gradients that ``trial.clip`` names."""
 
-from normbench.config.registry import Entry, Registry, positive, some_of
+from normbench.config.registry import Entry, Registry, flag, positive, some_of
 
 PLACES = ("stem", "stage1", "stage2", "stage3", "final_linear")
 
@@ -15,6 +15,7 @@ CLIPS: Registry[Entry] = Registry(
             "threshold": positive(0.01, "lambda: maximum ratio of a unit's gradient norm to its weight norm"),
             "eps": positive(1e-3, "minimum norm of a unit's weights"),
             "exclude": some_of(PLACES, ("final_linear",), "layer groups whose gradients are not clipped"),
+            "vectors": flag(True, "clip gains, biases and other scalars and vectors too"),
         },
         aliases=("adaptive_gradient_clipping", "adaptive_clipping", "unitwise"),
     ),
