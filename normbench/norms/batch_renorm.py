@@ -8,6 +8,7 @@ from torch import Tensor
 from normbench.norms.api import Clock, Normalization
 from normbench.norms.moment_norm import Block, RunningMomentNorm, Statistics, normalize
 from normbench.norms.ops.operators import Running
+from normbench.norms.ops.pointwise import Pointwise
 
 
 class BatchRenorm(RunningMomentNorm):
@@ -77,7 +78,7 @@ class BatchRenorm(RunningMomentNorm):
         unbias = self.unbias(self.norm_batch_size * H * W)
         running = Running(self.running_mean, self.running_var, self.momentum, unbias, self._limits)
         parameters = self.gamma, self.beta, statistics, self.eps
-        return normalize(x, *parameters, shortcut, relu, running)
+        return normalize(x, *parameters, Pointwise(shortcut, relu), running)
 
 
 def batch_renorm(

@@ -14,7 +14,7 @@ from normbench.norms.api import Normalization, ShapeError
 from normbench.norms.moment_norm import Block, Statistics, constant_moments, normalize
 from normbench.norms.ops import sync
 from normbench.norms.ops.operators import Running
-from normbench.norms.ops.pointwise import MapFunction, larger, multiply_add
+from normbench.norms.ops.pointwise import MapFunction, Pointwise, larger, multiply_add
 
 SWISH = MapFunction(lambda x, v: x * torch.sigmoid(v * x), code=1)
 
@@ -95,7 +95,8 @@ class EvoNormS0(EvoNorm):
         if C // self.groups * H * W == 1:
             raise ShapeError("each variance would be that of a single value")
         statistics = Statistics((Block(channels=C // self.groups),), centred=False)
-        return normalize(x, self.gamma, self.beta, statistics, self.eps, of=SWISH, inner=self.v)
+        swish = Pointwise(of=SWISH, inner=(self.v,))
+        return normalize(x, self.gamma, self.beta, statistics, self.eps, swish)
 
 
 class EvoNormB0(EvoNorm):
@@ -131,12 +132,12 @@ class EvoNormB0(EvoNorm):
             deviations = ((variance + self.eps).sqrt() for variance in variances)
             numbers = self.gamma, self.beta, self.v, *deviations
             scale, shift, *inner = (number.expand(N, C) for number in numbers)
-            return multiply_add(x, scale, shift, of=GATED, inner=inner)
+            return multiply_add(x, scale, shift, Pointwise(of=GATED, inner=tuple(inner)))
         values = self.norm_batch_size * H * W
         running = Running(None, self.running_var, self.momentum, values / (values - 1))
         statistics = Statistics((Block(samples=self.norm_batch_size),), centred=False)
         parameters = self.gamma, self.beta, statistics, self.eps
-        return normalize(x, *parameters, running=running, of=GATED, inner=self.v)
+        return normalize(x, *parameters, Pointwise(of=GATED, inner=(self.v,)), running)
 
 
 def evonorm_s0(groups: int, eps: float) -> Normalization:

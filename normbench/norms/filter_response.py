@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from normbench.norms.api import Normalization, ShapeError
 from normbench.norms.moment_norm import Block, Statistics, normalize
+from normbench.norms.ops.pointwise import Pointwise
 
 
 class FilterResponseNorm(nn.Module):
@@ -35,7 +36,8 @@ class FilterResponseNorm(nn.Module):
         if x.shape[2] * x.shape[3] == 1:
             raise ShapeError("each mean of squares would be that of a single value")
         statistics = Statistics((Block(),), squares=True, centred=False)
-        return normalize(x, self.gamma, self.beta, statistics, self.eps, shortcut, relu, floor=self.tau)
+        pointwise = Pointwise(shortcut, relu, floor=self.tau if relu else None)
+        return normalize(x, self.gamma, self.beta, statistics, self.eps, pointwise)
 
 
 def filter_response(eps: float) -> Normalization:

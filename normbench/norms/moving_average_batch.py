@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from normbench.norms.api import Clock, Normalization, ShapeError
 from normbench.norms.moment_norm import Block, Statistics, normalize
 from normbench.norms.ops.operators import Past, Running
-from normbench.norms.ops.pointwise import multiply_add
+from normbench.norms.ops.pointwise import Pointwise, multiply_add
 from normbench.norms.reparam import CentredConv
 
 BOUND = 5.0  # of the correction by the running statistics, and 1 / 5 its lower one
@@ -80,7 +80,7 @@ class MovingAverageBatchNorm(nn.Module):
         N, C, H, W = x.shape
         if not self.training:
             scale = (self.gamma * torch.rsqrt(self.running_squares + self.eps)).expand(N, C)
-            return multiply_add(x, scale, self.beta.expand(N, C), shortcut, relu)
+            return multiply_add(x, scale, self.beta.expand(N, C), Pointwise(shortcut, relu))
         batches = self.squares.shape[1]
         if batches * self.norm_batch_size != N:
             words = f"a batch of {N} samples is not {batches} norm batches of {self.norm_batch_size}"
@@ -89,11 +89,11 @@ class MovingAverageBatchNorm(nn.Module):
             raise ShapeError("each mean of squares would be that of a single value")
 
         bounds = self._bounds if self.renormalizes else None
-        running = Running(None, self.running_squares, self.momentum, 1.0, bounds)
         past = Past(self.squares, self.gradients, self.averages)
+        running = Running(None, self.running_squares, self.momentum, 1.0, bounds, past=past)
         statistics = Statistics((Block(samples=self.norm_batch_size),), squares=True, centred=False)
         parameters = self.gamma, self.beta, statistics, self.eps
-        return normalize(x, *parameters, shortcut, relu, running, past=past)
+        return normalize(x, *parameters, Pointwise(shortcut, relu), running)
 
 
 def moving_average_batch(

@@ -199,14 +199,13 @@ class Kernels:
         shortcut: Tensor | None,
         method: Method,
         running: Running | None,
-        past: Past | None,
     ) -> tuple[Tensor, Tensor]:
         """Compute ``Operators.forward``."""
         N, C, H, W = x.shape
         y, saved = torch.empty_like(x), torch.empty((11 + 2 * len(method.blocks), N * C), dtype=torch.float32)
-        to = None
+        to = past = None
         if running is not None:
-            mean, variance, momentum, unbias, bounds, follows = running
+            mean, variance, momentum, unbias, bounds, follows, past = running
             to = ctypes.byref(_Running(_at(mean), _at(variance), momentum, unbias, _at(bounds), follows))
         weights = mean_weights, variance_weights
         pointers = map(_at, (x, gamma, beta, *weights, inner, floor, shortcut, y, saved))

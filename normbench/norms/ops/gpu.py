@@ -116,19 +116,17 @@ class Fused:
 
     name = "triton"
 
-    def covers(
-        self, x: Tensor, form: Form, floor: Tensor | None, method: Method | None, past: Past | None
-    ) -> bool:
+    def covers(self, x: Tensor, form: Form, method: Method | None) -> bool:
         """Return whether there are kernels for all of these arguments together.
 
         They have f(x) = x and a floor of 0, and a normalization (``method``) that subtracts means, by
         uncorrected variances of this batch alone and poolings with a :func:`layout`.
         """
-        if form.of or floor is not None or past is not None:
+        if form.of or form.learned:
             return False
         if method is None:
             return True
-        is_common = method.centred and not (method.squares or method.corrected)
+        is_common = method.centred and not (method.squares or method.corrected or method.averaged)
         return is_common and layout(method.blocks, *x.shape[:2]) is not None
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,7 +190,6 @@ class Fused:
         shortcut: Tensor | None,
         method: Method,
         running: Running | None,
-        _past: Past | None,
     ) -> tuple[Tensor, Tensor]:
         """Compute ``Operators.forward``."""
         N, C, H, W = x.shape

@@ -13,29 +13,6 @@ Pair = tuple[int, int]
 Length = tuple[float, float, float]
 
 
-class Running(NamedTuple):
-    """Running statistics of the last pooling, which follow the average over the norm batches of an update.
-
-    ``running += momentum * (average - running)``
-
-    Attributes:
-        mean: [C], updated in place; None where no mean is kept.
-        variance: [C], updated in place.
-        momentum: weight of the newest batch.
-        unbias: factor of the variance of the batch.
-        bounds: [3], for a correction by the statistics before this update: lower and upper bound of the
-            factor r, and bound of the absolute value of the shift d, in deviations; None for no correction.
-        follows: whether the statistics are updated, or only correct.
-    """
-
-    mean: Tensor | None
-    variance: Tensor
-    momentum: float
-    unbias: float
-    bounds: Tensor | None = None
-    follows: bool = True
-
-
 class Past(NamedTuple):
     """Variances of all blocks in the last updates, and their gradients.
 
@@ -50,6 +27,31 @@ class Past(NamedTuple):
     averages: bool
 
 
+class Running(NamedTuple):
+    """Running statistics of the last pooling, which follow the average over the norm batches of an update.
+
+    ``running += momentum * (average - running)``
+
+    Attributes:
+        mean: [C], updated in place; None where no mean is kept.
+        variance: [C], updated in place.
+        momentum: weight of the newest batch.
+        unbias: factor of the variance of the batch.
+        bounds: [3], for a correction by the statistics before this update: lower and upper bound of the
+            factor r, and bound of the absolute value of the shift d, in deviations; None for no correction.
+        follows: whether the statistics are updated, or only correct.
+        past: earlier variances, which those of the only pooling are averaged with before all this.
+    """
+
+    mean: Tensor | None
+    variance: Tensor
+    momentum: float
+    unbias: float
+    bounds: Tensor | None = None
+    follows: bool = True
+    past: Past | None = None
+
+
 class Form(NamedTuple):
     """The function of each value of a map: f(x) · scale + shift, plus a shortcut, at least a floor.
 
@@ -57,11 +59,13 @@ class Form(NamedTuple):
         of: the number of f in kernels.c: 0 for x itself.
         shortcut: whether a shortcut is added.
         floor: whether values below a floor, 0 for a ReLU, are raised to it.
+        learned: whether the floor is not 0 but a parameter.
     """
 
     of: int = 0
     shortcut: bool = False
     floor: bool = False
+    learned: bool = False
 
     @property
     def then(self) -> int:
@@ -80,6 +84,7 @@ class Method(NamedTuple):
         squares: whether means of squares take the place of variances.
         centred: whether the mean is subtracted.
         corrected: whether running statistics correct those of the batch.
+        averaged: whether past variances are kept.
     """
 
     blocks: tuple[Pair, ...]
@@ -89,6 +94,7 @@ class Method(NamedTuple):
     squares: bool = False
     centred: bool = True
     corrected: bool = False
+    averaged: bool = False
 
     def bessel_factor(self, positions: int) -> float:
         """Return the factor of biased variances over ``positions`` = H·W values."""
@@ -174,7 +180,6 @@ class Operators(Protocol):
         shortcut: Tensor | None,
         method: Method,
         running: Running | None,
-        past: Past | None,
         /,
     ) -> tuple[Tensor, Tensor]:
         """Return x normalized, [N, C, H, W], and a tensor for backward; update the statistics in place.
@@ -190,7 +195,6 @@ class Operators(Protocol):
             shortcut: [N, C, H, W].
             method: the normalization.
             running: running statistics.
-            past: statistics of past updates.
         """
 
     def backward(

@@ -4,7 +4,7 @@ This is the definition, in plain torch for any device and precision; on a CPU wi
 arithmetic runs in :mod:`normbench.norms.ops.cpu`, on a GPU in :mod:`normbench.norms.ops.gpu`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -35,42 +35,59 @@ class MapFunction(NamedTuple):
 IDENTITY = MapFunction(lambda x: x, 0)
 
 
+class Pointwise(NamedTuple):
+    """What is made of every value of a map: f(x) · scale + shift, plus ``shortcut``; then perhaps the ReLU.
+
+    Attributes:
+        shortcut: [N, C, H, W], added to the result.
+        relu: end with max(·, 0).
+        of: f.
+        inner: parameters of f, [C] or [N, C] each.
+        floor: [C], takes the place of the 0 of the ReLU; None without a ReLU.
+    """
+
+    shortcut: Tensor | None = None
+    relu: bool = False
+    of: MapFunction = IDENTITY
+    inner: tuple[Tensor, ...] = ()
+    floor: Tensor | None = None
+
+    @property
+    def form(self) -> Form:
+        """Return the form, for the kernels."""
+        return Form(self.of.code or 0, self.shortcut is not None, self.relu, self.floor is not None)
+
+
+PLAIN = Pointwise()
+
+
 def multiply_add(
     x: Tensor,
     scale: Tensor,
     shift: Tensor,
-    shortcut: Tensor | None = None,
-    relu: bool = False,
-    *,
-    of: MapFunction = IDENTITY,
-    inner: Sequence[Tensor] = (),
-    floor: Tensor | None = None,
+    pointwise: Pointwise = PLAIN,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Compute f(x) · scale + shift; then add ``shortcut``, if any, and with ``relu`` take the ReLU.
+    """Compute f(x) · scale + shift, and what follows it.
 
     Args:
         x: [N, C, H, W].
         scale: [N, C].
         shift: [N, C].
-        shortcut: [N, C, H, W], added to the result.
-        relu: end with max(·, 0).
-        of: f.
-        inner: parameters of f, [N, C] each.
-        floor: [C], in place of the 0 of the ReLU.
+        pointwise: f, with parameters of [N, C] each, and what follows it.
         dtype: dtype of y; None for that of x.
 
     Returns:
         y, [N, C, H, W].
     """
     dtype = dtype or x.dtype
-    floor = floor if relu else None
-    form = Form(of.code or 0, shortcut is not None, relu)
+    shortcut, relu, of, inner, floor = pointwise
+    form = pointwise.form
     compiled = None
     if of.compiled(form):
-        compiled = dispatch.suited(x, scale, shift, *inner, form=form, floor=floor)
+        compiled = dispatch.suited(x, scale, shift, *inner, floor, form=form)
     if compiled is not None:
-        numbers = torch.stack([*inner]) if inner else None
+        numbers = torch.stack(inner) if inner else None
         y: Tensor = _MultiplyAdd.apply(x, scale, shift, numbers, floor, shortcut, form, compiled)
         return y.to(dtype)
     dispatch.note(dispatch.TORCH)
