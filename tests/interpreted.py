@@ -37,7 +37,7 @@ from normbench.config.trial import Choice, Trial
 from normbench.norms.moment_norm import Block, Moments, Statistics, constant_moments, moments, normalize
 from normbench.norms.ops import dispatch, gpu
 from normbench.norms.ops.gpu import Fused
-from normbench.norms.ops.operators import Form, Method, Running
+from normbench.norms.ops.operators import Form, MapPass, Method, Parameters, Running
 from normbench.norms.ops.pointwise import Pointwise, multiply_add
 from normbench.training.build import network
 
@@ -227,13 +227,13 @@ def test_a_gradient_in_two_parts_is_their_sum_to_the_last_bit(arithmetic: Arithm
     x, dy, more, added = (maps(Shape(2, 2, 16, 3, 3), seed).to(arithmetic.dtype) for seed in range(4))
     form = Form(0, True, True)
     method = Method(((2, 1),), 1e-5, form)
-    gamma, beta = torch.rand(2, 16)
+    parameters = Parameters(*torch.rand(2, 16))
     compiled = Fused()
-    y, saved = compiled.forward(x, gamma, beta, None, None, None, None, added, method, None)
-    rest = x, y, None, None, None, None, saved, method, None
+    y, saved = compiled.forward(x, parameters, added, method, None)
+    rest = x, y, parameters, saved, method, None
     expected = compiled.backward(dy + more, *rest)
     torch.testing.assert_close(compiled.backward(dy, *rest, more=more), expected, rtol=0, atol=0)
-    end = x, y, saved[4], form
+    end = x, y, MapPass(form, saved[4])
     expected = compiled.sums(dy + more, *end)
     torch.testing.assert_close(compiled.sums(dy, *end, more=more), expected, rtol=0, atol=0)
 

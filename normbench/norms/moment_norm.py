@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from normbench.norms.api import ShapeError
 from normbench.norms.ops import dispatch, sync
-from normbench.norms.ops.operators import Method, Running
+from normbench.norms.ops.operators import Method, Parameters, Running
 from normbench.norms.ops.pointwise import (
     IDENTITY,
     PLAIN,
@@ -234,10 +234,10 @@ def normalize(
     compiled = None
     if is_covered and not is_spanning and pointwise.of.compiled(method.form):
         (inner,) = pointwise.inner or (None,)
-        numbers = gamma, beta, *weights, inner, pointwise.floor
-        compiled = dispatch.suited(x, *numbers, form=method.form, method=method)
+        parameters = Parameters(gamma, beta, *weights, inner, pointwise.floor)
+        compiled = dispatch.suited(x, *parameters, form=method.form, method=method)
     if compiled is not None:
-        y: Tensor = _Compiled.apply(x, *numbers, pointwise.shortcut, method, following, compiled)
+        y: Tensor = _Compiled.apply(x, *parameters, pointwise.shortcut, method, following, compiled)
     else:
         y = _by_torch(x, gamma, beta, statistics, eps, pointwise, following, is_spanning)
     if running is not None and newest is not None:
@@ -314,11 +314,10 @@ class _Compiled(torch.autograd.Function):
         parameters = [None if parameter is None else parameter.contiguous() for parameter in parameters]
         if shortcut is not None:
             shortcut = addend(shortcut, x)
-        y, saved = compiled.forward(x, *parameters, shortcut, method, running)
+        y, saved = compiled.forward(x, Parameters(*parameters), shortcut, method, running)
         ctx.method, ctx.compiled = method, compiled
         ctx.past = running.past if method.averaged else None
-        _gamma, _beta, *others = parameters
-        ctx.save_for_backward(x, y if method.form.floor else x, *others, saved)
+        ctx.save_for_backward(x, y if method.form.floor else x, saved, *parameters)
         return y
 
     @staticmethod
@@ -326,7 +325,8 @@ class _Compiled(torch.autograd.Function):
         """Return the gradients of x, gamma, beta, mixing weights, the parameter of f, floor and shortcut."""
         refuse_second_derivatives()
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        inputs = ctx.compiled.backward(dy, *ctx.saved_tensors, ctx.method, ctx.past)
+        x, y, saved, *parameters = ctx.saved_tensors
+        inputs = ctx.compiled.backward(dy, x, y, Parameters(*parameters), saved, ctx.method, ctx.past)
         return *inputs, None, None, None
 
 

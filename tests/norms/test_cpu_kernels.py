@@ -45,7 +45,7 @@ from normbench.norms.moment_norm import Block, MomentNorm, Statistics, normalize
 from normbench.norms.moving_average_batch import MovingAverageBatchNorm
 from normbench.norms.normalizer_free import Gamma, SkipInit
 from normbench.norms.ops import cpu
-from normbench.norms.ops.operators import Form, Method, Past, Running
+from normbench.norms.ops.operators import Form, MapPass, Method, Parameters, Past, Running
 from normbench.norms.ops.pointwise import MapFunction, Pointwise, multiply_add
 
 FP32 = Arithmetic(torch.float32, "compiled")
@@ -78,7 +78,7 @@ static void drive(I P, int of, int then, int with_floor, int squares) {
                            squares, !squares && of == IDENTITY, squares, of, then};
     const Running running = {squares ? NULL : mean, var, 0.1f, 1, squares ? bounds : NULL, P > 1};
     const Past past = {variances, gradients, 3, 1};
-    const Parameters to = {dgamma, dbeta, dv, dfloor, dm, dvar};
+    const Parameters to = {dgamma, dbeta, dm, dvar, dv, dfloor};
     forward(x, gamma, beta, w, w, v, floor, s, y, saved, N, P, C, &method, &running, squares ? &past : NULL);
     backward(dy, two ? more : NULL, x, y, w, w, floor, saved, dx, ds, work, N, P, C, &method,
              squares ? &past : NULL, &to);
@@ -329,12 +329,12 @@ def test_a_gradient_in_two_parts_is_their_sum_to_the_last_bit(dtype: torch.dtype
     method = Method(((2, 1), (1, 4)), 1e-5, form)
 
     for other, floor in itertools.product((more, dy), (None, tau)):
-        numbers = weights, weights, None, floor
-        y, saved = compiled.forward(x, gamma, beta, *numbers, given, method, None)
-        rest = x, y, *numbers, saved, method, None
+        parameters = Parameters(gamma, beta, weights, weights, None, floor)
+        y, saved = compiled.forward(x, parameters, given, method, None)
+        rest = x, y, parameters, saved, method, None
         found, expected = compiled.backward(dy, *rest, more=other), compiled.backward(dy + other, *rest)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
-        end = x, y, scale, form, None, floor
+        end = x, y, MapPass(form, scale, None, floor)
         found, expected = compiled.sums(dy, *end, more=other), compiled.sums(dy + other, *end)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from normbench.norms.ops import dispatch
-from normbench.norms.ops.operators import Form, Method, Pair, Running
+from normbench.norms.ops.operators import Form, MapPass, Method, Pair, Parameters, Running
 
 pytest.importorskip("triton", reason="this torch was built without Triton")
 import triton
@@ -103,8 +103,9 @@ def step(
     weights = [torch.empty(len(blocks), device=where) if len(blocks) > 1 else None] * 2
     running = Running(row, row, 0.1, 1.0) if blocks[-1][1] == 1 else None
     given = shortcut if form.shortcut else None
-    y, saved = Fused().forward(x, row, row, *weights, None, None, given, method, running)
-    Fused().backward(dy, x, y, *weights, None, None, saved, method, None)
+    parameters = Parameters(row, row, *weights)
+    y, saved = Fused().forward(x, parameters, given, method, running)
+    Fused().backward(dy, x, y, parameters, saved, method, None)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -138,9 +139,9 @@ def test_all_that_they_are_given_lies_on_the_gpu(name: str, monkeypatch: pytest.
         scale = torch.empty(128, 64, device=GPU)
         x = torch.empty(128, 64, 8, 8, device=GPU)
         Fused().moments(x)
-        Fused().multiply_add(x, scale, scale, None, Form())
-        Fused().sums(x, x, x, scale, Form(0, True, True))
-        Fused().input_gradient(x, x, x, scale, Form())
+        Fused().multiply_add(x, scale, None, MapPass(Form(), scale))
+        Fused().sums(x, x, x, MapPass(Form(0, True, True), scale))
+        Fused().input_gradient(x, x, x, MapPass(Form(), scale))
     tensors = [one for one in given if isinstance(one, torch.Tensor)]
     assert len(tensors) > 100
     assert {one.device for one in tensors} == {GPU}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.ops import cpu
-from normbench.norms.ops.operators import Form, Method, Operators, Running
+from normbench.norms.ops.operators import Form, Method, Operators, Parameters, Running
 
 if TYPE_CHECKING:  # which imports Triton
     from normbench.norms.ops.gpu import Fused
@@ -167,8 +167,9 @@ def agree(fused: "Fused", device: torch.device, dtype: torch.dtype) -> None:
     x, shortcut, dy = (
         (numbers(N, C, H, W) + 0.5).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(3)
     )
-    parameters = numbers(C), numbers(C), numbers(3).softmax(0), numbers(3).softmax(0)
-    leaves = [tensor.double().requires_grad_() for tensor in (x, *parameters, shortcut)]
+    rows = numbers(C), numbers(C), numbers(3).softmax(0), numbers(3).softmax(0)
+    parameters = Parameters(*rows)
+    leaves = [tensor.double().requires_grad_() for tensor in (x, *rows, shortcut)]
     before, *moved = _mixture(leaves, norm_batch, eps)
     dy = (dy * (before.detach().abs() > 1e-3)).contiguous(memory_format=torch.channels_last)
     expected = before.relu()
@@ -178,8 +179,8 @@ def agree(fused: "Fused", device: torch.device, dtype: torch.dtype) -> None:
     mean, variance = numbers(2, C)
     moved = [mean + momentum * (moved[0] - mean), variance + momentum * (moved[1] * unbias - variance)]
     running = Running(mean.clone(), variance.clone(), momentum, unbias)
-    y, saved = fused.forward(x, *parameters, None, None, shortcut, method, running)
-    back = fused.backward(dy, x, y, *parameters[2:], None, None, saved, method, None)
+    y, saved = fused.forward(x, parameters, shortcut, method, running)
+    back = fused.backward(dy, x, y, parameters, saved, method, None)
     results = y, *(gradient for gradient in back if gradient is not None), running.mean, running.variance
     names = "dx", "dgamma", "dbeta", "dmean_weights", "dvariance_weights", "dshortcut"
     named = zip(("y", *names, "mean", "variance"), results, (expected, *gradients, *moved), strict=True)

@@ -413,7 +413,7 @@ void forward(In x, const float *gamma, const float *beta, const float *mean_weig
 }
 
 /* The gradients of the parameters, [C] each. */
-typedef struct { float *gamma, *beta, *inner, *floor, *mean_weights, *variance_weights; } Parameters;
+typedef struct { float *gamma, *beta, *mean_weights, *variance_weights, *inner, *floor; } Parameters;
 
 /* With g = dy behind the floor, A = sum g f(x) and B = sum g over the positions, S = A - M B, with f and M from the origin
  * (of a method that subtracts no mean A, and dM = 0):

@@ -101,10 +101,47 @@ class Method(NamedTuple):
         return positions / (positions - 1) if self.bessel else 1.0
 
 
+class MapPass(NamedTuple):
+    """A pass over maps: all of f(x) · scale + shift and what follows it but the shift and the shortcut.
+
+    Attributes:
+        form: the function.
+        scale: [N, C].
+        inner: [K, N, C], the parameters of f.
+        floor: [C]; None for 0.
+    """
+
+    form: Form
+    scale: Tensor
+    inner: Tensor | None = None
+    floor: Tensor | None = None
+
+
+class Parameters(NamedTuple):
+    """Learned numbers of a normalization.
+
+    Attributes:
+        gamma: [C].
+        beta: [C].
+        mean_weights: [K], mixing weights of the means of K poolings.
+        variance_weights: [K], those of the variances.
+        inner: [C], the parameter of f.
+        floor: [C]; None for 0.
+    """
+
+    gamma: Tensor
+    beta: Tensor
+    mean_weights: Tensor | None = None
+    variance_weights: Tensor | None = None
+    inner: Tensor | None = None
+    floor: Tensor | None = None
+
+
 class Operators(Protocol):
     """Operators on channels-last maps [N, C, H, W] of one dtype; all other tensors are fp32.
 
-    A parameter that is None is absent from the computation, and so is its gradient.
+    A parameter that is None is absent from the computation, and so is its gradient. Where there is ``more``,
+    the gradient of y is dy + more.
 
     Attributes:
         name: of the implementation, for records.
@@ -115,104 +152,38 @@ class Operators(Protocol):
     def moments(self, x: Tensor, /) -> tuple[Tensor, Tensor]:
         """Return mean and biased variance of each map, [N, C] each."""
 
-    def multiply_add(
-        self,
-        x: Tensor,
-        scale: Tensor,
-        shift: Tensor,
-        shortcut: Tensor | None,
-        form: Form,
-        inner: Tensor | None = None,
-        floor: Tensor | None = None,
-        /,
-    ) -> Tensor:
-        """Return f(x) · scale + shift with what follows it, [N, C, H, W].
-
-        Args:
-            x: [N, C, H, W].
-            scale: [N, C].
-            shift: [N, C].
-            shortcut: [N, C, H, W].
-            form: the function.
-            inner: [K, N, C], the parameters of f.
-            floor: [C]; None for 0.
-        """
+    def multiply_add(self, x: Tensor, shift: Tensor, shortcut: Tensor | None, map_pass: MapPass, /) -> Tensor:
+        """Return f(x) · scale + shift with what follows it, [N, C, H, W]; shift is [N, C]."""
 
     def sums(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        y: Tensor,
-        scale: Tensor,
-        form: Form,
-        inner: Tensor | None = None,
-        floor: Tensor | None = None,
-        /,
-        more: Tensor | None = None,
+        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass, /, more: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
-        """Return the gradients of scale, shift, inner, floor, [N, C] each, and shortcut of multiply_add.
+        """Return the gradients of scale, shift, inner, floor, [N, C] each, and shortcut of multiply_add."""
 
-        The gradient of y is dy + more.
-        """
-
-    def input_gradient(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        y: Tensor,
-        scale: Tensor,
-        form: Form,
-        inner: Tensor | None = None,
-        floor: Tensor | None = None,
-        /,
-    ) -> Tensor:
+    def input_gradient(self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass, /) -> Tensor:
         """Return the gradient of x of multiply_add, where dy is the gradient of the shortcut from sums."""
 
     def forward(
         self,
         x: Tensor,
-        gamma: Tensor,
-        beta: Tensor,
-        mean_weights: Tensor | None,
-        variance_weights: Tensor | None,
-        inner: Tensor | None,
-        floor: Tensor | None,
+        parameters: Parameters,
         shortcut: Tensor | None,
         method: Method,
         running: Running | None,
         /,
     ) -> tuple[Tensor, Tensor]:
-        """Return x normalized, [N, C, H, W], and a tensor for backward; update the statistics in place.
-
-        Args:
-            x: [N, C, H, W].
-            gamma: [C].
-            beta: [C].
-            mean_weights: [K], mixing weights of the means of K poolings.
-            variance_weights: [K], those of the variances.
-            inner: [C], the parameter of f.
-            floor: [C]; None for 0.
-            shortcut: [N, C, H, W].
-            method: the normalization.
-            running: running statistics.
-        """
+        """Return x normalized, [N, C, H, W], and a tensor for backward; update the statistics in place."""
 
     def backward(
         self,
         dy: Tensor,
         x: Tensor,
         y: Tensor,
-        mean_weights: Tensor | None,
-        variance_weights: Tensor | None,
-        inner: Tensor | None,
-        floor: Tensor | None,
+        parameters: Parameters,
         saved: Tensor,
         method: Method,
         past: Past | None,
         /,
         more: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, gamma, beta, mixing weights, inner, floor and shortcut of forward.
-
-        The gradient of y is dy + more.
-        """
+        """Return the gradients of x, of each of the parameters, and of the shortcut of forward."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from normbench.norms.ops import dispatch
-from normbench.norms.ops.operators import Form
+from normbench.norms.ops.operators import Form, MapPass
 
 
 class MapFunction(NamedTuple):
@@ -123,7 +123,7 @@ class _MultiplyAdd(torch.autograd.Function):
         floor = None if floor is None else floor.contiguous()
         if shortcut is not None:
             shortcut = addend(shortcut, x)
-        y = compiled.multiply_add(x, scale, shift, shortcut, form, numbers, floor)
+        y = compiled.multiply_add(x, shift, shortcut, MapPass(form, scale, numbers, floor))
         ctx.compiled, ctx.form = compiled, form
         ctx.summed = any(ctx.needs_input_grad[1:5]) or (form.shortcut and form.floor)
         kept = x if ctx.summed or form.of else None
@@ -135,9 +135,9 @@ class _MultiplyAdd(torch.autograd.Function):
         """Return the gradients of x, scale, shift, parameters, floor and shortcut."""
         refuse_second_derivatives()
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        x, y, scale, numbers, floor = ctx.saved_tensors
+        x, y, *numbers = ctx.saved_tensors
         x, y = (dy if kept is None else kept for kept in (x, y))  # they are not read then
-        inputs, g = (x, y, scale, ctx.form, numbers, floor), dy
+        inputs, g = (x, y, MapPass(ctx.form, *numbers)), dy
         dscale, dshift, dnumbers, dfloor = None, None, None, None
         if ctx.summed:
             dscale, dshift, dnumbers, dfloor, g = ctx.compiled.sums(dy, *inputs)
