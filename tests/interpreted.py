@@ -37,7 +37,7 @@ from normbench.config.trial import Choice, Trial
 from normbench.norms.moment_norm import Block, Moments, Statistics, constant_moments, moments, normalize
 from normbench.norms.ops import dispatch, gpu
 from normbench.norms.ops.gpu import Fused
-from normbench.norms.ops.operators import Form, MapPass, Method, Parameters, Running
+from normbench.norms.ops.operators import Running
 from normbench.norms.ops.pointwise import Pointwise, multiply_add
 from normbench.training.build import network
 
@@ -220,22 +220,6 @@ def test_the_moments_of_maps_are_those_of_float64(
     for one, exact in zip(found, moments(x.double(), bessel), strict=True):
         assert_within(one, exact, 50 * 4e-7)
     assert launched == {"moments": 1}
-
-
-@PRECISIONS
-def test_a_gradient_in_two_parts_is_their_sum_to_the_last_bit(arithmetic: Arithmetic) -> None:
-    x, dy, more, added = (maps(Shape(2, 2, 16, 3, 3), seed).to(arithmetic.dtype) for seed in range(4))
-    form = Form(0, True, True)
-    method = Method(((2, 1),), 1e-5, form)
-    parameters = Parameters(*torch.rand(2, 16))
-    compiled = Fused()
-    y, saved = compiled.forward(x, parameters, added, method, None)
-    rest = x, y, parameters, saved, method, None
-    expected = compiled.backward(dy + more, *rest)
-    torch.testing.assert_close(compiled.backward(dy, *rest, more=more), expected, rtol=0, atol=0)
-    end = x, y, MapPass(form, saved[4])
-    expected = compiled.sums(dy + more, *end)
-    torch.testing.assert_close(compiled.sums(dy, *end, more=more), expected, rtol=0, atol=0)
 
 
 def test_statistics_that_only_stand_by_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """The compiled kernels against the plain torch definition, and what happens where there are none."""
 
 import copy
-import itertools
 import json
 import os
 import re
@@ -45,7 +44,7 @@ from normbench.norms.moment_norm import Block, MomentNorm, Statistics, normalize
 from normbench.norms.moving_average_batch import MovingAverageBatchNorm
 from normbench.norms.normalizer_free import Gamma, SkipInit
 from normbench.norms.ops import cpu
-from normbench.norms.ops.operators import Form, MapPass, Method, Parameters, Past, Running
+from normbench.norms.ops.operators import Past, Running
 from normbench.norms.ops.pointwise import MapFunction, Pointwise, multiply_add
 
 FP32 = Arithmetic(torch.float32, "compiled")
@@ -63,7 +62,7 @@ static void drive(I P, int of, int then, int with_floor, int squares) {
     const I samples[K] = {1, 1, 2}, channels[K] = {1, C, 1};
     const size_t maps = sizeof(T) * N * P * C, row = sizeof(float) * C, table = row * N;
     const int two = then == ADD_FLOOR, mixed = of == IDENTITY && !squares;
-    T *x = array(maps), *y = array(maps), *dy = array(maps), *dx = array(maps), *more = array(maps);
+    T *x = array(maps), *y = array(maps), *dy = array(maps), *dx = array(maps);
     T *s = then & ADD ? array(maps) : NULL, *ds = two ? array(maps) : NULL;
     for (I i = 0; i < N * P * C; i++) x[i] = dy[i] = put((float)(i % 7));
     float *gamma = array(row), *beta = array(row), *dgamma = array(row), *dbeta = array(row);
@@ -80,14 +79,14 @@ static void drive(I P, int of, int then, int with_floor, int squares) {
     const Past past = {variances, gradients, 3, 1};
     const Parameters to = {dgamma, dbeta, dm, dvar, dv, dfloor};
     forward(x, gamma, beta, w, w, v, floor, s, y, saved, N, P, C, &method, &running, squares ? &past : NULL);
-    backward(dy, two ? more : NULL, x, y, w, w, floor, saved, dx, ds, work, N, P, C, &method,
+    backward(dy, x, y, w, w, floor, saved, dx, ds, work, N, P, C, &method,
              squares ? &past : NULL, &to);
     float *inner = of != IDENTITY ? array(3 * table) : NULL;
     multiply_add(x, saved, saved, P > 1 ? saved : NULL, inner, s ? s : x, floor, y, N, P, C, of, then);
-    sums(x, dy, two ? more : NULL, y, saved, NULL, inner, floor, ds ? ds : dx, work, work, inner,
+    sums(x, dy, y, saved, NULL, inner, floor, ds ? ds : dx, work, work, inner,
          floor ? work : NULL, N, P, C, of, then);
     input_gradient(dy, y, saved, NULL, inner, floor, x, NULL, NULL, dx, N, P, C, of, two ? PLAIN : then);
-    void *all[] = {x, y, dy, more, dx, s, ds, gamma, beta, dgamma, dbeta, v, dv, floor, dfloor, saved, work,
+    void *all[] = {x, y, dy, dx, s, ds, gamma, beta, dgamma, dbeta, v, dv, floor, dfloor, saved, work,
                    mean, var, bounds, w, dm, dvar, variances, gradients, inner};
     for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) free(all[i]);
 }
@@ -310,33 +309,6 @@ def test_a_shortcut_is_added_with_and_without_a_relu(
         assert shortcut.grad is not None
         assert shortcut.grad.shape == shortcut.shape
         assert shortcut.grad.sum() == (rectified > 0).sum()
-
-
-@needs_compiler
-@pytest.mark.parametrize("shortcut", [False, True])
-@DTYPES
-def test_a_gradient_in_two_parts_is_their_sum_to_the_last_bit(dtype: torch.dtype, shortcut: bool) -> None:
-    compiled = cpu._build(dtype == torch.bfloat16)
-    assert compiled is not None
-    maps = [
-        torch.randn(4, 20, 3, 5).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(4)
-    ]
-    x, dy, more, added = maps
-    gamma, beta, tau = torch.rand(3, 20)
-    weights = torch.tensor([0.3, 0.7])
-    given = added if shortcut else None
-    form, scale = Form(0, shortcut, True), torch.rand(4, 20)
-    method = Method(((2, 1), (1, 4)), 1e-5, form)
-
-    for other, floor in itertools.product((more, dy), (None, tau)):
-        parameters = Parameters(gamma, beta, weights, weights, None, floor)
-        y, saved = compiled.forward(x, parameters, given, method, None)
-        rest = x, y, parameters, saved, method, None
-        found, expected = compiled.backward(dy, *rest, more=other), compiled.backward(dy + other, *rest)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-        end = x, y, MapPass(form, scale, None, floor)
-        found, expected = compiled.sums(dy, *end, more=other), compiled.sums(dy + other, *end)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_maps_in_any_memory_order_give_the_same() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from normbench.files import user_cache
 from normbench.norms.ops.operators import Length, MapPass, Method, Parameters, Past, Running
-from normbench.norms.ops.tracing import in_two_parts, one_call
+from normbench.norms.ops.tracing import one_call
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "weights.c"))
 HEADERS = (Path(__file__).with_name("lanes.h"),)
@@ -70,10 +70,10 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, whole = ctypes.c_void_p, ctypes.c_long
         library.forward.argtypes = [pointer] * 10 + [whole] * 3 + [pointer] * 3
-        library.backward.argtypes = [pointer] * 11 + [whole] * 3 + [pointer] * 3
+        library.backward.argtypes = [pointer] * 10 + [whole] * 3 + [pointer] * 3
         library.moments.argtypes = [pointer] * 3 + [whole] * 3
         library.multiply_add.argtypes = [pointer] * 8 + [whole] * 3 + [ctypes.c_int] * 2
-        library.sums.argtypes = [pointer] * 13 + [whole] * 3 + [ctypes.c_int] * 2
+        library.sums.argtypes = [pointer] * 12 + [whole] * 3 + [ctypes.c_int] * 2
         library.input_gradient.argtypes = [pointer] * 10 + [whole] * 3 + [ctypes.c_int] * 2
         whole_passes = library.moments, library.multiply_add, library.sums, library.input_gradient
         for function in (library.forward, library.backward, *whole_passes):
@@ -133,22 +133,18 @@ class Kernels:
         return y
 
     @one_call
-    @in_two_parts(1, "more")
     def sums(
-        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass, more: Tensor | None = None
+        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
         """Compute ``Operators.sums``."""
         form, scale, inner, floor = map_pass
         N, C, H, W = x.shape
-        both = form.shortcut and form.floor
-        if more is not None and not both:
-            dy, more = dy + more, None
         dscale, dshift = torch.empty_like(scale), torch.empty_like(scale)
         dinner = None if inner is None else torch.empty_like(inner)
         dfloor = None if floor is None else torch.empty_like(scale)
-        g = torch.empty_like(x) if both else dy
+        g = torch.empty_like(x) if form.shortcut and form.floor else dy
         outputs = g, dscale, dshift, dinner, dfloor
-        pointers = map(_at, (x, dy, more, y, scale, None, inner, floor, *outputs))
+        pointers = map(_at, (x, dy, y, scale, None, inner, floor, *outputs))
         self._library.sums(*pointers, N, H * W, C, form.of, form.then)
         return dscale, dshift, dinner, dfloor, g
 
@@ -184,7 +180,6 @@ class Kernels:
         return y, saved
 
     @one_call
-    @in_two_parts(1, "more")
     def backward(
         self,
         dy: Tensor,
@@ -194,19 +189,16 @@ class Kernels:
         saved: Tensor,
         method: Method,
         past: Past | None,
-        more: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Compute ``Operators.backward``."""
         N, C, H, W = x.shape
         both = method.form.shortcut and method.form.floor
-        if more is not None and not both:
-            dy, more = dy + more, None
         dx, work = torch.empty_like(x), torch.empty((10, N * C), dtype=torch.float32)
         gradients = [None if parameter is None else torch.empty_like(parameter) for parameter in parameters]
         dshortcut = torch.empty_like(x) if both else None
         to = ctypes.byref(_Gradients(*map(_at, gradients)))
         _, _, *weights, _, floor = parameters
-        pointers = map(_at, (dy, more, x, y, *weights, floor, saved, dx, dshortcut, work))
+        pointers = map(_at, (dy, x, y, *weights, floor, saved, dx, dshortcut, work))
         self._library.backward(*pointers, N, H * W, C, _method(method, H * W), _past(past), to)
         dshortcut = dshortcut if both or not method.form.shortcut else dy
         return dx, *gradients, dshortcut

@@ -141,11 +141,11 @@ class Fused:
         return _multiply_add(x, map_pass.scale, shift, None, shortcut, map_pass.form)
 
     def sums(
-        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass, more: Tensor | None = None
+        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass
     ) -> tuple[Tensor, Tensor, None, None, Tensor]:
         """Compute ``Operators.sums``."""
         dscale, dshift = torch.empty_like(map_pass.scale), torch.empty_like(map_pass.scale)
-        g = _sums(dy if more is None else dy + more, x, y, None, dscale, dshift, map_pass.form)
+        g = _sums(dy, x, y, None, dscale, dshift, map_pass.form)
         return dscale, dshift, None, None, g
 
     def input_gradient(self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass) -> Tensor:
@@ -184,11 +184,9 @@ class Fused:
         saved: Tensor,
         method: Method,
         _past: Past | None,
-        more: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Compute ``Operators.backward``."""
         N, C, H, W = x.shape
-        dy = dy if more is None else dy + more
         work = torch.empty_like(saved[:4])
         dgamma, dbeta = saved.new_empty((2, C))
         g = _sums(dy, x, y, saved[0], work[0], work[1], method.form)

@@ -140,8 +140,7 @@ class Parameters(NamedTuple):
 class Operators(Protocol):
     """Operators on channels-last maps [N, C, H, W] of one dtype; all other tensors are fp32.
 
-    A parameter that is None is absent from the computation, and so is its gradient. Where there is ``more``,
-    the gradient of y is dy + more.
+    A parameter that is None is absent from the computation, and so is its gradient.
 
     Attributes:
         name: of the implementation, for records.
@@ -156,7 +155,7 @@ class Operators(Protocol):
         """Return f(x) · scale + shift with what follows it, [N, C, H, W]; shift is [N, C]."""
 
     def sums(
-        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass, /, more: Tensor | None = None
+        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass, /
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
         """Return the gradients of scale, shift, inner, floor, [N, C] each, and shortcut of multiply_add."""
 
@@ -184,6 +183,5 @@ class Operators(Protocol):
         method: Method,
         past: Past | None,
         /,
-        more: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, of each of the parameters, and of the shortcut of forward."""
