@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from normbench.norms.api import Clock, Normalization
-from normbench.norms.moment_norm import Block, RunningMomentNorm, Statistics, normalize
+from normbench.norms.moment_norm import Block, RunningMomentNorm, Statistics
 from normbench.norms.ops.operators import Running
-from normbench.norms.ops.pointwise import Pointwise
 
 
 class BatchRenorm(RunningMomentNorm):
@@ -64,21 +63,9 @@ class BatchRenorm(RunningMomentNorm):
         r_max, d_max = self.ends
         self.bounds = 1 + share * (r_max - 1), share * d_max
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Normalize x, [N, C, H, W]; at inference by the running statistics, as BN does.
-
-        Raises:
-            ShapeError: there are no statistics for this shape.
-        """
-        if not self.training:
-            return super().forward(x, shortcut, relu)
-        N, C, H, W = x.shape
-        statistics = self.statistics(C)
-        statistics.check(N, C, H * W)
-        unbias = self.unbias(self.norm_batch_size * H * W)
-        running = Running(self.running_mean, self.running_var, self.momentum, unbias, self._limits)
-        parameters = self.gamma, self.beta, statistics, self.eps
-        return normalize(x, *parameters, Pointwise(shortcut, relu), running)
+    def running(self, unbias: float) -> Running:
+        """Return the running statistics, which correct those of the batch."""
+        return super().running(unbias)._replace(bounds=self._limits)
 
 
 def batch_renorm(

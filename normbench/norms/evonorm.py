@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from normbench.norms.api import Normalization, ShapeError
 from normbench.norms.moment_norm import Block, Statistics, constant_moments, normalize
-from normbench.norms.ops import sync
 from normbench.norms.ops.operators import Running
 from normbench.norms.ops.pointwise import MapFunction, Pointwise, larger, multiply_add
 
@@ -122,20 +121,16 @@ class EvoNormB0(EvoNorm):
         N, C, H, W = x.shape
         if H * W == 1:
             raise ShapeError("the variance of each map would be that of a single value")
-        samples = sync.current().whole(N)
-        if self.training and samples % self.norm_batch_size:
-            words = f"a norm batch of {self.norm_batch_size} samples does not divide a batch of {samples}"
-            raise ShapeError(words)
-
         if not self.training:
             variances = self.running_var, constant_moments(x).variance
             deviations = ((variance + self.eps).sqrt() for variance in variances)
             numbers = self.gamma, self.beta, self.v, *deviations
             scale, shift, *inner = (number.expand(N, C) for number in numbers)
             return multiply_add(x, scale, shift, Pointwise(of=GATED, inner=tuple(inner)))
+        statistics = Statistics((Block(samples=self.norm_batch_size),), centred=False)
+        statistics.check(N, C, H * W)
         values = self.norm_batch_size * H * W
         running = Running(None, self.running_var, self.momentum, values / (values - 1))
-        statistics = Statistics((Block(samples=self.norm_batch_size),), centred=False)
         parameters = self.gamma, self.beta, statistics, self.eps
         return normalize(x, *parameters, Pointwise(of=GATED, inner=(self.v,)), running)
 

@@ -399,10 +399,13 @@ class RunningMomentNorm(MomentNorm):
         if not self.training or self.frozen:
             return self._infer(x, statistics, shortcut, relu)
         statistics.check(N, C, H * W)
-        unbias = self.unbias(self.norm_batch_size * H * W)
-        running = Running(self.running_mean, self.running_var, self.momentum, unbias)
+        running = self.running(self.unbias(self.norm_batch_size * H * W))
         parameters = self.gamma, self.beta, statistics, self.eps
         return normalize(x, *parameters, Pointwise(shortcut, relu), running)
+
+    def running(self, unbias: float) -> Running:
+        """Return the running statistics, which a method may give bounds for a correction."""
+        return Running(self.running_mean, self.running_var, self.momentum, unbias)
 
     def unbias(self, values: int) -> float:
         """Return the factor from a biased variance over ``values`` values to the one that is kept."""

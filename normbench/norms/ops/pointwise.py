@@ -94,15 +94,10 @@ def multiply_add(
     x = x.to(torch.promote_types(x.dtype, scale.dtype))  # once: its gradient is rounded when it is added up
     f = of.of(x, *(parameter[..., None, None] for parameter in inner))
     y = torch.addcmul(shift[..., None, None], f, scale[..., None, None]).to(dtype)
-    return _finished(y, shortcut, relu, floor)
-
-
-def _finished(y: Tensor, shortcut: Tensor | None, relu: bool, floor: Tensor | None) -> Tensor:
-    """Return y plus the shortcut, and its ReLU or threshold, in the dtype of y."""
     if shortcut is not None:
-        y = y + shortcut.to(y.dtype)
+        y = y + shortcut.to(dtype)
     if floor is not None:
-        return larger(y, floor.to(y.dtype)[:, None, None])
+        return larger(y, floor.to(dtype)[:, None, None])
     return torch.relu(y) if relu else y
 
 
