@@ -1,6 +1,7 @@
 """Batch renormalization (Ioffe 2017, arXiv 1702.03275): BN corrected towards running statistics."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,25 +69,6 @@ class BatchRenorm(RunningMomentNorm):
         return super().running(unbias)._replace(bounds=self._limits)
 
 
-def batch_renorm(
-    eps: float,
-    momentum: float,
-    r_max: float,
-    d_max: float,
-    warmup_epochs: float,
-    ramp_epochs: float,
-    norm_batch_size: int,
-) -> Normalization:
-    """Return batch renormalization after every convolution."""
-    return Normalization(
-        make_layer=partial(
-            BatchRenorm,
-            eps=eps,
-            momentum=momentum,
-            norm_batch_size=norm_batch_size,
-            r_max=r_max,
-            d_max=d_max,
-            warmup_epochs=warmup_epochs,
-            ramp_epochs=ramp_epochs,
-        )
-    )
+def batch_renorm(**options: Any) -> Normalization:
+    """Return batch renormalization after every convolution; its options are those of the layer."""
+    return Normalization(make_layer=partial(BatchRenorm, **options))

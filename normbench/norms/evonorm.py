@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.api import Normalization, ShapeError
-from normbench.norms.moment_norm import Block, Statistics, constant_moments, normalize
+from normbench.norms.moment_norm import AffineNorm, Block, Statistics, constant_moments, normalize
 from normbench.norms.ops.operators import Running
 from normbench.norms.ops.pointwise import MapFunction, Pointwise, larger, multiply_add
 
@@ -48,16 +48,11 @@ class _Gated(torch.autograd.Function):
 GATED = MapFunction(_Gated.apply, code=2, divides=True)
 
 
-class EvoNorm(nn.Module):
+class EvoNorm(AffineNorm):
     """gamma · f(x) + beta, with a learned v for each channel in f; gamma and v are initially 1, beta 0."""
 
-    takes_relu = True
-
     def __init__(self, channels: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.gamma = nn.Parameter(torch.ones(channels))
-        self.beta = nn.Parameter(torch.zeros(channels))
+        super().__init__(channels, eps)
         self.v = nn.Parameter(torch.ones(channels))
 
     def act(self, x: Tensor) -> Tensor:

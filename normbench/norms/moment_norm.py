@@ -330,10 +330,8 @@ class _Compiled(torch.autograd.Function):
         return *inputs, None, None, None
 
 
-class MomentNorm(nn.Module):
-    """A layer that normalizes by pooled moments, then scales by gamma and shifts by beta.
-
-    A method is a subclass that implements :meth:`statistics`.
+class AffineNorm(nn.Module):
+    """A layer that scales what it has normalized by gamma, [C], and shifts it by beta, [C].
 
     Args:
         channels: C.
@@ -347,6 +345,10 @@ class MomentNorm(nn.Module):
         self.eps = eps
         self.gamma = nn.Parameter(torch.ones(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
+
+
+class MomentNorm(AffineNorm):
+    """A layer that normalizes by pooled moments; a method is a subclass with its :meth:`statistics`."""
 
     def statistics(self, C: int) -> Statistics:
         """Return which samples and which of the C channels share a mean and a variance."""
