@@ -125,7 +125,7 @@ def decided() -> str:
 
 def item(text: str) -> str:
     """Return an item of a list, wrapped."""
-    return textwrap.fill(f"- {text}", 98, subsequent_indent="  ", break_on_hyphens=False)
+    return _wrapped(f"- {text}", 98)
 
 
 def findings() -> str:
@@ -161,7 +161,7 @@ def _lead(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
 
 def saved() -> str:
     """Return what adaptive looks save over the claims of this project, by simulation."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "seeds_saved.json").read_text("utf-8"))
+    found = _benchmark("seeds_saved")
     text = (
         f"Settled together from no record at all, the {found['claims']} claims with numbers on every side "
         f"would take {found['trials_mean']:.0f} trials in the mean of {found['simulations']} simulations "
@@ -169,7 +169,7 @@ def saved() -> str:
         f"{found['trials_of_20_seeds_each']:,}: {100 * found['saved']:.0f} % are saved "
         "(`benchmarks/seeds_saved.py`, by the means and spreads of the stored records)."
     )
-    return textwrap.fill(text, 98, break_on_hyphens=False)
+    return _wrapped(text, 98)
 
 
 def comparison_in_words(each: Judged) -> str:
@@ -287,9 +287,9 @@ def _found(experiment: str) -> results.StoredExperiment:
     return results.find(RESULTS, experiment, complain)
 
 
-def experiments() -> list[str]:
-    """Return the experiments whose records are committed."""
-    return results.experiments(RESULTS)
+def _short(method: str) -> str:
+    """Return the abbreviation of a method, else its name as code."""
+    return SHORT.get(method, f"`{method}`")
 
 
 @cache
@@ -420,7 +420,7 @@ def _settings(trial: Trial) -> dict[str, Any]:
 
 def _cell(key: str, value: object) -> str:
     if key == "norm.name":
-        return SHORT.get(str(value), f"`{value}`")
+        return _short(str(value))
     if value is None:
         return "–"
     if isinstance(value, list):
@@ -515,21 +515,14 @@ def by_batch(experiment: str, key: str) -> str:
             size = getattr(record.trial, key)
             cells[record.trial.norm.name, size].append(100 * record.final.test_accuracy)
     sizes = sorted({size for _, size in cells if size is not None})
-    methods = list(
-        dict.fromkeys(name for name in TABLES["norms"] if any(name == method for method, _ in cells))
-    )
+    methods = [name for name in TABLES["norms"] if any(name == method for method, _ in cells)]
     rows = []
     for method in methods:
-        alone = cells.get((method, None))
-        if alone:
-            rows.append(
-                (SHORT.get(method, f"`{method}`"), f"{_whole(alone)} (any size)", *[""] * (len(sizes) - 1))
-            )
+        if alone := cells.get((method, None)):
+            numbers = [f"{_whole(alone)} (any size)", *[""] * (len(sizes) - 1)]
         else:
-            numbers = (cells.get((method, size)) for size in sizes)
-            rows.append(
-                (SHORT.get(method, f"`{method}`"), *(_whole(each) if each else "–" for each in numbers))
-            )
+            numbers = [_whole(each) if (each := cells.get((method, size))) else "–" for size in sizes]
+        rows.append((_short(method), *numbers))
     return table((HEADS[key], *sizes), rows)
 
 
@@ -553,20 +546,11 @@ def weights() -> str:
         for (size, norm_size), pairs in sorted(cells.items()):
             mean, variance = (statistics.fmean(pair[place] for pair in pairs) for place in (0, 1))
             rows.append((f"`{experiment}`", size, norm_size, f"{mean:.2f}", f"{variance:.2f}", len(pairs)))
-    return table(
-        (
-            "experiment",
-            "batch size",
-            "normalization batch size",
-            "weight of BN in the mean",
-            "in the variance",
-            "n",
-        ),
-        rows,
-    )
+    sizes = "batch size", "normalization batch size"
+    return table(("experiment", *sizes, "weight of BN in the mean", "in the variance", "n"), rows)
 
 
-def experiment_list() -> str:
+def experiments() -> str:
     """Return every config with the claims it tests, its number of trials, and its records."""
     rows: list[Row] = []
     for path in sorted((ROOT / "configs").glob("*.yaml")):
@@ -575,7 +559,7 @@ def experiment_list() -> str:
         claims = ", ".join(map(str, claims_of(name))) or "–"
         there = (
             f"[{len(_found(name).records)} records](results.md#{_anchor(name)})"
-            if name in experiments()
+            if name in results.experiments(RESULTS)
             else "–"
         )
         rows.append((f"[`{name}`](../configs/{path.name})", claims, len(experiment.trials), there))
@@ -620,10 +604,7 @@ def accuracy(name: str) -> str:
         value, low, high = (_signed(row[key], 2) for key in ("difference", "low", "high"))
         cells[row["norm"]][column] = f"{value} [{low}, {high}]"
     columns = list(dict.fromkeys(columns))
-    rows = [
-        (SHORT.get(method, f"`{method}`"), *(found.get(column, "–") for column in columns))
-        for method, found in cells.items()
-    ]
+    rows = ((_short(name), *(found.get(column, "–") for column in columns)) for name, found in cells.items())
     return table(("method", *columns), rows)
 
 
@@ -643,9 +624,8 @@ def kernels() -> str:
 
 def profile() -> str:
     """Return the time of a step and an inference relative to BN and to no normalization."""
-    measured = json.loads((ROOT / "benchmarks/results/profile_cpu/profile.json").read_text("utf-8"))["costs"]
     rows = []
-    for cost in measured:
+    for cost in _benchmark("profile_cpu/profile")["costs"]:
         norm = cost["norm"]["name"]
         numbers = (
             cost[f"{what}_against_{base}"] for what in ("update", "inference") for base in ("batch", "none")
@@ -657,42 +637,19 @@ def profile() -> str:
 
 def verdicts() -> str:
     """Return how often each kind of claim was judged wrongly, and how soon, in simulation."""
-    cases = json.loads((ROOT / "benchmarks" / "results" / "verdicts.json").read_text("utf-8"))["cases"]
     head = ("kind", "truth", "wrong at any look", "decided by 20 seeds", "mean seeds")
-    rates = ("wrong_at_any_look", "decided_by_20_seeds")
+    formats = "{kind}", "{truth}", "{wrong_at_any_look:.1%}", "{decided_by_20_seeds:.1%}", "{mean_seeds:.1f}"
     return table(
-        head,
-        (
-            (
-                case["kind"],
-                case["truth"],
-                *(f"{case[rate]:.1%}" for rate in rates),
-                f"{case['mean_seeds']:.1f}",
-            )
-            for case in cases
-        ),
+        head, ([cell.format(**case) for cell in formats] for case in _benchmark("verdicts")["cases"])
     )
 
 
 PARTS: dict[str, Callable[..., str]] = {
-    "claims": claims,
-    "score": score,
-    "decided": decided,
-    "findings": findings,
-    "saved": saved,
-    "names": names,
-    "options": options,
-    "published": published,
-    "commands": commands,
-    "result": result,
-    "by_batch": by_batch,
-    "weights": weights,
-    "experiments": experiment_list,
-    "throughput": throughput,
-    "accuracy": accuracy,
-    "kernels": kernels,
-    "profile": profile,
-    "verdicts": verdicts,
+    part.__name__: part
+    for part in (
+        *(claims, score, decided, findings, saved, names, options, published, commands),
+        *(result, by_batch, weights, experiments, throughput, accuracy, kernels, profile, verdicts),
+    )
 }
 
 

@@ -202,10 +202,10 @@ def take(arithmetic: Arithmetic, monkeypatch: pytest.MonkeyPatch) -> None:
         from normbench.norms.ops.gpu import Fused
 
         def interpreted(
-            x: Tensor, *_: Tensor | None, form: Any = dispatch.PLAIN, floor: Any = None, **more: Any
+            x: Tensor, *_: Tensor | None, form: Any = dispatch.PLAIN, method: Any = None
         ) -> Fused | None:
             fused = Fused()
-            return fused if fused.covers(x, form, floor, more.get("method"), more.get("past")) else None
+            return fused if fused.covers(x, form, method) else None
 
         monkeypatch.setattr(dispatch, "suited", interpreted)
     elif cpu.path(torch.device("cpu")) != "compiled":

@@ -14,7 +14,6 @@ Computing the eigenvectors of D × D values takes time D³. A run computes each 
 cores, and stores it beside the decoded images; trials map the file into memory.
 """
 
-import functools
 import hashlib
 import threading
 import time
@@ -29,7 +28,7 @@ from torch import Tensor
 from normbench.config.catalog.datasets import Log
 from normbench.config.trial import Choice
 from normbench.data.cache import Cache
-from normbench.data.dataset import Dataset, Split, map_file
+from normbench.data.dataset import Dataset, map_file
 from normbench.files import write_atomically
 
 CHUNK = 2048  # images processed at once
@@ -178,28 +177,15 @@ def _scale(variances: Tensor, eps: float) -> Tensor:
     return torch.where(variances > threshold, (variances.clamp_min(0) + eps).rsqrt(), 0.0)
 
 
+_last: dict[tuple[str, int], Components] = {}  # by contents and number, which determine the images in use
+
+
 def principal_components(dataset: Dataset) -> Components:
-    """Compute those of the training images in use, and cache the last result; about 10 s at 32×32."""
-    return _components(_Key(dataset.content, dataset.train))
-
-
-class _Key:
-    """A split with an identity; equal contents and sizes mean equal images."""
-
-    def __init__(self, content: str, split: Split) -> None:
-        self.split = split
-        self.identity = content, len(split.indices)
-
-    def __hash__(self) -> int:
-        return hash(self.identity)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.identity == other.identity
-
-
-@functools.lru_cache(maxsize=1)
-def _components(key: _Key) -> Components:
-    split, count = key.split, len(key.split.indices)
+    """Compute those of the training images in use, or return the last result; about 10 s at 32×32."""
+    split, count = dataset.train, len(dataset.train.indices)
+    key = dataset.content, count
+    if (known := _last.get(key)) is not None:
+        return known
 
     def rows(first: int) -> Tensor:
         images = torch.from_numpy(split.images[split.indices[first : first + CHUNK]])
@@ -212,7 +198,8 @@ def _components(key: _Key) -> Components:
         centred = rows(first) - mean
         covariance.addmm_(centred.T, centred, alpha=1 / count)
     variances, basis = torch.linalg.eigh(covariance)
-    return Components(mean, variances.flip(0), _fix_signs(basis.flip(1)))
+    _last.clear()
+    return _last.setdefault(key, Components(mean, variances.flip(0), _fix_signs(basis.flip(1))))
 
 
 def _fix_signs(basis: Tensor) -> Tensor:

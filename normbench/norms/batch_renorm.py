@@ -1,12 +1,13 @@
 """Batch renormalization (Ioffe 2017, arXiv 1702.03275): BN corrected towards running statistics."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from normbench.norms.api import Clock, Normalization
-from normbench.norms.moment_norm import Block, RunningMomentNorm, Statistics, normalize
+from normbench.norms.moment_norm import Block, RunningMomentNorm, Statistics
 from normbench.norms.ops.operators import Running
 
 
@@ -63,42 +64,11 @@ class BatchRenorm(RunningMomentNorm):
         r_max, d_max = self.ends
         self.bounds = 1 + share * (r_max - 1), share * d_max
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Normalize x, [N, C, H, W]; at inference by the running statistics, as BN does.
-
-        Raises:
-            ShapeError: there are no statistics for this shape.
-        """
-        if not self.training:
-            return super().forward(x, shortcut, relu)
-        N, C, H, W = x.shape
-        statistics = self.statistics(C)
-        statistics.check(N, C, H * W)
-        unbias = self.unbias(self.norm_batch_size * H * W)
-        running = Running(self.running_mean, self.running_var, self.momentum, unbias, self._limits)
-        parameters = self.gamma, self.beta, statistics, self.eps
-        return normalize(x, *parameters, shortcut, relu, running)
+    def running(self, unbias: float) -> Running:
+        """Return the running statistics, which correct those of the batch."""
+        return super().running(unbias)._replace(bounds=self._limits)
 
 
-def batch_renorm(
-    eps: float,
-    momentum: float,
-    r_max: float,
-    d_max: float,
-    warmup_epochs: float,
-    ramp_epochs: float,
-    norm_batch_size: int,
-) -> Normalization:
-    """Return batch renormalization after every convolution."""
-    return Normalization(
-        make_layer=partial(
-            BatchRenorm,
-            eps=eps,
-            momentum=momentum,
-            norm_batch_size=norm_batch_size,
-            r_max=r_max,
-            d_max=d_max,
-            warmup_epochs=warmup_epochs,
-            ramp_epochs=ramp_epochs,
-        )
-    )
+def batch_renorm(**options: Any) -> Normalization:
+    """Return batch renormalization after every convolution; its options are those of the layer."""
+    return Normalization(make_layer=partial(BatchRenorm, **options))

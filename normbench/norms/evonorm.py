@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.api import Normalization, ShapeError
-from normbench.norms.moment_norm import Block, Statistics, constant_moments, normalize
-from normbench.norms.ops import sync
+from normbench.norms.moment_norm import AffineNorm, Block, Statistics, constant_moments, normalize
 from normbench.norms.ops.operators import Running
-from normbench.norms.ops.pointwise import MapFunction, larger, multiply_add
+from normbench.norms.ops.pointwise import MapFunction, Pointwise, larger, multiply_add
 
 SWISH = MapFunction(lambda x, v: x * torch.sigmoid(v * x), code=1)
 
@@ -49,16 +48,11 @@ class _Gated(torch.autograd.Function):
 GATED = MapFunction(_Gated.apply, code=2, divides=True)
 
 
-class EvoNorm(nn.Module):
+class EvoNorm(AffineNorm):
     """gamma · f(x) + beta, with a learned v for each channel in f; gamma and v are initially 1, beta 0."""
 
-    takes_relu = True
-
     def __init__(self, channels: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.gamma = nn.Parameter(torch.ones(channels))
-        self.beta = nn.Parameter(torch.zeros(channels))
+        super().__init__(channels, eps)
         self.v = nn.Parameter(torch.ones(channels))
 
     def act(self, x: Tensor) -> Tensor:
@@ -95,7 +89,8 @@ class EvoNormS0(EvoNorm):
         if C // self.groups * H * W == 1:
             raise ShapeError("each variance would be that of a single value")
         statistics = Statistics((Block(channels=C // self.groups),), centred=False)
-        return normalize(x, self.gamma, self.beta, statistics, self.eps, of=SWISH, inner=self.v)
+        swish = Pointwise(of=SWISH, inner=(self.v,))
+        return normalize(x, self.gamma, self.beta, statistics, self.eps, swish)
 
 
 class EvoNormB0(EvoNorm):
@@ -121,22 +116,18 @@ class EvoNormB0(EvoNorm):
         N, C, H, W = x.shape
         if H * W == 1:
             raise ShapeError("the variance of each map would be that of a single value")
-        samples = sync.current().whole(N)
-        if self.training and samples % self.norm_batch_size:
-            words = f"a norm batch of {self.norm_batch_size} samples does not divide a batch of {samples}"
-            raise ShapeError(words)
-
         if not self.training:
             variances = self.running_var, constant_moments(x).variance
             deviations = ((variance + self.eps).sqrt() for variance in variances)
             numbers = self.gamma, self.beta, self.v, *deviations
             scale, shift, *inner = (number.expand(N, C) for number in numbers)
-            return multiply_add(x, scale, shift, of=GATED, inner=inner)
+            return multiply_add(x, scale, shift, Pointwise(of=GATED, inner=tuple(inner)))
+        statistics = Statistics((Block(samples=self.norm_batch_size),), centred=False)
+        statistics.check(N, C, H * W)
         values = self.norm_batch_size * H * W
         running = Running(None, self.running_var, self.momentum, values / (values - 1))
-        statistics = Statistics((Block(samples=self.norm_batch_size),), centred=False)
         parameters = self.gamma, self.beta, statistics, self.eps
-        return normalize(x, *parameters, running=running, of=GATED, inner=self.v)
+        return normalize(x, *parameters, Pointwise(of=GATED, inner=(self.v,)), running)
 
 
 def evonorm_s0(groups: int, eps: float) -> Normalization:

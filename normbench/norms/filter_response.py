@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.api import Normalization, ShapeError
-from normbench.norms.moment_norm import Block, Statistics, normalize
+from normbench.norms.moment_norm import AffineNorm, Block, Statistics, normalize
+from normbench.norms.ops.pointwise import Pointwise
 
 
-class FilterResponseNorm(nn.Module):
+class FilterResponseNorm(AffineNorm):
     """Division by the root mean square over H and W of each channel of each sample (equations 1 to 3).
 
     y = gamma · x / sqrt(mean of x² + eps) + beta
@@ -17,13 +18,8 @@ class FilterResponseNorm(nn.Module):
     max(y, tau) with a learned tau for each channel, initially 0, takes the place of a ReLU (equation 4).
     """
 
-    takes_relu = True
-
     def __init__(self, channels: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.gamma = nn.Parameter(torch.ones(channels))
-        self.beta = nn.Parameter(torch.zeros(channels))
+        super().__init__(channels, eps)
         self.tau = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -35,7 +31,8 @@ class FilterResponseNorm(nn.Module):
         if x.shape[2] * x.shape[3] == 1:
             raise ShapeError("each mean of squares would be that of a single value")
         statistics = Statistics((Block(),), squares=True, centred=False)
-        return normalize(x, self.gamma, self.beta, statistics, self.eps, shortcut, relu, floor=self.tau)
+        pointwise = Pointwise(shortcut, relu, floor=self.tau if relu else None)
+        return normalize(x, self.gamma, self.beta, statistics, self.eps, pointwise)
 
 
 def filter_response(eps: float) -> Normalization:

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from normbench.norms.api import ShapeError
 from normbench.norms.ops import dispatch, sync
-from normbench.norms.ops.operators import Form, Method, Past, Running
+from normbench.norms.ops.operators import Method, Parameters, Running
 from normbench.norms.ops.pointwise import (
     IDENTITY,
-    MapFunction,
+    PLAIN,
+    Pointwise,
     addend,
     multiply_add,
     refuse_second_derivatives,
@@ -189,19 +190,13 @@ def normalize(
     beta: Tensor,
     statistics: Statistics,
     eps: float,
-    shortcut: Tensor | None = None,
-    relu: bool = False,
+    pointwise: Pointwise = PLAIN,
     running: Running | None = None,
-    *,
-    of: MapFunction = IDENTITY,
-    inner: Tensor | None = None,
-    floor: Tensor | None = None,
-    past: Past | None = None,
 ) -> Tensor:
-    """Normalize a batch by its own statistics; then add ``shortcut``, if any; take the ReLU if ``relu``.
+    """Normalize a batch by its own statistics.
 
-    y = f(x) · scale + shift, where f(x) = x by default (computed as x less the mean of the map, if a mean is
-    subtracted); the statistics are always those of x.
+    y = f(x) · scale + shift and what follows it, where f(x) = x by default (computed as x less the mean of
+    the map, if a mean is subtracted); the statistics are always those of x.
 
     Args:
         x: [N, C, H, W].
@@ -209,14 +204,9 @@ def normalize(
         beta: [C].
         statistics: which samples and channels share a mean and a variance.
         eps: added to the variance before the square root.
-        shortcut: [N, C, H, W], added to the normalized x.
-        relu: end with max(·, 0).
+        pointwise: f, with at most one parameter, of [C], and what follows it.
         running: running statistics, updated by those of the last pooling, which they correct if they have
             bounds.
-        of: f.
-        inner: [C], the parameter of f.
-        floor: [C], in place of the 0 of the ReLU.
-        past: earlier variances, which those of the only pooling are averaged with.
 
     Returns:
         y, [N, C, H, W] in the dtype of x.
@@ -237,30 +227,22 @@ def normalize(
             of_all = whole_batch(moments(x, statistics.bessel))
             newest = _pooled(of_all, statistics.blocks[-1], statistics.squares)
     following = running if newest is None or running is None else running._replace(follows=False)
-    form = Form(of.code or 0, shortcut is not None, relu)
-    floor = floor if relu else None
-    flags = statistics.bessel, statistics.squares, statistics.centred, bounds is not None
-    method = Method(statistics.blocks, eps, form, *flags)
+    past = None if running is None else running.past
+    flags = statistics.bessel, statistics.squares, statistics.centred, bounds is not None, past is not None
+    method = Method(statistics.blocks, eps, pointwise.form, *flags)
+    is_covered = not (pointwise.of.divides and (method.centred or method.corrected))
     compiled = None
-    if not is_spanning and _is_compiled(of, form, statistics, bounds is not None):
-        numbers = gamma, beta, *weights, inner
-        compiled = dispatch.suited(x, *numbers, form=form, floor=floor, method=method, past=past)
+    if is_covered and not is_spanning and pointwise.of.compiled(method.form):
+        (inner,) = pointwise.inner or (None,)
+        parameters = Parameters(gamma, beta, *weights, inner, pointwise.floor)
+        compiled = dispatch.suited(x, *parameters, form=method.form, method=method)
     if compiled is not None:
-        y: Tensor = _Compiled.apply(
-            x, gamma, beta, *weights, inner, floor, shortcut, method, following, past, compiled
-        )
+        y: Tensor = _Compiled.apply(x, *parameters, pointwise.shortcut, method, following, compiled)
     else:
-        ends = shortcut, relu, following, past, is_spanning, of, inner, floor
-        y = _by_torch(x, gamma, beta, statistics, eps, *ends)
+        y = _by_torch(x, gamma, beta, statistics, eps, pointwise, following, is_spanning)
     if running is not None and newest is not None:
         follow(running, *newest)
     return y
-
-
-def _is_compiled(of: MapFunction, form: Form, statistics: Statistics, is_corrected: bool) -> bool:
-    """Return whether the compiled kernels can do all of this in one call."""
-    fits = not (of.divides and (statistics.centred or is_corrected))
-    return of.compiled(form) and fits
 
 
 def _pooled(parts: Moments, block: Block, squares: bool) -> Moments:
@@ -275,14 +257,9 @@ def _by_torch(
     beta: Tensor,
     statistics: Statistics,
     eps: float,
-    shortcut: Tensor | None,
-    relu: bool,
+    pointwise: Pointwise,
     running: Running | None,
-    past: Past | None,
     is_spanning: bool,
-    of: MapFunction,
-    inner: Tensor | None,
-    floor: Tensor | None,
 ) -> Tensor:
     """Compute :func:`normalize` by its definition.
 
@@ -297,10 +274,10 @@ def _by_torch(
     N, C = of_maps.mean.shape
     pooled = [_pooled(of_maps, block, statistics.squares) for block in statistics.blocks]
     last = statistics.blocks[-1]
-    if past is not None:
+    if running is not None and running.past is not None:
         (only,) = pooled
         values = last.samples * last.channels * positions
-        pooled = [only._replace(variance=average_over_updates(past, only.variance, eps, values))]
+        pooled = [only._replace(variance=average_over_updates(running.past, only.variance, eps, values))]
 
     def of_samples(part: Moments, block: Block) -> Moments:
         rows = spread_out(part, block, N, C)
@@ -313,18 +290,17 @@ def _by_torch(
         if running.follows:
             follow(running, *pooled[-1])
     parts = [of_samples(part, block) for part, block in zip(pooled, statistics.blocks, strict=True)]
-    if statistics.centred and of == IDENTITY:
+    if statistics.centred and pointwise.of == IDENTITY:
         x, parts = deviations, [part._replace(mean=part.mean - centre) for part in parts]
     mixed = mix(parts, statistics)
-    numbers: tuple[Tensor, ...] = () if inner is None else (inner.expand_as(mixed.variance),)
-    if of.divides:
+    inner = [parameter.expand_as(mixed.variance) for parameter in pointwise.inner]
+    if pointwise.of.divides:
         both = mixed, local_rows(of_maps) if is_spanning else of_maps
-        divisors = ((part.variance + eps).sqrt() for part in both)
+        inner += [(part.variance + eps).sqrt() for part in both]
         scale, shift = gamma.expand_as(mixed.mean), beta.expand_as(mixed.mean)
-        numbers = *numbers, *divisors
     else:
         scale, shift = affine(mixed, gamma, beta, eps, statistics.centred)
-    return multiply_add(x, scale, shift, shortcut, relu, of=of, inner=numbers, floor=floor, dtype=dtype)
+    return multiply_add(x, scale, shift, pointwise._replace(inner=tuple(inner)), dtype)
 
 
 class _Compiled(torch.autograd.Function):
@@ -333,15 +309,15 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
         """Compute :func:`normalize`; keeps x, y and tables of [N, C] for the backward pass."""
-        x, *parameters, shortcut, method, running, past, compiled = arguments
+        x, *parameters, shortcut, method, running, compiled = arguments
         x = x.contiguous(memory_format=torch.channels_last)
         parameters = [None if parameter is None else parameter.contiguous() for parameter in parameters]
         if shortcut is not None:
             shortcut = addend(shortcut, x)
-        y, saved = compiled.forward(x, *parameters, shortcut, method, running, past)
-        ctx.method, ctx.past, ctx.compiled = method, past, compiled
-        _gamma, _beta, *others = parameters
-        ctx.save_for_backward(x, y if method.form.floor else x, *others, saved)
+        y, saved = compiled.forward(x, Parameters(*parameters), shortcut, method, running)
+        ctx.method, ctx.compiled = method, compiled
+        ctx.past = running.past if method.averaged else None
+        ctx.save_for_backward(x, y if method.form.floor else x, saved, *parameters)
         return y
 
     @staticmethod
@@ -349,14 +325,13 @@ class _Compiled(torch.autograd.Function):
         """Return the gradients of x, gamma, beta, mixing weights, the parameter of f, floor and shortcut."""
         refuse_second_derivatives()
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        inputs = ctx.compiled.backward(dy, *ctx.saved_tensors, ctx.method, ctx.past)
-        return *inputs, None, None, None, None
+        x, y, saved, *parameters = ctx.saved_tensors
+        inputs = ctx.compiled.backward(dy, x, y, Parameters(*parameters), saved, ctx.method, ctx.past)
+        return *inputs, None, None, None
 
 
-class MomentNorm(nn.Module):
-    """A layer that normalizes by pooled moments, then scales by gamma and shifts by beta.
-
-    A method is a subclass that implements :meth:`statistics`.
+class AffineNorm(nn.Module):
+    """A layer that scales what it has normalized by gamma, [C], and shifts it by beta, [C].
 
     Args:
         channels: C.
@@ -371,6 +346,10 @@ class MomentNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
 
+
+class MomentNorm(AffineNorm):
+    """A layer that normalizes by pooled moments; a method is a subclass with its :meth:`statistics`."""
+
     def statistics(self, C: int) -> Statistics:
         """Return which samples and which of the C channels share a mean and a variance."""
         raise NotImplementedError
@@ -384,7 +363,7 @@ class MomentNorm(nn.Module):
         N, C, H, W = x.shape
         statistics = self.statistics(C)
         statistics.check(N, C, H * W)
-        return normalize(x, self.gamma, self.beta, statistics, self.eps, shortcut, relu)
+        return normalize(x, self.gamma, self.beta, statistics, self.eps, Pointwise(shortcut, relu))
 
 
 class RunningMomentNorm(MomentNorm):
@@ -422,9 +401,13 @@ class RunningMomentNorm(MomentNorm):
         if not self.training or self.frozen:
             return self._infer(x, statistics, shortcut, relu)
         statistics.check(N, C, H * W)
-        unbias = self.unbias(self.norm_batch_size * H * W)
-        running = Running(self.running_mean, self.running_var, self.momentum, unbias)
-        return normalize(x, self.gamma, self.beta, statistics, self.eps, shortcut, relu, running)
+        running = self.running(self.unbias(self.norm_batch_size * H * W))
+        parameters = self.gamma, self.beta, statistics, self.eps
+        return normalize(x, *parameters, Pointwise(shortcut, relu), running)
+
+    def running(self, unbias: float) -> Running:
+        """Return the running statistics, which a method may give bounds for a correction."""
+        return Running(self.running_mean, self.running_var, self.momentum, unbias)
 
     def unbias(self, values: int) -> float:
         """Return the factor from a biased variance over ``values`` values to the one that is kept."""
@@ -439,4 +422,4 @@ class RunningMomentNorm(MomentNorm):
             parts = [spread_out(pool(of_maps, block), block, N, C) for block in within]
         parts.append(Moments(self.running_mean.expand(N, C), self.running_var.expand(N, C)))
         scale, shift = affine(mix(parts, statistics), self.gamma, self.beta, self.eps)
-        return multiply_add(x, scale, shift, shortcut, relu)
+        return multiply_add(x, scale, shift, Pointwise(shortcut, relu))

@@ -1,20 +1,21 @@
 """Moving average batch normalization (Yan et al. 2020, arXiv 2001.06838, section 3)."""
 
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from normbench.norms.api import Clock, Normalization, ShapeError
-from normbench.norms.moment_norm import Block, Statistics, normalize
+from normbench.norms.moment_norm import AffineNorm, Block, Statistics, normalize
 from normbench.norms.ops.operators import Past, Running
-from normbench.norms.ops.pointwise import multiply_add
+from normbench.norms.ops.pointwise import Pointwise, multiply_add
 from normbench.norms.reparam import CentredConv
 
 BOUND = 5.0  # of the correction by the running statistics, and 1 / 5 its lower one
 
 
-class MovingAverageBatchNorm(nn.Module):
+class MovingAverageBatchNorm(AffineNorm):
     """r · x / sqrt(mean of x² over past updates + eps), then gamma and beta; r is a constant to the gradient.
 
     BN without its mean, which centred weights make unnecessary, leaves one statistic of a norm batch in each
@@ -36,7 +37,6 @@ class MovingAverageBatchNorm(nn.Module):
         renorm_updates: number of updates before r is used.
     """
 
-    takes_relu = True
     running_squares: Tensor
     squares: Tensor
     gradients: Tensor
@@ -52,13 +52,11 @@ class MovingAverageBatchNorm(nn.Module):
         warmup_updates: int,
         renorm_updates: int,
     ) -> None:
-        super().__init__()
-        self.eps, self.momentum, self.norm_batch_size = eps, momentum, norm_batch_size
+        super().__init__(channels, eps)
+        self.momentum, self.norm_batch_size = momentum, norm_batch_size
         self.averages_from = max(window, warmup_updates - 1)  # updates made
         self.renormalizes_from = max(renorm_updates, warmup_updates)
         self.averages = self.renormalizes = False
-        self.gamma = nn.Parameter(torch.ones(channels))
-        self.beta = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_squares", torch.ones(channels))
         self._bounds: Tensor  # of r; and of what would be added, which is nothing
         self.register_buffer("_bounds", torch.tensor([1 / BOUND, BOUND, 0]), persistent=False)
@@ -80,7 +78,7 @@ class MovingAverageBatchNorm(nn.Module):
         N, C, H, W = x.shape
         if not self.training:
             scale = (self.gamma * torch.rsqrt(self.running_squares + self.eps)).expand(N, C)
-            return multiply_add(x, scale, self.beta.expand(N, C), shortcut, relu)
+            return multiply_add(x, scale, self.beta.expand(N, C), Pointwise(shortcut, relu))
         batches = self.squares.shape[1]
         if batches * self.norm_batch_size != N:
             words = f"a batch of {N} samples is not {batches} norm batches of {self.norm_batch_size}"
@@ -89,33 +87,16 @@ class MovingAverageBatchNorm(nn.Module):
             raise ShapeError("each mean of squares would be that of a single value")
 
         bounds = self._bounds if self.renormalizes else None
-        running = Running(None, self.running_squares, self.momentum, 1.0, bounds)
         past = Past(self.squares, self.gradients, self.averages)
+        running = Running(None, self.running_squares, self.momentum, 1.0, bounds, past=past)
         statistics = Statistics((Block(samples=self.norm_batch_size),), squares=True, centred=False)
         parameters = self.gamma, self.beta, statistics, self.eps
-        return normalize(x, *parameters, shortcut, relu, running, past=past)
+        return normalize(x, *parameters, Pointwise(shortcut, relu), running)
 
 
-def moving_average_batch(
-    eps: float,
-    momentum: float,
-    window: int,
-    warmup_updates: int,
-    renorm_updates: int,
-    norm_batch_size: int,
-    norm_batches: int,
-) -> Normalization:
-    """Return moving average batch normalization after every convolution, whose weights are centred."""
+def moving_average_batch(**options: Any) -> Normalization:
+    """Return MABN after every convolution, whose weights are centred; its options are those of the layer."""
     return Normalization(
-        make_layer=partial(
-            MovingAverageBatchNorm,
-            eps=eps,
-            momentum=momentum,
-            norm_batch_size=norm_batch_size,
-            norm_batches=norm_batches,
-            window=window,
-            warmup_updates=warmup_updates,
-            renorm_updates=renorm_updates,
-        ),
+        make_layer=partial(MovingAverageBatchNorm, **options),
         wrap_conv=lambda plain: CentredConv(plain, bias=False),
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.api import Normalization, Sum
-from normbench.norms.ops.pointwise import multiply_add
+from normbench.norms.ops.pointwise import Pointwise, multiply_add
 from normbench.norms.reparam import FunctionOfWeights, Scale, by_rows
 
 GAMMA = 1.7139588594436646  # of the released code, an estimate of sqrt(2 / (1 - 1 / pi)) = 1.71286
@@ -48,7 +48,8 @@ class Gamma(nn.Module):
     def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
         """Return gamma · x, [N, C, H, W]; then add ``shortcut``, if any, and take the ReLU, if so asked."""
         N, C = x.shape[:2]
-        return multiply_add(x, self.gamma.expand(N, C), self.zero.expand(N, C), shortcut, relu)
+        scale, shift = self.gamma.expand(N, C), self.zero.expand(N, C)
+        return multiply_add(x, scale, shift, Pointwise(shortcut, relu))
 
 
 class SkipInit(Sum):
@@ -69,7 +70,7 @@ class SkipInit(Sum):
         """Return the sum of shortcut and scaled branch, [N, C, H, W] each."""
         N, C = branch.shape[:2]
         scale = (self.alpha * self.skip_gain).expand(N, C)
-        return multiply_add(branch, scale, torch.zeros_like(scale), shortcut)
+        return multiply_add(branch, scale, torch.zeros_like(scale), Pointwise(shortcut))
 
 
 def normalizer_free(alpha: float) -> Normalization:

@@ -1,7 +1,6 @@
 """The compiled kernels against the plain torch definition, and what happens where there are none."""
 
 import copy
-import itertools
 import json
 import os
 import re
@@ -9,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,8 +44,8 @@ from normbench.norms.moment_norm import Block, MomentNorm, Statistics, normalize
 from normbench.norms.moving_average_batch import MovingAverageBatchNorm
 from normbench.norms.normalizer_free import Gamma, SkipInit
 from normbench.norms.ops import cpu
-from normbench.norms.ops.operators import Form, Method, Past, Running
-from normbench.norms.ops.pointwise import MapFunction, multiply_add
+from normbench.norms.ops.operators import Past, Running
+from normbench.norms.ops.pointwise import MapFunction, Pointwise, multiply_add
 
 FP32 = Arithmetic(torch.float32, "compiled")
 DRIVERS = {}
@@ -62,7 +62,7 @@ static void drive(I P, int of, int then, int with_floor, int squares) {
     const I samples[K] = {1, 1, 2}, channels[K] = {1, C, 1};
     const size_t maps = sizeof(T) * N * P * C, row = sizeof(float) * C, table = row * N;
     const int two = then == ADD_FLOOR, mixed = of == IDENTITY && !squares;
-    T *x = array(maps), *y = array(maps), *dy = array(maps), *dx = array(maps), *more = array(maps);
+    T *x = array(maps), *y = array(maps), *dy = array(maps), *dx = array(maps);
     T *s = then & ADD ? array(maps) : NULL, *ds = two ? array(maps) : NULL;
     for (I i = 0; i < N * P * C; i++) x[i] = dy[i] = put((float)(i % 7));
     float *gamma = array(row), *beta = array(row), *dgamma = array(row), *dbeta = array(row);
@@ -77,16 +77,16 @@ static void drive(I P, int of, int then, int with_floor, int squares) {
                            squares, !squares && of == IDENTITY, squares, of, then};
     const Running running = {squares ? NULL : mean, var, 0.1f, 1, squares ? bounds : NULL, P > 1};
     const Past past = {variances, gradients, 3, 1};
-    const Parameters to = {dgamma, dbeta, dv, dfloor, dm, dvar};
+    const Parameters to = {dgamma, dbeta, dm, dvar, dv, dfloor};
     forward(x, gamma, beta, w, w, v, floor, s, y, saved, N, P, C, &method, &running, squares ? &past : NULL);
-    backward(dy, two ? more : NULL, x, y, w, w, floor, saved, dx, ds, work, N, P, C, &method,
+    backward(dy, x, y, w, w, floor, saved, dx, ds, work, N, P, C, &method,
              squares ? &past : NULL, &to);
     float *inner = of != IDENTITY ? array(3 * table) : NULL;
     multiply_add(x, saved, saved, P > 1 ? saved : NULL, inner, s ? s : x, floor, y, N, P, C, of, then);
-    sums(x, dy, two ? more : NULL, y, saved, NULL, inner, floor, ds ? ds : dx, work, work, inner,
+    sums(x, dy, y, saved, NULL, inner, floor, ds ? ds : dx, work, work, inner,
          floor ? work : NULL, N, P, C, of, then);
     input_gradient(dy, y, saved, NULL, inner, floor, x, NULL, NULL, dx, N, P, C, of, two ? PLAIN : then);
-    void *all[] = {x, y, dy, more, dx, s, ds, gamma, beta, dgamma, dbeta, v, dv, floor, dfloor, saved, work,
+    void *all[] = {x, y, dy, dx, s, ds, gamma, beta, dgamma, dbeta, v, dv, floor, dfloor, saved, work,
                    mean, var, bounds, w, dm, dvar, variances, gradients, inner};
     for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) free(all[i]);
 }
@@ -300,42 +300,15 @@ def test_a_shortcut_is_added_with_and_without_a_relu(
     y = normalize(x, gamma, beta, statistics, 1e-5)
     for shortcut in (torch.randn(4, 8, 3, 3), torch.randn(1, 8, 1, 1), torch.randn(4, 8, 3, 3).double()):
         shortcut.requires_grad_()
-        together = normalize(x, gamma, beta, statistics, 1e-5, shortcut)
+        together = normalize(x, gamma, beta, statistics, 1e-5, Pointwise(shortcut))
         assert_within(together, (y + shortcut.float()).double(), 1e-6)
-        rectified = normalize(x, gamma, beta, statistics, 1e-5, shortcut, relu=True)
+        rectified = normalize(x, gamma, beta, statistics, 1e-5, Pointwise(shortcut, relu=True))
         assert_within(rectified, torch.relu(y + shortcut.float()).double(), 1e-6)
         assert together.dtype == rectified.dtype == torch.float32
         rectified.sum().backward()
         assert shortcut.grad is not None
         assert shortcut.grad.shape == shortcut.shape
         assert shortcut.grad.sum() == (rectified > 0).sum()
-
-
-@needs_compiler
-@pytest.mark.parametrize("shortcut", [False, True])
-@DTYPES
-def test_a_gradient_in_two_parts_is_their_sum_to_the_last_bit(dtype: torch.dtype, shortcut: bool) -> None:
-    compiled = cpu._build(dtype == torch.bfloat16)
-    assert compiled is not None
-    maps = [
-        torch.randn(4, 20, 3, 5).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(4)
-    ]
-    x, dy, more, added = maps
-    gamma, beta, tau = torch.rand(3, 20)
-    weights = torch.tensor([0.3, 0.7])
-    given = added if shortcut else None
-    form, scale = Form(0, shortcut, True), torch.rand(4, 20)
-    method = Method(((2, 1), (1, 4)), 1e-5, form)
-
-    for other, floor in itertools.product((more, dy), (None, tau)):
-        numbers = weights, weights, None, floor
-        y, saved = compiled.forward(x, gamma, beta, *numbers, given, method, None, None)
-        rest = x, y, *numbers, saved, method, None
-        found, expected = compiled.backward(dy, *rest, more=other), compiled.backward(dy + other, *rest)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-        end = x, y, scale, form, None, floor
-        found, expected = compiled.sums(dy, *end, more=other), compiled.sums(dy + other, *end)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_maps_in_any_memory_order_give_the_same() -> None:
@@ -360,15 +333,16 @@ def test_maps_in_any_memory_order_give_the_same() -> None:
 def layer_of_one_idea() -> MomentNorm:
     """Instance norm without a number of channels, for maps of any."""
 
-    class Any(MomentNorm):
+    class PerMap(MomentNorm):
         def statistics(self, C: int) -> Statistics:
             return Statistics((Block(),))
 
         def forward(self, x: Tensor, shortcut: Tensor | None = None, relu: bool = False) -> Tensor:
             gamma, beta = self.gamma.expand(x.shape[1]), self.beta.expand(x.shape[1])
-            return normalize(x, gamma, beta, self.statistics(x.shape[1]), self.eps, shortcut, relu)
+            pointwise = Pointwise(shortcut, relu)
+            return normalize(x, gamma, beta, self.statistics(x.shape[1]), self.eps, pointwise)
 
-    return Any(1, 1e-5)
+    return PerMap(1, 1e-5)
 
 
 @needs_compiler
@@ -402,60 +376,41 @@ def test_bf16_is_rounded_as_torch_rounds_it() -> None:
     torch.testing.assert_close(y[0, :, 0, 0], beta.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
-def cases_of_maps(C: int) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+def cases_of_maps(C: int, shortcut: Tensor | None = None) -> dict[str, Callable[[Tensor], Tensor]]:
     """Whatever can be asked of maps and statistics together, also what no method asks and C does not have."""
     gamma, beta, v = (torch.linspace(low, 2, C) for low in (0.5, -1, 0.1))
-    spread, batch = Statistics((Block(channels=C),), centred=False), Block(samples=2)
-    running = Running(torch.full((C,), 0.3), torch.full((C,), 2.0), 0.1, 1.5, torch.tensor([0.9, 1.1, 0.1]))
+    sample, batch = Statistics((Block(channels=C),), centred=False), Statistics((Block(samples=2),))
+    bounds, nan = torch.tensor([0.9, 1.1, 0.1]), torch.full((C,), float("nan"))
+    running = Running(torch.full((C,), 0.3), torch.full((C,), 2.0), 0.1, 1.5, bounds)
     past = Past(torch.rand(3, 2, C), torch.rand(3, 2, C), True)
-    tanh = MapFunction(torch.tanh)
-    every_other = torch.linspace(-1, 1, 2 * C)[::2]
-
-    def moving() -> Running:
-        return Running(running.mean.clone(), running.variance.clone(), *running[2:])
-
-    return {
-        "swish and relu": lambda x, _: normalize(x, gamma, beta, spread, 1e-5, relu=True, of=SWISH, inner=v),
-        "swish and sum": lambda x, s: normalize(x, gamma, beta, spread, 1e-5, s, of=SWISH, inner=v),
-        "gate and sum": lambda x, s: normalize(x, gamma, beta, spread, 1e-5, s, True, of=GATED, inner=v),
-        "gate of centred": lambda x, _: normalize(
-            x, gamma, beta, Statistics((batch,)), 1e-5, of=GATED, inner=v
-        ),
-        "gate, corrected": lambda x, _: normalize(
-            x, gamma, beta, Statistics((batch,), centred=False), 1e-5, running=moving(), of=GATED, inner=v
-        ),
-        "swish, corrected": lambda x, _: normalize(
-            x, gamma, beta, Statistics((batch,)), 1e-5, running=moving(), of=SWISH, inner=v
-        ),
-        "another function": lambda x, s: normalize(x, gamma, beta, spread, 1e-5, s, True, of=tanh),
-        "averaged and corrected": lambda x, s: normalize(
-            x,
-            gamma,
-            beta,
-            Statistics((batch,)),
-            1e-5,
-            s,
-            running=moving(),
-            past=Past(past.variances.clone(), past.gradients.clone(), True),
-        ),
-        "strided floor": lambda x, s: normalize(x, gamma, beta, spread, 1e-5, s, True, floor=every_other),
-        "expanded floor": lambda x, _: multiply_add(
-            x, gamma.expand(len(x), C), beta.expand(len(x), C), relu=True, floor=torch.tensor(0.3).expand(C)
-        ),
-        "shift in float64": lambda x, _: multiply_add(
-            x, gamma.expand(len(x), C), beta.expand(len(x), C).double(), relu=True
-        ),
-        "floor that is NaN": lambda x, _: normalize(
-            x, gamma, beta, spread, 1e-5, relu=True, floor=torch.full((C,), float("nan"))
-        ),
-        "gate that is NaN": lambda x, _: multiply_add(
-            x,
-            gamma.expand(len(x), C),
-            beta.expand(len(x), C),
-            of=GATED,
-            inner=[v.expand(len(x), C), torch.full((len(x), C), float("nan")), v.expand(len(x), C)],
-        ),
+    swish, gate, add = Pointwise(of=SWISH, inner=(v,)), Pointwise(of=GATED, inner=(v,)), Pointwise(shortcut)
+    relu, every_other = Pointwise(relu=True), torch.linspace(-1, 1, 2 * C)[::2]
+    normalized: dict[str, tuple[Any, ...]] = {
+        "swish and relu": (sample, swish._replace(relu=True)),
+        "swish and sum": (sample, swish._replace(shortcut=shortcut)),
+        "gate and sum": (sample, gate._replace(shortcut=shortcut, relu=True)),
+        "gate of centred": (batch, gate),
+        "gate, corrected": (batch._replace(centred=False), gate, running),
+        "swish, corrected": (batch, swish, running),
+        "another function": (sample, add._replace(relu=True, of=MapFunction(torch.tanh))),
+        "averaged and corrected": (batch, add, running._replace(past=past)),
+        "strided floor": (sample, add._replace(relu=True, floor=every_other)),
+        "floor that is NaN": (sample, relu._replace(floor=nan)),
     }
+    multiplied = {
+        "expanded floor": (beta, relu._replace(floor=torch.tensor(0.3).expand(C))),
+        "shift in float64": (beta.double(), relu),
+        "gate that is NaN": (beta, gate._replace(inner=tuple(n.expand(4, C) for n in (v, nan, v)))),
+    }
+
+    def normalize_by(statistics: Statistics, *rest: Any) -> Callable[[Tensor], Tensor]:
+        return lambda x: normalize(x, gamma, beta, statistics, 1e-5, *rest)
+
+    def multiply_by(shift: Tensor, pointwise: Pointwise) -> Callable[[Tensor], Tensor]:
+        return lambda x: multiply_add(x, gamma.expand(4, C), shift.expand(4, C), pointwise)
+
+    cases = {name: normalize_by(*case) for name, case in normalized.items()}
+    return cases | {name: multiply_by(*case) for name, case in multiplied.items()}
 
 
 @needs_compiler
@@ -469,7 +424,7 @@ def test_what_is_asked_for_together_is_what_torch_makes_of_it(
             take(Arithmetic(torch.float32, path), only_here)  # type: ignore[arg-type]
             x, shortcut = (maps(Shape(4, 2, 20, 3, 3), seed).float().requires_grad_() for seed in (0, 1))
             torch.manual_seed(0)
-            y = cases_of_maps(20)[case](x, shortcut)
+            y = cases_of_maps(20, shortcut)[case](x)
             y.backward(torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype))
             gradients = [one.grad for one in (x, shortcut) if one.grad is not None]
             results.append([y.detach(), *gradients])

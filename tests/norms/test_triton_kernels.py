@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from normbench.norms.ops import dispatch
-from normbench.norms.ops.operators import Form, Method, Pair, Past, Running
+from normbench.norms.ops.operators import Form, MapPass, Method, Pair, Parameters, Running
 
 pytest.importorskip("triton", reason="this torch was built without Triton")
 import triton
@@ -103,8 +103,9 @@ def step(
     weights = [torch.empty(len(blocks), device=where) if len(blocks) > 1 else None] * 2
     running = Running(row, row, 0.1, 1.0) if blocks[-1][1] == 1 else None
     given = shortcut if form.shortcut else None
-    y, saved = Fused().forward(x, row, row, *weights, None, None, given, method, running, None)
-    Fused().backward(dy, x, y, *weights, None, None, saved, method, None)
+    parameters = Parameters(row, row, *weights)
+    y, saved = Fused().forward(x, parameters, given, method, running)
+    Fused().backward(dy, x, y, parameters, saved, method, None)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -138,9 +139,9 @@ def test_all_that_they_are_given_lies_on_the_gpu(name: str, monkeypatch: pytest.
         scale = torch.empty(128, 64, device=GPU)
         x = torch.empty(128, 64, 8, 8, device=GPU)
         Fused().moments(x)
-        Fused().multiply_add(x, scale, scale, None, Form())
-        Fused().sums(x, x, x, scale, Form(0, True, True))
-        Fused().input_gradient(x, x, x, scale, Form())
+        Fused().multiply_add(x, scale, None, MapPass(Form(), scale))
+        Fused().sums(x, x, x, MapPass(Form(0, True, True), scale))
+        Fused().input_gradient(x, x, x, MapPass(Form(), scale))
     tensors = [one for one in given if isinstance(one, torch.Tensor)]
     assert len(tensors) > 100
     assert {one.device for one in tensors} == {GPU}
@@ -162,7 +163,7 @@ def test_they_are_for_fp32_and_bf16_maps_with_fp32_parameters_of_one_gpu(
         assert tried == []
         assert isinstance(dispatch.suited(x, gamma, None), Fused)
         assert isinstance(dispatch.suited(x.bfloat16(), gamma, method=method), Fused)
-        assert dispatch.suited(x, gamma, floor=gamma, form=Form(0, False, True)) is None
+        assert dispatch.suited(x, gamma, form=Form(0, False, True, learned=True)) is None
         assert dispatch.suited(x, gamma, form=Form(1)) is None
         assert dispatch.suited(x, gamma, method=method._replace(squares=True)) is None
     assert tried[:2] == [(GPU, FP32), (GPU, BF16)]
@@ -202,21 +203,20 @@ def test_poolings_that_fit_into_no_layout_have_none() -> None:
 
 def test_what_they_are_not_for_is_said_to_be_so() -> None:
     x, method = torch.empty(4, 16, 2, 2), Method(((4, 1),), 1e-5, Form())
-    past = Past(torch.empty(2, 1), torch.empty(2, 1), True)
     there = Fused().covers
 
-    assert there(x, Form(), None, None, None)
-    assert there(x, Form(0, True, True), None, method, None)
-    assert not there(x, Form(1), None, None, None)
-    assert not there(x, Form(0, False, True), torch.zeros(16), None, None)
-    assert not there(x, Form(), None, method, past)
+    assert there(x, Form(), None)
+    assert there(x, Form(0, True, True), method)
+    assert not there(x, Form(1), None)
+    assert not there(x, Form(0, False, True, learned=True), None)
     for other in (
         method._replace(squares=True),
         method._replace(centred=False),
         method._replace(corrected=True),
+        method._replace(averaged=True),
         method._replace(blocks=((2, 1), (4, 1))),
     ):
-        assert not there(x, Form(), None, other, None)
+        assert not there(x, Form(), other)
 
 
 # ---- where torch takes over

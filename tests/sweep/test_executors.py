@@ -512,6 +512,22 @@ def test_a_trial_that_hangs_once_is_tried_again(
     assert hanging.read_text() == "xx"
 
 
+@pytest.mark.parametrize("name", ["ray", "slurm"])
+def test_what_hangs_on_a_cluster_is_ended_tried_once_more_and_is_then_a_timeout(
+    name: str, request: pytest.FixtureRequest, trials: Callable[[int], list[Trial]], tmp_path: Path
+) -> None:
+    work = partial(hangs, attempts=tmp_path / "attempts", how="asleep", times=99)
+
+    found = outcomes(executor(name, request), work, trials(3), workers=3, hang_seconds=2.0)
+
+    failure = found.pop(1)
+    assert isinstance(failure, Failure)
+    assert failure.state == "timeout"
+    assert failure.reason == "timeout: no step for 2 s, 2 times on this trial"
+    assert (tmp_path / "attempts").read_text() == "xx", "one retry and no more"
+    assert all(isinstance(outcome, Record) for outcome in found.values())
+
+
 def test_time_in_which_the_runner_itself_was_stopped_is_no_hang(
     pool: Execute, trials: Callable[[int], list[Trial]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

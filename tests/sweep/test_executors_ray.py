@@ -17,7 +17,7 @@ from unittest.mock import MagicMock
 import pytest
 from clusters import RayCluster, wait_until
 from conftest import Cli
-from test_executors import Tell, children_of, gone, hangs, placed, saves_often, trivial
+from test_executors import Tell, children_of, gone, placed, saves_often, trivial
 from test_interrupt import Terminal
 from test_train import numbers
 
@@ -72,28 +72,6 @@ def test_when_a_node_dies_its_trials_go_on_elsewhere_from_their_checkpoints(
         record = found[trial]
         assert isinstance(record, Record)
         assert numbers(record) == numbers(undisturbed)
-
-
-def test_a_task_that_tells_nothing_for_too_long_is_ended_tried_once_more_and_is_then_a_timeout(
-    ray_cluster: RayCluster, tiny: Callable[..., Trial], tmp_path: Path
-) -> None:
-    work = partial(hangs, attempts=tmp_path / "attempts", how="asleep", times=99)
-    trials = [tiny(seed=seed) for seed in range(3)]
-
-    found = {
-        trial.seed: outcome
-        for trial, outcome in execute(
-            work, trials, workers=3, report=lambda *_: None, stop=lambda: False,
-            address=ray_cluster.address, hang_seconds=2.0,
-        )
-    }  # fmt: skip
-
-    failure = found.pop(1)
-    assert isinstance(failure, Failure)
-    assert failure.state == "timeout"
-    assert failure.reason == "timeout: no step for 2 s, 2 times on this trial"
-    assert (tmp_path / "attempts").read_text() == "xx", "one retry and no more"
-    assert all(isinstance(outcome, Record) for outcome in found.values())
 
 
 @pytest.mark.parametrize("port", ["free", 99999])

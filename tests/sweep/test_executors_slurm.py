@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from clusters import wait_until
 from conftest import Cli
-from test_executors import Tell, hangs, placed, record_of, saves_often, trivial, until_told_to_stop
+from test_executors import Tell, placed, record_of, saves_often, trivial, until_told_to_stop
 from test_train import numbers
 
 from normbench.config.catalog.executors import CannotExecute
 from normbench.config.trial import Trial
-from normbench.records import Failure, Interrupted, Record
+from normbench.records import Interrupted, Record
 from normbench.sweep import run as sweep
 from normbench.sweep.executors import slurm
 from normbench.sweep.placement import Placement
@@ -123,25 +123,6 @@ def test_a_trial_that_must_make_room_goes_on_later_from_its_checkpoint(
     assert steps[0] not in steps[1:], "it began anew instead of from its checkpoint"
     undisturbed = sweep.work(trial, lambda _: False, checkpoints=(tmp_path / "here").joinpath, **means)
     assert numbers(outcome) == numbers(undisturbed)
-
-
-def test_a_job_that_tells_nothing_for_too_long_is_ended_tried_once_more_and_is_then_a_timeout(
-    tiny: Callable[..., Trial], tmp_path: Path
-) -> None:
-    means = OPTIONS | {"directory": tmp_path / "slurm", "hang_seconds": 2.0}
-    work = partial(hangs, attempts=tmp_path / "attempts", how="asleep", times=99)
-
-    found = {
-        trial.seed: outcome
-        for trial, outcome in execute(
-            work, [tiny(), tiny(seed=1)], report=lambda *_: None, stop=lambda: False, **means
-        )
-    }
-
-    assert isinstance(found[0], Record)
-    assert isinstance(found[1], Failure)
-    assert found[1].reason == "timeout: no step for 2 s, 2 times on this trial"
-    assert (tmp_path / "attempts").read_text() == "xx", "one retry and no more"
 
 
 def test_what_a_dead_runner_left_in_the_queue_is_ended_before_anything_new_begins(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from normbench.norms.ops import tracing
-from normbench.norms.ops.tracing import in_two_parts, one_call
+from normbench.norms.ops.tracing import one_call
 from normbench.training.capture import cpu_tape, op_trace
 from normbench.training.capture.cpu_tape import Tape
 from normbench.training.capture.op_trace import Tensors
@@ -192,40 +192,6 @@ def test_what_torch_does_not_see_is_one_call_and_may_write() -> None:
         return lambda x: (doubled(x * 3, total) + 1, total.clone()), [total]
 
     same(make)
-
-
-def test_a_sum_is_left_to_a_function_that_can_add_up() -> None:
-    """But not where somebody else takes the sum, or a part of it, too."""
-    seen: list[bool] = []
-
-    @one_call
-    @in_two_parts(0, "more")
-    def halved(x: Tensor, more: Tensor | None = None) -> Tensor:
-        seen.append(more is not None)
-        return (x if more is None else x + more) / 2
-
-    def steps(kept: list[str]) -> Step:
-        def step(x: Tensor) -> Tensors:
-            a, b = x * 2, x.tanh()
-            total = a + b
-            things = {"total": total, "part": a}
-            return (halved(total), *(things[one] + 1 for one in kept))
-
-        return step
-
-    with torch.no_grad():
-        for kept, inside in (([], True), (["total"], False), (["part"], False)):
-            seen.clear()
-            same(lambda kept=kept: (steps(kept), []))  # type: ignore[misc]
-            assert (True in seen) == inside
-
-        def changed(x: Tensor) -> Tensors:
-            memory = x * 2
-            total = memory.view(-1).view(4, 6) + x.tanh()
-            memory.mul_(3)
-            return (halved(total),)
-
-        same(lambda: (changed, []))
 
 
 # ---- what is left behind

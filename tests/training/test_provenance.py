@@ -145,9 +145,8 @@ def test_a_gpu_has_kernels_for_a_part(
     pytest.importorskip("triton")
     from normbench.norms.ops.gpu import Fused
 
-    def suited(x: torch.Tensor, *parameters: Any, form: Any, floor: Any, method: Any, past: Any) -> Any:
-        covered = Fused().covers(x, form, floor, method, past)
-        return cpu.suited(x, *parameters) if covered else None
+    def suited(x: torch.Tensor, *parameters: Any, form: Any, method: Any) -> Any:
+        return cpu.suited(x, *parameters) if Fused().covers(x, form, method) else None
 
     monkeypatch.setattr(dispatch, "_suited", suited)
     assert normalized_by(norm, tiny_data, tmp_path) == expected

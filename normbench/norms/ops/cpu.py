@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from normbench.files import user_cache
-from normbench.norms.ops.operators import Form, Length, Method, Past, Running
-from normbench.norms.ops.tracing import in_two_parts, one_call
+from normbench.norms.ops.operators import Length, MapPass, Method, Parameters, Past, Running
+from normbench.norms.ops.tracing import one_call
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "weights.c"))
 HEADERS = (Path(__file__).with_name("lanes.h"),)
@@ -48,7 +48,7 @@ _Running = _structure(
 )
 _Past = _structure(variances=_pointer, gradients=_pointer, window=_whole, averages=_flag)
 _Gradients = _structure(
-    **dict.fromkeys(("gamma", "beta", "inner", "floor", "mean_weights", "variance_weights"), _pointer)
+    **dict.fromkeys(("gamma", "beta", "mean_weights", "variance_weights", "inner", "floor"), _pointer)
 )
 
 
@@ -70,10 +70,10 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, whole = ctypes.c_void_p, ctypes.c_long
         library.forward.argtypes = [pointer] * 10 + [whole] * 3 + [pointer] * 3
-        library.backward.argtypes = [pointer] * 11 + [whole] * 3 + [pointer] * 3
+        library.backward.argtypes = [pointer] * 10 + [whole] * 3 + [pointer] * 3
         library.moments.argtypes = [pointer] * 3 + [whole] * 3
         library.multiply_add.argtypes = [pointer] * 8 + [whole] * 3 + [ctypes.c_int] * 2
-        library.sums.argtypes = [pointer] * 13 + [whole] * 3 + [ctypes.c_int] * 2
+        library.sums.argtypes = [pointer] * 12 + [whole] * 3 + [ctypes.c_int] * 2
         library.input_gradient.argtypes = [pointer] * 10 + [whole] * 3 + [ctypes.c_int] * 2
         whole_passes = library.moments, library.multiply_add, library.sums, library.input_gradient
         for function in (library.forward, library.backward, *whole_passes):
@@ -122,17 +122,9 @@ class Kernels:
         return mean, variance
 
     @one_call
-    def multiply_add(
-        self,
-        x: Tensor,
-        scale: Tensor,
-        shift: Tensor,
-        shortcut: Tensor | None,
-        form: Form,
-        inner: Tensor | None = None,
-        floor: Tensor | None = None,
-    ) -> Tensor:
+    def multiply_add(self, x: Tensor, shift: Tensor, shortcut: Tensor | None, map_pass: MapPass) -> Tensor:
         """Compute ``Operators.multiply_add``."""
+        form, scale, inner, floor = map_pass
         N, C, H, W = x.shape
         y = torch.empty_like(x)
         added = x if shortcut is None else shortcut
@@ -141,44 +133,25 @@ class Kernels:
         return y
 
     @one_call
-    @in_two_parts(1, "more")
     def sums(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        y: Tensor,
-        scale: Tensor,
-        form: Form,
-        inner: Tensor | None = None,
-        floor: Tensor | None = None,
-        more: Tensor | None = None,
+        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
         """Compute ``Operators.sums``."""
+        form, scale, inner, floor = map_pass
         N, C, H, W = x.shape
-        both = form.shortcut and form.floor
-        if more is not None and not both:
-            dy, more = dy + more, None
         dscale, dshift = torch.empty_like(scale), torch.empty_like(scale)
         dinner = None if inner is None else torch.empty_like(inner)
         dfloor = None if floor is None else torch.empty_like(scale)
-        g = torch.empty_like(x) if both else dy
+        g = torch.empty_like(x) if form.shortcut and form.floor else dy
         outputs = g, dscale, dshift, dinner, dfloor
-        pointers = map(_at, (x, dy, more, y, scale, None, inner, floor, *outputs))
+        pointers = map(_at, (x, dy, y, scale, None, inner, floor, *outputs))
         self._library.sums(*pointers, N, H * W, C, form.of, form.then)
         return dscale, dshift, dinner, dfloor, g
 
     @one_call
-    def input_gradient(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        y: Tensor,
-        scale: Tensor,
-        form: Form,
-        inner: Tensor | None = None,
-        floor: Tensor | None = None,
-    ) -> Tensor:
+    def input_gradient(self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass) -> Tensor:
         """Compute ``Operators.input_gradient``."""
+        form, scale, inner, floor = map_pass
         N, C, H, W = x.shape
         dx = torch.empty_like(x)
         pointers = map(_at, (dy, y, scale, None, inner, floor, x, None, None, dx))
@@ -190,63 +163,45 @@ class Kernels:
     def forward(
         self,
         x: Tensor,
-        gamma: Tensor,
-        beta: Tensor,
-        mean_weights: Tensor | None,
-        variance_weights: Tensor | None,
-        inner: Tensor | None,
-        floor: Tensor | None,
+        parameters: Parameters,
         shortcut: Tensor | None,
         method: Method,
         running: Running | None,
-        past: Past | None,
     ) -> tuple[Tensor, Tensor]:
         """Compute ``Operators.forward``."""
         N, C, H, W = x.shape
         y, saved = torch.empty_like(x), torch.empty((11 + 2 * len(method.blocks), N * C), dtype=torch.float32)
-        to = None
+        to = past = None
         if running is not None:
-            mean, variance, momentum, unbias, bounds, follows = running
+            mean, variance, momentum, unbias, bounds, follows, past = running
             to = ctypes.byref(_Running(_at(mean), _at(variance), momentum, unbias, _at(bounds), follows))
-        weights = mean_weights, variance_weights
-        pointers = map(_at, (x, gamma, beta, *weights, inner, floor, shortcut, y, saved))
+        pointers = map(_at, (x, *parameters, shortcut, y, saved))
         self._library.forward(*pointers, N, H * W, C, _method(method, H * W), to, _past(past))
         return y, saved
 
     @one_call
-    @in_two_parts(1, "more")
     def backward(
         self,
         dy: Tensor,
         x: Tensor,
         y: Tensor,
-        mean_weights: Tensor | None,
-        variance_weights: Tensor | None,
-        inner: Tensor | None,
-        floor: Tensor | None,
+        parameters: Parameters,
         saved: Tensor,
         method: Method,
         past: Past | None,
-        more: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Compute ``Operators.backward``."""
         N, C, H, W = x.shape
         both = method.form.shortcut and method.form.floor
-        if more is not None and not both:
-            dy, more = dy + more, None
         dx, work = torch.empty_like(x), torch.empty((10, N * C), dtype=torch.float32)
-        dgamma, dbeta = (torch.empty(C, dtype=torch.float32) for _ in range(2))
-        optional = inner, floor, mean_weights, variance_weights
-        doptional = [None if parameter is None else torch.empty_like(parameter) for parameter in optional]
-        dinner, dfloor, *dweights = doptional
+        gradients = [None if parameter is None else torch.empty_like(parameter) for parameter in parameters]
         dshortcut = torch.empty_like(x) if both else None
-        to = ctypes.byref(_Gradients(*map(_at, (dgamma, dbeta, *doptional))))
-        pointers = map(
-            _at, (dy, more, x, y, mean_weights, variance_weights, floor, saved, dx, dshortcut, work)
-        )
+        to = ctypes.byref(_Gradients(*map(_at, gradients)))
+        _, _, *weights, _, floor = parameters
+        pointers = map(_at, (dy, x, y, *weights, floor, saved, dx, dshortcut, work))
         self._library.backward(*pointers, N, H * W, C, _method(method, H * W), _past(past), to)
         dshortcut = dshortcut if both or not method.form.shortcut else dy
-        return dx, dgamma, dbeta, *dweights, dinner, dfloor, dshortcut
+        return dx, *gradients, dshortcut
 
 
 def _past(past: Past | None) -> Any:

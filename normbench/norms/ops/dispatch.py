@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.ops import cpu
-from normbench.norms.ops.operators import Form, Method, Operators, Past, Running
+from normbench.norms.ops.operators import Form, Method, Operators, Parameters, Running
 
 if TYPE_CHECKING:  # which imports Triton
     from normbench.norms.ops.gpu import Fused
@@ -72,9 +72,7 @@ def suited(
     x: Tensor,
     *parameters: Tensor | None,
     form: Form = PLAIN,
-    floor: Tensor | None = None,
     method: Method | None = None,
-    past: Past | None = None,
 ) -> Operators | None:
     """Return the implementation for these arguments together; None where torch must compute.
 
@@ -82,32 +80,23 @@ def suited(
         x: [N, C, H, W].
         parameters: the other tensors of the operator.
         form: the function of the values of x.
-        floor: the floor of the form, if it is not 0.
         method: the normalization; None for one pass.
-        past: statistics of past updates.
     """
-    operators = _suited(x, *parameters, form=form, floor=floor, method=method, past=past)
+    operators = _suited(x, *parameters, form=form, method=method)
     note(TORCH if operators is None else operators.name)
     return operators
 
 
-def _suited(
-    x: Tensor,
-    *parameters: Tensor | None,
-    form: Form,
-    floor: Tensor | None,
-    method: Method | None,
-    past: Past | None,
-) -> Operators | None:
+def _suited(x: Tensor, *parameters: Tensor | None, form: Form, method: Method | None) -> Operators | None:
     if x.device.type != "cuda":
-        return cpu.suited(x, *parameters, floor)
+        return cpu.suited(x, *parameters)
     for parameter in parameters:
         if parameter is not None and (parameter.device != x.device or parameter.dtype != torch.float32):
             return None
     if x.dtype not in (torch.float32, torch.bfloat16):
         return None
     fused = _fused(x.device, x.dtype)
-    if fused is None or not fused.covers(x, form, floor, method, past):
+    if fused is None or not fused.covers(x, form, method):
         return None
     return fused
 
@@ -178,8 +167,9 @@ def agree(fused: "Fused", device: torch.device, dtype: torch.dtype) -> None:
     x, shortcut, dy = (
         (numbers(N, C, H, W) + 0.5).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(3)
     )
-    parameters = numbers(C), numbers(C), numbers(3).softmax(0), numbers(3).softmax(0)
-    leaves = [tensor.double().requires_grad_() for tensor in (x, *parameters, shortcut)]
+    rows = numbers(C), numbers(C), numbers(3).softmax(0), numbers(3).softmax(0)
+    parameters = Parameters(*rows)
+    leaves = [tensor.double().requires_grad_() for tensor in (x, *rows, shortcut)]
     before, *moved = _mixture(leaves, norm_batch, eps)
     dy = (dy * (before.detach().abs() > 1e-3)).contiguous(memory_format=torch.channels_last)
     expected = before.relu()
@@ -189,8 +179,8 @@ def agree(fused: "Fused", device: torch.device, dtype: torch.dtype) -> None:
     mean, variance = numbers(2, C)
     moved = [mean + momentum * (moved[0] - mean), variance + momentum * (moved[1] * unbias - variance)]
     running = Running(mean.clone(), variance.clone(), momentum, unbias)
-    y, saved = fused.forward(x, *parameters, None, None, shortcut, method, running, None)
-    back = fused.backward(dy, x, y, *parameters[2:], None, None, saved, method, None)
+    y, saved = fused.forward(x, parameters, shortcut, method, running)
+    back = fused.backward(dy, x, y, parameters, saved, method, None)
     results = y, *(gradient for gradient in back if gradient is not None), running.mean, running.variance
     names = "dx", "dgamma", "dbeta", "dmean_weights", "dvariance_weights", "dshortcut"
     named = zip(("y", *names, "mean", "variance"), results, (expected, *gradients, *moved), strict=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from normbench.norms.ops import triton_kernels
-from normbench.norms.ops.operators import Form, Method, Pair, Past, Running
+from normbench.norms.ops.operators import Form, MapPass, Method, Pair, Parameters, Past, Running
 
 MOST = 16384  # numbers of a group of a norm batch, which one program holds at once
 FEW = 4096  # numbers that a program takes at a time where it has the choice
@@ -116,19 +116,17 @@ class Fused:
 
     name = "triton"
 
-    def covers(
-        self, x: Tensor, form: Form, floor: Tensor | None, method: Method | None, past: Past | None
-    ) -> bool:
+    def covers(self, x: Tensor, form: Form, method: Method | None) -> bool:
         """Return whether there are kernels for all of these arguments together.
 
         They have f(x) = x and a floor of 0, and a normalization (``method``) that subtracts means, by
         uncorrected variances of this batch alone and poolings with a :func:`layout`.
         """
-        if form.of or floor is not None or past is not None:
+        if form.of or form.learned:
             return False
         if method is None:
             return True
-        is_common = method.centred and not (method.squares or method.corrected)
+        is_common = method.centred and not (method.squares or method.corrected or method.averaged)
         return is_common and layout(method.blocks, *x.shape[:2]) is not None
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,76 +136,43 @@ class Fused:
         _moments(x, mean, variance, 1.0)
         return mean, variance
 
-    def multiply_add(
-        self,
-        x: Tensor,
-        scale: Tensor,
-        shift: Tensor,
-        shortcut: Tensor | None,
-        form: Form,
-        _inner: Tensor | None = None,
-        _floor: Tensor | None = None,
-    ) -> Tensor:
+    def multiply_add(self, x: Tensor, shift: Tensor, shortcut: Tensor | None, map_pass: MapPass) -> Tensor:
         """Compute ``Operators.multiply_add``."""
-        return _multiply_add(x, scale, shift, None, shortcut, form)
+        return _multiply_add(x, map_pass.scale, shift, None, shortcut, map_pass.form)
 
     def sums(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        y: Tensor,
-        scale: Tensor,
-        form: Form,
-        _inner: Tensor | None = None,
-        _floor: Tensor | None = None,
-        more: Tensor | None = None,
+        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass
     ) -> tuple[Tensor, Tensor, None, None, Tensor]:
         """Compute ``Operators.sums``."""
-        dscale, dshift = torch.empty_like(scale), torch.empty_like(scale)
-        g = _sums(dy if more is None else dy + more, x, y, None, dscale, dshift, form)
+        dscale, dshift = torch.empty_like(map_pass.scale), torch.empty_like(map_pass.scale)
+        g = _sums(dy, x, y, None, dscale, dshift, map_pass.form)
         return dscale, dshift, None, None, g
 
-    def input_gradient(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        y: Tensor,
-        scale: Tensor,
-        form: Form,
-        _inner: Tensor | None = None,
-        _floor: Tensor | None = None,
-    ) -> Tensor:
+    def input_gradient(self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass) -> Tensor:
         """Compute ``Operators.input_gradient``."""
-        return _input_gradient(dy, x, y, scale, None, form, None)
+        return _input_gradient(dy, x, y, map_pass.scale, None, map_pass.form, None)
 
     def forward(
         self,
         x: Tensor,
-        gamma: Tensor,
-        beta: Tensor,
-        mean_weights: Tensor | None,
-        variance_weights: Tensor | None,
-        _inner: Tensor | None,
-        _floor: Tensor | None,
+        parameters: Parameters,
         shortcut: Tensor | None,
         method: Method,
         running: Running | None,
-        _past: Past | None,
     ) -> tuple[Tensor, Tensor]:
         """Compute ``Operators.forward``."""
         N, C, H, W = x.shape
         saved = x.new_empty((6, N, C), dtype=torch.float32)
         _moments(x, saved[0], saved[1], method.bessel_factor(H * W))
         follows = running is not None and running.follows
+        gamma, *_ = parameters
         to, momentum, unbias = (gamma, gamma), 0.0, 0.0  # not written to then
         if running is not None:
             mean, variance, momentum, unbias, *_ = running
             to = torch.empty_like(variance) if mean is None else mean, variance
-        weights = (gamma if weight is None else weight for weight in (mean_weights, variance_weights))
+        tables = (gamma if table is None else table for table in parameters[:4])
         numbers = momentum, unbias, method.eps
-        _middle(
-            triton_kernels.forward, method, N, C, saved, gamma, beta, *weights, *to, *numbers, follows=follows
-        )
+        _middle(triton_kernels.forward, method, N, C, saved, *tables, *to, *numbers, follows=follows)
         return _multiply_add(x, saved[4], saved[5], saved[0], shortcut, method.form), saved
 
     def backward(
@@ -215,22 +180,17 @@ class Fused:
         dy: Tensor,
         x: Tensor,
         y: Tensor,
-        mean_weights: Tensor | None,
-        variance_weights: Tensor | None,
-        _inner: Tensor | None,
-        _floor: Tensor | None,
+        parameters: Parameters,
         saved: Tensor,
         method: Method,
         _past: Past | None,
-        more: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Compute ``Operators.backward``."""
         N, C, H, W = x.shape
-        dy = dy if more is None else dy + more
         work = torch.empty_like(saved[:4])
         dgamma, dbeta = saved.new_empty((2, C))
         g = _sums(dy, x, y, saved[0], work[0], work[1], method.form)
-        weights = mean_weights, variance_weights
+        weights = parameters.mean_weights, parameters.variance_weights
         dweights = [None if weight is None else torch.empty_like(weight) for weight in weights]
         tables = (dgamma if table is None else table for table in (*weights, dgamma, dbeta, *dweights))
         numbers = method.bessel_factor(H * W), H * W

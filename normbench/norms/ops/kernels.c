@@ -167,16 +167,15 @@ void multiply_add(In x, Row scale, Row shift, Row origin, Row inner, In shortcut
 }
 
 /* The gradients of scale, shift, the inner numbers and the floor, for every map, with g the part of dy that was not
- * raised, which ADD_FLOOR leaves as well. Where there is `more`, dy is its sum with that, rounded as if it had been stored. */
+ * raised, which ADD_FLOOR leaves as well. */
 typedef struct { float *scale, *shift, *inner, *floor; } Gradients;
-INLINE void sums_block(In x, In dy, In more, In y, const Numbers k, T *restrict g_out, const Gradients to, I table, I P, I C,
-                       const int of, const int then, const int with_more, const int lanes) {
+INLINE void sums_block(In x, In dy, In y, const Numbers k, T *restrict g_out, const Gradients to, I table, I P, I C,
+                       const int of, const int then, const int lanes) {
     enum { EACH = 3 + INNER };
     V sums[EACH][UNROLL] = {{{0}}};
 #define TAKE(p, u)                                                               \
     {                                                                            \
         V g = load(dy + (p) * C, lanes);                                         \
-        if (with_more) g = rounded(g + load(more + (p) * C, lanes));             \
         if (then & FLOOR) {                                                      \
             const V end = load(y + (p) * C, lanes);                              \
             if (to.floor) sums[2][u] += below(g, end, k.floor);                  \
@@ -202,26 +201,19 @@ INLINE void sums_block(In x, In dy, In more, In y, const Numbers k, T *restrict 
         to_row(to.inner + i * table, total(sums[3 + i]) * k.scale, lanes);
 }
 
-void sums(In x, In dy, In more, In y, Row scale, Row origin, Row inner, Row floor, T *restrict g, float *restrict dscale,
+void sums(In x, In dy, In y, Row scale, Row origin, Row inner, Row floor, T *restrict g, float *restrict dscale,
           float *restrict dshift, float *restrict dinner, float *restrict dfloor, I N, I P, I C, int of, int then) {
     if (then == ADD) then = PLAIN;
-    const int with = more != 0;
-#define SUMS(of, then, with, raised, lanes)                                                      \
-    sums_block(x + at, dy + at, with ? more + at : dy, y + at, NUMBERS(scale, lanes), g + at,      \
+#define SUMS(of, then, raised, lanes)                                                                \
+    sums_block(x + at, dy + at, y + at, NUMBERS(scale, lanes), g + at,                                 \
                (Gradients){dscale + k, dshift + k, dinner ? dinner + k : 0, raised ? dfloor + k : 0}, \
-               N * C, P, C, of, then, with, lanes)
-#define BLOCK(of, then, lanes) SUMS(of, then, 0, 1, lanes)
+               N * C, P, C, of, then, lanes)
+#define BLOCK(of, then, lanes) SUMS(of, then, 1, lanes)
     if (dfloor && then == FLOOR) EACH(IDENTITY, FLOOR)
-    else if (dfloor && !with) EACH(IDENTITY, ADD_FLOOR)
-#undef BLOCK
-#define BLOCK(of, then, lanes) SUMS(of, then, 1, 1, lanes)
     else if (dfloor) EACH(IDENTITY, ADD_FLOOR)
 #undef BLOCK
-#define BLOCK(of, then, lanes) SUMS(of, then, 0, 0, lanes)
+#define BLOCK(of, then, lanes) SUMS(of, then, 0, lanes)
     else EACH_KIND
-    else if (!with) EACH(IDENTITY, ADD_FLOOR)
-#undef BLOCK
-#define BLOCK(of, then, lanes) SUMS(of, then, 1, 0, lanes)
     else EACH(IDENTITY, ADD_FLOOR)
 #undef BLOCK
 #undef SUMS
@@ -413,7 +405,7 @@ void forward(In x, const float *gamma, const float *beta, const float *mean_weig
 }
 
 /* The gradients of the parameters, [C] each. */
-typedef struct { float *gamma, *beta, *inner, *floor, *mean_weights, *variance_weights; } Parameters;
+typedef struct { float *gamma, *beta, *mean_weights, *variance_weights, *inner, *floor; } Parameters;
 
 /* With g = dy behind the floor, A = sum g f(x) and B = sum g over the positions, S = A - M B, with f and M from the origin
  * (of a method that subtracts no mean A, and dM = 0):
@@ -424,8 +416,8 @@ typedef struct { float *gamma, *beta, *inner, *floor, *mean_weights, *variance_w
  * of GATED, with a = sqrt(V + eps) and b = sqrt(v + eps): dgamma = sum_n A, dV = da / (2 a) and dv = db / (2 b) more
  * of averages over the past: what a block hands on to the past is z dL/dz = -2 dV_b (V_b + eps) / (m P), with z its values
  * before gamma, and what it passes on is that average, likewise
- * `work` holds ten [N][C] tables. With ADD_FLOOR, dy may come in two parts, to be added up. */
-void backward(In dy, In more, In x, In y, const float *mean_weights, const float *variance_weights, const float *floor,
+ * `work` holds ten [N][C] tables. */
+void backward(In dy, In x, In y, const float *mean_weights, const float *variance_weights, const float *floor,
               float *saved, T *restrict dx, T *restrict dshortcut, float *work, I N, I P, I C,
               const Method *method, const Past *past, const Parameters *to) {
     const I NC = N * C;
@@ -435,7 +427,7 @@ void backward(In dy, In more, In x, In y, const float *mean_weights, const float
     float *dM = work, *dV = dM + NC, *du = dV + NC, *dv = du + NC, *dMb = dv + NC, *dVb = dMb + NC;
     float *dinner = inner ? dVb + NC : 0, *dfloor = floor ? dVb + 4 * NC : 0;
     /* A and B, replaced in place below */
-    sums(x, dy, more, y, s.scale, origin, inner, floor, dshortcut ? dshortcut : dx, dV, dM, dinner, dfloor, N, P, C, of, then);
+    sums(x, dy, y, s.scale, origin, inner, floor, dshortcut ? dshortcut : dx, dV, dM, dinner, dfloor, N, P, C, of, then);
     memset(to->gamma, 0, sizeof(float) * C);
     memset(to->beta, 0, sizeof(float) * C);
     if (inner) memset(to->inner, 0, sizeof(float) * C);

@@ -13,29 +13,6 @@ Pair = tuple[int, int]
 Length = tuple[float, float, float]
 
 
-class Running(NamedTuple):
-    """Running statistics of the last pooling, which follow the average over the norm batches of an update.
-
-    ``running += momentum * (average - running)``
-
-    Attributes:
-        mean: [C], updated in place; None where no mean is kept.
-        variance: [C], updated in place.
-        momentum: weight of the newest batch.
-        unbias: factor of the variance of the batch.
-        bounds: [3], for a correction by the statistics before this update: lower and upper bound of the
-            factor r, and bound of the absolute value of the shift d, in deviations; None for no correction.
-        follows: whether the statistics are updated, or only correct.
-    """
-
-    mean: Tensor | None
-    variance: Tensor
-    momentum: float
-    unbias: float
-    bounds: Tensor | None = None
-    follows: bool = True
-
-
 class Past(NamedTuple):
     """Variances of all blocks in the last updates, and their gradients.
 
@@ -50,6 +27,31 @@ class Past(NamedTuple):
     averages: bool
 
 
+class Running(NamedTuple):
+    """Running statistics of the last pooling, which follow the average over the norm batches of an update.
+
+    ``running += momentum * (average - running)``
+
+    Attributes:
+        mean: [C], updated in place; None where no mean is kept.
+        variance: [C], updated in place.
+        momentum: weight of the newest batch.
+        unbias: factor of the variance of the batch.
+        bounds: [3], for a correction by the statistics before this update: lower and upper bound of the
+            factor r, and bound of the absolute value of the shift d, in deviations; None for no correction.
+        follows: whether the statistics are updated, or only correct.
+        past: earlier variances, which those of the only pooling are averaged with before all this.
+    """
+
+    mean: Tensor | None
+    variance: Tensor
+    momentum: float
+    unbias: float
+    bounds: Tensor | None = None
+    follows: bool = True
+    past: Past | None = None
+
+
 class Form(NamedTuple):
     """The function of each value of a map: f(x) · scale + shift, plus a shortcut, at least a floor.
 
@@ -57,11 +59,13 @@ class Form(NamedTuple):
         of: the number of f in kernels.c: 0 for x itself.
         shortcut: whether a shortcut is added.
         floor: whether values below a floor, 0 for a ReLU, are raised to it.
+        learned: whether the floor is not 0 but a parameter.
     """
 
     of: int = 0
     shortcut: bool = False
     floor: bool = False
+    learned: bool = False
 
     @property
     def then(self) -> int:
@@ -80,6 +84,7 @@ class Method(NamedTuple):
         squares: whether means of squares take the place of variances.
         centred: whether the mean is subtracted.
         corrected: whether running statistics correct those of the batch.
+        averaged: whether past variances are kept.
     """
 
     blocks: tuple[Pair, ...]
@@ -89,10 +94,47 @@ class Method(NamedTuple):
     squares: bool = False
     centred: bool = True
     corrected: bool = False
+    averaged: bool = False
 
     def bessel_factor(self, positions: int) -> float:
         """Return the factor of biased variances over ``positions`` = H·W values."""
         return positions / (positions - 1) if self.bessel else 1.0
+
+
+class MapPass(NamedTuple):
+    """A pass over maps: all of f(x) · scale + shift and what follows it but the shift and the shortcut.
+
+    Attributes:
+        form: the function.
+        scale: [N, C].
+        inner: [K, N, C], the parameters of f.
+        floor: [C]; None for 0.
+    """
+
+    form: Form
+    scale: Tensor
+    inner: Tensor | None = None
+    floor: Tensor | None = None
+
+
+class Parameters(NamedTuple):
+    """Learned numbers of a normalization.
+
+    Attributes:
+        gamma: [C].
+        beta: [C].
+        mean_weights: [K], mixing weights of the means of K poolings.
+        variance_weights: [K], those of the variances.
+        inner: [C], the parameter of f.
+        floor: [C]; None for 0.
+    """
+
+    gamma: Tensor
+    beta: Tensor
+    mean_weights: Tensor | None = None
+    variance_weights: Tensor | None = None
+    inner: Tensor | None = None
+    floor: Tensor | None = None
 
 
 class Operators(Protocol):
@@ -109,106 +151,37 @@ class Operators(Protocol):
     def moments(self, x: Tensor, /) -> tuple[Tensor, Tensor]:
         """Return mean and biased variance of each map, [N, C] each."""
 
-    def multiply_add(
-        self,
-        x: Tensor,
-        scale: Tensor,
-        shift: Tensor,
-        shortcut: Tensor | None,
-        form: Form,
-        inner: Tensor | None = None,
-        floor: Tensor | None = None,
-        /,
-    ) -> Tensor:
-        """Return f(x) · scale + shift with what follows it, [N, C, H, W].
-
-        Args:
-            x: [N, C, H, W].
-            scale: [N, C].
-            shift: [N, C].
-            shortcut: [N, C, H, W].
-            form: the function.
-            inner: [K, N, C], the parameters of f.
-            floor: [C]; None for 0.
-        """
+    def multiply_add(self, x: Tensor, shift: Tensor, shortcut: Tensor | None, map_pass: MapPass, /) -> Tensor:
+        """Return f(x) · scale + shift with what follows it, [N, C, H, W]; shift is [N, C]."""
 
     def sums(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        y: Tensor,
-        scale: Tensor,
-        form: Form,
-        inner: Tensor | None = None,
-        floor: Tensor | None = None,
-        /,
-        more: Tensor | None = None,
+        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass, /
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
-        """Return the gradients of scale, shift, inner, floor, [N, C] each, and shortcut of multiply_add.
+        """Return the gradients of scale, shift, inner, floor, [N, C] each, and shortcut of multiply_add."""
 
-        The gradient of y is dy + more.
-        """
-
-    def input_gradient(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        y: Tensor,
-        scale: Tensor,
-        form: Form,
-        inner: Tensor | None = None,
-        floor: Tensor | None = None,
-        /,
-    ) -> Tensor:
+    def input_gradient(self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass, /) -> Tensor:
         """Return the gradient of x of multiply_add, where dy is the gradient of the shortcut from sums."""
 
     def forward(
         self,
         x: Tensor,
-        gamma: Tensor,
-        beta: Tensor,
-        mean_weights: Tensor | None,
-        variance_weights: Tensor | None,
-        inner: Tensor | None,
-        floor: Tensor | None,
+        parameters: Parameters,
         shortcut: Tensor | None,
         method: Method,
         running: Running | None,
-        past: Past | None,
         /,
     ) -> tuple[Tensor, Tensor]:
-        """Return x normalized, [N, C, H, W], and a tensor for backward; update the statistics in place.
-
-        Args:
-            x: [N, C, H, W].
-            gamma: [C].
-            beta: [C].
-            mean_weights: [K], mixing weights of the means of K poolings.
-            variance_weights: [K], those of the variances.
-            inner: [C], the parameter of f.
-            floor: [C]; None for 0.
-            shortcut: [N, C, H, W].
-            method: the normalization.
-            running: running statistics.
-            past: statistics of past updates.
-        """
+        """Return x normalized, [N, C, H, W], and a tensor for backward; update the statistics in place."""
 
     def backward(
         self,
         dy: Tensor,
         x: Tensor,
         y: Tensor,
-        mean_weights: Tensor | None,
-        variance_weights: Tensor | None,
-        inner: Tensor | None,
-        floor: Tensor | None,
+        parameters: Parameters,
         saved: Tensor,
         method: Method,
         past: Past | None,
         /,
-        more: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, gamma, beta, mixing weights, inner, floor and shortcut of forward.
-
-        The gradient of y is dy + more.
-        """
+        """Return the gradients of x, of each of the parameters, and of the shortcut of forward."""

@@ -4,14 +4,14 @@ This is the definition, in plain torch for any device and precision; on a CPU wi
 arithmetic runs in :mod:`normbench.norms.ops.cpu`, on a GPU in :mod:`normbench.norms.ops.gpu`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from normbench.norms.ops import dispatch
-from normbench.norms.ops.operators import Form
+from normbench.norms.ops.operators import Form, MapPass
 
 
 class MapFunction(NamedTuple):
@@ -35,57 +35,69 @@ class MapFunction(NamedTuple):
 IDENTITY = MapFunction(lambda x: x, 0)
 
 
+class Pointwise(NamedTuple):
+    """What is made of every value of a map: f(x) · scale + shift, plus ``shortcut``; then perhaps the ReLU.
+
+    Attributes:
+        shortcut: [N, C, H, W], added to the result.
+        relu: end with max(·, 0).
+        of: f.
+        inner: parameters of f, [C] or [N, C] each.
+        floor: [C], takes the place of the 0 of the ReLU; None without a ReLU.
+    """
+
+    shortcut: Tensor | None = None
+    relu: bool = False
+    of: MapFunction = IDENTITY
+    inner: tuple[Tensor, ...] = ()
+    floor: Tensor | None = None
+
+    @property
+    def form(self) -> Form:
+        """Return the form, for the kernels."""
+        return Form(self.of.code or 0, self.shortcut is not None, self.relu, self.floor is not None)
+
+
+PLAIN = Pointwise()
+
+
 def multiply_add(
     x: Tensor,
     scale: Tensor,
     shift: Tensor,
-    shortcut: Tensor | None = None,
-    relu: bool = False,
-    *,
-    of: MapFunction = IDENTITY,
-    inner: Sequence[Tensor] = (),
-    floor: Tensor | None = None,
+    pointwise: Pointwise = PLAIN,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Compute f(x) · scale + shift; then add ``shortcut``, if any, and with ``relu`` take the ReLU.
+    """Compute f(x) · scale + shift, and what follows it.
 
     Args:
         x: [N, C, H, W].
         scale: [N, C].
         shift: [N, C].
-        shortcut: [N, C, H, W], added to the result.
-        relu: end with max(·, 0).
-        of: f.
-        inner: parameters of f, [N, C] each.
-        floor: [C], in place of the 0 of the ReLU.
+        pointwise: f, with parameters of [N, C] each, and what follows it.
         dtype: dtype of y; None for that of x.
 
     Returns:
         y, [N, C, H, W].
     """
     dtype = dtype or x.dtype
-    floor = floor if relu else None
-    form = Form(of.code or 0, shortcut is not None, relu)
+    shortcut, relu, of, inner, floor = pointwise
+    form = pointwise.form
     compiled = None
     if of.compiled(form):
-        compiled = dispatch.suited(x, scale, shift, *inner, form=form, floor=floor)
+        compiled = dispatch.suited(x, scale, shift, *inner, floor, form=form)
     if compiled is not None:
-        numbers = torch.stack([*inner]) if inner else None
+        numbers = torch.stack(inner) if inner else None
         y: Tensor = _MultiplyAdd.apply(x, scale, shift, numbers, floor, shortcut, form, compiled)
         return y.to(dtype)
     dispatch.note(dispatch.TORCH)
     x = x.to(torch.promote_types(x.dtype, scale.dtype))  # once: its gradient is rounded when it is added up
     f = of.of(x, *(parameter[..., None, None] for parameter in inner))
     y = torch.addcmul(shift[..., None, None], f, scale[..., None, None]).to(dtype)
-    return _finished(y, shortcut, relu, floor)
-
-
-def _finished(y: Tensor, shortcut: Tensor | None, relu: bool, floor: Tensor | None) -> Tensor:
-    """Return y plus the shortcut, and its ReLU or threshold, in the dtype of y."""
     if shortcut is not None:
-        y = y + shortcut.to(y.dtype)
+        y = y + shortcut.to(dtype)
     if floor is not None:
-        return larger(y, floor.to(y.dtype)[:, None, None])
+        return larger(y, floor.to(dtype)[:, None, None])
     return torch.relu(y) if relu else y
 
 
@@ -106,7 +118,7 @@ class _MultiplyAdd(torch.autograd.Function):
         floor = None if floor is None else floor.contiguous()
         if shortcut is not None:
             shortcut = addend(shortcut, x)
-        y = compiled.multiply_add(x, scale, shift, shortcut, form, numbers, floor)
+        y = compiled.multiply_add(x, shift, shortcut, MapPass(form, scale, numbers, floor))
         ctx.compiled, ctx.form = compiled, form
         ctx.summed = any(ctx.needs_input_grad[1:5]) or (form.shortcut and form.floor)
         kept = x if ctx.summed or form.of else None
@@ -118,9 +130,9 @@ class _MultiplyAdd(torch.autograd.Function):
         """Return the gradients of x, scale, shift, parameters, floor and shortcut."""
         refuse_second_derivatives()
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        x, y, scale, numbers, floor = ctx.saved_tensors
+        x, y, *numbers = ctx.saved_tensors
         x, y = (dy if kept is None else kept for kept in (x, y))  # they are not read then
-        inputs, g = (x, y, scale, ctx.form, numbers, floor), dy
+        inputs, g = (x, y, MapPass(ctx.form, *numbers)), dy
         dscale, dshift, dnumbers, dfloor = None, None, None, None
         if ctx.summed:
             dscale, dshift, dnumbers, dfloor, g = ctx.compiled.sums(dy, *inputs)

@@ -46,16 +46,6 @@ def one_call(function: Callable[P, R]) -> Callable[P, R]:
     return noted
 
 
-def in_two_parts(position: int, more: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Mark a function that takes a tensor in two summands: the argument there, and the keyword ``more``."""
-
-    def marked(function: Callable[P, R]) -> Callable[P, R]:
-        function.two_parts = position, more  # type: ignore[attr-defined]
-        return function
-
-    return marked
-
-
 @contextlib.contextmanager
 def traced(tracer: Tracer) -> Iterator[None]:
     """Have ``tracer`` note the calls of this thread that torch does not see."""

@@ -1,7 +1,6 @@
 """Traced operator calls as data: passes that reduce them, and the function that makes them again."""
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -116,7 +115,7 @@ def values(tree: Any) -> list[Value]:
 
 def fewer(calls: list[Call], outputs: Any) -> list[Call]:
     """Return calls that make the same outputs, to the last bit."""
-    return _flatten_lists(_fuse_sums(_batch_casts(_without_dead(calls, outputs), outputs), outputs))
+    return _flatten_lists(_batch_casts(_without_dead(calls, outputs), outputs))
 
 
 def _without_dead(calls: list[Call], outputs: Any) -> list[Call]:
@@ -181,29 +180,6 @@ def _batch_casts(calls: list[Call], outputs: Any) -> list[Call]:
             args, kwargs = mapped(lambda value: buffers.get(value, value), (call.args, call.kwargs), Value)
             moved.append(call._replace(args=args, kwargs=kwargs))
     return moved
-
-
-def _fuse_sums(calls: list[Call], outputs: Any) -> list[Call]:
-    """Leave a sum that only one function takes to that function, where it can add by itself."""
-    made = {value: call for call in calls for value in call.outputs()}
-    uses = Counter(value for call in calls for value in call.inputs())
-    uses.update(values(outputs))
-    fused = []
-    for call in calls:
-        position, more = getattr(call.function, "two_parts", (0, ""))
-        total = call.args[position] if more and position < len(call.args) else None
-        maker = made[total] if isinstance(total, Value) else call
-        if maker.function is aten.add.Tensor and len(maker.args) == 2 and not maker.kwargs:
-            layout = maker.results.layout
-            are_alike = all(isinstance(term, Value) and term.layout == layout for term in maker.args)
-            if are_alike and all(
-                uses[value] == 1 and not made[value].is_view for value in (total, *maker.args)
-            ):
-                args = [*call.args]
-                args[position], other = maker.args
-                call = call._replace(args=tuple(args), kwargs={**call.kwargs, more: other})
-        fused.append(call)
-    return _without_dead(fused, outputs)
 
 
 def _flatten_lists(calls: list[Call]) -> list[Call]:
