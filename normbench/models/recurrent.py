@@ -22,7 +22,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -273,9 +273,9 @@ class Cell(nn.Module):
                 every step that it reaches.
             sizes: n_t, the number of sequences that run at a step, never growing.
         """
-        products = self.input(rows, self.input.matrix(), *([] if self.bias is None else [self.bias]))
+        products = self.input(rows, self.input.matrix(), self.bias)
         parts = zip(self.input_norms, torch.split(products, self.widths, 1), strict=True)
-        inputs = zip(*(norm.all_steps(part, sizes) for norm, part in parts), strict=True)
+        inputs = zip(*(cast("StepNorm", norm).all_steps(part, sizes) for norm, part in parts), strict=True)
         matrix, steps = self.recurrent.matrix(), _steps(sizes)
         state: Sequence[Tensor] = [rows.new_zeros(sizes[0], self.hidden)] * self.states
         outputs = []
@@ -321,8 +321,8 @@ class LSTMCell(Cell):
     def __init__(self, features: int, plan: Plan) -> None:
         super().__init__(features, plan)
         self.state_norm = StepNorm(plan.step_norm, plan.hidden, plan)
-        bias = self.input_norms[0].beta if self.bias is None else self.bias
-        bias.detach()[: plan.hidden].fill_(1)  # type: ignore[union-attr]  # one of the two is there
+        bias = cast("Tensor", self.input_norms[0].beta if self.bias is None else self.bias)
+        bias.detach()[: plan.hidden].fill_(1)
 
     def step(
         self, x: Sequence[Tensor], state: Sequence[Tensor], matrix: Tensor | None, now: Step
