@@ -29,7 +29,8 @@ def test_a_choice_lists_what_can_be_chosen() -> None:
 
 def test_an_unknown_list_names_the_nearest() -> None:
     with pytest.raises(
-        UnknownName, match=r"unknown list 'modles' \(did you mean 'models'\?\); known: norms, clips, tasks, models"
+        UnknownName,
+        match=r"unknown list 'modles' \(did you mean 'models'\?\); known: norms, clips, tasks, models",
     ):
         tables("modles")
 
