@@ -32,6 +32,7 @@ from normbench.models.layers import FinalLinear
 from normbench.models.layers import dropout as dropout_layer
 from normbench.norms.api import Normalization, ShapeError
 from normbench.norms.moment_norm import Block
+from normbench.norms.moving_average_batch import MovingAverageBatchNorm
 from normbench.norms.ops import sync
 from normbench.norms.reparam import FunctionOfWeights
 
@@ -78,7 +79,8 @@ class StepNorm(nn.Module):
 
     A method with running statistics has a layer for each step, and these share gamma and beta. Where a layer
     serves several steps, its running statistics weigh the steps of an update alike. Where fewer than two
-    sequences of a batch are left, it normalizes by its running statistics, in training too.
+    sequences of a batch are left, it normalizes by its running statistics in training too, which then stay
+    as the steps before have left them.
 
     Args:
         norm: the method.
@@ -87,7 +89,7 @@ class StepNorm(nn.Module):
         has_beta: without, beta stays 0.
 
     Raises:
-        ShapeError: the method takes statistics of each channel of each sample.
+        ShapeError: the method takes statistics of each channel of each sample, or of past updates.
     """
 
     def __init__(self, norm: Normalization, channels: int, plan: Plan, has_beta: bool = True) -> None:
@@ -166,6 +168,8 @@ class StepNorm(nn.Module):
 
 
 def _check(layer: nn.Module, C: int) -> None:
+    if isinstance(layer, MovingAverageBatchNorm):
+        raise ShapeError("its averages run over past updates, and a cell has new statistics at every step")
     statistics: Callable[[int], object] | None = getattr(layer, "statistics", None)
     if statistics is not None and Block() in getattr(statistics(C), "blocks", ()):
         raise ShapeError("in a cell, a channel of a sample is a single value, without a mean and a variance")

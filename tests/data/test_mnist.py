@@ -39,9 +39,7 @@ def release_of(directory: Path, changed: Mapping[str, bytes] = MappingProxyType(
     """Write the files, gzipped unless their content begins as a gzip file does, with their md5."""
     folder, md5 = directory / mnist.FOLDER, {}
     folder.mkdir(parents=True)
-    for name, content in (
-        contents() | {NAMES[int(key[-1])]: value for key, value in changed.items()}
-    ).items():
+    for name, content in (contents() | dict(changed)).items():
         packed = content if content[:2] == b"\x1f\x8b" else gzip.compress(content)
         (folder / name).write_bytes(packed)
         md5[name] = hashlib.md5(packed).hexdigest()
