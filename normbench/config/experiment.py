@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from normbench.config.catalog.datasets import DATASETS, MAX_WHITENED_SIZE
+from normbench.config.catalog.datasets import MAX_WHITENED_SIZE
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.catalog.figures import FIGURES
 from normbench.config.catalog.models import MODELS as NETWORKS
@@ -28,6 +28,7 @@ from normbench.config.messages import (
     unknown_key_message,
     validate,
 )
+from normbench.config.sequences import image_size
 from normbench.config.source import Issue, Node, Position
 from normbench.config.trial import Choice, Count, Frozen, Positive, Trial, choice_from
 from normbench.config.yaml import has_comment, read, read_bytes, write
@@ -92,6 +93,8 @@ class Execute(Frozen):
         alone = [trial.norm.name for trial in trials if NORMS[trial.norm.name].is_single_process]
         if alone and self.processes > 1:
             return f"{self.processes} processes would not share the statistics of {alone[0]}"
+        if self.processes > 1 and any(trial.task.options.get("lengths") for trial in trials):
+            return f"{self.processes} processes would not share steps of sequences of unequal lengths"
         sizes = sorted({trial.batch_size for trial in trials if trial.batch_size % self.processes})
         if not sizes:
             return None
@@ -283,19 +286,13 @@ def _unknown_series(root: Node, labels: Mapping[str, str], trials: Sequence[Tria
 
 def _too_large_to_whiten(root: Node, trials: Sequence[Trial]) -> Iterator[Issue]:
     """Yield an issue for every whitening that would take too long."""
-    for name, size in dict.fromkeys((trial.whiten.name, _image_size(trial)) for trial in trials):
+    for name, size in dict.fromkeys((trial.whiten.name, image_size(trial.dataset)) for trial in trials):
         if name != "none" and size > MAX_WHITENED_SIZE:
             message = (
                 f"{name} of {size}×{size} images needs the eigenvectors of {3 * size**2}×{3 * size**2} "
                 f"values; dataset.image_size must be at most {MAX_WHITENED_SIZE} with it"
             )
             yield Issue(_written_at(root, "whiten"), message)
-
-
-def _image_size(trial: Trial) -> int:
-    """Return the side of the images, in pixels."""
-    info = DATASETS[trial.dataset.name].info
-    return info.size if info else int(trial.dataset.options["image_size"])
 
 
 def _indivisible_channels(root: Node, trials: Sequence[Trial]) -> Iterator[Issue]:

@@ -48,9 +48,10 @@ def at_least(minimum: float, default: float, meaning: str) -> Option:
     return Option(Annotated[float, Field(ge=minimum, allow_inf_nan=False)], default, meaning)
 
 
-def positive(default: float, meaning: str, maximum: float | None = None) -> Option:
-    """Return the option of a finite number above 0 and at most ``maximum``."""
-    return Option(Annotated[float, Field(gt=0, le=maximum, allow_inf_nan=False)], default, meaning)
+def positive(default: float | None, meaning: str, maximum: float | None = None) -> Option:
+    """Return the option above 0 and at most ``maximum``, or None if that is the default."""
+    number = Annotated[float, Field(gt=0, le=maximum, allow_inf_nan=False)]
+    return Option(number if default is not None else number | None, default, meaning)
 
 
 def fraction(default: float, meaning: str) -> Option:
@@ -68,6 +69,19 @@ def sizes(default: tuple[int, ...], meaning: str) -> Option:
     """Return the option of whole numbers of at least 2, each once, ascending."""
     numbers = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False)]
     return Option(Annotated[numbers, AfterValidator(_ascending)], default, meaning)
+
+
+def interval(meaning: str) -> Option:
+    """Return the option of two whole numbers of at least 1 in ascending order; None by default."""
+    number = Annotated[int, Field(ge=1)]
+    pair = Annotated[tuple[number, number], Field(strict=False), AfterValidator(_ordered)]
+    return Option(pair | None, None, meaning)
+
+
+def _ordered(pair: tuple[int, int]) -> tuple[int, int]:
+    if pair[0] > pair[1]:
+        raise PydanticCustomError("expected", "expected two numbers, the smaller one first")
+    return pair
 
 
 def _ascending(numbers: tuple[int, ...]) -> tuple[int, ...]:

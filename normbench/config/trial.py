@@ -31,6 +31,7 @@ from normbench.config.catalog.norms import NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.config.catalog.tasks import TASKS
 from normbench.config.registry import Entry, ExtensibleRegistry, Registry
+from normbench.config.sequences import whole_sequence
 from normbench.text import quoted
 
 Count = Annotated[int, Field(ge=1)]
@@ -269,11 +270,12 @@ class Trial(Frozen):
         self._check_task()
         if not method.has_layers:
             fields["norm_every"], fields["zero_init_residual"] = 1, False
-        elif self.norm_every > network.layers:
+        elif self.norm_every > max(1, network.layers):
             layers = f"the {network.layers} layers of {network.name}"
             raise conflict(f"norm_every {self.norm_every} is more than {layers}", "norm_every", "model")
         if method.needs_preactivation and not network.is_preactivation:
-            message = f"{method.name} is for pre-activation networks only, such as preact_{network.name}"
+            other = f"preact_{network.name}" if network.task == "classification" else "preact_resnet20"
+            message = f"{method.name} is for pre-activation networks only, such as {other}"
             raise conflict(message, "norm", "model")
         if not (method.has_parameters and self.optimizer.weight_decay):
             fields["optimizer"] = self.optimizer.model_copy(update={"weight_decay_on_norm": True})
@@ -299,6 +301,38 @@ class Trial(Frozen):
             value, default = getattr(self, key), type(self).model_fields[key].default
             if (value.name if isinstance(value, Choice) else value) != default:
                 raise conflict(f"{key} has no meaning in the task {task.name}", key, "task")
+        if task.name == "sequence":
+            self._check_sequence()
+
+    def _check_sequence(self) -> None:
+        """Refuse lengths that an image has not, and give options that cannot matter their defaults."""
+        method, network, options = NORMS[self.norm.name], MODELS[self.model.name], self.model.options
+        if "signal_propagation" in self.diagnose:
+            raise conflict("signal_propagation is measured in residual networks", "diagnose", "task")
+        whole, lengths = whole_sequence(self.task, self.dataset).steps, self.task.options["lengths"]
+        if lengths and lengths[1] > whole:
+            message = f"lengths up to {lengths[1]} are more than the {whole} steps of these images"
+            raise conflict(message, "task.lengths", "dataset")
+        if lengths and self.norm_batch_size not in (None, self.batch_size):
+            message = (
+                f"norm_batch_size {self.norm_batch_size} is less than batch_size {self.batch_size}, and "
+                "sequences of unequal lengths share the statistics of a step with all that reach it"
+            )
+            raise conflict(message, "norm_batch_size", "task.lengths")
+        steps = lengths[1] if lengths else whole
+        idle: set[str] = set()
+        if (
+            not method.across_samples
+            or options["statistics"] == "shared"
+            or (options["max_steps"] or steps) >= steps
+        ):
+            idle.add("max_steps")
+        if not method.across_samples:
+            idle.add("statistics")
+        if not method.has_layers:
+            idle |= {"input_only", "initial_gamma"}
+        defaults = {key: network.options[key].default for key in idle}
+        self.__dict__["model"] = self.model.model_copy(update=defaults)
 
     @model_validator(mode="after")
     def _canonical_evaluate(self) -> Self:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from normbench.config.catalog.datasets import SIZES, DataError
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
+from normbench.config.sequences import whole_sequence
 from normbench.config.trial import Trial
 from normbench.records import Record
 
@@ -49,7 +50,7 @@ def kind(trial: Trial) -> tuple[Any, ...]:
     images = tuple((key, value) for key, value in trial.dataset if key not in SIZES)
     batches = trial.batch_size, trial.norm_batch_size
     steps = trial.norm_every, trial.clip, bool(trial.dropout), trial.online, trial.whiten, trial.diagnose
-    return images, trial.model, trial.norm, *batches, *steps, trial.precision, trial.augment
+    return images, trial.task, trial.model, trial.norm, *batches, *steps, trial.precision, trial.augment
 
 
 def estimate(
@@ -115,7 +116,14 @@ def checkpoint_bytes(parameters: int) -> int:
 
 
 def device_bytes(trial: Trial) -> int:
-    """Return an upper estimate of GPU memory: 2 GiB and 10 MiB a sample (ResNet-20, 32×32 images)."""
+    """Return an upper estimate of GPU memory: 2 GiB and 10 MiB a sample (ResNet-20, 32×32 images).
+
+    Of a step of a recurrent layer some 40 vectors of the state's length are kept.
+    """
+    if trial.task.name == "sequence":
+        steps = whole_sequence(trial.task, trial.dataset).steps
+        states = int(trial.model.options["hidden_size"] * trial.model.options["layers"])
+        return 2 * 2**30 + trial.batch_size * steps * states * 40 * 4
     image = trial.dataset.options.get("image_size", 32) / 32
     sample = 10 * 2**20 * (_depth(trial) / 20) * trial.model.options.get("width", 1.0) * image**2
     return 2 * 2**30 + int(trial.batch_size * sample)

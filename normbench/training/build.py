@@ -87,7 +87,9 @@ def check(trial: Trial, classes: int, image_size: int) -> int:
                     module.register_forward_pre_hook(partial(remember, name))
                 model(task_of(trial).example(trial.batch_size, image_size).images)
         except ShapeError as error:
-            raise ShapeError(f"{trial.norm.name} norm cannot be used in {reached}: {error}") from None
+            raise ShapeError(
+                f"{trial.norm.name} norm cannot be used in {reached or trial.model.name}: {error}"
+            ) from None
         except OwnError:
             raise
         except Exception as error:

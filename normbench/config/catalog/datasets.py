@@ -78,9 +78,11 @@ class DatasetEntry(Entry):
 
     Attributes:
         info: its numbers, or None if they depend on options.
+        channels: 1 for grey images, which are stored as three equal channels.
     """
 
     info: DatasetInfo | None = None
+    channels: int = 3
 
 
 SIZES = {
@@ -115,6 +117,14 @@ DATASETS: Registry[DatasetEntry] = Registry(
         "normbench.data.cifar:CIFAR100",
         SIZES,
         info=DatasetInfo(100, 32, 50_000, 10_000),
+    ),
+    DatasetEntry(
+        "mnist",
+        "MNIST (LeCun et al. 1998), 28×28 grey, downloaded by torchvision",
+        "normbench.data.mnist:MNIST",
+        SIZES,
+        info=DatasetInfo(10, 28, 60_000, 10_000),
+        channels=1,
     ),
     DatasetEntry(
         "folder",

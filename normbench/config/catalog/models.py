@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from normbench.config.registry import Entry, Registry, positive
+from normbench.config.registry import Entry, Registry, count, flag, one_of, positive
 
 WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages; at most 64", maximum=64.0)
 
@@ -24,6 +24,21 @@ class Network(Entry):
     task: str = "classification"
 
 
+RECURRENT = {
+    "hidden_size": count(128, "length of the state", maximum=65_536),
+    "layers": count(1, "cells, one above the other", maximum=64),
+    "statistics": one_of(
+        ("per_step", "shared"), "running statistics: of every step its own, or the same for all steps"
+    ),
+    "max_steps": count(None, "first steps with statistics of their own; the last one's serve later steps"),
+    "input_only": flag(False, "normalize the product with the input alone (Laurent et al. 2016)"),
+    "initial_gamma": positive(None, "null: 0.1 for methods that look across samples, else 1"),
+    "recurrent_init": one_of(
+        ("orthogonal", "identity"),
+        "initial matrices of the state; identity: that of the candidate (Cooijmans et al. 2016)",
+    ),
+}
+
 MODELS: Registry[Network] = Registry(
     "model",
     *(
@@ -42,6 +57,20 @@ MODELS: Registry[Network] = Registry(
             "preact_resnet": "pre-activation ResNet (He et al. 2016b); with normalizer_free: NF-ResNet",
         }.items()
         for depth in (8, 14, 20, 32, 44, 56, 110)
+    ),
+    *(
+        Network(
+            name, words, f"normbench.models.recurrent:{name}", RECURRENT, task="sequence", aliases=aliases
+        )
+        for name, words, aliases in (
+            ("lstm", "long short-term memory (Hochreiter & Schmidhuber 1997)", ("BN_LSTM", "LN_LSTM")),
+            ("gru", "gated recurrent units (Cho et al. 2014)", ("LN_GRU",)),
+            (
+                "rnn",
+                "simple recurrent network with tanh (Elman 1990)",
+                ("simple_rnn", "elman", "vanilla_rnn"),
+            ),
+        )
     ),
     advice={
         **dict.fromkeys(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from normbench.config.registry import Entry, Registry
+from normbench.config.registry import Entry, Registry, flag, interval, one_of
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,17 @@ TASKS: Registry[TaskEntry] = Registry(
         "the class of an image; cross-entropy",
         "normbench.tasks.classification:Classification",
         aliases=("image_classification", "classify"),
+    ),
+    TaskEntry(
+        "sequence",
+        "the class of an image that is read step by step, for recurrent networks; cross-entropy",
+        "normbench.tasks.sequence:Sequence",
+        {
+            "read": one_of(("rows", "pixels"), "what a step reads: a row of an image, or a pixel"),
+            "permute": flag(False, "read the rows or pixels in a random order, the same one in all trials"),
+            "lengths": interval("cut sequences after a random number of steps between these; null: none is"),
+        },
+        refuses=("norm_every", "whiten", "zero_init_residual", "evaluate"),
+        aliases=("sequential", "sequences", "recurrent"),
     ),
 )

@@ -94,7 +94,8 @@ class Drawing(Protocol):
 class RecordedStep:
     """A step of a network with a batch: recorded at the first, replayed for those like it, or just called.
 
-    Every call does what ``step`` would. Batches of another shape than the first are not recorded.
+    Every call does what ``step`` would. Batches of another shape than the first are not recorded, nor is a
+    network that says why not in an attribute ``not_replayed``.
 
     Args:
         step: takes and returns tensors; may change tensors of the network and ``others``.
@@ -124,7 +125,9 @@ class RecordedStep:
         self._shapes: Hashable = None
         self._key: Hashable = None
         self.path = "plain"
-        self._why = ""
+        self._why = getattr(model, "not_replayed", "")
+        if self._why:
+            self._recorder = None
         self.refusal = ""
 
     def __call__(self, *batch: Tensor) -> Tensors:
