@@ -14,27 +14,23 @@ class DnCNN(nn.Module):
 
     Args:
         norm: the method.
+        dropout: 0, since it has no place in this network.
         depth: number of convolutions.
-        width: channels of every map in between.
+        channels: of every map in between.
         skip: the network estimates the noise, which is subtracted from its input (the paper's residual
             learning); otherwise it gives the image itself.
     """
 
     places: ClassVar = {"conv": "stem", "body": "stage1", "final": "final_linear"}
 
-    def __init__(self, norm: Normalization, depth: int, width: int, skip: bool) -> None:
+    def __init__(self, norm: Normalization, dropout: float, depth: int, channels: int, skip: bool) -> None:  # noqa: ARG002
         super().__init__()
-        self.conv = norm.wrap_conv(conv3x3(3, width, 1))
-        self.body = nn.Sequential(*(ConvNorm(width, width, 1, norm) for _ in range(depth - 2)))
-        self.final = FinalConv(width, 3)
+        self.conv = norm.wrap_conv(conv3x3(3, channels, 1))
+        self.body = nn.Sequential(*(ConvNorm(channels, channels, 1, norm) for _ in range(depth - 2)))
+        self.final = FinalConv(channels, 3)
         self.skip = skip
 
     def forward(self, x: Tensor) -> Tensor:
         """Return images [N, 3, H, W] without the noise of x, [N, 3, H, W]."""
         y: Tensor = self.final(self.body(F.relu(self.conv(x))))
         return x - y if self.skip else y
-
-
-def dncnn(norm: Normalization, depth: int, width: int, skip: bool, dropout: float = 0.0) -> DnCNN:  # noqa: ARG001
-    """Return a DnCNN; it has no place for dropout, which a trial with it refuses."""
-    return DnCNN(norm, depth, width, skip)

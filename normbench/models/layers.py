@@ -85,10 +85,10 @@ class FinalLayer(nn.Module):
         """Return the output of the network for its last map or features."""
         if not self.full or x.is_meta or not torch.is_autocast_enabled(x.device.type):
             y: Tensor = super().forward(x)
-            return y
-        with torch.autocast(x.device.type, enabled=False):
-            y = super().forward(x.to(self.weight.dtype))
-            return y
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                y = super().forward(x.to(self.weight.dtype))
+        return y
 
 
 class FinalLinear(FinalLayer, nn.Linear):

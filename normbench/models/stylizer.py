@@ -1,4 +1,4 @@
-"""The feed-forward stylization network of Johnson et al. (2016, arXiv 1603.08155), small, with any normalization.
+"""A small stylization network after Johnson et al. (2016, arXiv 1603.08155), with any normalization.
 
 As in Ulyanov et al. (2016, arXiv 1607.08022) one layer of the method follows every convolution but the last.
 For images of 32×32 pixels there is one halving of the map and not two, all convolutions are 3×3, and maps are
@@ -39,22 +39,23 @@ class Stylizer(nn.Module):
 
     Args:
         norm: the method.
-        width: channels at full resolution; there are twice as many at half of it.
-        blocks: number of residual blocks.
         dropout: the fraction dropped between the two convolutions of a block, behind the ReLU.
+        channels: C, at full resolution; there are twice as many at half of it.
+        blocks: number of residual blocks.
     """
 
     places: ClassVar = {
         "conv": "stem", "down": "stage1", "blocks": "stage2", "up": "stage3", "final": "final_linear"
     }  # fmt: skip
 
-    def __init__(self, norm: Normalization, width: int, blocks: int, dropout: float) -> None:
+    def __init__(self, norm: Normalization, dropout: float, channels: int, blocks: int) -> None:
         super().__init__()
-        self.conv = ConvNorm(3, width, 1, norm)
-        self.down = ConvNorm(width, 2 * width, 2, norm)
-        self.blocks = nn.Sequential(*(StylizerBlock(2 * width, norm, dropout) for _ in range(blocks)))
-        self.up = ConvNorm(2 * width, width, 1, norm)
-        self.final = FinalConv(width, 3)
+        C = channels
+        self.conv = ConvNorm(3, C, 1, norm)
+        self.down = ConvNorm(C, 2 * C, 2, norm)
+        self.blocks = nn.Sequential(*(StylizerBlock(2 * C, norm, dropout) for _ in range(blocks)))
+        self.up = ConvNorm(2 * C, C, 1, norm)
+        self.final = FinalConv(C, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return images [N, 3, H, W] with values in (0, 1), of images [N, 3, H, W]."""
@@ -67,8 +68,3 @@ class Stylizer(nn.Module):
         for block in self.blocks:
             if isinstance(gamma := getattr(block.norm2, "gamma", None), Tensor):
                 nn.init.zeros_(gamma)
-
-
-def stylizer(norm: Normalization, width: int, blocks: int, dropout: float = 0.0) -> Stylizer:
-    """Return a stylization network."""
-    return Stylizer(norm, width, blocks, dropout)

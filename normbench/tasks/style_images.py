@@ -17,7 +17,9 @@ def _positions() -> tuple[Image, Image]:
 
 def _hashed(number: Image, draw: int) -> Image:
     """Return numbers in [0, 1) that look random, of whole numbers: a mix of multiplications and shifts."""
-    bits = (number.astype(np.uint64) * np.uint64(2654435761) + np.uint64(97 * draw + 1)) & np.uint64(2**32 - 1)
+    bits = (number.astype(np.uint64) * np.uint64(2654435761) + np.uint64(97 * draw + 1)) & np.uint64(
+        2**32 - 1
+    )
     for multiplier in (0x7FEB352D, 0x846CA68B):
         bits = ((bits ^ (bits >> np.uint64(15))) * np.uint64(multiplier)) & np.uint64(2**32 - 1)
     return (bits ^ (bits >> np.uint64(16))).astype(np.float64) / 2**32
@@ -52,7 +54,8 @@ def mosaic() -> Image:
     nearest = distance.argmin(0)
     first, second = np.sort(distance, 0)[:2]
     colours = np.stack([_hashed(number, draw) for draw in (3, 4, 5)])
-    return colours[:, nearest] * np.clip(second - first, 0, 1)
+    image: Image = colours[:, nearest] * np.clip(second - first, 0, 1)
+    return image
 
 
 def checks() -> Image:
@@ -65,7 +68,8 @@ def checks() -> Image:
 
 def style_image(name: str) -> Image:
     """Return a style image, [3, SIZE, SIZE], in steps of 1 / 255: sines may differ in their last bits."""
-    return np.round(STYLE_IMAGES[name]() * 255) / 255
+    image: Image = np.round(STYLE_IMAGES[name]() * 255) / 255
+    return image
 
 
 STYLE_IMAGES: Mapping[str, Callable[[], Image]] = {"waves": waves, "mosaic": mosaic, "checks": checks}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def gram(maps: Tensor) -> Tensor:
-    """Return the Gram matrices [N, C, C] of maps [N, C, H, W]: means over positions of products of channels."""
+    """Return Gram matrices [N, C, C] of maps [N, C, H, W]: means over positions of products of channels."""
     rows = maps.flatten(2)
     return rows @ rows.transpose(1, 2) / rows.shape[2]
 
