@@ -274,8 +274,10 @@ class Trial(Frozen):
             layers = f"the {network.layers} layers of {network.name}"
             raise conflict(f"norm_every {self.norm_every} is more than {layers}", "norm_every", "model")
         if method.needs_preactivation and not network.is_preactivation:
-            other = f"preact_{network.name}" if network.task == "classification" else "preact_resnet20"
-            message = f"{method.name} is for pre-activation networks only, such as {other}"
+            known = f", such as preact_{network.name}" if f"preact_{network.name}" in MODELS else ""
+            raise conflict(f"{method.name} is for pre-activation networks only{known}", "norm", "model")
+        if method.needs_blocks and not network.has_blocks:
+            message = f"{method.name} is about residual blocks, and {network.name} has none"
             raise conflict(message, "norm", "model")
         if not (method.has_parameters and self.optimizer.weight_decay):
             fields["optimizer"] = self.optimizer.model_copy(update={"weight_decay_on_norm": True})
@@ -297,10 +299,16 @@ class Trial(Frozen):
             known = ", ".join(entry.name for entry in MODELS.values() if entry.task == task.name)
             message = f"{network.name} is a network for {network.task}; those for {task.name} are {known}"
             raise conflict(message, "model", "task")
-        for key in task.refuses:
+        for refused in task.refuses:
+            key, _, item = refused.partition(".")
             value, default = getattr(self, key), type(self).model_fields[key].default
-            if (value.name if isinstance(value, Choice) else value) != default:
-                raise conflict(f"{key} has no meaning in the task {task.name}", key, "task")
+            if item:
+                is_refused = item in [each.name if isinstance(each, Choice) else each for each in value]
+            else:
+                is_refused = (value.name if isinstance(value, Choice) else value) != default
+            if is_refused:
+                words = f"{key} {item}" if item else key
+                raise conflict(f"{words} has no meaning in the task {task.name}", key, "task")
         if task.name == "sequence":
             self._check_sequence()
 

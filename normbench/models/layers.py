@@ -1,12 +1,12 @@
-"""Layers that the families of residual networks share, and what their parameters belong to."""
+"""Layers that the families of networks share, and what their parameters belong to."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from normbench.norms.api import Clock
+from normbench.norms.api import Clock, Normalization, relu
 from normbench.norms.ops import sync
 from normbench.norms.ops.tracing import is_capturing
 
@@ -68,23 +68,60 @@ def _initialised(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-class FinalLinear(nn.Linear):
-    """The linear layer that computes logits, in the precision of its weights also under autocast.
+class FinalLayer(nn.Module):
+    """The layer that computes the output of a network, in the precision of its weights also under autocast.
 
-    In bfloat16, with 8 bits, the two largest logits can be equal; the class of lower number would be taken.
+    It is the one layer that has a bias whatever the method. In bfloat16, with 8 bits, the two largest logits
+    can be equal; the class of lower number would be taken.
 
     Attributes:
         full: whether it ignores autocast.
     """
 
+    weight: Tensor
     full = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits [N, classes] of features [N, C]."""
+        """Return the output of the network for its last map or features."""
         if not self.full or x.is_meta or not torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype))
+            y: Tensor = super().forward(x)
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                y = super().forward(x.to(self.weight.dtype))
+        return y
+
+
+class FinalLinear(FinalLayer, nn.Linear):
+    """The linear layer that computes logits [N, classes] of features [N, C]."""
+
+
+class FinalConv(FinalLayer, nn.Conv2d):
+    """The 3×3 convolution that computes images [N, channels, H, W] of maps [N, channels_in, H, W]."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__(channels_in, channels, 3, padding=1)
+
+
+class ConvNorm(nn.Module):
+    """A 3×3 convolution, norm and ReLU.
+
+    Args:
+        channels_in: channels of the input.
+        channels: channels of the output.
+        stride: of the convolution.
+        norm: the method.
+    """
+
+    into_norm: ClassVar = {"conv": "norm"}
+
+    def __init__(self, channels_in: int, channels: int, stride: int, norm: Normalization) -> None:
+        super().__init__()
+        self.conv = norm.wrap_conv(conv3x3(channels_in, channels, stride))
+        self.norm = norm.make_layer(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x, [N, channels_in, H, W], to [N, channels, ceil(H / stride), ceil(W / stride)]."""
+        return relu(self.norm, self.conv(x))
 
 
 class Dropout(nn.Module):
@@ -178,13 +215,13 @@ def place(model: nn.Module, name: str) -> str:
 def norm_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Return gamma, beta and the other parameters that a method adds to a network.
 
-    These are all scalars and vectors but the bias of the final linear layer, since convolutions have no bias
+    These are all scalars and vectors but the bias of the final layer, since other convolutions have no bias
     unless a method adds it.
     """
     return {
         parameter
         for module in model.modules()
-        if not isinstance(module, FinalLinear)
+        if not isinstance(module, FinalLayer)
         for parameter in module.parameters(recurse=False)
         if parameter.ndim <= 1
     }

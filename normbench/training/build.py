@@ -11,7 +11,7 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.config.user_code import Contained, EndedProcess
-from normbench.models.layers import FinalLinear, place
+from normbench.models.layers import FinalLayer, place
 from normbench.norms.api import Normalization, OwnError, ShapeError, build
 from normbench.tasks.base import task_of
 from normbench.training.clipping import clip_of
@@ -32,7 +32,7 @@ def network(trial: Trial, classes: int) -> nn.Module:
             **trial.model.options,
         )
         for head in model.modules():
-            if isinstance(head, FinalLinear):
+            if isinstance(head, FinalLayer):
                 with torch.no_grad():
                     head.weight.mul_(trial.init_scale)
                 head.full = trial.logits_precision == "fp32"

@@ -2,9 +2,19 @@
 
 from dataclasses import dataclass
 
-from normbench.config.registry import Entry, Registry, count, flag, one_of, positive
+from normbench.config.registry import Entry, Option, Registry, count, flag, one_of, positive, whole
 
 WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages; at most 64", maximum=64.0)
+
+
+def channels(default: int) -> Option:
+    """Return the option of the channels of a network's maps at full resolution."""
+    return count(default, "channels of the maps at full resolution", maximum=4096)
+
+
+SKIP = flag(
+    True, "the network estimates the noise, which is subtracted from its input; false: the image itself"
+)
 
 
 @dataclass(frozen=True)
@@ -13,13 +23,15 @@ class Network(Entry):
 
     Attributes:
         layers: the number of its normalization layers, one for every convolution of the main path.
-        is_preactivation: its blocks begin with norm and ReLU, and nothing follows their sum.
+        is_preactivation: every norm is followed by a ReLU alone, such as where blocks begin with both.
+        has_blocks: it has residual blocks.
         channels: those of its stages at width 1; empty where they are not known without torch.
         task: the learning problem that it is for.
     """
 
     layers: int = 0
     is_preactivation: bool = False
+    has_blocks: bool = True
     channels: tuple[int, ...] = ()
     task: str = "classification"
 
@@ -71,6 +83,35 @@ MODELS: Registry[Network] = Registry(
                 ("simple_rnn", "elman", "vanilla_rnn"),
             ),
         )
+    ),
+    Network(
+        "dncnn",
+        "DnCNN (Zhang et al. 2017)",
+        "normbench.models.dncnn:DnCNN",
+        {"depth": whole(17, "number of convolutions", minimum=3), "channels": channels(64), "skip": SKIP},
+        layers=15,
+        is_preactivation=True,
+        has_blocks=False,
+        task="denoising",
+    ),
+    Network(
+        "unet",
+        "small U-Net of three resolutions (Ronneberger et al. 2015)",
+        "normbench.models.unet:UNet",
+        {"channels": channels(32), "skip": SKIP},
+        layers=8,
+        is_preactivation=True,
+        has_blocks=False,
+        task="denoising",
+    ),
+    Network(
+        "stylizer",
+        "stylization network (Johnson et al. 2016), small",
+        "normbench.models.stylizer:Stylizer",
+        {"channels": channels(32), "blocks": count(5, "number of residual blocks", maximum=1000)},
+        layers=13,
+        task="style",
+        aliases=("transformer_net", "image_transformation_network"),
     ),
     advice={
         **dict.fromkeys(

@@ -27,6 +27,7 @@ class Method(Entry):
         is_foldable: at inference its layers are a fixed multiply-add per channel, which can be folded into
             the convolution before them.
         needs_preactivation: it is only defined for networks whose blocks begin with it (``preact_resnet…``).
+        needs_blocks: it is about residual blocks, and so only defined for networks that have them.
         has_history: it keeps statistics of every normalization batch of a step apart, and takes their number.
         is_single_process: its statistics are not synchronised over processes, so ``execute.processes`` must
             be 1.
@@ -38,6 +39,7 @@ class Method(Entry):
     has_running_statistics: bool = False
     is_foldable: bool = False
     needs_preactivation: bool = False
+    needs_blocks: bool = False
     has_history: bool = False
     is_single_process: bool = False
 
@@ -220,6 +222,7 @@ NORMS: ExtensibleRegistry[Method] = ExtensibleRegistry(
         {"alpha": positive(0.2, "scale of every residual branch")},
         has_layers=False,
         needs_preactivation=True,
+        needs_blocks=True,
         aliases=("NF", "NFNet", "NF_ResNet", "normaliser_free", "norm_free", "ScaledStdConv2d", "ScaledWS"),
     ),
     advice={

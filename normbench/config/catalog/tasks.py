@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from normbench.config.registry import Entry, Registry, flag, interval, one_of
+from normbench.config.registry import Entry, Registry, at_least, flag, interval, one_of
 
 
 @dataclass(frozen=True)
@@ -11,12 +11,22 @@ class TaskEntry(Entry):
 
     Attributes:
         metric: the metric that trials are compared by, of :data:`normbench.report.metrics.METRICS`.
-        refuses: settings of a trial that make no sense in it and must keep their defaults.
+        refuses: settings of a trial that make no sense in it and must keep their defaults; ``evaluate.name``
+            is one of the choices of a list.
     """
 
     metric: str = "accuracy"
     refuses: tuple[str, ...] = ()
 
+
+OF_CLASSES = (
+    "label_smoothing",
+    "online",
+    "whiten",
+    "norm_every",
+    "diagnose.signal_propagation",
+    "evaluate.neighbours",
+)
 
 TASKS: Registry[TaskEntry] = Registry(
     "task",
@@ -37,5 +47,29 @@ TASKS: Registry[TaskEntry] = Registry(
         },
         refuses=("norm_every", "whiten", "zero_init_residual", "evaluate"),
         aliases=("sequential", "sequences", "recurrent"),
+    ),
+    TaskEntry(
+        "denoising",
+        "an image without its Gaussian noise; mean squared error",
+        "normbench.tasks.denoising:Denoising",
+        {"sigma": at_least(0, 25.0, "standard deviation of the noise, in units of 1/255 of the range")},
+        metric="psnr",
+        refuses=(*OF_CLASSES, "dropout", "zero_init_residual"),
+        aliases=("denoise", "image_denoising", "gaussian_denoising"),
+    ),
+    TaskEntry(
+        "style",
+        "an image in the style of another; Gram matrices of features, and content",
+        "normbench.tasks.style:Style",
+        {
+            "image": one_of(("waves", "mosaic", "checks"), "style image, drawn by code"),
+            "features": one_of(
+                ("random", "vgg16"), "network of the loss: random filters, or torchvision's weights of VGG-16"
+            ),
+            "content_weight": at_least(0, 0.3, "weight of the content loss; that of the style loss is 1"),
+        },
+        metric="style_objective",
+        refuses=OF_CLASSES,
+        aliases=("style_transfer", "stylization", "stylisation"),
     ),
 )
