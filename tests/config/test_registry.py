@@ -101,7 +101,7 @@ def test_another_number_is_another_thing():
     assert "did you mean" not in MODELS.hint("resnext20") + MODELS.hint("seresnet20")
     assert DATASETS.hint("CIFAR10") == DATASETS.hint("cifar-10") == " (did you mean 'cifar10'?)"
     assert DATASETS.hint("CIFAR100") == " (did you mean 'cifar100'?)"
-    assert DATASETS.hint("cifar20") == "; known: shapes, cifar10, cifar100, folder"
+    assert DATASETS.hint("cifar20") == "; known: shapes, cifar10, cifar100, mnist, folder"
 
 
 def test_a_usual_name_of_two_entries_is_refused():
