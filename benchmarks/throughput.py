@@ -27,13 +27,9 @@ from torch import Tensor, nn
 
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
-from normbench.data.batches import Images
-from normbench.tasks.base import task_of
-from normbench.training.build import network
-from normbench.training.capture.capture import MIN_CALLS, recorder_of
-from normbench.training.optim import optimizer
+from normbench.training.benchmark import UpdateLoop
+from normbench.training.device import settled_process
 from normbench.training.provenance import device_name, git_state
-from normbench.training.step import Update
 
 CORES = len(os.sched_getaffinity(0))
 WARM_UP = 3
@@ -161,32 +157,11 @@ def plain(
 def ours(trial: Trial, data: Path, seconds: float, barrier: Any, answers: Any) -> None:
     """The inner loop of train.py for a while, beside the other processes."""
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    dataset = decoded.load(trial.dataset, data)
-    model = network(trial, len(dataset.classes))
-    model = model.to(memory_format=torch.channels_last)
-    recorder = recorder_of(torch.device("cpu"), 1, MIN_CALLS)
-    update = Update(
-        task_of(trial), model, optimizer(trial, model), len(dataset.train.indices), recorder=recorder
-    )
-    training = Images(dataset.train, dataset.mean, dataset.std, torch.device("cpu"))
-    batches = (
-        batch
-        for epoch in range(1000)
-        for images, labels in training.training_chunks(trial.seed, epoch, trial.batch_size, augment=True)
-        for batch in zip(images.split(trial.batch_size), labels.split(trial.batch_size), strict=True)
-    )
-    steps, began = -WARM_UP, 0.0
-    for x, y in batches:
-        update(max(steps, 0), x, y)
-        steps += 1
-        if steps == 0:
-            barrier.wait()
-        if steps <= 0:
-            began = time.perf_counter()
-        elif time.perf_counter() - began > seconds:
-            break
-    answers.put(steps * trial.batch_size / (time.perf_counter() - began))
+    with settled_process():
+        loop = UpdateLoop(trial, data, torch.device("cpu"))
+        barrier.wait()
+        end = time.perf_counter() + seconds
+        answers.put(loop.images_per_second(lambda: time.perf_counter() > end))
 
 
 def ours_on_all_cores(trial: Trial, data: Path, seconds: float) -> float:

@@ -227,7 +227,7 @@ def test_nothing_is_noted_once_a_step_has_failed() -> None:
 
     with pytest.raises(ValueError, match="no"):
         Tape().record(step, (torch.zeros(3),), [])
-    assert tracing._thread.tracer is None
+    assert tracing._tracer.get() is None
     assert one_call(lambda: 5)() == 5
 
 

@@ -124,11 +124,11 @@ class Kernels:
     @one_call
     def multiply_add(self, x: Tensor, shift: Tensor, shortcut: Tensor | None, map_pass: MapPass) -> Tensor:
         """Compute ``Operators.multiply_add``."""
-        form, scale, inner, floor = map_pass
+        form, scale, inner, floor, origin = map_pass
         N, C, H, W = x.shape
         y = torch.empty_like(x)
         added = x if shortcut is None else shortcut
-        pointers = map(_at, (x, scale, shift, None, inner, added, floor, y))
+        pointers = map(_at, (x, scale, shift, origin, inner, added, floor, y))
         self._library.multiply_add(*pointers, N, H * W, C, form.of, form.then)
         return y
 
@@ -137,24 +137,24 @@ class Kernels:
         self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
         """Compute ``Operators.sums``."""
-        form, scale, inner, floor = map_pass
+        form, scale, inner, floor, origin = map_pass
         N, C, H, W = x.shape
         dscale, dshift = torch.empty_like(scale), torch.empty_like(scale)
         dinner = None if inner is None else torch.empty_like(inner)
         dfloor = None if floor is None else torch.empty_like(scale)
         g = torch.empty_like(x) if form.shortcut and form.floor else dy
         outputs = g, dscale, dshift, dinner, dfloor
-        pointers = map(_at, (x, dy, y, scale, None, inner, floor, *outputs))
+        pointers = map(_at, (x, dy, y, scale, origin, inner, floor, *outputs))
         self._library.sums(*pointers, N, H * W, C, form.of, form.then)
         return dscale, dshift, dinner, dfloor, g
 
     @one_call
     def input_gradient(self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass) -> Tensor:
         """Compute ``Operators.input_gradient``."""
-        form, scale, inner, floor = map_pass
+        form, scale, inner, floor, origin = map_pass
         N, C, H, W = x.shape
         dx = torch.empty_like(x)
-        pointers = map(_at, (dy, y, scale, None, inner, floor, x, None, None, dx))
+        pointers = map(_at, (dy, y, scale, origin, inner, floor, x, None, None, dx))
         then = form.then if not form.shortcut else 0
         self._library.input_gradient(*pointers, N, H * W, C, form.of, then)
         return dx

@@ -7,9 +7,9 @@ warning states the reason.
 
 import contextlib
 import os
-import threading
 import warnings
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -29,29 +29,23 @@ PLAIN = Form()
 ALLOWED = 1e-5  # rounding of sums in fp32, of the largest number of a tensor; the example takes some 1e-7
 
 
-class _Thread(threading.local):
-    """State of this thread: the dictionary that :func:`noted` fills."""
-
-    computing: dict[str, bool] | None = None
-
-
-_thread = _Thread()
+_computing: ContextVar[dict[str, bool] | None] = ContextVar("computing", default=None)
 
 
 @contextlib.contextmanager
 def noted(computing: dict[str, bool]) -> Iterator[None]:
     """Put what this thread computes with into ``computing``: ``compiled``, ``triton``, ``torch``."""
-    before, _thread.computing = _thread.computing, computing
+    before = _computing.set(computing)
     try:
         yield
     finally:
-        _thread.computing = before
+        _computing.reset(before)
 
 
 def note(implementation: str) -> None:
     """Note that an implementation is used; required of code that does not call :func:`suited`."""
-    if _thread.computing is not None:
-        _thread.computing[implementation] = True
+    if (computing := _computing.get()) is not None:
+        computing[implementation] = True
 
 
 def arithmetic(modules: Iterable[nn.Module], computing: Iterable[str]) -> str:

@@ -129,28 +129,51 @@ class Fused:
         is_common = method.centred and not (method.squares or method.corrected or method.averaged)
         return is_common and layout(method.blocks, *x.shape[:2]) is not None
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute ``Operators.moments``."""
-        N, C, _, _ = x.shape
-        mean, variance = x.new_empty((2, N, C), dtype=torch.float32)
-        _moments(x, mean, variance, 1.0)
+    def moments(self, x: Tensor, to: Tensor | None = None, bessel: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Compute ``Operators.moments``, written ``to`` a table [2, N, C], of variances times ``bessel``."""
+        N, C, H, W = x.shape
+        mean, variance = x.new_empty((2, N, C), dtype=torch.float32) if to is None else to
+        tiles = _summed(N, H * W, C)
+        _launch(triton_kernels.moments, tiles.grid, x, x, mean, variance, H * W, C, bessel, **tiles.options)
         return mean, variance
 
     def multiply_add(self, x: Tensor, shift: Tensor, shortcut: Tensor | None, map_pass: MapPass) -> Tensor:
         """Compute ``Operators.multiply_add``."""
-        return _multiply_add(x, map_pass.scale, shift, None, shortcut, map_pass.form)
+        N, C, H, W = x.shape
+        form, scale, _, _, origin = map_pass
+        y, tiles = torch.empty_like(x), _each(N, H * W, C)
+        added = x if shortcut is None else shortcut
+        maps = x, scale, shift, scale if origin is None else origin, added, y
+        kinds = form.then, origin is not None
+        _launch(triton_kernels.multiply_add, tiles.grid, x, *maps, H * W, C, *kinds, **tiles.options)
+        return y
 
     def sums(
-        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass
+        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass, to: Tensor | None = None
     ) -> tuple[Tensor, Tensor, None, None, Tensor]:
-        """Compute ``Operators.sums``."""
-        dscale, dshift = torch.empty_like(map_pass.scale), torch.empty_like(map_pass.scale)
-        g = _sums(dy, x, y, None, dscale, dshift, map_pass.form)
+        """Compute ``Operators.sums``, with the first two written ``to`` a table [2, N, C]."""
+        N, C, H, W = x.shape
+        form, scale, _, _, origin = map_pass
+        dscale, dshift = scale.new_empty((2, N, C)) if to is None else to
+        tiles = _summed(N, H * W, C)
+        g = torch.empty_like(x) if form.shortcut and form.floor else dy
+        maps = x, dy, y, dscale if origin is None else origin, g, dscale, dshift
+        kinds = form.then, origin is not None
+        _launch(triton_kernels.sums, tiles.grid, x, *maps, H * W, C, *kinds, **tiles.options)
         return dscale, dshift, None, None, g
 
-    def input_gradient(self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass) -> Tensor:
-        """Compute ``Operators.input_gradient``."""
-        return _input_gradient(dy, x, y, map_pass.scale, None, map_pass.form, None)
+    def input_gradient(
+        self, dy: Tensor, x: Tensor, y: Tensor, map_pass: MapPass, rest: Tensor | None = None
+    ) -> Tensor:
+        """Compute ``Operators.input_gradient``, plus slope and offset times x, [2, N, C], if any."""
+        N, C, H, W = x.shape
+        form, scale, _, _, origin = map_pass
+        dx, tiles = torch.empty_like(x), _each(N, H * W, C)
+        slope, offset = (scale, scale) if rest is None else rest
+        maps = dy, y, scale, x, scale if origin is None else origin, slope, offset, dx
+        kinds = form.floor and not form.shortcut, rest is not None
+        _launch(triton_kernels.input_gradient, tiles.grid, x, *maps, H * W, C, *kinds, **tiles.options)
+        return dx
 
     def forward(
         self,
@@ -163,7 +186,7 @@ class Fused:
         """Compute ``Operators.forward``."""
         N, C, H, W = x.shape
         saved = x.new_empty((6, N, C), dtype=torch.float32)
-        _moments(x, saved[0], saved[1], method.bessel_factor(H * W))
+        self.moments(x, saved[:2], method.bessel_factor(H * W))
         follows = running is not None and running.follows
         gamma, *_ = parameters
         to, momentum, unbias = (gamma, gamma), 0.0, 0.0  # not written to then
@@ -173,7 +196,8 @@ class Fused:
         tables = (gamma if table is None else table for table in parameters[:4])
         numbers = momentum, unbias, method.eps
         _middle(triton_kernels.forward, method, N, C, saved, *tables, *to, *numbers, follows=follows)
-        return _multiply_add(x, saved[4], saved[5], saved[0], shortcut, method.form), saved
+        map_pass = MapPass(method.form, saved[4], origin=saved[0])
+        return self.multiply_add(x, saved[5], shortcut, map_pass), saved
 
     def backward(
         self,
@@ -189,60 +213,16 @@ class Fused:
         N, C, H, W = x.shape
         work = torch.empty_like(saved[:4])
         dgamma, dbeta = saved.new_empty((2, C))
-        g = _sums(dy, x, y, saved[0], work[0], work[1], method.form)
+        map_pass = MapPass(method.form, saved[4], origin=saved[0])
+        *_, g = self.sums(dy, x, y, map_pass, work[:2])
         weights = parameters.mean_weights, parameters.variance_weights
         dweights = [None if weight is None else torch.empty_like(weight) for weight in weights]
         tables = (dgamma if table is None else table for table in (*weights, dgamma, dbeta, *dweights))
         numbers = method.bessel_factor(H * W), H * W
         K = {"BLOCK_K": _above(len(method.blocks))}
         _middle(triton_kernels.backward, method, N, C, saved, work, *tables, *numbers, **K)
-        dx = _input_gradient(g, x, y, saved[4], saved[0], method.form, work[2:])
+        dx = self.input_gradient(g, x, y, map_pass, work[2:])
         return dx, dgamma, dbeta, *dweights, None, None, g if method.form.shortcut else None
-
-
-def _moments(x: Tensor, mean: Tensor, variance: Tensor, bessel: float) -> None:
-    N, C, H, W = x.shape
-    tiles = _summed(N, H * W, C)
-    _launch(triton_kernels.moments, tiles.grid, x, x, mean, variance, H * W, C, bessel, **tiles.options)
-
-
-def _multiply_add(
-    x: Tensor, scale: Tensor, shift: Tensor, origin: Tensor | None, shortcut: Tensor | None, form: Form
-) -> Tensor:
-    """Return (x - origin) · scale + shift with what follows it; origin, scale and shift are [N, C]."""
-    N, C, H, W = x.shape
-    y, tiles = torch.empty_like(x), _each(N, H * W, C)
-    added = x if shortcut is None else shortcut
-    maps = x, scale, shift, scale if origin is None else origin, added, y
-    kinds = form.then, origin is not None
-    _launch(triton_kernels.multiply_add, tiles.grid, x, *maps, H * W, C, *kinds, **tiles.options)
-    return y
-
-
-def _sums(
-    dy: Tensor, x: Tensor, y: Tensor, origin: Tensor | None, dscale: Tensor, dshift: Tensor, form: Form
-) -> Tensor:
-    """Write the gradients of scale and shift; return that of the shortcut."""
-    N, C, H, W = x.shape
-    tiles = _summed(N, H * W, C)
-    g = torch.empty_like(x) if form.shortcut and form.floor else dy
-    maps = x, dy, y, dscale if origin is None else origin, g, dscale, dshift
-    kinds = form.then, origin is not None
-    _launch(triton_kernels.sums, tiles.grid, x, *maps, H * W, C, *kinds, **tiles.options)
-    return g
-
-
-def _input_gradient(
-    dy: Tensor, x: Tensor, y: Tensor, scale: Tensor, origin: Tensor | None, form: Form, rest: Tensor | None
-) -> Tensor:
-    """Return the gradient of x; ``rest`` is its slope and offset, [2, N, C]; with a shortcut dy is masked."""
-    N, C, H, W = x.shape
-    dx, tiles = torch.empty_like(x), _each(N, H * W, C)
-    slope, offset = (scale, scale) if rest is None else rest
-    maps = dy, y, scale, x, scale if origin is None else origin, slope, offset, dx
-    kinds = form.floor and not form.shortcut, rest is not None
-    _launch(triton_kernels.input_gradient, tiles.grid, x, *maps, H * W, C, *kinds, **tiles.options)
-    return dx
 
 
 def _middle(kernel: Any, method: Method, N: int, C: int, *arguments: Any, **options: Any) -> None:

@@ -109,12 +109,14 @@ class MapPass(NamedTuple):
         scale: [N, C].
         inner: [K, N, C], the parameters of f.
         floor: [C]; None for 0.
+        origin: [N, C], what x is measured from; None for 0.
     """
 
     form: Form
     scale: Tensor
     inner: Tensor | None = None
     floor: Tensor | None = None
+    origin: Tensor | None = None
 
 
 class Parameters(NamedTuple):

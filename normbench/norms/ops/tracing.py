@@ -1,8 +1,8 @@
 """What layers and kernels must know of a training step that is being captured, thread by thread."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -23,14 +23,8 @@ class Tracer(Protocol):
         """Make a call that torch does not see, and note it."""
 
 
-class _Thread(threading.local):
-    """State of this thread: who notes its calls, and whether a step is being captured."""
-
-    tracer: Tracer | None = None
-    is_capturing = False
-
-
-_thread = _Thread()
+_tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
+_is_capturing = ContextVar("is_capturing", default=False)
 
 
 def one_call(function: Callable[P, R]) -> Callable[P, R]:
@@ -38,7 +32,7 @@ def one_call(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def noted(*args: P.args, **kwargs: P.kwargs) -> R:
-        tracer = _thread.tracer
+        tracer = _tracer.get()
         if tracer is None or tracer.asleep:
             return function(*args, **kwargs)
         return tracer.call(function, args, kwargs)  # type: ignore[no-any-return]
@@ -49,23 +43,23 @@ def one_call(function: Callable[P, R]) -> Callable[P, R]:
 @contextlib.contextmanager
 def traced(tracer: Tracer) -> Iterator[None]:
     """Have ``tracer`` note the calls of this thread that torch does not see."""
-    _thread.tracer = tracer
+    before = _tracer.set(tracer)
     try:
         yield
     finally:
-        _thread.tracer = None
+        _tracer.reset(before)
 
 
 def is_capturing() -> bool:
     """Return whether a step is being captured in this thread."""
-    return _thread.is_capturing
+    return _is_capturing.get()
 
 
 @contextlib.contextmanager
 def capturing() -> Iterator[None]:
     """Let :func:`is_capturing` say so."""
-    _thread.is_capturing = True
+    before = _is_capturing.set(True)
     try:
         yield
     finally:
-        _thread.is_capturing = False
+        _is_capturing.reset(before)
