@@ -197,7 +197,7 @@ def test_bad_settings_are_refused_by_key_value_and_rule(tiny: Tiny) -> None:
     )
     refused("lstm is a network for sequence", task="classification")
     refused("evo.* is for pre-activation networks only", norm="evonorm_s0")
-    refused("signal_propagation is measured in residual networks", diagnose=["signal_propagation"])
+    refused("diagnose signal_propagation has no meaning in the task", diagnose=["signal_propagation"])
     for key, value in (("whiten", "zca"), ("norm_every", 2), ("zero_init_residual", True)):
         refused(f"{key} has no meaning in the task sequence", **{key: value}, norm="layer")
 
