@@ -315,8 +315,6 @@ class Trial(Frozen):
     def _check_sequence(self) -> None:
         """Refuse lengths that an image has not, and give options that cannot matter their defaults."""
         method, network, options = NORMS[self.norm.name], MODELS[self.model.name], self.model.options
-        if "signal_propagation" in self.diagnose:
-            raise conflict("signal_propagation is measured in residual networks", "diagnose", "task")
         whole, lengths = whole_sequence(self.task, self.dataset).steps, self.task.options["lengths"]
         if lengths and lengths[1] > whole:
             message = f"lengths up to {lengths[1]} are more than the {whole} steps of these images"

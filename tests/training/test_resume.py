@@ -125,7 +125,24 @@ TIMED: list[dict[str, Any]] = [
     {"norm": {"name": "batch_renorm", "ramp_epochs": 2.0}, "diagnose": ["signal_propagation"]},
     {"norm": "batch", "norm_batch_size": 5, "schedule": {"name": "step", "warmup_epochs": 1.5}},
 ]
-EVERY_METHOD = [{"norm": norm} for norm in METHODS] + [{"clip": clip} for clip in CLIPS] + TIMED
+RAGGED = {"name": "sequence", "lengths": [2, 8]}
+RECURRENT: list[dict[str, Any]] = [
+    {"task": "sequence", "model": {"name": "lstm", "hidden_size": 8}, "norm": "batch"},
+    {"task": RAGGED, "model": {"name": "lstm", "hidden_size": 8, "max_steps": 4}, "norm": "batch"},
+    {
+        "task": RAGGED,
+        "model": {"name": "gru", "hidden_size": 8, "layers": 2},
+        "norm": "layer",
+        "dropout": 0.3,
+    },
+    {"task": "sequence", "model": {"name": "rnn", "hidden_size": 8, "statistics": "shared"}, "norm": "batch"},
+]
+EVERY_METHOD = [
+    *({"norm": norm} for norm in METHODS),
+    *({"clip": clip} for clip in CLIPS),
+    *TIMED,
+    *RECURRENT,
+]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -45,7 +45,7 @@ TASKS: Registry[TaskEntry] = Registry(
             "permute": flag(False, "read the rows or pixels in a random order, the same one in all trials"),
             "lengths": interval("cut sequences after a random number of steps between these; null: none is"),
         },
-        refuses=("norm_every", "whiten", "zero_init_residual", "evaluate"),
+        refuses=("norm_every", "whiten", "zero_init_residual", "diagnose.signal_propagation", "evaluate"),
         aliases=("sequential", "sequences", "recurrent"),
     ),
     TaskEntry(

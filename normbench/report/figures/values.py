@@ -13,6 +13,8 @@ from normbench.text import plural
 
 def network(name: str) -> str:
     """Return a network as papers write it, such as ``pre-activation ResNet-8`` for ``preact_resnet8``."""
+    if name in ("lstm", "gru", "rnn"):
+        return name.upper()
     return re.sub(
         r"^(preact_)?resnet(\d+)$", lambda m: f"{'pre-activation ' if m[1] else ''}ResNet-{m[2]}", name
     )
@@ -33,6 +35,8 @@ WORDS: Mapping[str, str] = {
     "dropout": "dropout rate",
     "init_scale": "scale of the initial weights",
     "model.width": "width",
+    "model.statistics": "running statistics",
+    "task.lengths": "lengths of sequences",
     "dataset.train_size": "training images",
 }
 NAMES: Mapping[str, Mapping[str, str]] = {  # settings whose value says what it is of
