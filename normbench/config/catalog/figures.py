@@ -93,6 +93,11 @@ FIGURES: Registry[Kind] = Registry(
     ),
     Kind("curves", "loss and accuracy by epoch", "normbench.report.figures.curves:FIGURE"),
     Kind(
+        "style_content",
+        "style loss against content loss, one curve a method over content weights",
+        "normbench.report.figures.style_content:FIGURE",
+    ),
+    Kind(
         "switch_weights",
         "switchable norm's weights by batch size and depth",
         "normbench.report.figures.switch_weights:FIGURE",
