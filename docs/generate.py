@@ -562,7 +562,8 @@ def experiments() -> str:
             if name in results.experiments(RESULTS)
             else "–"
         )
-        rows.append((f"[`{name}`](../configs/{path.name})", claims, len(experiment.trials), there))
+        count = len(experiment.trials) + len(experiment.tune.tuning if experiment.tune else ())
+        rows.append((f"[`{name}`](../configs/{path.name})", claims, count, there))
     return table(("config", "claims", "trials", "results"), rows)
 
 

@@ -49,7 +49,9 @@ def load_results(path: str | Path) -> "Table":
     directory = results.absolute()
     if directory.name in experiments(directory.parent) or not experiments(directory):
         results, name = results.parent, directory.name
-    return table(record for each in named(results, name) for record in find(results, each, _warn).records)
+    stored = [find(results, each, _warn) for each in named(results, name)]
+    records = [record for each in stored for record in each.as_written]
+    return table(records, [tuned for each in stored for tuned in each.tuned])
 
 
 def load_experiment(path: str | Path, *overrides: str) -> "Experiment":
@@ -84,7 +86,7 @@ def run(
         Exception: as :func:`normbench.sweep.run.run`. A trial that gives no record is a warning.
     """
     from normbench.data.dataset import default_directory
-    from normbench.report.table import table
+    from normbench.sweep.results import stored_experiment
     from normbench.sweep.run import override
     from normbench.sweep.run import run as run_missing
 
@@ -93,7 +95,7 @@ def run(
     for trial_id, failure in survey.errors.items():
         if trial_id not in survey.records:
             _warn(f"{trial_id}: {failure.state}: {failure.reason}")
-    return table(survey.records.values())
+    return stored_experiment(survey).table
 
 
 def figures(

@@ -23,6 +23,7 @@ from normbench.text import plural
 SCHEMA: Literal[6] = 6  # earlier ones knew fewer of the settings in trial.ADDED and trial.CHANGED
 CHECKSUM_SCHEMA = 4  # the first with a checksum
 ERROR = ".error.txt"
+CHOICES = "tuning.json"  # beside the records: which candidates their tuning trials have chosen
 Status = Literal["done", "diverged", "out_of_memory"]
 FailureState = Literal["failed", "timeout"]
 STATE_PREFIX = "state: "  # of the first line of a stored failure
@@ -296,6 +297,11 @@ class Store:
         """Return the path prefix of a trial's checkpoints."""
         return self.directory / "checkpoints" / trial_id
 
+    @property
+    def choices_path(self) -> Path:
+        """The path of what tuning has chosen."""
+        return self.directory / CHOICES
+
     def saved_states(self) -> set[str]:
         """Return the ids of trials with a checkpoint, which may turn out to be damaged."""
         return {slot.name.partition(".")[0] for slot in (self.directory / "checkpoints").glob("*.ckpt")}
@@ -333,7 +339,7 @@ class Store:
         """List the files with a suffix, by name."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.directory) as entries:
             names = [entry.name for entry in entries if entry.name.endswith(suffix) and entry.is_file()]
-            return [self.directory / name for name in sorted(names)]
+            return [self.directory / name for name in sorted(names) if name != CHOICES]
         return []
 
     def load(

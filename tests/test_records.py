@@ -82,6 +82,7 @@ def test_a_records_trial_has_every_resolved_value_and_the_id(real: Record) -> No
         "task": {"name": "classification"},
         "dataset": {
             "name": "folder", "folder": "tiny", "image_size": 8, "train_size": None, "test_size": None,
+            "validation_size": None,
         },
         "model": {"name": "resnet8", "width": 0.5},
         "norm": {"name": "switchable", "variance": "paper", "eps": 1e-5, "momentum": 0.1},

@@ -158,8 +158,9 @@ def plan(
     from normbench.sweep import run as sweep
 
     where = data or default_directory()
-    survey = sweep.compare(sweep.survey(configs.load(config, overrides), results), where)
-    errors.print_error(sweep.describe_further(survey.experiment, results))
+    experiment = configs.load(config, overrides)
+    survey = sweep.compare(sweep.survey(experiment, results), where)
+    errors.print_error(sweep.describe_further(experiment, results))
     for line in describe_unreadable(survey.damaged, "left out"):
         errors.print_error(line)
     expected = report.expect(survey, results, where)

@@ -16,7 +16,6 @@ from normbench.report.claims.judge import Judged, judge_all
 from normbench.report.claims.question import comparison
 from normbench.report.claims.rule import Rule
 from normbench.report.metrics import metric
-from normbench.report.table import table
 from normbench.sweep.adaptive import Look, Looks, records_of
 from normbench.sweep.results import find, named
 from normbench.text import did_you_mean, duration, plural, quoted
@@ -228,7 +227,7 @@ def compared(
     """
     chosen_metric = metric(number)
     named(results, name)
-    pairs = compare(table(find(results, name, tell).records), by, chosen_metric, baseline)
+    pairs = compare(find(results, name, tell).table, by, chosen_metric, baseline)
     return "points" if chosen_metric.unit == "%" else chosen_metric.unit, pairs
 
 

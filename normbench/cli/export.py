@@ -10,7 +10,7 @@ from normbench.cli.terminal import as_json, as_table
 from normbench.config.experiment import ConfigError
 from normbench.config.labels import trial_labels
 from normbench.config.registry import UnknownName
-from normbench.records import ERROR, Record, RequirementError, Store
+from normbench.records import CHOICES, ERROR, Record, RequirementError, Store
 from normbench.report.metrics import evaluation_name
 from normbench.report.rows import as_csv, trial_rows
 from normbench.sweep.results import Tell, find, named
@@ -40,7 +40,7 @@ def trial_as_text(results: Path, part: str) -> str:
             closed += f"; {results / name} cannot be read ({error.strerror})"
             continue
         for path in paths:
-            if path.suffix == ".json" or path.name.endswith(ERROR):
+            if (path.suffix == ".json" and path.name != CHOICES) or path.name.endswith(ERROR):
                 files[path] = path.name.removesuffix(".json").removesuffix(ERROR)
     begun = {path: trial for path, trial in files.items() if trial.startswith(part)}
     found = begun or {path: trial for path, trial in files.items() if part in trial}
@@ -139,6 +139,8 @@ def _loss(loss: float | None) -> str:
 def exported(results: Path, experiment: str, kind: str, tell: Tell) -> str:
     """Return all records of an experiment: whole, as a JSON list, or one CSV row a trial.
 
+    Where settings are tuned, those of the tuning trials are among them, and ``role`` tells what each is for.
+
     Raises:
         UnknownName: there is no such experiment or format.
     """
@@ -146,7 +148,12 @@ def exported(results: Path, experiment: str, kind: str, tell: Tell) -> str:
         hint = did_you_mean(kind, FORMATS)
         raise UnknownName(f"--format: unknown format {quoted(kind)}{hint}; known: {', '.join(FORMATS)}")
     (name,) = named(results, experiment)
-    records = sorted(find(results, name, tell).records, key=lambda record: record.trial.id)
+    found = find(results, name, tell)
+    stored = list(found.survey.records.values()) if found.survey else found.records
+    records = sorted(stored, key=lambda record: record.trial.id)
+    known = found.roles
+    roles = [{"role": known[record.trial.id]} if known else {} for record in records]
     if kind == "json":
-        return as_json([json.loads(record.to_json()) for record in records])
-    return as_csv(trial_rows(records))
+        whole = [json.loads(record.to_json()) for record in records]
+        return as_json([each | role for each, role in zip(whole, roles, strict=True)])
+    return as_csv([{**row, **role} for row, role in zip(trial_rows(records), roles, strict=True)])

@@ -9,7 +9,6 @@ from normbench.config.catalog.figures import FIGURES, PUBLISHED_OPTION
 from normbench.config.registry import UnknownName
 from normbench.report.figures.base import FORMATS, render
 from normbench.report.figures.panels import CannotDrawError
-from normbench.report.table import table
 from normbench.sweep.results import StoredExperiment, Tell, find, named
 from normbench.text import did_you_mean, quoted
 
@@ -84,7 +83,7 @@ def _draw(
     """Draw the figures of one experiment; what a figure fails with is told, and added to ``faults``."""
     chosen = _chosen(found, figure)
     labels = found.experiment.document.get("labels", {}) if found.experiment else {}
-    trials = table(found.records).relabel(labels)
+    trials = found.table.relabel(labels)
     drawn = False
     unasked: list[str] = []  # why a figure that nobody named is not drawn: of interest if none is
     for kind, given in chosen or [(kind.name, {}) for kind in FIGURES.values() if not kind.key_options]:

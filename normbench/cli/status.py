@@ -16,6 +16,7 @@ from normbench.sweep import changes, placement
 from normbench.sweep.estimate import Estimate, estimate, record_bytes
 from normbench.sweep.results import experiments, find, named
 from normbench.sweep.run import CHANGED, RETRIABLE, STATES, Survey, Unusable
+from normbench.sweep.tuning import open_cells
 from normbench.text import did_you_mean, duration, plural, printable, quoted, size
 
 CONDITIONS = ("normbench", "git", "torch", "device")  # of the provenance, which may change the numbers
@@ -72,7 +73,23 @@ def run_as_text(survey: Survey, results: Path) -> str:
             lines.append(f"  {label[trial.id]}: {reason} (see {printable(store.error_path(trial.id))})")
         elif state not in ("done", "missing"):
             lines.append(f"  {label[trial.id]}: {result_of(survey.records[trial.id])}")
-    return "\n".join([*lines, *_changes(survey)])
+    return "\n".join([*lines, *tuned(survey), *_changes(survey)])
+
+
+def tuned(survey: Survey) -> list[str]:
+    """Describe what tuning has chosen, and what it has not chosen yet."""
+    lines = [printable(str(chosen), 1000) for chosen in survey.chosen]
+    if cells := open_cells(survey.experiment, survey.chosen):
+        most = plural(len(survey.later), "trial")
+        lines.append(f"{plural(len(cells), 'cell')} not tuned yet, of which up to {most} will follow")
+    return lines
+
+
+def _tuned_as_json(survey: Survey) -> dict[str, Any]:
+    """Return the same as JSON; nothing where nothing is tuned."""
+    if survey.experiment.tune is None:
+        return {}
+    return {"tuned": [chosen.as_json() for chosen in survey.chosen], "trials_later": len(survey.later)}
 
 
 def _changes(survey: Survey) -> list[str]:
@@ -104,7 +121,7 @@ def run_as_json(survey: Survey, results: Path) -> str:
         "counts": survey.counts(),
     }
     summary |= {"saved_states": len(survey.saved), "changes": _changes_as_json(survey)}
-    return as_json(summary | {"trials": trials})
+    return as_json(summary | {"trials": trials} | _tuned_as_json(survey))
 
 
 def expect(survey: Survey, results: Path, data: Path) -> Estimate:
@@ -114,6 +131,7 @@ def expect(survey: Survey, results: Path, data: Path) -> Estimate:
         Unusable: some of them cannot run at all.
     """
     missing = [trial for trial in survey.experiment.trials if trial.id not in survey.records]
+    missing += survey.later
     records = (
         record
         for name in (experiments(results) if missing else ())
@@ -138,12 +156,14 @@ def plan_as_text(survey: Survey, expected: Estimate) -> str:
     """Describe every trial, then the totals."""
     rows, outdated = [], changes.changed(survey.changes)
     columns = swept_keys(survey.experiment)
+    judging = survey.experiment.tune.tuning if survey.experiment.tune else {}
     for trial in survey.experiment.trials:
         seconds, settings = expected.seconds.get(trial.id), flat_settings(trial)
         values = (settings.get(key, "") for key in columns)
         state = survey.state(trial) + (", changed" if trial.id in outdated else "")
+        state += ", tuning" if trial.id in judging else ""
         rows.append((trial.id, *values, state, "" if seconds is None else duration(seconds)))
-    lines = [f"{plural(len(rows), 'trial')}: {_states(survey.counts())}{resumable(survey)}"]
+    lines = [f"{plural(len(rows), 'trial')}: {_states(survey.counts())}{resumable(survey)}", *tuned(survey)]
     if expected.seconds:
         probed = len(expected.seconds) - expected.from_records
         sources = {"stored records of this machine": expected.from_records, "a short probe": probed}
@@ -185,7 +205,7 @@ def plan_as_json(survey: Survey, expected: Estimate) -> str:
         "changes": _changes_as_json(survey),
     }
     summary = {"experiment": survey.experiment.name, "counts": survey.counts(), "trials": trials}
-    return as_json(summary | totals)
+    return as_json(summary | totals | _tuned_as_json(survey))
 
 
 def _custom_methods(survey: Survey) -> list[str]:
@@ -210,7 +230,7 @@ def status_as_text(results: Path, experiment: str | None, data: Path | None = No
                 notes.append(f"{name}: trials ran with {len(values)} different values of {what}: {counts}")
         if saved := status["saved_states"]:
             notes.append(f"{name}: {plural(saved, 'trial')} with a saved state to resume from")
-        notes += (f"{name}: {line}" for line in status["changes"])
+        notes += (f"{name}: {line}" for line in (*status["tuning"], *status["changes"]))
         notes += status["damaged"]
     return as_table(("experiment", *STATES), rows) + "\n".join(printable(note, 4096) for note in notes)
 
@@ -225,6 +245,7 @@ def _status(results: Path, name: str, directory: Path | None) -> dict[str, Any]:
         "experiment": name,
         "counts": survey.counts() if survey else Counter(record.status for record in records),
         "saved_states": len(survey.saved) if survey else 0,
+        "tuning": tuned(survey) if survey else [],
         "damaged": damaged,
         "data": Counter(f"{record.trial.dataset.name} {record.data[:12]}" for record in records),
         **{key: Counter(str(record.provenance.get(key)) for record in records) for key in CONDITIONS},

@@ -31,6 +31,7 @@ from normbench.config.messages import (
 from normbench.config.sequences import image_size
 from normbench.config.source import Issue, Node, Position
 from normbench.config.trial import Choice, Count, Frozen, Positive, Trial, choice_from
+from normbench.config.tune import TUNE_KEYS, Tune, expand_tune
 from normbench.config.yaml import has_comment, read, read_bytes, write
 from normbench.text import closest, did_you_mean, printable, quoted
 
@@ -114,12 +115,13 @@ class Execute(Frozen):
 
 
 class _Document(Frozen):
-    """The top level of a file; ``trial`` and ``sweep`` are validated by ``expand_sweep``."""
+    """The top level of a file; ``grid`` validates ``trial`` and ``sweep``, and ``tune`` its own section."""
 
     name: Annotated[str, AfterValidator(_directory_name)]
     description: str = ""
     trial: Any = None
     sweep: Any = None
+    tune: Any = None
     execute: Execute = Execute()
     plots: Annotated[tuple[Figure, ...], Field(strict=False)] = ()
     labels: Mapping[str, str] = {}
@@ -134,7 +136,11 @@ KEYS = (
     *(f"trial.{key}" for key in TRIAL_KEYS),
     *(f"execute.{key}" for key in dotted_keys(Execute)),
 )
-OVERRIDABLE = (*KEYS[1:], *(f"sweep.{key}" for key in TRIAL_KEYS))
+OVERRIDABLE = (
+    *KEYS[1:],
+    *(f"sweep.{key}" for key in TRIAL_KEYS),
+    *(f"tune.{key}" for key in TUNE_KEYS),
+)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ class Experiment:
         execute: where and how they run.
         plots: figures to draw, as choices from ``FIGURES``.
         document: what was written, with overrides and without defaults.
+        tune: what validation images choose before the trials of the sweep run, if there is such a section.
     """
 
     name: str
@@ -154,6 +161,7 @@ class Experiment:
     execute: Execute
     plots: tuple[Figure, ...]
     document: Mapping[str, Any] = field(hash=False)
+    tune: Tune | None = field(default=None, hash=False)
 
 
 def dump(experiment: Experiment) -> str:
@@ -163,12 +171,15 @@ def dump(experiment: Experiment) -> str:
     """
     root, _ = read(write(experiment.document), Position("", 1, 1, ""))
     assert root is not None
-    return write(with_defaults(root, _relevant(CURRENT, experiment.trials)).plain())
+    return write(with_defaults(root, _relevant(CURRENT, experiment)).plain())
 
 
-def _relevant(defaults: Defaults, trials: Iterable[Trial]) -> Defaults:
+def _relevant(defaults: Defaults, experiment: Experiment) -> Defaults:
     """Return the defaults, without the precision of logits if all trials are of precision fp32."""
-    if any(trial.precision == "bf16" for trial in trials):
+    tuned = experiment.tune.cells if experiment.tune else ()
+    chosen = [trial for cell in tuned for candidate in cell.candidates for trial in candidate.trials]
+    tuning = [trial for cell in tuned for trial in cell.tuning]
+    if any(trial.precision == "bf16" for trial in (*experiment.trials, *chosen, *tuning)):
         return defaults
     return {**defaults, "logits_precision": None}
 
@@ -193,7 +204,7 @@ def load(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> 
     if not (stored and root is not None and isinstance(root.value, dict)):
         return _experiment(root, files.issues, overrides, stored)
     experiment = _experiment(with_defaults(root, OLD), files.issues, overrides, stored)
-    document = with_defaults(root, _relevant(OLD, experiment.trials)).plain()
+    document = with_defaults(root, _relevant(OLD, experiment)).plain()
     return replace(experiment, document=document)
 
 
@@ -255,9 +266,11 @@ def _experiment(
     if not stored:  # records of such trials remain valid
         issues += _too_large_to_whiten(root, trials)
         issues += _indivisible_channels(root, trials)
+    tune, tune_issues = (None, []) if trial_issues else expand_tune(root, trials, _max_trials(root))
+    issues += tune_issues
     if issues or document is None:
         raise config_error(issues)
-    return Experiment(document.name, trials, document.execute, document.plots, root.plain())
+    return Experiment(document.name, trials, document.execute, document.plots, root.plain(), tune)
 
 
 def _unknown_figure_settings(

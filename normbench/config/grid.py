@@ -20,6 +20,7 @@ from normbench.config.source import Issue, Node
 from normbench.config.trial import Frozen, Trial
 from normbench.text import printable
 
+Axes = dict[str, list[Node]]  # by dotted key
 TRIAL_KEYS = dotted_keys(Trial)
 MAX_LISTED = 20  # numbers in a message
 
@@ -38,7 +39,7 @@ def expand_sweep(
         One trial for all cells of equal work, in the order of their first; each issue once for all cells.
     """
     base = root.value.get("trial", Node({}, root.position))
-    grids, sweep_issues = _grids(root.value.get("sweep"))
+    grids, sweep_issues = grids_of(root.value.get("sweep"))
     issues = dict.fromkeys(sweep_issues)
     ignored: set[Location] = set()
     if not isinstance(base.value, dict):
@@ -55,15 +56,15 @@ def expand_sweep(
     trials: dict[str, Trial] = {}
     for grid in grids:
         cells = grid.cells() if total <= limit else itertools.islice(grid.samples(), limit)
-        for trial, cell_issues in _trials(base, grid, cells, ignored | wrong | grid.unusable):
+        for trial, cell_issues in grid_trials(base, grid, cells, ignored | wrong | grid.unusable):
             issues |= dict.fromkeys(cell_issues)
             if trial is not None:
                 trials.setdefault(trial.id, trial)
     return tuple(trials.values()), list(issues)
 
 
-def _trials(
-    base: Node, grid: "_Grid", cells: Iterable[dict[str, Node]], ignored: set[Location]
+def grid_trials(
+    base: Node, grid: "Grid", cells: Iterable[dict[str, Node]], ignored: set[Location]
 ) -> Iterator[tuple[Trial | None, list[Issue]]]:
     """Yield the trial of each cell, or None, and its issues; leave a wrong value out of later cells."""
     varied = [key for key, values in grid.axes.items() if len(values) > 1]
@@ -128,10 +129,10 @@ def _with_inner(holder: Node | None, key: str, inner: str, node: Node, model: ty
 
 
 @dataclass(frozen=True)
-class _Grid:
+class Grid:
     """A block of a sweep: its axes in the order written, and the keys whose values cannot be used."""
 
-    axes: dict[str, list[Node]]
+    axes: Axes
     unusable: set[Location]
 
     @property
@@ -151,16 +152,16 @@ class _Grid:
             yield from (first | {key: value} for value in values)
 
 
-def _grids(sweep: Node | None) -> tuple[list[_Grid], list[Issue]]:
+def grids_of(sweep: Node | None) -> tuple[list[Grid], list[Issue]]:
     """Read the blocks of the sweep, and find the issues in their keys and lists."""
     if sweep is None:
-        return [_Grid({}, set())], []
+        return [Grid({}, set())], []
     issues = []
     grids = []
     for block in sweep.value if isinstance(sweep.value, list) and sweep.value else [sweep]:
         if isinstance(block.value, dict):
             axes, block_issues = _axes(block)
-            grids.append(_Grid(axes, {tuple(key.split(".")) for key in block.value if key not in axes}))
+            grids.append(Grid(axes, {tuple(key.split(".")) for key in block.value if key not in axes}))
             issues += block_issues
         else:
             message = (
@@ -170,7 +171,7 @@ def _grids(sweep: Node | None) -> tuple[list[_Grid], list[Issue]]:
     return grids, issues
 
 
-def _axes(block: Node) -> tuple[dict[str, list[Node]], list[Issue]]:
+def _axes(block: Node) -> tuple[Axes, list[Issue]]:
     axes, issues = {}, []
     for key, node in block.value.items():
         position = node.key or node.position
@@ -207,7 +208,7 @@ def _as_axis(key: str, node: Node) -> str:
     return f" (write [{printable(node.written, 40)}])" if simple else ""
 
 
-def _ineffective(base: Node, grids: Iterable[_Grid]) -> Iterator[Issue]:
+def _ineffective(base: Node, grids: Iterable[Grid]) -> Iterator[Issue]:
     """Yield an issue for every override of a trial setting that a sweep sets anyway."""
     for key in TRIAL_KEYS:
         outer, _, inner = key.partition(".")

@@ -18,7 +18,7 @@ def swept_keys(experiment: Experiment) -> dict[str, str]:
     """
     sweep = experiment.document.get("sweep") or {}
     grids: Sequence[Mapping[str, Any]] = sweep if isinstance(sweep, list) else [sweep]
-    axes = {key.partition(".")[0] for grid in grids for key in grid}
+    axes = {key.partition(".")[0] for grid in (*grids, experiment.document.get("tune") or {}) for key in grid}
     settings = [flat_settings(trial) for trial in experiment.trials]
     keys = [key for key in differing(settings) if key.partition(".")[0] in axes]
     short = {key: key.removesuffix(".name").rpartition(".")[2] for key in keys}

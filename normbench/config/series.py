@@ -27,6 +27,9 @@ ABBREVIATIONS: Mapping[str, str] = {  # as papers have them
     "normalizer_free": "NF",
 }
 
+# Where results are as tuned, this stands among the options of their method.
+TUNED = "tuned"
+
 
 @dataclass(frozen=True)
 class Series:
@@ -64,6 +67,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return settings
 
 
+def without(settings: Mapping[str, Any], tuned: Iterable[str]) -> dict[str, Any]:
+    """Return the settings of a cell with tuned ones: these are left out, and it is called tuned."""
+    prefixes = tuple(f"{key}." for key in tuned)
+    kept = {key: value for key, value in settings.items() if not f"{key}.".startswith(prefixes)}
+    return kept | {f"norm.{TUNED}": True}
+
+
 def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Series]:
     """Return every method and set of options that occurs; the default options keep the method's look.
 
@@ -76,18 +86,19 @@ def series_of(norms: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Serie
     sets: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for norm in norms:
         method, text = key_of(norm)
-        sets[method][text] = {key: value for key, value in norm.items() if key != "name"}
+        sets[method][text] = json.loads(text)
     series = {}
     for method, options in sets.items():
         defaults = {key: option.default for key, option in NORMS[method].options.items()}
         default = json.dumps(defaults, sort_keys=True)
-        texts = sorted(options, key=numeric_key)
+        texts = sorted(options, key=lambda text: (TUNED in options[text], numeric_key(text)))
         looks = sorted(texts, key=lambda text: text != default)
-        keys = differing(list(options.values()))
+        keys = [key for key in differing(list(options.values())) if key != TUNED]
         always = ["groups"] if method == "group" else []
         for text in texts:
-            label = _named(method, options[text], keys)
-            legend = _named(ABBREVIATIONS.get(method, method), options[text], dict.fromkeys([*always, *keys]))
+            label = _named(method, options[text], [*keys, TUNED])
+            listed = dict.fromkeys([*always, *keys, TUNED])
+            legend = _named(ABBREVIATIONS.get(method, method), options[text], listed)
             series[method, text] = Series(method, text, label, legend, looks.index(text), texts.index(text))
     return series
 
@@ -98,14 +109,23 @@ def _named(name: str, options: Mapping[str, Any], keys: Iterable[str]) -> str:
     return f"{name} ({named})" if named else name
 
 
+def without_tuned(legend: str) -> str:
+    """Return a legend as it is where nothing is tuned."""
+    return legend.removesuffix(f", {TUNED})").removesuffix(f" ({TUNED})") + ")" * legend.endswith(
+        f", {TUNED})"
+    )
+
+
 def key_of(norm: Mapping[str, Any]) -> tuple[str, str]:
     """Return a method's name and its options, as text that is equal for equal options."""
-    options = {key: value for key, value in norm.items() if key != "name"}
+    options = {key: value for key, value in norm.items() if key != "name" and (key != TUNED or value)}
     return str(norm["name"]), json.dumps(options, sort_keys=True)
 
 
 def option_in_words(key: str, value: Any) -> str:
     """Return an option of a method with its value, such as ``8 groups``."""
+    if key == TUNED:
+        return TUNED
     if isinstance(value, int) and key.endswith("s"):
         return plural(value, key.removesuffix("s"))
     return f"{key} {value}"

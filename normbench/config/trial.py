@@ -186,6 +186,7 @@ ADDED: dict[str, Any] = {
     "online": False,
     "diagnose": [],
     "whiten": {"name": "none"},
+    "dataset.validation_size": None,
 }
 # Newer settings whose default differs from the earlier behaviour; they are left out of the hash likewise.
 # Records and stored plans always name them: one that does not is older, and was made with the value here.
@@ -339,6 +340,15 @@ class Trial(Frozen):
             idle |= {"input_only", "initial_gamma"}
         defaults = {key: network.options[key].default for key in idle}
         self.__dict__["model"] = self.model.model_copy(update=defaults)
+
+    @model_validator(mode="after")
+    def _validation_leaves_training_images(self) -> Self:
+        sizes, info = self.dataset.options, DATASETS[self.dataset.name].info
+        held_out, images = sizes.get("validation_size"), sizes.get("train_size") or (info and info.train)
+        if held_out and images and held_out >= images:
+            message = f"validation_size {held_out} must be below the {images} images that it is taken from"
+            raise conflict(message, "dataset.validation_size", "dataset.train_size")
+        return self
 
     @model_validator(mode="after")
     def _canonical_evaluate(self) -> Self:

@@ -13,20 +13,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from normbench.config.catalog.datasets import DATASETS, Arrays, DatasetInfo, Log, NoDataDirectoryError, Source
+from normbench.config.catalog.datasets import (
+    DATASETS,
+    SIZES,
+    Arrays,
+    DatasetInfo,
+    Log,
+    NoDataDirectoryError,
+    Source,
+)
 from normbench.config.catalog.datasets import DataError as DataError
 from normbench.config.trial import Choice
 from normbench.data.cache import Cache, Index, Stamps
 from normbench.files import NoHomeError, expanded, user_cache
 
-# These options select images; all others determine what is decoded.
-SIZES = {"train": "train_size", "test": "test_size"}
+Indices = NDArray[np.int64]
 Moments = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Split:
-    """A training or test set.
+    """A training, validation or test set.
 
     Attributes:
         images: uint8 [M, H, W, 3], the whole split, mapped read-only and shared by all processes.
@@ -48,6 +55,7 @@ class Dataset:
         std: the standard deviation likewise; 1 for a constant channel.
         content: sha256 of the whole set (images, labels and class names), independent of the subset.
         folder: the directory of the set and of what is derived from it, if it is stored.
+        validation: the images held out of the training set, if any are.
     """
 
     train: Split
@@ -57,6 +65,13 @@ class Dataset:
     std: Moments
     content: str
     folder: Path | None = None
+    validation: Split | None = None
+
+    @property
+    def selection(self) -> tuple[str, int, int]:
+        """What the training images are known by: equal contents and sizes mean equal images."""
+        held_out = 0 if self.validation is None else len(self.validation.indices)
+        return self.content, len(self.train.indices), held_out
 
 
 def default_directory() -> Path:
@@ -92,8 +107,7 @@ def prepare(dataset: Choice, directory: Path, log: Log = lambda _: None) -> None
             if not _is_current(cache, fingerprint):
                 cache.write(source.decode(directory, log, **options), fingerprint)
     arrays = cache.arrays(*cache.state())
-    for split, option in SIZES.items():
-        _select(arrays, split, dataset.options[option])
+    _selections(arrays, **_sizes(dataset))
 
 
 class CacheStatus(NamedTuple):
@@ -153,11 +167,10 @@ def files(dataset: Choice, directory: Path, whitenings: Iterable[Choice] = ()) -
 
 
 def map_file(folder: Path, dataset: Dataset, name: str, eps: float) -> Path:
-    """Return the path of a whitening map of ``dataset``.
-
-    Equal contents and sizes mean equal images, since the subset of a size is always the same.
-    """
-    return folder / "whitening" / f"{dataset.content[:16]}-{len(dataset.train.indices)}-{name}-{eps!r}.map"
+    """Return the path of a whitening map of ``dataset``."""
+    content, images, held_out = dataset.selection
+    split = f"{images}-without-{held_out}" if held_out else f"{images}"
+    return folder / "whitening" / f"{content[:16]}-{split}-{name}-{eps!r}.map"
 
 
 def info(dataset: Choice, directory: Path) -> DatasetInfo:
@@ -169,12 +182,14 @@ def info(dataset: Choice, directory: Path) -> DatasetInfo:
     known = DATASETS[dataset.name].info
     if known is not None and not _cache(dataset, directory).exists():
         options = dataset.options
-        return known._replace(
-            train=options["train_size"] or known.train, test=options["test_size"] or known.test
-        )
+        held_out = options["validation_size"] or 0
+        train, test = options["train_size"] or known.train, options["test_size"] or known.test
+        return known._replace(train=train - held_out, test=test, validation=held_out)
     loaded = load(dataset, directory)
-    images = len(loaded.train.indices), len(loaded.test.indices)
-    return DatasetInfo(len(loaded.classes), loaded.train.images.shape[1], *images)
+    _, images, held_out = loaded.selection
+    return DatasetInfo(
+        len(loaded.classes), loaded.train.images.shape[1], images, len(loaded.test.indices), held_out
+    )
 
 
 def load(dataset: Choice, directory: Path) -> Dataset:
@@ -188,11 +203,17 @@ def load(dataset: Choice, directory: Path) -> Dataset:
         options = [f"{key}={value}" for key, value in _content_options(dataset).items()]
         command = shlex.join(["normbench", "data", dataset.name, *options, "--data", str(directory)])
         raise DataError(f"{cache.folder}: not decoded yet; run: {command}")
-    return _load(cache, *cache.state(), *(dataset.options[option] for option in SIZES.values()))
+    return _load(cache, *cache.state(), **_sizes(dataset))
 
 
 def _content_options(dataset: Choice) -> dict[str, Any]:
-    return {key: value for key, value in dataset.options.items() if key not in SIZES.values()}
+    """Return the options that determine what is decoded."""
+    return {key: value for key, value in dataset.options.items() if key not in SIZES}
+
+
+def _sizes(dataset: Choice) -> dict[str, int | None]:
+    """Return the options that select images of what is decoded."""
+    return {key: value for key, value in dataset.options.items() if key in SIZES}
 
 
 def _cache(dataset: Choice, directory: Path) -> Cache:
@@ -215,30 +236,58 @@ def _is_current(cache: Cache, fingerprint: str, log: Log = lambda _: None) -> bo
 
 
 @functools.lru_cache(maxsize=8)
-def _load(
-    cache: Cache, index: Index, stamps: Stamps, train_size: int | None, test_size: int | None
-) -> Dataset:
+def _load(cache: Cache, index: Index, stamps: Stamps, **sizes: int | None) -> Dataset:
     arrays = cache.arrays(index, stamps)
-    train = Split(arrays.train_images, arrays.train_labels, _select(arrays, "train", train_size))
-    test = Split(arrays.test_images, arrays.test_labels, _select(arrays, "test", test_size))
+    selected = _selections(arrays, **sizes)
+    images, labels = arrays.train_images, arrays.train_labels
+    train = Split(images, labels, selected["train"])
+    test = Split(arrays.test_images, arrays.test_labels, selected["test"])
+    validation = Split(images, labels, selected["validation"]) if "validation" in selected else None
     mean, std = _moments(train)
-    return Dataset(train, test, arrays.classes, mean, std, index.content, cache.folder)
+    return Dataset(train, test, arrays.classes, mean, std, index.content, cache.folder, validation)
 
 
-def _select(arrays: Arrays, split: str, size: int | None) -> NDArray[np.int64]:
-    """Return the indices of the images in use. A smaller subset is part of every larger one."""
+def _selections(
+    arrays: Arrays, train_size: int | None, test_size: int | None, validation_size: int | None
+) -> dict[str, Indices]:
+    """Return the indices of the images in use, by split.
+
+    The validation images are those that the smallest training sets would have: they depend on
+    ``validation_size`` alone, not on ``train_size``, and fewer of them are part of more.
+
+    Raises:
+        DataError: there are too few images for these sizes, or classes would not be equally large.
+    """
+    selected = {
+        "train": _select(arrays, "train", train_size, "train_size"),
+        "test": _select(arrays, "test", test_size, "test_size"),
+    }
+    if validation_size is not None:
+        validation = _select(arrays, "train", validation_size, "validation_size")
+        train = np.setdiff1d(selected["train"], validation, assume_unique=True)
+        if missing := set(range(len(arrays.classes))) - set(arrays.train_labels[train].tolist()):
+            raise DataError(
+                f"validation_size {validation_size} leaves no image of {arrays.classes[min(missing)]!r} for "
+                "training; it must be smaller"
+            )
+        selected |= {"train": train, "validation": validation}
+    return selected
+
+
+def _select(arrays: Arrays, split: str, size: int | None, option: str) -> Indices:
+    """Return the indices of so many images. A smaller subset is part of every larger one."""
     labels, classes = getattr(arrays, f"{split}_labels"), arrays.classes
     if size is None:
         return np.arange(len(labels), dtype=np.int64)
     per_class, rest = divmod(size, len(classes))
     if rest:
         nearest = " or ".join(str(near) for near in (size - rest, size - rest + len(classes)) if near)
-        raise DataError(f"{split}_size {size} is not a multiple of the {len(classes)} classes; use {nearest}")
+        raise DataError(f"{option} {size} is not a multiple of the {len(classes)} classes; use {nearest}")
     counts = np.bincount(labels, minlength=len(classes))
     scarce = int(counts.argmin())
     if counts[scarce] < per_class:
         raise DataError(
-            f"{split}_size {size} needs {per_class} images of each class, and {classes[scarce]!r} has "
+            f"{option} {size} needs {per_class} images of each class, and {classes[scarce]!r} has "
             f"{counts[scarce]}; use at most {counts[scarce] * len(classes)}"
         )
     order = np.random.RandomState(0).permutation(len(labels))  # this stream is frozen (NEP 19)

@@ -177,14 +177,13 @@ def _scale(variances: Tensor, eps: float) -> Tensor:
     return torch.where(variances > threshold, (variances.clamp_min(0) + eps).rsqrt(), 0.0)
 
 
-_last: dict[tuple[str, int], Components] = {}  # by contents and number, which determine the images in use
+_last: dict[tuple[str, int, int], Components] = {}  # by what the images in use are known by
 
 
 def principal_components(dataset: Dataset) -> Components:
     """Compute those of the training images in use, or return the last result; about 10 s at 32×32."""
     split, count = dataset.train, len(dataset.train.indices)
-    key = dataset.content, count
-    if (known := _last.get(key)) is not None:
+    if (known := _last.get(dataset.selection)) is not None:
         return known
 
     def rows(first: int) -> Tensor:
@@ -199,7 +198,7 @@ def principal_components(dataset: Dataset) -> Components:
         covariance.addmm_(centred.T, centred, alpha=1 / count)
     variances, basis = torch.linalg.eigh(covariance)
     _last.clear()
-    return _last.setdefault(key, Components(mean, variances.flip(0), _fix_signs(basis.flip(1))))
+    return _last.setdefault(dataset.selection, Components(mean, variances.flip(0), _fix_signs(basis.flip(1))))
 
 
 def _fix_signs(basis: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from normbench.text import did_you_mean, quoted
 Better = Literal["higher", "lower", "neither"]
 MEMBERS = ("instance", "layer", "batch")  # the order in which switchable normalization records its weights
 STATISTICS = ("mean", "variance")
+VALIDATION = "validation_"  # before the name of a metric on the images held out of the training set
 REACHED = re.compile(r"epochs_to_loss\((.+)\)")
 
 
@@ -61,6 +62,9 @@ def metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
+    if base := METRICS.get(name.removeprefix(VALIDATION)) if name.startswith(VALIDATION) else None:
+        words = f"{base.meaning}, on the validation images"
+        return Metric(name, base.unit, base.better, words, partial(_held_out, base.name))
     if match := REACHED.fullmatch(name):
         return _epochs_to_loss(name, match[1])
     prefix, _, rest = name.partition(".")
@@ -116,6 +120,14 @@ def _final(record: Record) -> float | None:
 
 def _median_of_final(record: Record) -> float | None:
     return _percent(record.final.test_accuracy_median5 if record.final else None)
+
+
+def _held_out(name: str, record: Record) -> float | None:
+    return record.final.metrics.get(f"{VALIDATION}{name}") if record.final else None
+
+
+def _held_out_accuracy(record: Record) -> float | None:
+    return _percent(_held_out("accuracy", record))
 
 
 def _last_loss(record: Record) -> float | None:
@@ -185,6 +197,20 @@ METRICS: Mapping[str, Metric] = {
             "accuracy_median5", "%", "higher", "median of the last five test accuracies", _median_of_final
         ),
         Metric("loss", "nats", "lower", "training loss, the mean over the last epoch", _last_loss),
+        Metric(
+            "validation_accuracy",
+            "%",
+            "higher",
+            "accuracy on the validation images after the last epoch",
+            _held_out_accuracy,
+        ),
+        Metric(
+            "validation_loss",
+            "nats",
+            "lower",
+            "loss on the validation images after the last epoch",
+            partial(_held_out, "loss"),
+        ),
         Metric(
             "online",
             "%",

@@ -33,8 +33,11 @@ def epoch_rows(records: Iterable[Record], settings: Sequence[str] = ()) -> list[
     for record in records:
         trial = _trial_row(record)
         head: Row = {key: trial.get(key) for key in keys}
-        rows += [head | epoch.model_dump() for epoch in record.epochs]
-    return rows
+        for epoch in record.epochs:
+            values = epoch.model_dump()
+            metrics = values.pop("metrics", {})
+            rows.append({**head, **values, **metrics})
+    return _with_equal_keys(rows)
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -65,6 +68,7 @@ def _trial_row(record: Record) -> Row:
     row |= {
         "test_accuracy": final.test_accuracy if final else None,
         "test_accuracy_median5": final.test_accuracy_median5 if final else None,
+        **(final.metrics if final else {}),
         "epochs_run": len(record.epochs),
         "images_per_second": record.images_per_second,
         "seconds": record.seconds,

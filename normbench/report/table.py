@@ -15,7 +15,7 @@ from typing import Any
 from normbench.config.catalog.norms import NORMS
 from normbench.config.messages import suggest_key
 from normbench.config.registry import UnknownName
-from normbench.config.series import Series, differing, flat, key_of, series_of
+from normbench.config.series import TUNED, Series, differing, flat, key_of, series_of, without
 from normbench.files import write_atomically
 from normbench.records import Record
 from normbench.report.metrics import Metric, metric
@@ -25,6 +25,21 @@ from normbench.text import did_you_mean, normal_form, numeric_key, plural, quote
 MEASURED = frozenset({"evaluate", "diagnose"})  # settings that change nothing in how a network is trained
 MOST_LISTED = 12  # values that a message names
 USUAL = {"norm.name": {normal_form(word): entry.name for entry in NORMS.values() for word in entry.aliases}}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The trials of a cell with tuned settings.
+
+    Attributes:
+        values: those that were chosen, by dotted key.
+        edges: the keys whose value is the smallest or the largest candidate.
+        records: of the trials, by seed.
+    """
+
+    values: Mapping[str, Any]
+    edges: tuple[str, ...]
+    records: tuple[Record, ...]
 
 
 class AmbiguousCell(LookupError):
@@ -37,13 +52,16 @@ class Cell:
 
     Attributes:
         series: the method with its options.
-        settings: every setting but the seed by its dotted key, and ``data``, the hash of the images.
+        settings: every setting but the seed by its dotted key, and ``data``, the hash of the images. Where
+            some cells are tuned, ``norm.tuned`` says which; they lack the settings that were tuned.
         trials: the record of every seed, by seed.
+        tuned: what was chosen, in a cell that is tuned.
     """
 
     series: Series
     settings: Mapping[str, Any]
     trials: Mapping[int, Record]
+    tuned: Tuned | None = None
 
     def __repr__(self) -> str:
         seeds = ", ".join(map(str, self.trials))
@@ -115,8 +133,8 @@ class Table:
     @cached_property
     def records(self) -> tuple[Record, ...]:
         """Every trial's record, by seed and then by id."""
-        records = (record for cell in self.cells for record in cell.records)
-        return tuple(sorted(records, key=lambda record: (record.trial.seed, record.trial.id)))
+        records = {record.trial.id: record for cell in self.cells for record in cell.records}
+        return tuple(sorted(records.values(), key=lambda record: (record.trial.seed, record.trial.id)))
 
     def relabel(self, labels: Mapping[str, str]) -> "Table":
         """Return the table with other legends for some series, by the labels that they have."""
@@ -190,7 +208,7 @@ class Table:
 
     def epochs(self) -> list[Row]:
         """Return one row an epoch of every trial, with the settings in which the trials differ."""
-        settings = [key for key in self.varying if key != "data"]
+        settings = [key for key in differing(list(map(settings_of, self.records))) if key != "data"]
         return epoch_rows(sorted(self.records, key=lambda record: record.trial.id), settings)
 
     def to_csv(self, path: str | Path | None = None) -> str:
@@ -233,12 +251,17 @@ class Table:
         )
 
 
-def table(records: Iterable[Record]) -> Table:
+def table(records: Iterable[Record], tuned: Iterable[Tuned] = ()) -> Table:
     """Arrange records by cell; their order makes no difference.
 
     Of several records of one trial, such as two that differ only in ``evaluate``, the one with the most
     results of evaluations is taken.
+
+    Args:
+        records: of trials with the settings that are written.
+        tuned: those with tuned settings, in cells of their own; a record may be in both.
     """
+    tuned = [each for each in tuned if each.records]
     by_trial: dict[str, Record] = {}
     copies = 0
     for record in records:
@@ -249,15 +272,27 @@ def table(records: Iterable[Record]) -> Table:
         if kept is not record:
             copies += 1
             by_trial[trial_id] = min(kept, record, key=lambda each: (-len(each.inference), each.to_json()))
-    series = series_of(record.trial.norm.model_dump() for record in by_trial.values())
     by_setting: dict[str, dict[int, Record]] = defaultdict(dict)
     for record in sorted(by_trial.values(), key=lambda record: record.trial.seed):
         by_setting[json.dumps(settings_of(record), sort_keys=True)][record.trial.seed] = record
-    cells = []
-    for trials in by_setting.values():
-        first = next(iter(trials.values()))
-        cells.append(Cell(series[key_of(first.trial.norm.model_dump())], settings_of(first), trials))
+    as_written = {f"norm.{TUNED}": False} if tuned else {}
+    rows: list[tuple[dict[str, Any], Mapping[int, Record], Tuned | None]] = [
+        (settings_of(next(iter(trials.values()))) | as_written, trials, None)
+        for trials in by_setting.values()
+    ]
+    for each in tuned:
+        trials = {record.trial.seed: record for record in each.records}
+        rows.append((without(settings_of(each.records[0]), each.values), trials, each))
+    series = series_of(norm_of(settings) for settings, _, _ in rows)
+    cells = [
+        Cell(series[key_of(norm_of(settings))], settings, trials, choice) for settings, trials, choice in rows
+    ]
     return Table(tuple(sorted(cells, key=_order)), copies)
+
+
+def norm_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the method of a cell with its options."""
+    return {key.removeprefix("norm."): value for key, value in settings.items() if key.startswith("norm.")}
 
 
 def settings_of(record: Record) -> dict[str, Any]:

@@ -36,9 +36,8 @@ def rule(max_seeds: int = LOOKS[-1], alpha: float = 0.05) -> Rule:
 def records_of(claims: Iterable[Claim], results: Path, tell: Callable[[str], object]) -> dict[str, Stored]:
     """Return the stored records of every experiment that claims look at, by its name."""
     names = dict.fromkeys(experiment.name for claim in claims for experiment in claim.experiments.values())
-    return {
-        name: Stored(name, find(results, name, tell).records) for name in names if (results / name).is_dir()
-    }
+    stored = {name: find(results, name, tell) for name in names if (results / name).is_dir()}
+    return {name: Stored(name, each.records, each.chosen) for name, each in stored.items()}
 
 
 @dataclass
@@ -254,7 +253,11 @@ class Settler:
         known = {trial_id for records in stored.values() for trial_id in records.ids}
 
         def missing(label: str, seed: int) -> dict[tuple[str, int], str]:
-            cells = {(cell.trial.id, seed): cell.with_seed(seed).id for cell in rows[label].group.values()}
+            cells = {
+                (cell.trial.id, seed): cell.with_seed(seed).id
+                for cell in rows[label].group.values()
+                if not cell.tuned  # these run with the seeds of their experiment alone
+            }
             return {key: trial_id for key, trial_id in cells.items() if trial_id not in known}
 
         def expand(wanted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
@@ -265,7 +268,9 @@ class Settler:
             for label, seed in each.lacking if each.judgement.is_open else ():
                 trials = missing(label, seed)
                 if not trials:
-                    failing[each.claim.id] = f"{label}, seed {seed}: {rows[label].lacks or 'no number'}"
+                    is_tuned = any(cell.tuned for cell in rows[label].group.values())
+                    lacks = "normbench run tunes and trains it" if is_tuned else rows[label].lacks
+                    failing[each.claim.id] = f"{label}, seed {seed}: {lacks or 'no number'}"
                 elif failed := sorted(self.unrun & set(trials.values())):
                     failing[each.claim.id] = f"trial {failed[0]} gave no record"
         judgements = {each.claim.id: each.judgement for each in judged if each.claim.id not in failing}
@@ -312,7 +317,9 @@ def subset(experiment: config.Experiment, trials: Sequence[Trial]) -> config.Exp
     for cell, numbers in seeds.items():
         values = cell.model_dump(mode="json")
         blocks.append({key: [values[key]] for key in axes} | {"seed": numbers})
-    bare = {key: value for key, value in experiment.document.items() if key not in ("plots", "labels")}
+    bare = {
+        key: value for key, value in experiment.document.items() if key not in ("plots", "labels", "tune")
+    }
     part = replace(
         config.from_document({**bare, "sweep": blocks}),
         execute=experiment.execute,

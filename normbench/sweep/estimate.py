@@ -92,7 +92,7 @@ def estimate(
             from_records += trial_kind in seen
             evaluations = -(-trial.epochs // trial.evaluate_every) + len(trial.evaluate)
             images = trial.epochs * extent.train
-            images += int(evaluations * extent.test * EVALUATION_COST)
+            images += int(evaluations * (extent.test + extent.validation) * EVALUATION_COST)
             seconds[trial.id] = images / speeds[trial_kind]
     return Estimate(seconds, from_records, unknown, tuple(unusable), placement.independent_workers)
 

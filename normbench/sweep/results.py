@@ -9,8 +9,10 @@ from pathlib import Path
 
 from normbench.config.experiment import ConfigError, Experiment
 from normbench.config.registry import UnknownName
+from normbench.config.trial import Trial
 from normbench.records import Record, Store, describe_unreadable
-from normbench.sweep import run
+from normbench.report.table import Table, Tuned, table
+from normbench.sweep import run, tuning
 from normbench.text import did_you_mean, quoted
 
 Tell = Callable[[str], object]
@@ -27,13 +29,59 @@ class StoredExperiment:
 
     Attributes:
         name: of its directory.
-        records: of the experiment as it was run; all records of the directory if its plan cannot be read.
+        records: the results of the experiment as it was run, without those of tuning trials; all records of
+            the directory if its plan cannot be read.
         survey: None if its plan cannot be read.
     """
 
     name: str
     records: Sequence[Record]
     survey: run.Survey | None
+
+    @property
+    def tuned(self) -> tuple[Tuned, ...]:
+        """The cells with tuned settings, with the records that there are."""
+        records = self.survey.records if self.survey else {}
+        return tuple(
+            Tuned(
+                each.candidate.values,
+                each.edges,
+                tuple(records[trial.id] for trial in each.candidate.trials if trial.id in records),
+            )
+            for each in (self.survey.chosen if self.survey else ())
+        )
+
+    @property
+    def chosen(self) -> dict[Trial, Trial]:
+        """By the first trial of a cell as it is written, the first with tuned settings."""
+        chosen = self.survey.chosen if self.survey else ()
+        return {each.cell.trials[0]: each.candidate.trials[0] for each in chosen}
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """By id what a trial is for, where settings are tuned: ``tuning``, ``as written`` or ``tuned``."""
+        if self.experiment is None or self.experiment.tune is None:
+            return {}
+        roles = dict.fromkeys(self.experiment.tune.tuning, "tuning")
+        roles |= {record.trial.id: "as written" for record in self.as_written}
+        for record in (record for cell in self.tuned for record in cell.records):
+            before = roles.get(record.trial.id)
+            roles[record.trial.id] = f"{before}, tuned" if before else "tuned"
+        return roles
+
+    @property
+    def as_written(self) -> list[Record]:
+        """The results with the settings of the sweep as it is written."""
+        tune = self.experiment.tune if self.experiment else None
+        if tune is None:
+            return list(self.records)
+        written = {trial.id for cell in tune.cells for trial in cell.trials if tune.compare}
+        return [record for record in self.records if record.trial.id in written]
+
+    @property
+    def table(self) -> Table:
+        """The results as cells."""
+        return table(self.as_written, self.tuned)
 
     @property
     def experiment(self) -> Experiment | None:
@@ -45,6 +93,13 @@ class StoredExperiment:
         """The title of its figures: the name, and the description if its plan has one."""
         description = self.experiment.document.get("description") if self.experiment else None
         return f"{self.name}: {description}" if description else self.name
+
+
+def stored_experiment(survey: run.Survey) -> StoredExperiment:
+    """Return an experiment as it was surveyed."""
+    judging = survey.experiment.tune.tuning if survey.experiment.tune else {}
+    records = [record for trial_id, record in survey.records.items() if trial_id not in judging]
+    return StoredExperiment(survey.experiment.name, records, survey)
 
 
 def experiments(results: Path) -> list[str]:
@@ -112,7 +167,9 @@ def _find(results: Path, name: str, tell: Tell) -> StoredExperiment:
     else:
         survey = run.survey(experiment, results)
         damaged = survey.damaged
-        stored = StoredExperiment(name, list(survey.records.values()), survey)
+        stored = stored_experiment(survey)
+        for line in tuning.contradictions(Store(directory), survey.chosen):
+            tell(line)
     if stored.survey and (stray := stored.survey.stray):
         some = f"such as {stray[0]}" if len(stray) > 1 else stray[0]
         tell(f"{name}: {len(stray)} of its records are of no trial of its plan and left out, {some}")

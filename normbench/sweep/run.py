@@ -14,11 +14,12 @@ from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.files import write_atomically
 from normbench.records import Failure, Record, Requirement, Store, describe_unreadable
-from normbench.sweep import changes, plan
+from normbench.sweep import changes, plan, tuning
 from normbench.sweep.changes import Change
 from normbench.sweep.placement import Placement, place
 from normbench.sweep.prepare import Unusable as Unusable
 from normbench.sweep.prepare import build_kernels, check_space, prepare, whitenings
+from normbench.sweep.tuning import Chosen, open_cells
 from normbench.sweep.work import load, work
 
 if TYPE_CHECKING:
@@ -38,13 +39,14 @@ class Survey:
     """The stored state of an experiment.
 
     Attributes:
-        experiment: name and trials.
+        experiment: name and trials; where settings are tuned, those that are known so far.
         records: by trial id, of this experiment's trials only.
         errors: why the last attempt failed, by trial id.
         damaged: unreadable record files, with the reasons.
         saved: ids of trials that have a checkpoint and no record.
         stray: ids of other experiments' trials whose records are in the same directory.
         changes: of data and code since the records were made, if :func:`compare` looked for them.
+        chosen: what tuning has chosen, in the cells whose tuning trials all have a record.
     """
 
     experiment: config.Experiment
@@ -54,6 +56,17 @@ class Survey:
     saved: frozenset[str]
     stray: tuple[str, ...]
     changes: tuple[Change, ...] = ()
+    chosen: tuple[Chosen, ...] = ()
+
+    @property
+    def later(self) -> tuple[Trial, ...]:
+        """The trials that follow at most once all is tuned, with some candidate in place of the best."""
+        known = {trial.id for trial in self.experiment.trials}
+        new = (
+            [[trial for trial in candidate.trials if trial.id not in known] for candidate in cell.candidates]
+            for cell in open_cells(self.experiment, self.chosen)
+        )
+        return tuple(trial for candidates in new for trial in max(candidates, key=len))
 
     def state(self, trial: Trial) -> State:
         """Return the state of one trial."""
@@ -88,12 +101,15 @@ class Listener:
 def survey(experiment: config.Experiment, results: Path, *, strict: bool = False) -> Survey:
     """Read what is stored, without changes to it; ``strict`` as in :meth:`normbench.records.Store.load`."""
     store = Store(results / experiment.name)
-    records, damaged = store.load(experiment.trials, strict=strict)
+    records, damaged = store.load(tuning.possible(experiment), strict=strict)
+    chosen = tuning.choose(experiment, records)
+    experiment = tuning.resolve(experiment, chosen)
     ids = {trial.id for trial in experiment.trials}
     errors = {trial_id: error for trial_id, error in store.errors().items() if trial_id in ids}
     known = {trial_id: record for trial_id, record in records.items() if trial_id in ids}
     saved = frozenset((store.saved_states() & ids) - known.keys())
-    return Survey(experiment, known, errors, damaged, saved, tuple(sorted(records.keys() - ids)))
+    stray = tuple(sorted(records.keys() - ids))
+    return Survey(experiment, known, errors, damaged, saved, stray, chosen=chosen)
 
 
 def compare(survey: Survey, data: Path, standings: changes.Standings | None = None) -> Survey:
@@ -150,6 +166,8 @@ def run(
 ) -> Survey:
     """Run every trial that is missing, and save each as it ends; finished trials are not touched.
 
+    What is tuned runs in two stages: first the trials that choose, then those that are chosen.
+
     Args:
         experiment: trials, and where they run.
         results: records go to ``results/<name>/``.
@@ -180,47 +198,83 @@ def run(
         for line in describe_unreadable(before.damaged, f"moved to {store.directory / 'corrupt'}"):
             listener.say(line)
 
-        outdated = frozenset[str]()
-        if CHANGED in retry:
-            outdated = _outdated(before, data, standings, listener.say)
-        missing = [
-            trial
-            for trial in experiment.trials
-            if before.state(trial) in {"missing", *retry} or trial.id in outdated
-        ]
-        if not missing:
-            _write_plan(experiment, store, replace_plan, listener.say)
-            listener.begin(before, missing)
-            return compare(survey(experiment, results, strict=True), data, standings)
+        attempted: set[str] = set()
+        is_over = False
+        while not is_over:
+            outdated = frozenset[str]()
+            if CHANGED in retry:
+                outdated = _outdated(before, data, standings, listener.say)
+            missing = _stage(before, {"missing", *retry}, outdated, attempted)
+            if not missing:
+                if not attempted:
+                    _write_plan(experiment, store, replace_plan, listener.say)
+                    listener.begin(before, missing)
+                    before = survey(experiment, results, strict=True)
+                    _save_choices(experiment, store, listener.say)
+                break
+            outdated &= {trial.id for trial in missing}
 
-        listener.say("loading torch and data …")
-        placement = place(experiment.execute, missing)
-        with executor.begin(placement, load) as means:  # processes that load torch while data are prepared
-            parameters = prepare(missing, data, listener.say, experiment.execute, stop)
-            has_kernels = build_kernels(experiment.execute, missing, listener.say)
-            placement = replace(placement, has_kernels=has_kernels)
-            running = min(placement.workers or AT_ONCE, len(missing))
-            check_space(missing, parameters, running, store.directory, listener.say)
+            listener.say("loading torch and data …")
+            placement = place(experiment.execute, missing)
+            # the processes of an executor load torch while data are prepared
+            with executor.begin(placement, load) as means:
+                parameters = prepare([*missing, *before.later], data, listener.say, experiment.execute, stop)
+                has_kernels = build_kernels(experiment.execute, missing, listener.say)
+                placement = replace(placement, has_kernels=has_kernels)
+                running = min(placement.workers or AT_ONCE, len(missing))
+                check_space([*missing, *before.later], parameters, running, store.directory, listener.say)
 
-            _write_plan(experiment, store, replace_plan, listener.say)
-            _say_changes(compare(before, data, standings), missing, listener)
-            store.set_aside(map(store.record_path, sorted(outdated)), "replaced")
-            listener.begin(_without(before, outdated), missing)
+                _write_plan(experiment, store, replace_plan, listener.say)
+                if not attempted:
+                    _say_changes(compare(before, data, standings), missing, listener)
+                store.set_aside(map(store.record_path, sorted(outdated)), "replaced")
+                listener.begin(_without(before, outdated), missing)
 
-            task, files = _task(missing, store, data, placement)
-            outcomes = executor.load()(
-                task,
-                missing,
-                placement,
-                report=listener.event,
-                stop=stop,
-                files=files,
-                directory=store.directory.absolute() / executor.name,
-                **means,
-                **experiment.execute.executor.options,
-            )
-            _save(outcomes, store, listener, fail_fast)
-    return compare(survey(experiment, results, strict=True), data, standings)
+                task, files = _task(missing, store, data, placement)
+                outcomes = executor.load()(
+                    task,
+                    missing,
+                    placement,
+                    report=listener.event,
+                    stop=stop,
+                    files=files,
+                    directory=store.directory.absolute() / executor.name,
+                    **means,
+                    **experiment.execute.executor.options,
+                )
+                is_over = _save(outcomes, store, listener, fail_fast)
+            attempted |= {trial.id for trial in missing}
+            before = survey(experiment, results, strict=True)
+            _save_choices(experiment, store, listener.say)
+            is_over = is_over or stop() or experiment.tune is None
+    return compare(before, data, standings)
+
+
+def _stage(
+    before: Survey, states: Collection[str], outdated: Collection[str], attempted: Collection[str]
+) -> list[Trial]:
+    """Return the trials to run next: not those of a cell whose choice depends on others among them."""
+    wanted = [
+        trial
+        for trial in before.experiment.trials
+        if trial.id not in attempted and (before.state(trial) in states or trial.id in outdated)
+    ]
+    ids = {trial.id for trial in wanted}
+    unsure = [each for each in before.chosen if any(trial.id in ids for trial in each.cell.tuning)]
+    early = {trial.id for each in unsure for trial in each.candidate.trials}
+    if (tune := before.experiment.tune) and tune.compare:
+        early -= {trial.id for cell in tune.cells for trial in cell.trials}
+    return [trial for trial in wanted if trial.id not in early]
+
+
+def _save_choices(experiment: config.Experiment, store: Store, say: Callable[[str], None]) -> None:
+    """Write what is chosen in all cells of the plan beside the records, and say where that was another."""
+    if experiment.tune is None:
+        return
+    chosen = survey(load_plan(store.directory.parent, experiment.name), store.directory.parent).chosen
+    for line in tuning.contradictions(store, chosen):
+        say(line)
+    tuning.save(store, chosen)
 
 
 def _outdated(
@@ -287,8 +341,8 @@ def _task(
 
 def _save(
     outcomes: "Generator[tuple[Trial, Outcome]]", store: Store, listener: Listener, fail_fast: bool
-) -> None:
-    """Save every outcome as it comes.
+) -> bool:
+    """Save every outcome as it comes; return whether a failed trial has ended the run.
 
     Raises:
         OSError: a record or a checkpoint could not be written.
@@ -303,4 +357,5 @@ def _save(
                 store.save(outcome)
             listener.outcome(trial, outcome)
             if fail_fast and isinstance(outcome, Failure):
-                return
+                return True
+    return False

@@ -1,5 +1,6 @@
 """The seam between training and a learning problem."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -9,7 +10,7 @@ from normbench.config.catalog.datasets import WHITENINGS
 from normbench.config.catalog.tasks import TASKS
 from normbench.config.trial import Trial
 from normbench.data.batches import Chunk, Images
-from normbench.data.dataset import Dataset
+from normbench.data.dataset import Dataset, Split
 
 BLACK, WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and standard deviation that leave [0, 1] as it is
 
@@ -41,12 +42,18 @@ class Task:
 
     def images(self, dataset: Dataset, device: torch.device) -> tuple[Images, Images]:
         """Return the training and test images, which give batches of the task."""
+        training, testing = self._images(dataset, device, [dataset.train, dataset.test])
+        return training, testing
+
+    def validation_images(self, dataset: Dataset, device: torch.device) -> Images | None:
+        """Return the images that are held out of the training set, if any are."""
+        splits = [] if dataset.validation is None else [dataset.validation]
+        return next(iter(self._images(dataset, device, splits)), None)
+
+    def _images(self, dataset: Dataset, device: torch.device, splits: Sequence[Split]) -> list[Images]:
         whitening = WHITENINGS[self.trial.whiten.name].load()(dataset, **self.trial.whiten.options)
         mean, std = (dataset.mean, dataset.std) if self.is_standardized else (BLACK, WHITE)
-        training, testing = (
-            Images(split, mean, std, device, whitening, self.batch) for split in (dataset.train, dataset.test)
-        )
-        return training, testing
+        return [Images(split, mean, std, device, whitening, self.batch) for split in splits]
 
     def network_options(self, classes: int) -> dict[str, int]:  # noqa: ARG002
         """Return the keyword arguments of the network's builder that follow from the problem."""

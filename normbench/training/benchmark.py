@@ -109,7 +109,7 @@ def images_per_second(trial: Trial, data: DatasetInfo, place: str, threads: int 
     Raises:
         ValueError: the trial cannot run; the message says why.
     """
-    classes, size, images, _ = data
+    classes, size, images, *_ = data
     if trial.batch_size > images:
         raise ValueError(f"batch_size {trial.batch_size} is more than the {images} training images")
     where = device(place)

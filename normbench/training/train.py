@@ -99,6 +99,7 @@ def train(
     try:
         task = task_of(trial).to(where)
         training, testing = task.images(dataset, where)
+        validation = task.validation_images(dataset, where)
         initial = partial(TrainState.initial, task, len(dataset.classes), steps_per_epoch, where)
         state = resume(initial, checkpoint, owner, warn)
         journal = Journal(state, checkpoint, owner, report)
@@ -121,6 +122,10 @@ def train(
                 scores: dict[str, float] = {}
                 if is_tested:
                     scores = evaluate(task, state.model, testing, journal.pause, inference)
+                if is_tested and validation is not None:
+                    scores |= evaluate(
+                        task, state.model, validation, journal.pause, inference, split="validation"
+                    )
                 lr = learning_rate(trial, state.progress.step - 1, steps_per_epoch)
                 diagnostics = layer_diagnostics(state.model) | network_diagnostics(state, training)
                 state.progress.end_epoch(steps_per_epoch, scores, lr, diagnostics)
@@ -227,6 +232,7 @@ def evaluate(
     images: Images,
     pause: Callable[[], None] = lambda: None,
     outputs_of: Callable[[Tensor], Tensor] | None = None,
+    split: str = "test",
 ) -> dict[str, float]:
     """Return ``test_loss`` and the metrics of a task, ``test_…``, of the model in inference mode.
 
@@ -236,6 +242,7 @@ def evaluate(
         images: of the test set.
         pause: called after every batch.
         outputs_of: as in :func:`score`.
+        split: the name of the set, which stands before those of the numbers.
 
     Raises:
         Diverged: the loss or a metric is not finite.
@@ -243,8 +250,8 @@ def evaluate(
     scores = score(task, model.eval(), images.in_order(EVALUATION_BATCH), pause, outputs_of)
     for name, value in scores.items():
         if not math.isfinite(value):
-            raise Diverged(f"the {name} on the test set is {value}")
-    return {f"test_{name}": value for name, value in scores.items()}
+            raise Diverged(f"the {name} on the {split} set is {value}")
+    return {f"{split}_{name}": value for name, value in scores.items()}
 
 
 def final(epochs: tuple[Epoch, ...]) -> Final:

@@ -396,3 +396,71 @@ def test_torch_is_not_needed_to_load():
         "loaded = [m for m in sys.modules if m.partition('.')[0] in ('torch', 'torchvision')]; print(loaded)"
     )
     assert output_of(python(code, ".")) == "[]\n"
+
+
+# ---- validation
+
+
+def held_out(directory, **options):
+    dataset = choice(image_size=8, **options)
+    decoded.prepare(dataset, directory)
+    loaded = decoded.load(dataset, directory)
+    return loaded, {name: set(getattr(loaded, name).indices.tolist()) for name in ("train", "validation")}
+
+
+def test_validation_images_are_balanced_and_taken_from_the_training_images(tmp_path, image_tree):
+    image_tree(tmp_path, train=20, side=8)
+    loaded, sets = held_out(tmp_path, validation_size=15)
+    assert sets["train"] | sets["validation"] == set(range(60))
+    assert not sets["train"] & sets["validation"]
+    assert np.bincount(loaded.validation.labels[loaded.validation.indices]).tolist() == [5] * 3
+    assert loaded.validation.images is loaded.train.images
+    assert loaded.validation.indices.tolist() == sorted(sets["validation"])
+    without = decoded.load(choice(image_size=8), tmp_path)
+    assert without.validation is None
+    assert without.content == loaded.content
+
+
+def test_validation_images_depend_on_nothing_but_the_data_and_their_number(tmp_path, image_tree):
+    image_tree(tmp_path, train=20, side=8)
+    _, whole = held_out(tmp_path, validation_size=15)
+    _, fewer = held_out(tmp_path, validation_size=6)
+    _, part = held_out(tmp_path, validation_size=15, train_size=45)
+    _, small = held_out(tmp_path, validation_size=15, train_size=30, test_size=3)
+    assert whole["validation"] == part["validation"] == small["validation"] > fewer["validation"]
+    assert whole["train"] > part["train"] > small["train"]
+    assert (len(part["train"]), len(small["train"])) == (30, 15)
+    selected = set(decoded.load(choice(image_size=8, train_size=45), tmp_path).train.indices.tolist())
+    assert part["train"] | part["validation"] == selected
+
+
+def test_mean_deviation_and_whitening_leave_validation_images_out(tmp_path, image_tree):
+    image_tree(tmp_path, train=20, side=8)
+    loaded, _ = held_out(tmp_path, validation_size=15)
+    used = loaded.train.images[loaded.train.indices] / 255.0
+    np.testing.assert_allclose(loaded.mean, used.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(loaded.std, used.std(axis=(0, 1, 2)), rtol=1e-12)
+    same_number = decoded.load(choice(image_size=8, train_size=45), tmp_path)  # 60 less 15 are 45 others
+    assert len(same_number.train.indices) == len(loaded.train.indices)
+    assert same_number.selection != loaded.selection
+    maps = {decoded.map_file(tmp_path, each, "pca", 0.1) for each in (same_number, loaded)}
+    assert len(maps) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"validation_size": 16}, "validation_size 16 is not a multiple of the 3 classes; use 15 or 18"),
+        ({"validation_size": 63}, "validation_size 63 needs 21 images of each class, and 'ant' has 20"),
+        ({"validation_size": 60}, "validation_size 60 leaves no image of 'ant' for training"),
+    ],
+)
+def test_sizes_that_leave_no_split_are_refused(tmp_path, image_tree, options, words):
+    image_tree(tmp_path, train=20, side=8)
+    with pytest.raises(DataError, match=words):
+        decoded.prepare(choice(image_size=8, **options), tmp_path)
+
+
+def test_the_numbers_of_a_data_set_count_validation_images_apart(tmp_path):
+    dataset = Trial.model_validate({"dataset": {"name": "shapes", "validation_size": 1000}}).dataset
+    assert decoded.info(dataset, tmp_path) == (10, 32, 5000, 2000, 1000)

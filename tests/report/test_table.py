@@ -82,7 +82,10 @@ def test_seeds_are_selected_within_cells(sweep: Table) -> None:
         ({"optimizer.decay_weight": 0}, "no trial has a setting 'optimizer.decay_weight'; known: "),
         ({"optimizer.momentumm": 0}, r"no trial has a setting .* \(did you mean 'optimizer.momentum'\?\)"),
         ({"lr": 0.1}, r"\(did you mean 'optimizer.lr'\?\)"),
-        ({"wombat": 1}, "no trial has a setting 'wombat'; known: dataset.name, .*, data, norm.groups, seed"),
+        (
+            {"wombat": 1},
+            "no trial has a setting 'wombat'; known: .*dataset.name, .*, data, norm.groups, seed",
+        ),
         ({"norm": "GN"}, r"no trial has norm.name 'GN' \(did you mean 'group'\?\); there: batch, group"),
         ({"norm": "grup"}, r"\(did you mean 'group'\?\)"),
         ({"norm.groups": 8}, "no trial has norm.groups '8'; there: 2, 4"),
@@ -156,13 +159,17 @@ def one(**settings: Any) -> Record:
     signal = [{"epoch": epoch, "layers": blocks[::step]} for epoch, step in ((0, 1), (1, -1))]
     diagnostics = weights(0.5) | {"clipped": clipped, "online": PROBED["online"]}
     diagnostics["signal_propagation"] = signal
-    return record("switchable", accuracy=0.7, inference=results, diagnostics=diagnostics, **settings)
+    made = record("switchable", accuracy=0.7, inference=results, diagnostics=diagnostics, **settings)
+    held_out = {"metrics": {"validation_accuracy": 0.65, "validation_loss": 1.1}}
+    return made.model_copy(update={"final": made.final and made.final.model_copy(update=held_out)})
 
 
 VALUES = {
     "accuracy": 70,
     "accuracy_median5": 70,
     "loss": 1.3,
+    "validation_accuracy": 65,
+    "validation_loss": 1.1,
     "online": 20,
     "seconds": 3,
     "images_per_second": 100,
@@ -244,3 +251,13 @@ def test_a_table_loads_neither_torch_nor_matplotlib() -> None:
         "import sys, normbench.report.table; sys.exit(bool({'torch', 'matplotlib'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_rows_have_what_was_measured_on_validation_images() -> None:
+    record = one()
+    epochs = [epoch.model_copy(update={"metrics": {"validation_loss": 1.2}}) for epoch in record.epochs[1:]]
+    held_out = record.model_copy(update={"epochs": (record.epochs[0], *epochs)})
+    (row,) = table([held_out]).rows()
+    assert (row["validation_accuracy"], row["validation_loss"]) == (0.65, 1.1)
+    assert [row["validation_loss"] for row in table([held_out]).epochs()] == [None, 1.2, 1.2]
+    assert "metrics" not in table([held_out]).epochs()[0]

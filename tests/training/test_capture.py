@@ -47,6 +47,7 @@ FURTHER: list[dict[str, Any]] = [
     {"norm": "normalizer_free", "clip": "agc", "dropout": 0.2, "diagnose": ["gradient_norm"]},
     {"norm": "batch", "online": True, "evaluate": ["cumulative", "precise"], "optimizer": {"momentum": 0.0}},
     {"norm": "switchable", "norm_batch_size": 5, "optimizer": {"nesterov": True}, "label_smoothing": 0.1},
+    {"dataset": {"name": "folder", "folder": "tiny", "image_size": 8, "validation_size": 24}},
 ]
 
 

@@ -175,6 +175,7 @@ def test_a_trial_stopped_at_every_end_of_an_epoch_ends_as_one_that_was_not(
         {"norm": "normalizer_free", "clip": "agc", "dropout": 0.2, "init_scale": 0.5},
         {"norm": "batch", "online": True, "diagnose": ["signal_propagation", "gradient_norm"]},
         {"clip": "agc", "diagnose": ["gradient_norm"], "whiten": "zca"},
+        {"dataset": {"name": "folder", "folder": "tiny", "image_size": 8, "validation_size": 24}},
     ],
     ids=str,
 )

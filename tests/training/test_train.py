@@ -190,6 +190,43 @@ def test_only_every_so_many_epochs_are_evaluated_and_always_the_last(run: Run) -
     assert [epoch.test_loss is None for epoch in record.epochs] == [True, True, False, True, False]
 
 
+HELD_OUT = {"name": "folder", "folder": "tiny", "image_size": 8, "validation_size": 24}
+
+
+def test_validation_images_are_measured_when_test_images_are(
+    run: Run, tiny: Tiny, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks: list[nn.Module] = []
+
+    def watched(task: Any, model: nn.Module, *rest: Any, **more: Any) -> dict[str, float]:
+        networks.append(model)
+        return evaluate(task, model, *rest, **more)
+
+    monkeypatch.setattr(training, "evaluate", watched)
+    record = run(dataset=HELD_OUT, evaluate_every=2, epochs=3)
+    names = {"validation_loss", "validation_accuracy"}
+    assert [set(epoch.metrics) for epoch in record.epochs] == [set(), names, names]
+    assert record.final is not None
+    assert record.final.metrics == record.epochs[-1].metrics
+
+    trial = tiny(dataset=HELD_OUT)
+    dataset = decoded.load(trial.dataset, tiny_data)
+    assert dataset.validation is not None
+    images = Images(dataset.validation, dataset.mean, dataset.std, torch.device("cpu"))
+    (chunk,) = images.in_order(100)
+    with torch.inference_mode():
+        logits = networks[-1].eval()(chunk.images)
+    metrics = record.final.metrics
+    assert metrics["validation_loss"] == pytest.approx(float(F.cross_entropy(logits, chunk.labels)), rel=1e-5)
+    assert metrics["validation_accuracy"] == float((logits.argmax(1) == chunk.labels).double().mean())
+
+
+def test_trials_with_as_many_training_images_take_as_many_updates(run: Run) -> None:
+    assert run(dataset=HELD_OUT, epochs=1, batch_size=40).epochs
+    with pytest.raises(DataError, match="batch_size 41 is more than the 40 training images"):
+        run(dataset=HELD_OUT, batch_size=41)
+
+
 def test_evaluating_less_often_does_not_change_the_training(run: Run) -> None:
     often, seldom = run(epochs=3), run(epochs=3, evaluate_every=3)
 

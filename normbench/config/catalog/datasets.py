@@ -49,7 +49,7 @@ class Source:
             stale.
         decode: ``(data directory, log, **options) -> Arrays``, the same arrays for the same fingerprint.
 
-    Both take the entry's options without ``train_size`` and ``test_size``, and raise ``DataError``.
+    Both take the entry's options without those of ``SIZES``, and raise ``DataError``.
     """
 
     fingerprint: Callable[..., str]
@@ -62,14 +62,16 @@ class DatasetInfo(NamedTuple):
     Attributes:
         classes: number of classes.
         size: side of the square images, in pixels.
-        train: number of training images.
+        train: number of training images, without those for validation.
         test: number of test images.
+        validation: number of validation images.
     """
 
     classes: int
     size: int
     train: int
     test: int
+    validation: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ class DatasetEntry(Entry):
 SIZES = {
     "train_size": count(None, "use this many training images, the same number of each class"),
     "test_size": count(None, "use this many test images, the same number of each class"),
+    "validation_size": count(
+        None, "hold out this many of the training images for validation, the same number of each class"
+    ),
 }
 FOLDER = text(
     "images",

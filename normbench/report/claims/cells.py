@@ -6,8 +6,9 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.norms import NORMS
-from normbench.config.series import differing, flat
+from normbench.config.series import TUNED, differing, flat, without
 from normbench.config.trial import Trial
+from normbench.config.tune import Tune
 from normbench.report.claims.errors import CellError
 
 if TYPE_CHECKING:
@@ -32,10 +33,21 @@ class Cell:
     Attributes:
         trial: the setting; its own seed says nothing.
         seeds: those of the experiment, in order.
+        tuned: the keys that tuning chooses in place of those of ``trial``; None where nothing is tuned in the
+            whole experiment.
     """
 
     trial: Trial
     seeds: tuple[int, ...]
+    tuned: tuple[str, ...] | None = None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Every setting but the seed, by dotted key, as the cells of a table have them."""
+        settings = settings_of(self.trial)
+        if self.tuned is None:
+            return settings
+        return without(settings, self.tuned) if self.tuned else {**settings, f"norm.{TUNED}": False}
 
     def with_seed(self, seed: int) -> Trial:
         """Return the trial of a seed."""
@@ -63,7 +75,7 @@ class Cells:
     def all(self) -> tuple[Cell, ...]:
         """Every cell once."""
         groups = (group for side in self.sides.values() for group in side.values())
-        return tuple({cell.trial: cell for group in groups for cell in group.values()}.values())
+        return tuple(dict.fromkeys(cell for group in groups for cell in group.values()))
 
 
 @cache
@@ -72,13 +84,18 @@ def settings_of(trial: Trial) -> Mapping[str, Any]:
     return flat(trial.model_dump(mode="json", exclude={"seed"}))
 
 
-def cells_of(test: "Test", trials: Iterable[Trial]) -> Cells:
+def cells_of(test: "Test", trials: Iterable[Trial], tune: Tune | None = None) -> Cells:
     """Find the cells that a comparison looks at.
+
+    Args:
+        test: the comparison.
+        trials: of the sweep of an experiment.
+        tune: what it tunes. A side is then of tuned cells or not by its ``norm.tuned``.
 
     Raises:
         CellError: there are none, they cannot be told apart, or the two sides differ in more than they say.
     """
-    cells = _cells(tuple(trials))
+    cells = _cells(tuple(trials), tuple(tune.values) if tune else None, tune is None or tune.compare)
     written = {key: side for key, side in test.sides if side.constant is None}
     sides = {key: _matching(key, side, cells, test.along) for key, side in written.items()}
     axis = _axis(test, sides)
@@ -95,11 +112,12 @@ def cells_of(test: "Test", trials: Iterable[Trial]) -> Cells:
 
 
 @lru_cache(maxsize=64)  # many comparisons look at one experiment
-def _cells(trials: tuple[Trial, ...]) -> list[Cell]:
+def _cells(trials: tuple[Trial, ...], tuned: tuple[str, ...] | None, has_written: bool) -> list[Cell]:
     seeds: dict[Trial, list[int]] = {}
     for trial in trials:
         seeds.setdefault(trial.model_copy(update={"seed": 0}), []).append(trial.seed)
-    return [Cell(trial, tuple(sorted(numbers))) for trial, numbers in seeds.items()]
+    kinds = [tuned] if tuned is None else [(), tuned] if has_written else [tuned]
+    return [Cell(trial, tuple(sorted(numbers)), kind) for kind in kinds for trial, numbers in seeds.items()]
 
 
 def _matching(key: str, side: "Side", cells: Sequence[Cell], along: str | None) -> list[Cell]:
@@ -119,15 +137,15 @@ def _matching(key: str, side: "Side", cells: Sequence[Cell], along: str | None) 
 
 def _name(cell: Cell, name: str) -> str:
     """The dotted key of a setting; a choice is meant by its name."""
-    return f"{name}.name" if f"{name}.name" in settings_of(cell.trial) else name
+    return f"{name}.name" if f"{name}.name" in cell.settings else name
 
 
 def _known(cell: Cell, name: str) -> bool:
-    return _name(cell, name) in settings_of(cell.trial)
+    return _name(cell, name) in cell.settings
 
 
 def _value(cell: Cell, name: str) -> Any:
-    return settings_of(cell.trial).get(_name(cell, name))
+    return cell.settings.get(_name(cell, name))
 
 
 def _has(cell: Cell, name: str, value: Any) -> bool:
@@ -173,7 +191,7 @@ def _group(key: str, side: "Side", cells: Sequence[Cell], along: str | None, val
     ]
     if side.over is None:
         if len(here) > 1:
-            keys = differing([settings_of(cell.trial) for cell in here])
+            keys = differing([cell.settings for cell in here])
             raise CellError(key, f"side {key} fits {len(here)} cells, which differ in {', '.join(keys)}")
         return {None: here[0]}
     group: dict[Any, Cell] = {}
@@ -182,7 +200,7 @@ def _group(key: str, side: "Side", cells: Sequence[Cell], along: str | None, val
             continue
         at = _hashable(_value(cell, side.over))
         if at in group:
-            keys = differing([settings_of(each.trial) for each in (cell, group[at])])
+            keys = differing([each.settings for each in (cell, group[at])])
             raise CellError(
                 key, f"side {key} has two cells at {side.over} {at}, which differ in {', '.join(keys)}"
             )
@@ -205,6 +223,6 @@ def _comparable(test: "Test", cells: Cells) -> None:
     }
     for value in cells.axis:
         a, b = (next(iter(side[value].values())) for side in cells.sides.values())
-        for name in differing([settings_of(a.trial), settings_of(b.trial)]):
+        for name in differing([a.settings, b.settings]):
             if name.partition(".")[0] not in named and name not in CONSEQUENCES:
                 raise CellError("b", f"the two sides differ in {name} too, which neither of them names")

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from normbench.config.registry import UnknownName
-from normbench.config.series import differing
+from normbench.config.series import TUNED, differing
 from normbench.report.claims.evidence import Signs, difference
 from normbench.report.claims.judge import number_of
 from normbench.report.claims.judgement import holm
@@ -61,6 +61,8 @@ def compare(table: Table, by: str, metric: Metric, baseline: str | None = None) 
     Raises:
         UnknownName: no trial has such a setting, or it has no such value.
     """
+    if by == f"norm.{TUNED}":
+        table = _without_tuned(table)
     pairs = []
     values = {_value(cell, by) for cell in table}
     if values == {None}:
@@ -145,6 +147,13 @@ def _others(cell: Cell, by: str) -> dict[str, Any]:
         for key, value in cell.settings.items()
         if key != by and not key.startswith(f"{section}.") and key not in CONSEQUENCES
     }
+
+
+def _without_tuned(table: Table) -> Table:
+    """Return the cells without the settings that are tuned in some of them."""
+    tuned = {key for cell in table if cell.tuned for key in cell.tuned.values}
+    kept = ({k: v for k, v in cell.settings.items() if k not in tuned} for cell in table)
+    return Table(tuple(replace(cell, settings=each) for cell, each in zip(table, kept, strict=True)))
 
 
 def _pairs(cells: Sequence[Cell], by: str, baseline: str | None) -> Iterator[tuple[Cell, Cell]]:

@@ -98,7 +98,8 @@ class Claim:
 
     def cells(self, test: Test) -> Cells:
         """Return the cells that one of its comparisons looks at."""
-        return cells_of(test, self.experiment(test).trials)
+        experiment = self.experiment(test)
+        return cells_of(test, experiment.trials, experiment.tune)
 
 
 def load(path: Path, read: dict[Path, config.Experiment] | None = None) -> tuple[Claim, ...]:

@@ -24,10 +24,22 @@ COSTS = frozenset({"seconds", "images_per_second", "peak_memory_bytes"})  # of w
 
 
 class Stored:
-    """The records of one experiment, by cell and seed."""
+    """The records of one experiment, by cell and seed.
 
-    def __init__(self, experiment: str, records: Iterable[Record] = ()) -> None:
+    Args:
+        experiment: its name.
+        records: its results.
+        chosen: by the trial of a cell as it is written, the one with tuned settings; seeds say nothing.
+    """
+
+    def __init__(
+        self,
+        experiment: str,
+        records: Iterable[Record] = (),
+        chosen: Mapping[Trial, Trial] | None = None,
+    ) -> None:
         self.experiment = experiment
+        self.chosen = {_seedless(trial): _seedless(other) for trial, other in (chosen or {}).items()}
         self.by_cell: dict[Trial, dict[int, Record]] = {}
         for record in records:
             cell = record.trial.model_copy(update={"seed": 0})
@@ -41,6 +53,24 @@ class Stored:
     def of(self, cell: Cell) -> Mapping[int, Record]:
         """Return the records of a cell by seed."""
         return self.by_cell.get(cell.trial, {})
+
+    def resolved(self, cells: Cells) -> Cells:
+        """Return the cells with the settings that tuning has chosen."""
+
+        def group(each: Group) -> Group:
+            return {
+                at: replace(cell, trial=self.chosen.get(cell.trial, cell.trial)) if cell.tuned else cell
+                for at, cell in each.items()
+            }
+
+        sides = {
+            key: {value: group(each) for value, each in side.items()} for key, side in cells.sides.items()
+        }
+        return replace(cells, sides=sides)
+
+
+def _seedless(trial: Trial) -> Trial:
+    return trial.model_copy(update={"seed": 0})
 
 
 Records = Mapping[str, Stored]
@@ -172,8 +202,9 @@ def _test(claim: Claim, test: Test, stored: Records, rows: dict[str, Row]) -> ki
         parts = tuple(_test(claim, part, stored, rows) for part in test.of)
         return kinds.AllOf(parts) if test.kind == "all" else kinds.AnyOf(parts)
     experiment = claim.experiment(test)
-    cells = cells_of(test, experiment.trials)
-    sides = _rows(test, cells, stored.get(experiment.name, Stored(experiment.name)))
+    records = stored.get(experiment.name, Stored(experiment.name))
+    cells = records.resolved(cells_of(test, experiment.trials, experiment.tune))
+    sides = _rows(test, cells, records)
     rows |= {row.label: row for side in sides.values() for row in side}
     return test.on(cells.axis, {key: tuple(row.label for row in side) for key, side in sides.items()})
 

@@ -4,10 +4,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from normbench.config.series import without_tuned
 from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.figures.panels import AXIS_LABELS, Panels, mixed_data
-from normbench.report.figures.values import network
+from normbench.report.figures.values import in_heading, in_words, network
 from normbench.report.rows import Row
 from normbench.report.table import Table
 from normbench.text import numeric_key, plural
@@ -51,7 +52,27 @@ def trials(table: Table) -> str:
         " / ".join([*map(str, shorter), plural(longest, "epoch")]),
         f"{plural(len(trials), 'trial')}, {seeds} each",
     ]
-    return "; ".join(parts) + "."
+    return " ".join(["; ".join(parts) + ".", *_tuned(table)])
+
+
+def _tuned(table: Table) -> Iterator[str]:
+    """Yield what was chosen in tuned cells, and what is best at the edge of its grid."""
+    places, edges = [], []
+    for cell in table:
+        if cell.tuned:
+            place = f"{without_tuned(cell.series.legend)} at batch size {cell.batch_size}"
+            values = ", ".join(in_heading(key, value) for key, value in cell.tuned.values.items())
+            places.append(f"{place}: {values}")
+            edges += [f"{place} ({in_words(key)})" for key in cell.tuned.edges]
+    if places:
+        yield f"Tuned on validation images, with other seeds; {_first(places, '; ')}."
+    if edges:
+        yield f"Best at the edge of the grid, widen it: {_first(edges)}."
+
+
+def _first(texts: Sequence[str], between: str = ", ") -> str:
+    more = f" and {len(texts) - MOST_LISTED} more" if len(texts) > MOST_LISTED else ""
+    return between.join(texts[:MOST_LISTED]) + more
 
 
 def provenance(records: Iterable[Record]) -> Row:
@@ -79,7 +100,12 @@ def _listed(texts: Iterable[str]) -> str:
 def _images(trial: Trial) -> str:
     options = dict(trial.dataset.options)
     name = options.pop("folder", trial.dataset.name)
-    words = {"train_size": "{} training images", "test_size": "{} test images", "image_size": "{0}×{0}"}
+    words = {
+        "train_size": "{} training images",
+        "test_size": "{} test images",
+        "validation_size": "{} held out for validation",
+        "image_size": "{0}×{0}",
+    }
     shown = [
         words.get(key, f"{key} {{}}").format(value) for key, value in options.items() if value is not None
     ]
@@ -119,5 +145,5 @@ def _unfinished(panels: Panels) -> Iterator[str]:
                     cells.setdefault(cell.records[0].trial.id, words)
         if cells:
             listed = list(cells.values())
-            more = f" and {len(listed) - MOST_LISTED} more, see the CSV" if len(listed) > MOST_LISTED else ""
-            yield f"{word}, so in no mean: {', '.join(listed[:MOST_LISTED])}{more}."
+            more = ", see the CSV" if len(listed) > MOST_LISTED else ""
+            yield f"{word}, so in no mean: {_first(listed)}{more}."

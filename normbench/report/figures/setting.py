@@ -4,7 +4,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from normbench.config.catalog.norms import NORMS
 from normbench.config.series import key_of, series_of
@@ -24,7 +24,7 @@ from normbench.report.figures.values import (
 )
 from normbench.report.metrics import accuracies
 from normbench.report.rows import Row
-from normbench.report.table import Cell, Table, distinct
+from normbench.report.table import Cell, Table, distinct, norm_of
 from normbench.text import numeric_key, plural
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def select(trials: Table, options: Options) -> Accuracies | None:
     chosen = [(cell, settings) for cell in trials if key in (settings := distinct(cell.settings))]
     if not chosen:
         return None
-    norms = [_norm(settings, key) for _, settings in chosen]
+    norms = [
+        norm_of({k: v for k, v in settings.items() if k == "norm.name" or k != key}) for _, settings in chosen
+    ]
     series = series_of(norms)
     others = [
         {k: v for k, v in settings.items() if k != key and not k.startswith("norm.")}
@@ -138,12 +140,6 @@ def select(trials: Table, options: Options) -> Accuracies | None:
         ),
         (),
     )
-
-
-def _norm(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return the method with its options, without the option that is on the axis."""
-    kept = {k: v for k, v in settings.items() if k == "norm.name" or k != key}
-    return {k.removeprefix("norm."): v for k, v in kept.items() if k.startswith("norm.")}
 
 
 def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:

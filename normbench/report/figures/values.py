@@ -38,11 +38,13 @@ WORDS: Mapping[str, str] = {
     "model.statistics": "running statistics",
     "task.lengths": "lengths of sequences",
     "dataset.train_size": "training images",
+    "dataset.validation_size": "validation images",
 }
-NAMES: Mapping[str, Mapping[str, str]] = {  # settings whose value says what it is of
+NAMES: Mapping[str, Mapping[Any, str]] = {  # settings whose value says what it is of
     "norm.name": ABBREVIATIONS,
     "model.name": {name: network(name) for name in MODELS},
     "clip.name": {"none": "no clipping", "agc": "AGC", "gradient_norm": "gradient-norm clipping"},
+    "norm.tuned": {True: "tuned", False: "as written"},
     "schedule.name": {name: f"{name} schedule" for name in ("cosine", "step", "constant")},
 }
 LOGARITHMIC = 4.0  # the span of values from which on their ratios count, and not their differences
