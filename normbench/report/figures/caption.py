@@ -8,6 +8,7 @@ from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.figures.panels import AXIS_LABELS, Panels, mixed_data
 from normbench.report.figures.values import network
+from normbench.report.metrics import Metric
 from normbench.report.rows import Row
 from normbench.report.table import Table
 from normbench.text import numeric_key, plural
@@ -35,6 +36,11 @@ def warnings(panels: Panels) -> tuple[str, ...]:
         left_out = plural(panels.table.copies, "record")
         sentences.append(f"Of trials with several records one is shown; left out: {left_out}.")
     return tuple(sentences)
+
+
+def measured(metric: Metric) -> str:
+    """Return what the numbers of a figure are, such as ``Test accuracy after the last epoch``."""
+    return f"{metric.meaning[0].upper()}{metric.meaning[1:]}"
 
 
 def trials(table: Table) -> str:
