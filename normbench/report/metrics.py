@@ -3,8 +3,8 @@
 import math
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -51,6 +51,13 @@ class Quantity:
         words = (self.unit, "lower is better" if self.better == "lower" else "")
         within = ", ".join(filter(None, words))
         return f"{self.label} ({within})" if within else self.label
+
+    def written(self, value: float | None) -> str:
+        """Return a number of a table with its unit, such as ``86.4 %`` and ``27.1 dB``; a dash for None."""
+        if value is None:
+            return "–"
+        number = self.scale * value
+        return f"{number:.1f} %" if self.unit == "%" else f"{number:.3g} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,10 @@ def _last_loss(record: Record) -> float | None:
     return record.epochs[-1].train_loss if record.epochs else None
 
 
+def _last_test_loss(record: Record) -> float | None:
+    return record.epochs[-1].test_loss if record.epochs else None
+
+
 def _epochs_to_loss(name: str, written: str) -> Metric:
     try:
         loss = float(written)
@@ -205,8 +216,6 @@ def _inference(name: str, evaluation: str, number: str) -> Metric:
     if not any(evaluation == known or evaluation.startswith(f"{known}_") for known in EVALUATIONS):
         hint = EVALUATIONS.hint(evaluation)
         raise UnknownName(f"metric {quoted(name)}: unknown evaluation {quoted(evaluation)}{hint}")
-    is_share = number == "test_accuracy" or number.startswith("prediction_changed")
-    better: Mapping[str, Better] = {"test_accuracy": "higher", "test_loss": "lower"}
 
     def of(record: Record) -> float | None:
         fitting = [each for each in record.inference if evaluation in (each.name, evaluation_name(each))]
@@ -215,10 +224,12 @@ def _inference(name: str, evaluation: str, number: str) -> Metric:
             raise AmbiguousMetric(f"metric {name}: trial {record.trial.id} has {names}; name one of them")
         return fitting[0].numbers.get(number) if fitting else None
 
-    label = f"{number.replace('_', ' ')} by {evaluation.replace('_', ' ')}"
+    quantity = quantity_of(number)
+    if number.startswith("prediction_changed"):
+        quantity = replace(quantity, **PERCENT)
     words = f"{number.replace('_', ' ')} of the trained network by the evaluation {evaluation}"
-    of_share = PERCENT if is_share else {}
-    return Metric(name, Quantity(name, label, better=better.get(number, "neither"), **of_share), words, of)
+    label = f"{quantity.label} by {evaluation.replace('_', ' ')}"
+    return Metric(name, replace(quantity, column=name, label=label), words, of)
 
 
 PERCENT: Mapping[str, Any] = {"unit": "%", "scale": 100, "bounds": (0.0, 1.0)}
@@ -257,7 +268,45 @@ METRICS: Mapping[str, Metric] = dict(
             "median of the last five test accuracies",
             **PERCENT,
         ),
-        _of_trial("loss", "lower", "training loss, the mean over the last epoch", _last_loss, unit="nats"),
+        _of_test(
+            "psnr",
+            "test PSNR",
+            "higher",
+            "peak signal-to-noise ratio of the test images after the last epoch",
+            unit="dB",
+        ),
+        _of_test(
+            "ssim",
+            "test SSIM",
+            "higher",
+            "structural similarity of the test images after the last epoch",
+            bounds=(-1.0, 1.0),
+        ),
+        _of_test(
+            "style_objective",
+            "test objective",
+            "lower",
+            "weighted sum of style and content loss on the test images after the last epoch",
+        ),
+        _of_test(
+            "style_loss", "test style loss", "lower", "style loss on the test images after the last epoch"
+        ),
+        _of_test(
+            "content_loss",
+            "test content loss",
+            "lower",
+            "content loss on the test images after the last epoch",
+        ),
+        (
+            "test_loss",
+            Metric(
+                "test_loss",
+                Quantity("test_loss", "test loss", better="lower"),
+                "loss on the test images after the last epoch",
+                _last_test_loss,
+            ),
+        ),
+        _of_trial("loss", "lower", "training loss, the mean over the last epoch", _last_loss),
         _of_trial(
             "online",
             "higher",
@@ -322,6 +371,29 @@ METRICS: Mapping[str, Metric] = dict(
         ),
     )
 )
+
+
+def common_metric(trials: Iterable[Trial]) -> Metric:
+    """Return the metric of the task of trials.
+
+    Raises:
+        UnknownName: they are of several tasks, which have no metric in common.
+    """
+    metrics = {trial.task.name: task_metric(trial) for trial in trials}
+    names = {metric.name for metric in metrics.values()}
+    if len(names) > 1:
+        words = f"these trials are of the tasks {', '.join(metrics)}"
+        raise UnknownName(f"{words}, which have no metric in common; name one of {', '.join(METRICS)}")
+    return METRICS[names.pop()] if names else METRICS["accuracy"]
+
+
+def quantity_of(column: str) -> Quantity:
+    """Return what a number of a record is, such as ``test_psnr``, or of training images ``train_psnr``."""
+    known = {metric.quantity.column: metric.quantity for metric in METRICS.values()}
+    if column in known:
+        return known[column]
+    like = known.get(f"test_{column.partition('_')[2]}", Quantity("", ""))
+    return replace(like, column=column, label=column.replace("_", " "))
 
 
 def task_metric(trial: Trial) -> Metric:

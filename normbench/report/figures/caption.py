@@ -44,7 +44,7 @@ def measured(metric: Metric) -> str:
 
 
 def trials(table: Table) -> str:
-    """Return one line: data, networks, learning rate, schedule, epochs, trials and seeds."""
+    """Return one line: task, data, networks, learning rate, schedule, epochs, trials and seeds."""
     trials = [record.trial for record in table.records]
     fewest, *_, most = sorted([len(cell.trials) for cell in table] * 2)
     seeds = plural(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
@@ -57,7 +57,7 @@ def trials(table: Table) -> str:
         " / ".join([*map(str, shorter), plural(longest, "epoch")]),
         f"{plural(len(trials), 'trial')}, {seeds} each",
     ]
-    return "; ".join(parts) + "."
+    return "; ".join(filter(None, [_listed(map(_task, trials)), *parts])) + "."
 
 
 def provenance(records: Iterable[Record]) -> Row:
@@ -80,6 +80,14 @@ def _listed(texts: Iterable[str]) -> str:
     if len(listed) <= MOST_SETTINGS:
         return " / ".join(listed)
     return f"{listed[0]} to {listed[-1]}"
+
+
+def _task(trial: Trial) -> str:
+    """Return the task with its options; nothing of classification."""
+    if trial.task.name == "classification":
+        return ""
+    options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in trial.task.options.items())
+    return f"{trial.task.name} ({options})" if options else trial.task.name
 
 
 def _images(trial: Trial) -> str:

@@ -132,7 +132,7 @@ def draw(selection: Grids, canvas: "Canvas") -> None:
     canvas.set_size_inches(style.WIDTH, 0.9 + 0.42 * len(selection.ys))
     means = [selection.mean(cell) for grid in selection.grids for cell in grid.cells.values() if cell.values]
     low, high = (min(means), max(means)) if means else (0.0, 100.0)
-    form = "{:.1f}" if selection.quantity.unit == "%" else "{:.3g}"
+    form = "{:.1f}" if selection.quantity.unit == "%" else "{:.4g}"
     is_reversed = selection.quantity.better == "lower"  # the better, the brighter
     for number, grid in enumerate(selection.grids):
         axes = canvas.add_subplot(1, count, number + 1)
