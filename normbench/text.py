@@ -131,11 +131,6 @@ def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
-def percent(fraction: float | None) -> str:
-    """Return ``86.4 %``, or a dash for None."""
-    return "–" if fraction is None else f"{100 * fraction:.1f} %"
-
-
 def numeric_key(text: str) -> list[tuple[float, str]]:
     """Return a sort key under which ``16`` comes after ``8``, and ``1e-2`` after ``1e-3``."""
     parts = re.findall(r"(\d+(?:\.\d+)?(?:e-?\d+)?)|(\D+)", text)

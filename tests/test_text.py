@@ -9,7 +9,6 @@ from normbench.text import (
     did_you_mean,
     duration,
     numeric_key,
-    percent,
     plural,
     printable,
     quoted,
@@ -54,9 +53,8 @@ def test_durations_are_in_the_units_of_people(seconds: float, words: str) -> Non
     assert duration(seconds) == words
 
 
-def test_counts_sizes_and_fractions():
+def test_counts_and_sizes():
     assert [plural(1, "trial"), plural(0, "trial")] == ["1 trial", "0 trials"]
-    assert [percent(None), percent(0.8642)] == ["–", "86.4 %"]
     assert [size(56_000), size(3_400_000), size(1_200_000_000)] == ["56 kB", "3.4 MB", "1.2 GB"]
 
 

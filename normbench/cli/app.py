@@ -57,6 +57,10 @@ ClaimFiles = Annotated[
 SettleBudget = Annotated[
     str | None, typer.Option("--budget", metavar="AMOUNT", help="2h, 30m, 50trials, or 2h,50trials")
 ]
+MetricName = Annotated[
+    str | None,
+    typer.Option("--metric", metavar="NAME", help="the number that is compared [default: that of the task]"),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="show a traceback where something goes wrong")]
 NOTHING: list[str] = []
 NO_FILES: list[Path] = []
@@ -340,8 +344,10 @@ def ask(
     config: Config,
     overrides: Overrides = NOTHING,
     margin: Annotated[
-        float | None, typer.Option(metavar="POINTS", help="smallest difference that counts [default: 0.5]")
+        float | None,
+        typer.Option(metavar="SIZE", help="smallest difference that counts [default: 0.5 points of a %]"),
     ] = None,
+    metric: MetricName = None,
     budget: SettleBudget = None,
     max_seeds: Annotated[
         int, typer.Option(metavar="N", min=3, help="seeds of the last look at the question")
@@ -366,7 +372,7 @@ def ask(
     from normbench.cli.report import answer
     from normbench.report.claims import wording
 
-    claim = verdicts.asked(question, config, overrides, margin)
+    claim = verdicts.asked(question, config, overrides, margin, metric)
     settler = _settler([claim], None, budget, max_seeds, results, data, executor, workers)
     if plan_only:
         look = settler.look()
@@ -429,7 +435,7 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option(metavar="VALUE", help="compare all others with this one alone")
     ] = None,
-    metric: Annotated[str, typer.Option(metavar="NAME", help="the number that is compared")] = "accuracy",
+    metric: MetricName = None,
     results: Results = RESULTS,
     as_json: AsJson = False,
     _debug: Debug = False,

@@ -12,7 +12,7 @@ from normbench.config.catalog.figures import FIGURES
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
-from normbench.config.catalog.tasks import TASKS
+from normbench.config.catalog.tasks import TASKS, TaskEntry
 from normbench.config.experiment import dataset_from_options
 from normbench.config.registry import Entry, ExtensibleRegistry, Registry, UnknownName
 from normbench.data import dataset as datasets
@@ -63,6 +63,8 @@ def _entries(table: Registry[Any]) -> list[str]:
 
 def _entry(entry: Entry) -> list[str]:
     lines = [f"{entry.name}: {entry.summary}"]
+    if isinstance(entry, TaskEntry):
+        lines.append(f"    trials are compared by {entry.metric}")
     for key, option in entry.options.items():
         choices = get_args(option.annotation) if get_origin(option.annotation) is Literal else ()
         listed = f" ({', '.join(choices)})" if choices else ""

@@ -15,7 +15,7 @@ from normbench.report.claims.document import Claim, ClaimSettings, load_all, loa
 from normbench.report.claims.judge import Judged, judge_all
 from normbench.report.claims.question import comparison
 from normbench.report.claims.rule import Rule
-from normbench.report.metrics import metric
+from normbench.report.metrics import common_metric, metric
 from normbench.sweep.adaptive import Look, Looks, records_of
 from normbench.sweep.results import find, named
 from normbench.text import did_you_mean, duration, plural, quoted
@@ -139,16 +139,20 @@ def budget(text: str | None) -> Budget:
     return Budget(seconds, trials)
 
 
-def asked(question: str, path: Path, overrides: Sequence[str], margin: float | None) -> Claim:
+def asked(
+    question: str, path: Path, overrides: Sequence[str], margin: float | None, number: str | None
+) -> Claim:
     """Return a question as a claim on an experiment.
 
     Raises:
         ConfigError: the experiment cannot be used.
         QuestionError: the question cannot be read.
+        UnknownName: there is no such metric, or none is named of several tasks.
         CellError: the experiment has no cells for it.
     """
     experiment = config.load(path, overrides)
-    test = comparison(question, experiment.trials, margin)
+    chosen = metric(number) if number else common_metric(experiment.trials)
+    test = comparison(question, experiment.trials, margin, chosen)
     name = re.sub(r"[^A-Za-z0-9]+", "-", question).strip("-")[:29].strip("-") or "question"
     digest = hashlib.sha256(f"{experiment.name}: {test.model_dump_json()}".encode()).hexdigest()[:8]
     settings = ClaimSettings(id=f"{name}-{digest}", says=question, source=("a question",), test=test)
@@ -218,17 +222,19 @@ def rows(look: Look) -> list[tuple[str, ...]]:
 
 
 def compared(
-    results: Path, name: str, by: str, baseline: str | None, number: str, tell: Callable[[str], object]
+    results: Path, name: str, by: str, baseline: str | None, number: str | None, tell: Callable[[str], object]
 ) -> tuple[str, list[Pair]]:
     """Return the pairs of an experiment with the unit of their differences.
 
     Raises:
-        UnknownName: no such experiment, setting, value or metric.
+        UnknownName: no such experiment, setting, value or metric; or no metric is named of several tasks.
     """
-    chosen_metric = metric(number)
+    chosen = metric(number) if number else None
     named(results, name)
-    pairs = compare(find(results, name, tell).table, by, chosen_metric, baseline)
-    return "points" if chosen_metric.unit == "%" else chosen_metric.unit, pairs
+    stored = find(results, name, tell)
+    if chosen is None:
+        chosen = common_metric(record.trial for record in stored.records)
+    return chosen.quantity.difference_unit, compare(stored.table, by, chosen, baseline)
 
 
 def pairs_as_text(unit: str, pairs: Sequence[Pair]) -> str:

@@ -11,14 +11,14 @@ from normbench.config.experiment import ConfigError
 from normbench.config.labels import trial_labels
 from normbench.config.registry import UnknownName
 from normbench.records import CHOICES, ERROR, Record, RequirementError, Store
-from normbench.report.metrics import evaluation_name
+from normbench.report.metrics import evaluation_name, number_in, quantity_of, task_metric
 from normbench.report.rows import as_csv, trial_rows
 from normbench.sweep.results import Tell, find, named
 from normbench.sweep.run import load_plan
-from normbench.text import did_you_mean, duration, percent, printable, quoted
+from normbench.text import did_you_mean, duration, printable, quoted
 
-COLUMNS = ("epoch", "train loss", "train accuracy", "test loss", "test accuracy", "lr", "seconds")
 FORMATS = ("csv", "json")
+SETS = {"train": 0, "validation": 1, "test": 2}  # the order of their columns
 MOST_LISTED = 5  # trials that a message names
 
 
@@ -75,18 +75,6 @@ def _one_trial(path: Path) -> str:
         return f"{place}: needs {printable(str(error), 500)}"
     except ValueError as error:
         return f"{place}: not a valid record ({printable(str(error), 500)})"
-    rows = [
-        (
-            str(epoch.epoch),
-            _loss(epoch.train_loss),
-            percent(epoch.train_accuracy),
-            _loss(epoch.test_loss),
-            percent(epoch.test_accuracy),
-            f"{epoch.lr:.3g}",
-            f"{epoch.seconds:.1f}",
-        )
-        for epoch in record.epochs
-    ]
     speed = f"; {record.images_per_second:.0f} images/s" if record.images_per_second else ""
     return "\n".join(
         [
@@ -97,9 +85,28 @@ def _one_trial(path: Path) -> str:
             "ran with:",
             *_settings(record.provenance | {"data": record.data}),
             *_measured(record),
-            as_table(COLUMNS, rows),
+            _epochs(record),
         ]
     )
+
+
+def _epochs(record: Record) -> str:
+    """Return a table of the epochs, with a column for every metric of the task."""
+    is_accuracy = task_metric(record.trial).name == "accuracy"
+    accuracies = ("train_accuracy", "test_accuracy") if is_accuracy else ()
+    others = dict.fromkeys(name for epoch in record.epochs for name in epoch.metrics)
+    names = ["train_loss", "test_loss", *accuracies, *others]
+    names.sort(key=lambda name: SETS.get(name.partition("_")[0], len(SETS)))
+    rows = [
+        (
+            str(epoch.epoch),
+            *(_written(name, number_in(epoch, name)) for name in names),
+            f"{epoch.lr:.3g}",
+            f"{epoch.seconds:.1f}",
+        )
+        for epoch in record.epochs
+    ]
+    return as_table(("epoch", *(name.replace("_", " ") for name in names), "lr", "seconds"), rows)
 
 
 def _varied(path: Path) -> str:
@@ -114,12 +121,14 @@ def _varied(path: Path) -> str:
 def _measured(record: Record) -> list[str]:
     """Return a heading and the results of ``evaluate``, one a line; nothing if there are none."""
     rows = []
+    names = ("test_loss", task_metric(record.trial).quantity.column)
     for result in record.inference:
         numbers = dict(result.numbers)
-        loss, accuracy = numbers.pop("test_loss", None), numbers.pop("test_accuracy", None)
+        main = [_written(name, numbers.pop(name, None)) for name in names]
         others = ", ".join(f"{key} {_short(value)}" for key, value in numbers.items())
-        rows.append((evaluation_name(result, " "), _loss(loss), percent(accuracy), others))
-    return ["inference:", as_table(("evaluation", "test loss", "test accuracy", ""), rows)] if rows else []
+        rows.append((evaluation_name(result, " "), *main, others))
+    headings = ("evaluation", *(name.replace("_", " ") for name in names), "")
+    return ["inference:", as_table(headings, rows)] if rows else []
 
 
 def _short(number: float | None) -> str:
@@ -132,8 +141,11 @@ def _settings(values: dict[str, Any]) -> list[str]:
     return [f"  {printable(key)}: {printable(json.dumps(value), 1000)}" for key, value in values.items()]
 
 
-def _loss(loss: float | None) -> str:
-    return "–" if loss is None else f"{loss:.4f}"
+def _written(name: str, value: float | None) -> str:
+    """Return a number of an epoch or an evaluation; losses with four decimals."""
+    if name.endswith("loss") and value is not None:
+        return f"{value:.4f}"
+    return quantity_of(name).written(value)
 
 
 def exported(results: Path, experiment: str, kind: str, tell: Tell) -> str:

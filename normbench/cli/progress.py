@@ -15,9 +15,10 @@ from rich.text import Text
 from normbench.config.labels import trial_labels
 from normbench.config.trial import Trial
 from normbench.records import Failure
+from normbench.report.metrics import final, task_metric
 from normbench.sweep.estimate import relative_cost
 from normbench.sweep.run import Listener, Survey
-from normbench.text import duration, percent, plural, printable
+from normbench.text import duration, plural, printable
 
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Outcome
@@ -52,7 +53,8 @@ def result_of(outcome: "Outcome") -> str:
     if outcome.final is None:
         failure = outcome.failure or {}
         return f"{outcome.status} at step {failure.get('step')}: {printable(str(failure.get('why')), 200)}"
-    return f"test accuracy {percent(outcome.final.test_accuracy)}"
+    quantity = task_metric(outcome.trial).quantity
+    return f"{quantity.label} {quantity.written(final(outcome, quantity.column))}"
 
 
 class ProgressView(Listener):
@@ -187,15 +189,20 @@ class LiveProgress(ProgressView):
         """Return the counts, and a row for each running trial."""
         table = Table(box=None, pad_edge=False)
         table.add_column("trial", no_wrap=True, max_width=max(48, self.console.width - 50))
-        for column in ("epoch", "train loss", "test accuracy", "images/s"):
+        running = sorted(self.running.items())
+        labels = {task_metric(trial).quantity.label for _, (trial, _) in running}
+        measured = labels.pop() if len(labels) == 1 else "test"
+        for column in ("epoch", "train loss", measured, "images/s"):
             table.add_column(column, justify="right", no_wrap=True)
-        for _, (trial, event) in sorted(self.running.items()):
+        for _, (trial, event) in running:
             loss, speed = event["train_loss"], event["images_per_second"]
+            quantity = task_metric(trial).quantity
+            newest = event["test_metrics"].get(quantity.column.removeprefix("test_"))
             table.add_row(
                 Text(self.label(trial)),
                 f"{event['epoch']}/{event['epochs']}",
                 "–" if loss is None else f"{loss:.3f}",
-                percent(event["test_accuracy"]),
+                quantity.written(newest),
                 "–" if speed is None else f"{speed:.0f}",
             )
         heading = Text(self.counts() if self.total else "", style="bold")

@@ -11,7 +11,9 @@ from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.labels import flat_settings, swept_keys, trial_labels
 from normbench.config.registry import UnknownName
+from normbench.config.trial import Trial
 from normbench.records import Record, Store
+from normbench.report.metrics import final, task_metric
 from normbench.sweep import changes, placement
 from normbench.sweep.estimate import Estimate, estimate, record_bytes
 from normbench.sweep.results import experiments, find, named
@@ -105,12 +107,12 @@ def _changes_as_json(survey: Survey) -> list[dict[str, Any]]:
 
 
 def run_as_json(survey: Survey, results: Path) -> str:
-    """Return the same as JSON, with every trial's state and accuracy."""
+    """Return the same as JSON, with every trial's state and metric."""
     trials = [
         {
             "id": trial.id,
             "state": survey.state(trial),
-            "test_accuracy": _accuracy(survey.records.get(trial.id)),
+            **_result(trial, survey.records.get(trial.id)),
         }
         for trial in survey.experiment.trials
     ]
@@ -252,8 +254,10 @@ def _status(results: Path, name: str, directory: Path | None) -> dict[str, Any]:
     }
 
 
-def _accuracy(record: Record | None) -> float | None:
-    return record.final.test_accuracy if record and record.final else None
+def _result(trial: Trial, record: Record | None) -> dict[str, float | None]:
+    """Return the metric of a trial's task, such as ``test_accuracy``."""
+    column = task_metric(trial).quantity.column
+    return {column: final(record, column) if record else None}
 
 
 def _states(counts: Counter[Any]) -> str:

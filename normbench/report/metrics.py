@@ -4,13 +4,15 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 from normbench.config.catalog.statistics import EVALUATIONS
+from normbench.config.catalog.tasks import TASKS
 from normbench.config.registry import UnknownName
-from normbench.records import Measured, Record
+from normbench.config.trial import Trial
+from normbench.records import Epoch, Final, Measured, Record
 from normbench.text import did_you_mean, quoted
 
 Better = Literal["higher", "lower", "neither"]
@@ -21,28 +23,82 @@ REACHED = re.compile(r"epochs_to_loss\((.+)\)")
 
 
 @dataclass(frozen=True)
+class Quantity:
+    """What numbers are of, on an axis and in a table.
+
+    Attributes:
+        column: the name of their column in a table, and of a number of a record in the record.
+        label: what an axis calls them.
+        unit: on the axis.
+        scale: from the table to the axis: a table has fractions where an axis has per cent.
+        bounds: the least and the largest number that there can be, in the table.
+    """
+
+    column: str
+    label: str
+    unit: str = ""
+    better: Better = "neither"
+    scale: float = 1
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    @property
+    def difference_unit(self) -> str:
+        """The unit of differences."""
+        return "points" if self.unit == "%" else self.unit
+
+    @property
+    def axis(self) -> str:
+        """The label of an axis, with the unit."""
+        words = (self.unit, "lower is better" if self.better == "lower" else "")
+        within = ", ".join(filter(None, words))
+        return f"{self.label} ({within})" if within else self.label
+
+    def written(self, value: float | None) -> str:
+        """Return a number of a table with its unit, such as ``86.4 %`` and ``27.1 dB``; a dash for None."""
+        if value is None:
+            return "–"
+        number = self.scale * value
+        return f"{number:.1f} %" if self.unit == "%" else f"{number:.3g} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True)
 class Metric:
     """One number of a trial.
 
     Attributes:
-        unit: of the number; differences of percentages are in percentage points.
-        of: the number of a record, None where the trial has none.
+        quantity: what the number is of.
+        meaning: a few words on how it comes about.
+        of: the number of a record as a table has it, None where the trial has none.
         needs_end: only a trial that ran to its end has the number; otherwise every trial has it.
     """
 
     name: str
-    unit: str
-    better: Better
+    quantity: Quantity
     meaning: str
     of: Callable[[Record], float | None]
     needs_end: bool = True
 
-    def __call__(self, record: Record) -> float | None:
-        """Return the number of a trial, or None where it has none."""
+    @property
+    def unit(self) -> str:
+        """The unit of the number."""
+        return self.quantity.unit
+
+    @property
+    def better(self) -> Better:
+        """The direction in which it is better."""
+        return self.quantity.better
+
+    def stored(self, record: Record) -> float | None:
+        """Return the number of a trial as a table has it, or None where it has none."""
         if self.needs_end and record.status != "done":
             return None
         value = self.of(record)
         return value if value is not None and math.isfinite(value) else None
+
+    def __call__(self, record: Record) -> float | None:
+        """Return the number of a trial in its unit, or None where it has none."""
+        value = self.stored(record)
+        return None if value is None else self.quantity.scale * value
 
 
 class AmbiguousMetric(ValueError):
@@ -63,8 +119,10 @@ def metric(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]
     if base := METRICS.get(name.removeprefix(VALIDATION)) if name.startswith(VALIDATION) else None:
-        words = f"{base.meaning}, on the validation images"
-        return Metric(name, base.unit, base.better, words, partial(_held_out, base.name))
+        label = base.quantity.label.replace("test", "validation")
+        quantity = replace(base.quantity, column=name, label=label)
+        words = base.meaning.replace("test", "validation")
+        return Metric(name, quantity, words, partial(final, column=name))
     if match := REACHED.fullmatch(name):
         return _epochs_to_loss(name, match[1])
     prefix, _, rest = name.partition(".")
@@ -104,34 +162,23 @@ def switch_weights(record: Record) -> Sequence[Mapping[str, Any]]:
     return course[-1]["layers"] if course else ()
 
 
-def accuracies(records: Iterable[Record]) -> tuple[float, ...]:
-    """Return the final test accuracies, as fractions, of the records that have one."""
-    finals = (record.final.test_accuracy for record in records if record.final)
-    return tuple(accuracy for accuracy in finals if accuracy is not None)
+def final(record: Record, column: str) -> float | None:
+    """Return a number of the end of a trial, such as ``test_accuracy``; None where it has none."""
+    return None if record.final is None else number_in(record.final, column)
 
 
-def _percent(fraction: float | None) -> float | None:
-    return None if fraction is None else 100 * fraction
-
-
-def _final(record: Record) -> float | None:
-    return _percent(record.final.test_accuracy if record.final else None)
-
-
-def _median_of_final(record: Record) -> float | None:
-    return _percent(record.final.test_accuracy_median5 if record.final else None)
-
-
-def _held_out(name: str, record: Record) -> float | None:
-    return record.final.metrics.get(f"{VALIDATION}{name}") if record.final else None
-
-
-def _held_out_accuracy(record: Record) -> float | None:
-    return _percent(_held_out("accuracy", record))
+def number_in(results: Epoch | Final, column: str) -> float | None:
+    """Return a number of an epoch or of the end, such as ``test_accuracy``; None where it has none."""
+    value: float | None = results.metrics.get(column, getattr(results, column, None))
+    return value
 
 
 def _last_loss(record: Record) -> float | None:
     return record.epochs[-1].train_loss if record.epochs else None
+
+
+def _last_test_loss(record: Record) -> float | None:
+    return record.epochs[-1].test_loss if record.epochs else None
 
 
 def _epochs_to_loss(name: str, written: str) -> Metric:
@@ -142,7 +189,8 @@ def _epochs_to_loss(name: str, written: str) -> Metric:
     if not 0 < loss < math.inf:
         raise UnknownName(f"metric {quoted(name)}: the loss must be a number above 0")
     words = f"epochs until the training loss, the mean over an epoch, is at most {loss:g}"
-    return Metric(name, "epochs", "lower", words, lambda record: epochs_to(loss, losses(record)))
+    quantity = Quantity(name, f"training to a loss of {loss:g}", "epochs", "lower")
+    return Metric(name, quantity, words, lambda record: epochs_to(loss, losses(record)))
 
 
 def _clipped_share(record: Record) -> float | None:
@@ -150,12 +198,12 @@ def _clipped_share(record: Record) -> float | None:
     if not course:
         return None
     shares = [share for layer in course[-1]["layers"] for name, share in layer.items() if name != "layer"]
-    return 100 * statistics.fmean(shares) if shares else None
+    return statistics.fmean(shares) if shares else None
 
 
 def _online(record: Record) -> float | None:
     course = record.diagnostics.get("online")
-    return 100 * course[-1]["accuracy"] if course else None
+    return float(course[-1]["accuracy"]) if course else None
 
 
 def _weight(statistic: str, place: int, record: Record) -> float | None:
@@ -174,106 +222,201 @@ def _inference(name: str, evaluation: str, number: str) -> Metric:
     if not any(evaluation == known or evaluation.startswith(f"{known}_") for known in EVALUATIONS):
         hint = EVALUATIONS.hint(evaluation)
         raise UnknownName(f"metric {quoted(name)}: unknown evaluation {quoted(evaluation)}{hint}")
-    is_share = number == "test_accuracy" or number.startswith("prediction_changed")
-    better: Mapping[str, Better] = {"test_accuracy": "higher", "test_loss": "lower"}
 
     def of(record: Record) -> float | None:
         fitting = [each for each in record.inference if evaluation in (each.name, evaluation_name(each))]
         if len(fitting) > 1:
             names = ", ".join(f"inference.{evaluation_name(each)}" for each in fitting)
             raise AmbiguousMetric(f"metric {name}: trial {record.trial.id} has {names}; name one of them")
-        value = fitting[0].numbers.get(number) if fitting else None
-        return None if value is None else 100 * value if is_share else value
+        return fitting[0].numbers.get(number) if fitting else None
 
+    quantity = quantity_of(number)
+    if number.startswith("prediction_changed"):
+        quantity = replace(quantity, **PERCENT)
     words = f"{number.replace('_', ' ')} of the trained network by the evaluation {evaluation}"
-    return Metric(name, "%" if is_share else "", better.get(number, "neither"), words, of)
+    label = f"{quantity.label} by {evaluation.replace('_', ' ')}"
+    return Metric(name, replace(quantity, column=name, label=label), words, of)
 
 
-METRICS: Mapping[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("accuracy", "%", "higher", "test accuracy after the last epoch", _final),
-        Metric(
-            "accuracy_median5", "%", "higher", "median of the last five test accuracies", _median_of_final
+PERCENT: Mapping[str, Any] = {"unit": "%", "scale": 100, "bounds": (0.0, 1.0)}
+
+
+def _of_test(
+    name: str, label: str, better: Better, meaning: str, column: str = "", **of_quantity: Any
+) -> tuple[str, Metric]:
+    """Return a number that is measured on the test images after the last epoch, by its name."""
+    column = column or f"test_{name}"
+    quantity = Quantity(column, label, better=better, **of_quantity)
+    return name, Metric(name, quantity, meaning, lambda record: final(record, column))
+
+
+def _of_trial(
+    name: str,
+    better: Better,
+    meaning: str,
+    of: Callable[[Record], float | None],
+    *,
+    needs_end: bool = True,
+    **of_quantity: Any,
+) -> tuple[str, Metric]:
+    """Return another number, by its name."""
+    label = name.replace("_", " ").replace(".", " ")
+    return name, Metric(name, Quantity(name, label, better=better, **of_quantity), meaning, of, needs_end)
+
+
+METRICS: Mapping[str, Metric] = dict(
+    (
+        _of_test("accuracy", "test accuracy", "higher", "test accuracy after the last epoch", **PERCENT),
+        _of_test(
+            "accuracy_median5",
+            "median of five test accuracies",
+            "higher",
+            "median of the last five test accuracies",
+            **PERCENT,
         ),
-        Metric("loss", "nats", "lower", "training loss, the mean over the last epoch", _last_loss),
-        Metric(
+        _of_test(
+            "psnr",
+            "test PSNR",
+            "higher",
+            "peak signal-to-noise ratio of the test images after the last epoch",
+            unit="dB",
+        ),
+        _of_test(
+            "ssim",
+            "test SSIM",
+            "higher",
+            "structural similarity of the test images after the last epoch",
+            bounds=(-1.0, 1.0),
+        ),
+        _of_test(
+            "style_objective",
+            "test objective",
+            "lower",
+            "weighted sum of style and content loss on the test images after the last epoch",
+        ),
+        _of_test(
+            "style_loss", "test style loss", "lower", "style loss on the test images after the last epoch"
+        ),
+        _of_test(
+            "content_loss",
+            "test content loss",
+            "lower",
+            "content loss on the test images after the last epoch",
+        ),
+        (
+            "test_loss",
+            Metric(
+                "test_loss",
+                Quantity("test_loss", "test loss", better="lower"),
+                "loss on the test images after the last epoch",
+                _last_test_loss,
+            ),
+        ),
+        _of_test(
             "validation_accuracy",
-            "%",
+            "validation accuracy",
             "higher",
             "accuracy on the validation images after the last epoch",
-            _held_out_accuracy,
+            column="validation_accuracy",
+            **PERCENT,
         ),
-        Metric(
+        _of_test(
             "validation_loss",
-            "nats",
+            "validation loss",
             "lower",
             "loss on the validation images after the last epoch",
-            partial(_held_out, "loss"),
+            column="validation_loss",
         ),
-        Metric(
+        _of_trial("loss", "lower", "training loss, the mean over the last epoch", _last_loss),
+        _of_trial(
             "online",
-            "%",
             "higher",
             "samples predicted correctly before they were learned from",
             _online,
+            **PERCENT,
         ),
-        Metric("seconds", "s", "lower", "time of the whole trial", lambda record: record.seconds),
-        Metric(
+        _of_trial("seconds", "lower", "time of the whole trial", lambda record: record.seconds, unit="s"),
+        _of_trial(
             "images_per_second",
-            "images/s",
             "higher",
             "training images per second",
             lambda record: record.images_per_second,
+            unit="images/s",
         ),
-        Metric(
+        _of_trial(
             "peak_memory_bytes",
-            "bytes",
             "lower",
             "largest memory of the process or the device",
             lambda record: record.peak_memory_bytes,
+            unit="bytes",
         ),
-        Metric(
+        _of_trial(
             "clipped_share",
-            "%",
             "neither",
             "clipped in the last epoch: updates, or units of a layer's weights averaged over the parameters",
             _clipped_share,
+            **PERCENT,
         ),
         *(
-            Metric(
+            _of_trial(
                 f"switch_weight.{statistic}.{member}",
-                "",
                 "neither",
                 f"weight of {member} normalization in the {statistic}, averaged over layers, at the end",
                 partial(_weight, statistic, place),
+                bounds=(0.0, 1.0),
             )
             for statistic in STATISTICS
             for place, member in enumerate(MEMBERS)
         ),
-        Metric(
+        _of_trial(
             "initial_branch_ratio",
-            "",
             "neither",
             "variance of the last residual branch by that of its shortcut, before training",
             partial(_initial, "branch_ratio"),
             needs_end=False,
         ),
-        Metric(
+        _of_trial(
             "initial_squared_mean",
-            "",
             "neither",
             "squared mean of the channels behind the last residual block, before training",
             partial(_initial, "squared_mean"),
             needs_end=False,
         ),
-        Metric(
+        _of_trial(
             "diverged",
-            "trials",
             "lower",
             "1 for a trial that diverged, 0 for any other: the mean is the share that diverged",
             lambda record: float(record.status == "diverged"),
             needs_end=False,
+            unit="trials",
         ),
     )
-}
+)
+
+
+def common_metric(trials: Iterable[Trial]) -> Metric:
+    """Return the metric of the task of trials.
+
+    Raises:
+        UnknownName: they are of several tasks, which have no metric in common.
+    """
+    metrics = {trial.task.name: task_metric(trial) for trial in trials}
+    names = {metric.name for metric in metrics.values()}
+    if len(names) > 1:
+        words = f"these trials are of the tasks {', '.join(metrics)}"
+        raise UnknownName(f"{words}, which have no metric in common; name one of {', '.join(METRICS)}")
+    return METRICS[names.pop()] if names else METRICS["accuracy"]
+
+
+def quantity_of(column: str) -> Quantity:
+    """Return what a number of a record is, such as ``test_psnr``, or of training images ``train_psnr``."""
+    known = {metric.quantity.column: metric.quantity for metric in METRICS.values()}
+    if column in known:
+        return known[column]
+    like = known.get(f"test_{column.partition('_')[2]}", Quantity("", ""))
+    return replace(like, column=column, label=column.replace("_", " "))
+
+
+def task_metric(trial: Trial) -> Metric:
+    """Return the metric of a trial's task."""
+    return METRICS[TASKS[trial.task.name].metric]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from normbench.records import Record
-from normbench.report.metrics import evaluation_name
+from normbench.report.metrics import evaluation_name, task_metric
 from normbench.text import printable
 
 Value = str | int | float | None
@@ -33,10 +33,7 @@ def epoch_rows(records: Iterable[Record], settings: Sequence[str] = ()) -> list[
     for record in records:
         trial = _trial_row(record)
         head: Row = {key: trial.get(key) for key in keys}
-        for epoch in record.epochs:
-            values = epoch.model_dump()
-            metrics = values.pop("metrics", {})
-            rows.append({**head, **values, **metrics})
+        rows += [head | _side_by_side(epoch.model_dump()) for epoch in record.epochs]
     return _with_equal_keys(rows)
 
 
@@ -63,12 +60,15 @@ def _with_equal_keys(rows: Iterable[Row]) -> list[Row]:
 
 def _trial_row(record: Record) -> Row:
     row: Row = {"id": record.trial.id, "status": record.status}
-    row |= _columns("", record.trial.model_dump(mode="json"))
-    final = record.final
+    settings = record.trial.model_dump(mode="json")
+    if settings["task"] == {"name": "classification"}:
+        del settings["task"]
+    row |= _columns("", settings)
+    column = task_metric(record.trial).quantity.column
+    columns = (column, f"{column}_median5") if column == "test_accuracy" else (column,)
+    measured = _side_by_side(record.final.model_dump(exclude_none=True) if record.final else {})
+    row |= dict.fromkeys(columns) | measured
     row |= {
-        "test_accuracy": final.test_accuracy if final else None,
-        "test_accuracy_median5": final.test_accuracy_median5 if final else None,
-        **(final.metrics if final else {}),
         "epochs_run": len(record.epochs),
         "images_per_second": record.images_per_second,
         "seconds": record.seconds,
@@ -78,6 +78,12 @@ def _trial_row(record: Record) -> Row:
     for result in record.inference:
         row |= _columns(f"inference.{evaluation_name(result)}.", dict(result.numbers))
     return row | _columns("provenance.", record.provenance)
+
+
+def _side_by_side(results: dict[str, Any]) -> Row:
+    """Return the numbers of an epoch or of the end with all metrics side by side."""
+    metrics: Row = results.pop("metrics", {})
+    return results | metrics
 
 
 def _columns(prefix: str, values: Mapping[str, Any]) -> Row:

@@ -26,7 +26,7 @@ def records(finished: Path) -> list[Record]:
 
 def event(epoch: int = 1, **changes: Any) -> dict[str, Any]:
     news = {"epoch": epoch, "epochs": 2, "images": 10, "images_per_second": 1234.5}
-    return news | {"train_loss": 1.25, "test_accuracy": 0.5} | changes
+    return news | {"train_loss": 1.25, "test_metrics": {"accuracy": 0.5}} | changes
 
 
 def paper() -> Console:
@@ -108,7 +108,7 @@ def test_the_live_table_has_a_row_for_each_running_trial(survey: run.Survey, rec
     assert shown(live) == "\n"
     live.begin(survey, trials)
     live.event(trials[0], event())
-    live.event(trials[1], event(2, train_loss=None, test_accuracy=None, images_per_second=None))
+    live.event(trials[1], event(2, train_loss=None, test_metrics={}, images_per_second=None))
     live.event(trials[0], event(2))
     heading, columns, *rows = [line.rstrip() for line in shown(live).splitlines()]
     assert heading.startswith("0 of 4 done, about ")

@@ -17,6 +17,7 @@ from normbench.records import Record
 from normbench.report.figures import base as figures
 from normbench.report.figures import published, style
 from normbench.report.figures.base import FORMATS, draw, printable
+from normbench.report.figures.means import axis_of_sizes
 from normbench.report.figures.panels import MOST_PANELS, CannotDrawError, arrange
 from normbench.report.rows import as_csv
 from normbench.report.stats import mean_interval
@@ -168,8 +169,8 @@ def rows(path):
 
 
 def spots(selection, method, panel=0):
-    (line,) = [line for line in selection.lines[panel] if line.series.method == method]
-    return {cell.x: cell for cell in line.cells}
+    (line,) = [line for line in selection.panels[panel].lines if line.columns["norm"] == method]
+    return line.samples
 
 
 # The table
@@ -185,6 +186,7 @@ def test_the_table_lists_every_figure_file():
         "style",
         "published",
         "samples",
+        "means",
         "lines",
         "profile",
     }
@@ -416,25 +418,20 @@ def test_what_records_were_made_with_is_in_the_csv_and_not_in_the_caption(tmp_pa
 
 def test_options_are_told_where_a_method_has_several_sets_and_the_groups_of_gn_always():
     one = select("batch_size", [record({"name": "group", "groups": 4}), record()])
-    assert [series.legend for series in one.series] == ["BN", "GN (4 groups)"]
+    assert [label for label, _ in one.legend] == ["BN", "GN (4 groups)"]
     groups = [record({"name": "group", "groups": n}) for n in (16, 8, 2, 1)]
     several = select("batch_size", [*groups, record()])
-    assert [series.legend for series in several.series] == [
-        "BN", "GN (1 group)", "GN (2 groups)", "GN (8 groups)", "GN (16 groups)",
-    ]  # fmt: skip
-    assert [series.variant for series in several.series] == [
-        0,
-        1,
-        2,
-        0,
-        3,
-    ]  # 8 groups, the default, keeps its look
+    labels, looks = zip(*several.legend, strict=True)
+    assert labels == ("BN", "GN (1 group)", "GN (2 groups)", "GN (8 groups)", "GN (16 groups)")
+    assert looks[3] == style.METHODS["group"]  # 8 groups, the default, keeps its look
+    assert len(set(looks)) == 5
 
 
 def test_methods_the_norm_batch_cannot_touch_are_lines_across(norm_sweep):
     selection = select("batch_size", norm_sweep)
     (panel,) = selection.panels
-    assert (panel.axis, panel.heading, panel.sizes) == ("norm_batch_size", "batch size 128", (2, 16, 128))
+    assert (panel.columns["axis"], panel.heading) == ("norm_batch_size", "batch size 128")
+    assert panel.axis.values == (2, 16, 128)
     assert list(spots(selection, "layer")) == [None]
     assert list(spots(selection, "batch")) == [2, 16, 128]
     assert "Normalization batch size: the samples of an update that share statistics." in selection.caption
@@ -443,21 +440,18 @@ def test_methods_the_norm_batch_cannot_touch_are_lines_across(norm_sweep):
 
 def test_both_kinds_of_batch_size_are_two_panels(sweep, norm_sweep):
     selection = select("batch_size", sweep + norm_sweep)
-    assert [(panel.axis, panel.heading) for panel in selection.panels] == [
+    assert [(panel.columns["axis"], panel.heading) for panel in selection.panels] == [
         ("batch_size", "both batch sizes together"),
         ("norm_batch_size", "batch size 128"),
     ]
-    assert selection.panels[0].sizes == (2, 8, 32, 128)
+    assert selection.panels[0].axis.values == (2, 8, 32, 128)
 
 
 def test_one_norm_batch_at_several_update_batches_is_an_axis_of_update_batches():
     ghosts = [record("batch", size, norm_batch_size=16) for size in (16, 64, 256)] + [record("layer", 64)]
     (panel,) = select("batch_size", ghosts).panels
-    assert (panel.axis, panel.heading, panel.sizes) == (
-        "batch_size",
-        "normalization batch size 16",
-        (16, 64, 256),
-    )
+    assert (panel.columns["axis"], panel.heading) == ("batch_size", "normalization batch size 16")
+    assert panel.axis.values == (16, 64, 256)
 
 
 def test_more_series_than_can_be_told_apart_are_small_panels_beside_bn_in_grey():
@@ -658,22 +652,21 @@ def test_many_panels_of_one_line_become_lines_of_one_panel():
 
 
 def test_weights_are_those_of_the_last_epoch_averaged_over_layers_then_seeds(sweep):
-    (block,) = select("switch_weights", sweep).blocks
-    assert [size.x for size in block.sizes] == [2, 8, 32]
-    size = block.sizes[1]
-    assert size.layers == ("stem", "stage1.0.norm1")
+    mean, variance = select("switch_weights", sweep).panels
+    assert mean.axis.values == (2, 8, 32)
+    assert list(mean.depth[8]) == ["stem", "stage1.0.norm1"]
     expected = mean_interval([0.18, 0.181, 0.182])
-    assert size.overall["mean"][2].interval.mean == pytest.approx(expected.mean)
-    assert size.overall["mean"][2].interval.high == pytest.approx(expected.high)
-    assert size.overall["variance"][2].interval.mean == pytest.approx(0.2)  # recorded the other way round
-    assert size.depth["mean"][0] == pytest.approx((0.2, 0.619, 0.181))
+    assert mean.lines[2].samples[8].interval.mean == pytest.approx(expected.mean)
+    assert mean.lines[2].samples[8].interval.high == pytest.approx(expected.high)
+    assert variance.lines[2].samples[8].interval.mean == pytest.approx(0.2)  # recorded the other way round
+    assert mean.depth[8]["stem"] == pytest.approx((0.2, 0.619, 0.181))
 
 
 def test_weights_of_trials_that_did_not_finish_are_in_no_mean_and_it_is_said():
     whole = record("switchable", diagnostics=weights(0.5))
     broken = record("switchable", seed=1, status="diverged", diagnostics=weights(0.1))
     selection = select("switch_weights", [whole, broken])
-    assert selection.blocks[0].sizes[0].overall["mean"][2].interval.mean == pytest.approx(0.5)
+    assert selection.panels[0].lines[2].samples[8].interval.mean == pytest.approx(0.5)
     assert "SN at batch size 8 (mean of 1 of 2 seeds)" in " ".join(selection.caption)
     assert select("switch_weights", [broken]) is None
 
@@ -685,7 +678,7 @@ def test_networks_and_options_have_blocks_of_their_own(tmp_path):
         record("switchable", model="resnet110", diagnostics=weights(0.5, [f"layer {i}" for i in range(109)])),
     ]
     selection = select("switch_weights", records)
-    assert [block.heading for block in selection.blocks] == [
+    assert [panel.columns["panel"] for panel in selection.panels[::2]] == [
         "ResNet-8, SN (variance official)",
         "ResNet-8, SN (variance paper)",
         "ResNet-110, SN (variance paper)",
@@ -891,10 +884,14 @@ def test_the_tables_of_all_figures_name_what_they_hold_alike(rendered):
 def test_series_do_not_reach_the_next_batch_size():
     for sizes in ([2, 4, 8], [96, 100, 128], [8], list(range(1, 40))):
         for of in (1, 5, 30):
-            step = style.dodge(of, sizes)
-            places = style.offsets([True] * of)
-            ends = [style.dodged(x, places[order], step) for x in sizes for order in (0, of - 1)]
+            axis = axis_of_sizes("batch size", sizes)
+            offsets = style.offsets([True] * of)
+            ends = [
+                place + axis.step(of, 1) * offsets[order] for place in axis.places for order in (0, of - 1)
+            ]
+            assert axis.limits[0] < ends[0]
             assert ends == sorted(ends)
+            assert ends[-1] < axis.limits[1]
 
 
 def test_the_legend_takes_as_many_rows_as_its_labels_need():

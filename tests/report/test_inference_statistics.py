@@ -7,7 +7,8 @@ from test_figures import evaluated, record, render, rows, select
 
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.records import Record
-from normbench.report.figures.inference_statistics import MOST_BLOCKS, PARTS, Block, InferenceStatistics
+from normbench.report.figures.inference_statistics import MOST_BLOCKS, PARTS
+from normbench.report.figures.means import Means
 from normbench.report.figures.panels import CannotDrawError, arrange
 from normbench.report.stats import mean_interval
 from normbench.report.table import table
@@ -33,28 +34,27 @@ def one(size: int = 8, seed: int = 0, **settings: Any) -> Record:
 
 
 @pytest.fixture
-def selection() -> InferenceStatistics:
+def selection() -> Means:
     chosen = select("inference_statistics", [one(size, seed) for size in (2, 8) for seed in range(3)])
-    assert isinstance(chosen, InferenceStatistics)
+    assert isinstance(chosen, Means)
     return chosen
 
 
-def lines(block: Block) -> dict[str, dict[int, tuple[float, ...]]]:
+def lines(selection: Means) -> dict[str, dict[int, tuple[float, ...]]]:
     """The values of every line by size."""
     return {
-        kind.label: {spot.x: spot.values for spot in spots}
-        for part in block.parts
-        for kind, spots in part.lines.items()
+        line.label: {x: sample.values for x, sample in line.samples.items()}
+        for panel in selection.panels
+        for line in panel.lines
     }
 
 
 def test_every_evaluation_but_what_all_are_compared_with_has_its_axes() -> None:
-    assert {name for _, names in PARTS.values() for name in names} == EVALUATIONS.keys() - {"moving_average"}
+    assert {name for names in PARTS.values() for name in names} == EVALUATIONS.keys() - {"moving_average"}
 
 
-def test_a_gap_is_that_to_the_final_accuracy_of_the_same_network(selection: InferenceStatistics) -> None:
-    (block,) = selection.blocks
-    found = lines(block)
+def test_a_gap_is_that_to_the_final_accuracy_of_the_same_network(selection: Means) -> None:
+    found = lines(selection)
     assert list(found) == ["precise", "batch, size 2", "batch, size 32", "removed", "neighbours"]
     assert found["precise"][2] == pytest.approx((2.0, 2.1, 2.2))
     assert found["precise"][8] == pytest.approx((0.125, 0.225, 0.325))
@@ -64,19 +64,18 @@ def test_a_gap_is_that_to_the_final_accuracy_of_the_same_network(selection: Infe
     assert found["neighbours"] == {2: pytest.approx((8.0,) * 3), 8: pytest.approx((32.0,) * 3)}
 
 
-def test_the_interval_is_students_over_the_seeds_gaps(selection: InferenceStatistics) -> None:
-    (part, *_) = selection.blocks[0].parts
-    (spots,) = part.lines.values()
-    for spot in spots:
-        assert spot.interval == mean_interval(spot.values)
-        assert spot.interval.n == 3
+def test_the_interval_is_students_over_the_seeds_gaps(selection: Means) -> None:
+    (line,) = selection.panels[0].lines
+    for sample in line.samples.values():
+        assert sample.interval == mean_interval(sample.values)
+        assert sample.interval.n == 3
 
 
-def test_large_and_small_gaps_do_not_share_axes(selection: InferenceStatistics) -> None:
-    (block,) = selection.blocks
-    assert [part.heading for part in block.parts] == list(PARTS)
-    assert block.axis == "norm_batch_size"
-    assert block.sizes == (2, 8)
+def test_large_and_small_gaps_do_not_share_axes(selection: Means) -> None:
+    assert [panel.heading for panel in selection.panels] == list(PARTS)
+    for panel in selection.panels:
+        assert panel.columns["axis"] == "norm_batch_size"
+        assert panel.axis.values == (2, 8)
     assert "Predictions changed" in " ".join(selection.caption)
 
 
@@ -93,13 +92,13 @@ def test_kinds_are_in_the_order_of_their_table_and_none_looks_like_another() -> 
     chosen = select(
         "inference_statistics", [one(inference=[*evaluated(0.7, batch=sizes, folded=0.0), *several])]
     )
-    assert [kind.label for kind in chosen.kinds] == [
+    assert [label for label, _ in chosen.legend] == [
         "precise, samples 100",
         "precise, samples 10000",
         *(f"batch, size {size}" for size in sizes),
         "folded",
     ]
-    assert len({kind.look for kind in chosen.kinds}) == len(chosen.kinds)
+    assert len({look for _, look in chosen.legend}) == len(chosen.legend)
 
 
 def test_precise_statistics_of_before_their_variance_was_a_choice_say_which_they_have() -> None:
@@ -107,7 +106,7 @@ def test_precise_statistics_of_before_their_variance_was_a_choice_say_which_they
     older = {"name": "precise", "options": {"samples": 100}, "numbers": numbers}
     newer = {**older, "options": {"samples": 100, "variance": "population"}}
     labels = {
-        name: [kind.label for kind in select("inference_statistics", [one(inference=results)]).kinds]
+        name: [label for label, _ in select("inference_statistics", [one(inference=results)]).legend]
         for name, results in {"older": [older], "newer": [newer], "both": [older, newer]}.items()
     }
     assert labels == {
@@ -122,8 +121,8 @@ def test_every_method_and_setting_has_a_block_and_few_fit() -> None:
         one(norm=norm, model=model) for norm in ("batch", "switchable") for model in ("resnet8", "resnet14")
     ]
     chosen = select("inference_statistics", methods)
-    headings = [block.heading for block in chosen.blocks]
-    assert len(set(headings)) == MOST_BLOCKS
+    headings = {panel.columns["panel"] for panel in chosen.panels}
+    assert len(headings) == MOST_BLOCKS
     assert all(heading.endswith((", BN", ", SN")) for heading in headings)
     with pytest.raises(CannotDrawError, match="6 settings and methods, more than 4"):
         select(
@@ -146,7 +145,7 @@ def test_a_trial_without_an_end_has_no_gap() -> None:
 
 
 @pytest.mark.slow
-def test_the_csv_has_every_number(selection: InferenceStatistics, tmp_path: Any) -> None:
+def test_the_csv_has_every_number(selection: Means, tmp_path: Any) -> None:
     *_, path = render(
         "inference_statistics", [one(size, seed) for size in (2, 8) for seed in range(3)], tmp_path
     )

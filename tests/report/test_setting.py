@@ -29,9 +29,9 @@ def test_a_line_is_what_differs_in_the_setting_and_the_seed_alone() -> None:
         for seed in (0, 1)
     ]
     found = select(records, "norm_every")
-    assert found.values == ("1", "2")
-    assert [line.label for line in found.lines] == ["BN", "GN (8 groups)"]
-    assert [len(spot.values) for line in found.lines for spot in line.cells] == [2, 2, 2, 2]
+    assert found.panel.axis.words == ("1", "2")
+    assert [line.label for line in found.panel.lines] == ["BN", "GN (8 groups)"]
+    assert [len(sample.values) for sample in found.panel.samples] == [2, 2, 2, 2]
 
 
 def test_the_share_that_diverged_at_a_value_is_shaded_and_said() -> None:
@@ -41,7 +41,7 @@ def test_the_share_that_diverged_at_a_value_is_shaded_and_said() -> None:
         for s in (0, 1)
     ]
     found = select(records, "clip.threshold")
-    assert [found.diverged(place) for place in range(3)] == [0, 1, 0.5]
+    assert [found.diverged(value) for value in found.panel.axis.values] == [0, 1, 0.5]
     assert any("Grey: where trials diverged" in words for words in found.caption)
     assert not any("Grey" in words for words in select(records[:2], "clip.threshold").caption)
 
@@ -50,41 +50,38 @@ def test_what_else_differs_is_told_and_makes_a_line_of_its_own() -> None:
     found = select(
         [agc(t, batch_size=b, norm="group") for b in (8, 128) for t in (0.01, 0.1)], "clip.threshold"
     )
-    assert [line.label for line in found.lines] == [
+    assert [line.label for line in found.panel.lines] == [
         "GN (8 groups), batch size 8",
         "GN (8 groups), batch size 128",
     ]
-    assert [line.variant for line in found.lines] == [0, 1]
+    assert len({line.look for line in found.panel.lines}) == 2
 
 
 def test_numbers_stand_in_their_order_and_lists_by_their_length() -> None:
-    assert select([agc(t) for t in (0.16, 0.0025, 0.04)], "clip.threshold").values == (
-        "0.0025",
-        "0.04",
-        "0.16",
-    )
+    numbers = select([agc(t) for t in (0.16, 0.0025, 0.04)], "clip.threshold")
+    assert numbers.panel.axis.words == ("0.0025", "0.04", "0.16")
     excluded = [["stem", "final_linear"], [], ["stage1"]]
     records = [record(clip={"name": "agc", "exclude": places}) for places in excluded]
-    assert select(records, "clip.exclude").values == ("none", "stage1", "stem,\nfinal_linear")
+    assert select(records, "clip.exclude").panel.axis.words == ("none", "stage1", "stem,\nfinal_linear")
 
 
 def test_trials_without_the_setting_are_not_in_it() -> None:
     found = select([agc(0.1), record()], "clip.threshold")
-    assert sum(len(spot.values) for line in found.lines for spot in line.cells) == 1
+    assert sum(len(sample.values) for sample in found.panel.samples) == 1
     assert select([record()], "clip.threshold") is None
 
 
 def test_the_batch_size_may_be_the_setting_though_the_norm_batch_moves_along() -> None:
     found = select([record("batch", size) for size in (128, 8)], "batch_size")
-    assert found.values == ("8", "128")
-    assert [line.label for line in found.lines] == ["BN"]
+    assert found.panel.axis.words == ("8", "128")
+    assert [line.label for line in found.panel.lines] == ["BN"]
 
 
 def test_what_did_not_finish_is_marked_and_in_no_mean() -> None:
     found = select([agc(0.1, seed=0), agc(0.1, seed=1, status="diverged")], "clip.threshold")
-    ((spot,),) = (line.cells for line in found.lines)
-    assert len(spot.values) == 1
-    assert spot.failures == ("diverged",)
+    (sample,) = found.panel.samples
+    assert len(sample.values) == 1
+    assert sample.failures == ("diverged",)
     assert any("BN at 0.1 (1 of 2 seeds left)" in sentence for sentence in found.caption)
 
 
@@ -116,11 +113,13 @@ def drawn(records: list[Any], key: str) -> Any:
 def test_the_axis_of_accuracies_ends_at_what_an_accuracy_can_be_and_says_so() -> None:
     """Two seeds so far apart have an interval of more than 100 points."""
     wide = [agc(0.1, seed=0, accuracy=0.3), agc(0.1, seed=1, accuracy=0.6)]
-    wide += [agc(0.1, seed=2, status="diverged")]
+    wide += [agc(0.1, seed=seed, status="diverged") for seed in range(2, 6)]
     found = select(wide, "clip.threshold")
     assert any("beyond 0 or 100 %" in words for words in found.caption)
     axes = drawn(wide, "clip.threshold")
-    assert axes.get_ylim() == (0, 100)
+    low, high = axes.get_ylim()
+    assert low < -20 < 100 < high  # the marks of the failed trials stand below
+    assert [tick for tick in axes.get_yticks() if low <= tick <= high] == [0, 20, 40, 60, 80, 100]
     (interval,) = (bar.get_segments()[0] for bar in axes.collections)
     assert [y for _, y in interval] == pytest.approx([0, 100])
     assert not any("beyond" in words for words in select([agc(0.1)], "clip.threshold").caption)

@@ -27,7 +27,8 @@ class Kind(Entry):
 
     def stem(self, options: Mapping[str, Any]) -> str:
         """Return the name of the figure's files, without suffix."""
-        return "-".join([self.name, *(str(options[key]) for key in self.key_options if key in options)])
+        named = (options.get(key) for key in (*self.key_options, "metric"))
+        return "-".join([self.name, *(str(value) for value in named if value is not None)])
 
 
 PUBLISHED_OPTION = one_of(
@@ -43,6 +44,13 @@ LOSS = Option(
 )
 
 
+METRIC = text(
+    None,
+    "what is drawn, such as accuracy_median5 (docs/claims.md lists them); by default the task's metric",
+    r"^[a-z]\w*(\.\w+)*(\([^()]+\))?$",
+)
+
+
 def key(default: str) -> Option:
     """Return the option of a setting's dotted key."""
     return text(default, "a setting of the trials, such as norm.groups", r"^[a-z_]+(\.[a-z_]+)?$")
@@ -52,27 +60,27 @@ FIGURES: Registry[Kind] = Registry(
     "figure",
     Kind(
         "batch_size",
-        "accuracy against batch size, one curve a method",
+        "the metric against batch size, one curve a method",
         "normbench.report.figures.batch_size:FIGURE",
-        {"published": PUBLISHED_OPTION},
+        {"published": PUBLISHED_OPTION, "metric": METRIC},
     ),
     Kind(
         "setting",
-        "accuracy against any setting, one curve for every combination of the others",
+        "the metric against any setting, one curve for every combination of the others",
         "normbench.report.figures.setting:FIGURE",
-        {"key": key("batch_size")},
+        {"key": key("batch_size"), "metric": METRIC},
         key_options=("key",),
     ),
     Kind(
         "heat_map",
-        "accuracy over two settings",
+        "the metric over two settings",
         "normbench.report.figures.heat_map:FIGURE",
-        {"x": key("batch_size"), "y": key("norm.name")},
+        {"x": key("batch_size"), "y": key("norm.name"), "metric": METRIC},
         key_options=("x", "y"),
     ),
     Kind(
         "inference_statistics",
-        "accuracy gaps of one network by other statistics at inference",
+        "gaps in the metric of one network by other statistics at inference",
         "normbench.report.figures.inference_statistics:FIGURE",
     ),
     Kind(
@@ -91,7 +99,9 @@ FIGURES: Registry[Kind] = Registry(
         "normbench.report.figures.epochs_to_loss:FIGURE",
         {"loss": LOSS},
     ),
-    Kind("curves", "loss and accuracy by epoch", "normbench.report.figures.curves:FIGURE"),
+    Kind(
+        "curves", "loss and a metric by epoch", "normbench.report.figures.curves:FIGURE", {"metric": METRIC}
+    ),
     Kind(
         "style_content",
         "style loss against content loss, one curve a method over content weights",

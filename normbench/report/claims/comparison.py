@@ -65,7 +65,7 @@ class Test(Frozen):
         b: the other side.
         along: dotted key of the setting that varies, such as ``batch_size``.
         reference: value of ``along`` that the drops of a knee are measured against.
-        margin: smallest difference that counts, in the unit of the metric (percentage points of accuracy).
+        margin: smallest difference that counts, in the unit of the metric (percentage points of an accuracy).
         margin_from: where the margin comes from.
         factor: of a ratio, the smallest quotient a / b that counts; above 1.
         direction: of a trend.

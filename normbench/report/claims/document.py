@@ -22,7 +22,7 @@ from normbench.config.trial import Frozen, conflict
 from normbench.report.claims.cells import Cells, cells_of
 from normbench.report.claims.comparison import COMPOSED, Test
 from normbench.report.claims.errors import CellError
-from normbench.report.metrics import metric
+from normbench.report.metrics import metric, task_metric
 from normbench.text import did_you_mean, printable
 
 FOLDER = Path("configs/claims")  # of a clone, where commands are run in it
@@ -141,6 +141,7 @@ def load(path: Path, read: dict[Path, config.Experiment] | None = None) -> tuple
             problems.append(Issue(spot, words))
         ids[settings.id] = spot
         experiments, found = _experiments(settings, node, path, read)
+        settings = settings.model_copy(update={"test": _with_metric(settings.test, experiments)})
         claim = Claim(settings, document.document, experiments, document.title)
         problems += found
         problems += _problems(claim, node)
@@ -217,6 +218,18 @@ def _experiments(
         except config.ConfigError as error:
             problems.append(Issue(written.position, f"cannot be used: {error.problems[0]}"))
     return experiments, problems
+
+
+def _with_metric(test: Test | None, experiments: Mapping[str | None, config.Experiment]) -> Test | None:
+    """Return a test whose comparisons name the metric of their experiment's task, if they name none."""
+    if test is None or "metric" in test.model_fields_set:
+        return test
+    if test.of:
+        return test.model_copy(update={"of": tuple(_with_metric(part, experiments) for part in test.of)})
+    trials = experiments[test.experiment].trials if test.experiment in experiments else ()
+    names = {task_metric(trial).name for trial in trials}
+    is_other = len(names) == 1 and test.metric not in names
+    return test.model_copy(update={"metric": names.pop()}) if is_other else test
 
 
 def _nodes(node: Node) -> Iterator[Node]:

@@ -8,6 +8,7 @@ The grammar::
     A rises along KEY [at KEY=VALUE, …]          or ``falls``
     where does A cross B along KEY [at KEY=VALUE, …]
 
+What is better depends on the metric: of a loss, what is less.
 A and B are methods, perhaps with settings of their own: ``group{norm.groups=4}``.
 """
 
@@ -22,9 +23,10 @@ from normbench.config.registry import UnknownName
 from normbench.config.trial import Trial
 from normbench.report.claims.comparison import Side, Test
 from normbench.report.claims.errors import QuestionError
+from normbench.report.metrics import METRICS, Metric
 from normbench.text import did_you_mean, quoted
 
-MARGIN = 0.5  # percentage points of accuracy, where a question names none
+MARGIN = 0.5  # percentage points, where a question names none
 FORMS = "A > B, A < B, A = B within 0.5, A rises along KEY, A falls along KEY, where does A cross B along KEY"
 SIDE = r"(?P<{0}>[\w:.]+)(?:\{{(?P<{0}_settings>[^}}]*)\}})?"
 AT = r"(?:\s+at\s+(?P<at>.+?))?"
@@ -38,15 +40,22 @@ PATTERNS = tuple(
     )
 )
 SIGNS = {">": "greater", "<": "less", "=": "equivalent"}
+WORSE = {">": "<", "<": ">", "=": "="}  # of metrics of which less is better
 
 
-def comparison(question: str, trials: Sequence[Trial], margin: float | None = None) -> Test:
+def comparison(
+    question: str,
+    trials: Sequence[Trial],
+    margin: float | None = None,
+    metric: Metric = METRICS["accuracy"],
+) -> Test:
     """Return the comparison that answers a question.
 
     Args:
         question: one line of the grammar above.
         trials: those of the experiment that it is asked of.
-        margin: in percentage points of accuracy, where the question names none.
+        margin: in the unit of the metric, where the question names none.
+        metric: the number that is compared.
 
     Raises:
         QuestionError: it cannot be understood.
@@ -58,6 +67,8 @@ def comparison(question: str, trials: Sequence[Trial], margin: float | None = No
     words: dict[str, str | None] = match.groupdict()
     shared = _settings(words.get("at"))
     values: dict[str, Any] = {"a": _side(words, "a", shared, trials)}
+    if metric.name != "accuracy":
+        values["metric"] = metric.name
     if words.get("b"):
         values["b"] = _side(words, "b", shared, trials)
     if words.get("along"):
@@ -67,12 +78,16 @@ def comparison(question: str, trials: Sequence[Trial], margin: float | None = No
     elif words.get("along"):
         kind = {"kind": "crossover"}
     else:
-        kind = {"kind": SIGNS[str(words["sign"])]}
-        values["margin"] = _margin(words.get("margin"), margin)
+        sign = str(words["sign"])
+        kind = {"kind": SIGNS[WORSE[sign] if metric.better == "lower" else sign]}
+        values["margin"] = _margin(words.get("margin"), margin, metric)
     return Test.model_validate(kind | values)
 
 
-def _margin(written: str | None, given: float | None) -> float:
+def _margin(written: str | None, given: float | None, metric: Metric) -> float:
+    if written is None and given is None and metric.unit != "%":
+        unit = f" in {metric.unit}" if metric.unit else ""
+        raise QuestionError(f"a question on {metric.name} needs a margin{unit}, with --margin")
     if written is None:
         margin = MARGIN if given is None else given
     else:

@@ -41,9 +41,8 @@ def unit(test: Test) -> str:
     if test.kind == "ratio":
         return "times"
     names = {side.metric or test.metric for _, side in test.sides if side.constant is None}
-    units = {metric(name).unit for name in names}
-    only = units.pop() if len(units) == 1 else ""
-    return "points" if only == "%" else only
+    units = {metric(name).quantity.difference_unit for name in names}
+    return units.pop() if len(units) == 1 else ""
 
 
 def comparison(test: Test) -> str:
@@ -161,10 +160,11 @@ def remaining(judged: Judged) -> str:
 
 
 def scope(judged: Judged) -> str:
-    """Return on what the verdict rests: network, data, epochs, learning-rate rule, precision."""
+    """Return on what the verdict rests: task, network, data, epochs, learning-rate rule, precision."""
     words: list[str] = []
     trials = [record.trial for record in judged.records]
     for values in (
+        (trial.task.name for trial in trials if trial.task.name != "classification"),
         (trial.model.name for trial in trials),
         map(data_name, trials),
         (f"{trial.epochs} epochs" for trial in trials),

@@ -98,6 +98,11 @@ def render(
     _check("format", formats, FORMATS)
     _check(f"option of figure {name}", options or {}, entry.options)
     figure: Figure[Any] = entry.load()
+    tasks = sorted({record.trial.task.name for record in table.records})
+    if len(tasks) > 1:
+        words = f"these trials are of the tasks {' and '.join(tasks)}; draw one task at once"
+        tell(f"figure {name} is not drawn: {words}")
+        return []
     defaults = {key: option.default for key, option in entry.options.items()}
     try:
         selection = figure.select(table, defaults | dict(options or {}))

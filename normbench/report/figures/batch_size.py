@@ -1,18 +1,20 @@
-"""Test accuracy against batch size: every method's mean over seeds with its 95 % interval, and every seed."""
+"""The metric against batch size: every method's mean over seeds with its 95 % interval, and every seed."""
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from normbench.config.series import Series
-from normbench.report.figures import caption, samples, style
+from normbench.report.figures import caption, means, style
 from normbench.report.figures.base import Figure, Options
-from normbench.report.figures.panels import AXIS_LABELS, MOST_PANELS, Curve, Panel, arrange
+from normbench.report.figures.means import Line, Means, Panel, axis_of_sizes
+from normbench.report.figures.panels import AXIS_LABELS, MOST_PANELS, Curve, arrange, metric_of
+from normbench.report.figures.panels import Panel as Arranged
 from normbench.report.figures.published import PUBLISHED, Point
-from normbench.report.figures.samples import ACCURACY, Sample, Spot, beyond
-from normbench.report.metrics import accuracies
+from normbench.report.figures.samples import Sample, beyond
+from normbench.report.metrics import METRICS, Metric
 from normbench.report.rows import Row
 from normbench.report.table import Table
 
@@ -21,80 +23,55 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
     from matplotlib.lines import Line2D
 
-Looks = Mapping[str, style.Style]
+Looks = Mapping[Series, style.Style]
 MOST_SERIES = 8  # in one pair of axes; of more, each has axes of its own
-REFERENCE: Mapping[str, Any] = {"color": style.FAINT, "linewidth": 1.2, "zorder": 1.6}
 PUBLISHED_LINE: Mapping[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 0.8}
 
 
 @dataclass(frozen=True)
-class Cell(Sample):
-    """Test accuracies, as fractions, of one series at one size.
+class Sizes(Means):
+    """All that is drawn.
 
     Attributes:
-        x: the size, or None for a method that the size on the axis cannot touch.
+        is_shared: all panels have one scale.
+        overlay: the name of the published series.
+        published: its points by method and size.
     """
 
-    x: int | None = None
+    is_shared: bool = True
+    overlay: str = "none"
+    published: Mapping[str, Mapping[int, Point]] = field(default_factory=dict)
+
+    def entries(self) -> Iterator[tuple["Line2D", str]]:
+        """Give the entries of the legend."""
+        from matplotlib.lines import Line2D
+
+        entries = list(super().entries())
+        yield from entries[: len(self.legend)]
+        for label in dict.fromkeys(line.label for panel in self.panels for line in panel.references):
+            yield Line2D([], [], **means.REFERENCE), f"{label}, beside the others"
+        yield from entries[len(self.legend) :]
+        if self.published:
+            yield Line2D([], [], color=style.INK, **PUBLISHED_LINE), "published"
 
 
-@dataclass(frozen=True)
-class Line:
-    """One series' cells, by size."""
-
-    series: Series
-    cells: tuple[Cell, ...]
-
-    @property
-    def is_along(self) -> bool:
-        """Whether the size on the axis can touch it."""
-        return self.cells[0].x is not None
-
-
-@dataclass(frozen=True)
-class View:
-    """One pair of axes: a panel's lines, and those beside which they are drawn, in grey."""
-
-    panel: Panel
-    heading: str
-    lines: tuple[Line, ...]
-    references: tuple[Line, ...] = ()
-
-
-@dataclass(frozen=True)
-class Accuracies:
-    """All that is drawn. ``lines[i]`` are those of ``panels[i]``; ``published`` is by method and size."""
-
-    panels: tuple[Panel, ...]
-    lines: tuple[tuple[Line, ...], ...]
-    series: tuple[Series, ...]
-    stopped: Mapping[str, int]
-    overlay: str
-    published: Mapping[str, Mapping[int, Point]]
-    caption: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def cells(self) -> list[Cell]:
-        """Those of all panels."""
-        return [cell for lines in self.lines for line in lines for cell in line.cells]
-
-
-def select(trials: Table, options: Options) -> Accuracies | None:
-    """Return the test accuracies after the last epoch by panel, series and size."""
+def select(trials: Table, options: Options) -> Sizes | None:
+    """Return the numbers after the last epoch by panel, series and size."""
     arranged = arrange(trials)
     if arranged is None:
         return None
-    lines = tuple(tuple(_line(curve) for curve in panel.curves) for panel in arranged.panels)
-    cells = [cell for panel in lines for line in panel for cell in line.cells]
-    alone = any(len(cell.values) == 1 for cell in cells)
+    metric = metric_of(trials, options)
+    looks = style.of_series(arranged.series)
+    panels = [view for panel in arranged.panels for view in _views(panel, metric, looks)]
+    cells = [sample for panel in panels for sample in panel.samples]
+    alone = any(len(sample.values) == 1 for sample in cells)
     sentences = [
         *caption.about(arranged),
-        "Test accuracy after the last epoch: mean and 95 % t-interval over seeds"
+        f"{caption.measured(metric)}: mean and 95 % t-interval over seeds"
         f"{' (a single seed has none)' if alone else ''}; small dots: single seeds.",
-        *beyond(cells, ACCURACY, "0 or 100 %"),
+        *beyond(cells, metric.quantity),
     ]
-    if any(cell.x is None for cell in cells):
+    if any(None in line.samples for panel in panels for line in panel.lines):
         sentences.append(
             "Lines across, their marks on the right: methods with statistics of each sample alone."
         )
@@ -102,50 +79,82 @@ def select(trials: Table, options: Options) -> Accuracies | None:
     overlay = str(options.get("published", "none"))
     published: Mapping[str, Mapping[int, Point]] = {}
     if overlay != "none":
-        methods = {series.method for series in arranged.series}
+        methods = {series.method for series in arranged.series if metric is METRICS["accuracy"]}
         accuracy = PUBLISHED[overlay].accuracy
         published = {method: points for method, points in accuracy.items() if method in methods}
         if published:
             source = PUBLISHED[overlay].source
             sentences.append(f"Thin dashed, published: {source}. There both batch sizes move together.")
-        else:
+        elif methods:
             warnings.append(f"The published series {overlay} has none of these methods.")
-    return Accuracies(
-        arranged.panels,
-        lines,
-        arranged.series,
+        else:
+            warnings.append(f"The published series {overlay} is of accuracies, and left out.")
+    panels = [_with_room_for(panel, published) for panel in panels]
+    whole = {curve.series for panel in arranged.panels for curve in panel.curves if not _is_split(panel)}
+    return Sizes(
+        tuple(panels),
+        tuple((series.legend, looks[series]) for series in arranged.series if series in whole),
         arranged.stopped,
-        overlay,
-        published,
         tuple(sentences),
         tuple(warnings),
+        len({panel.dataset for panel in arranged.panels}) == 1,
+        overlay,
+        published,
     )
 
 
-def _line(curve: Curve) -> Line:
-    cells = []
-    for x, cell in curve.cells.items():
-        values = accuracies(cell.finished)
-        cells.append(Cell(values, cell.failures, x))
-    return Line(curve.series, tuple(cells))
+def _is_split(panel: Arranged) -> bool:
+    return len(panel.curves) > MOST_SERIES
 
 
-def table(selection: Accuracies) -> list[Row]:
+def _views(panel: Arranged, metric: Metric, looks: Looks) -> Iterator[Panel]:
+    """Yield a panel, or, of more series than can be told apart, one for each beside BN in grey."""
+    lines = [_line(curve, metric, looks[curve.series]) for curve in panel.curves]
+    names: Row = {"panel": panel.heading, "source": "measured", "norm": None, "options": None}
+    view = Panel(
+        panel.heading,
+        axis_of_sizes(AXIS_LABELS[panel.axis], panel.sizes),
+        metric.quantity,
+        tuple(lines),
+        names | {"axis": panel.axis, "size": None},
+    )
+    if not _is_split(panel):
+        yield view
+        return
+    base = [curve.series.method == "batch" and not curve.series.variant for curve in panel.curves]
+    references = [line for line, is_base in zip(lines, base, strict=True) if is_base]
+    for line in lines:
+        heading = ", ".join(filter(None, (panel.heading, line.label)))
+        others = tuple(other for other in references if other is not line)
+        yield replace(view, heading=heading, lines=(line,), references=others)
+
+
+def _line(curve: Curve, metric: Metric, look: style.Style) -> Line:
+    series = curve.series
+    samples = {x: Sample.of(cell, metric) for x, cell in curve.cells.items()}
+    return Line(series.legend, look, samples, {"norm": series.method, "options": series.options})
+
+
+def _with_room_for(panel: Panel, published: Mapping[str, Mapping[int, Point]]) -> Panel:
+    """Return the panel with the published sizes of its methods on its axis."""
+    sizes = {size for _, points in _of_panel(panel, published) for size in points}
+    if not sizes:
+        return panel
+    every = sorted(sizes.union(map(int, panel.axis.words)))
+    return replace(panel, axis=axis_of_sizes(panel.axis.label, every))
+
+
+def _of_panel(
+    panel: Panel, published: Mapping[str, Mapping[int, Point]]
+) -> list[tuple[Line, Mapping[int, Point]]]:
+    """Return the published points of the methods of a panel, each beside the first of its lines."""
+    lines = {str(line.columns["norm"]): line for line in reversed(panel.lines)}
+    return [(lines[method], points) for method, points in published.items() if method in lines]
+
+
+def table(selection: Sizes) -> list[Row]:
     """Return one row a cell, and one a published point if there are any. Accuracies are fractions."""
-    rows: list[Row] = [
-        {
-            "panel": panel.heading,
-            "source": "measured",
-            "norm": line.series.method,
-            "options": line.series.options,
-            "axis": panel.axis,
-            "size": cell.x,
-            **samples.columns(cell, "test_accuracy"),
-        }
-        for panel, lines in zip(selection.panels, selection.lines, strict=True)
-        for line in lines
-        for cell in line.cells
-    ]
+    rows = means.table(selection)
     empty = dict.fromkeys(rows[0])
     for method, points in selection.published.items():
         for size, point in points.items():
@@ -155,124 +164,41 @@ def table(selection: Accuracies) -> list[Row]:
     return rows
 
 
-def draw(selection: Accuracies, canvas: "Canvas") -> None:
+def draw(selection: Sizes, canvas: "Canvas") -> None:
     """Draw one large panel or a grid of small ones, on one scale where all show the same data set."""
-    views = [view for panel, lines in _with_lines(selection) for view in _views(panel, lines)]
-    count = len(views)
+    count = len(selection.panels)
     columns = min(count, 2 if count in (2, 4) else 3 if count <= MOST_PANELS else 4)
     rows = math.ceil(count / columns)
     canvas.set_size_inches(style.WIDTH, 3.7 if count == 1 else (2.6 if columns < 4 else 1.7) * rows)
-    looks = style.of_methods(series.method for series in selection.series)
     drawn = []
-    for place, view in enumerate(views):
+    for place, panel in enumerate(selection.panels):
         axes = canvas.add_subplot(rows, columns, place + 1)
-        for reference in view.references:
-            heights = {
-                cell.x: 100 * cell.interval.mean for cell in reference.cells if cell.interval and cell.x
-            }
-            axes.plot(list(heights), list(heights.values()), **REFERENCE)
-        _draw_along(axes, [line for line in view.lines if line.is_along], looks, view.panel.sizes, columns)
-        across = [line for line in view.lines if not line.is_along]
-        _draw_across(axes, across, looks, 0.02 * columns)
-        shown = {line.series.method for line in view.lines}
-        published = {method: points for method, points in selection.published.items() if method in shown}
-        _draw_published(axes, published, looks)
-        sizes = {size for points in published.values() for size in points}
-        is_low = place >= count - columns
-        label = AXIS_LABELS[view.panel.axis] if is_low or columns < 4 else ""
-        style.size_axis(axes, sorted(sizes.union(view.panel.sizes)), label)
-        axes.set_title(textwrap.fill(view.heading, 96 // columns))
-        axes.set_ylabel("test accuracy (%)" if place % columns == 0 else "")
+        means.draw(axes, panel, columns)
+        _draw_published(axes, panel, selection.published)
+        if place < count - columns and columns > 3:
+            axes.set_xlabel("")
+        axes.set_title(textwrap.fill(panel.heading, 96 // columns))
+        axes.set_ylabel(panel.quantity.axis if place % columns == 0 else "")
         axes.tick_params(labelleft=columns < 4 or place % columns == 0)
-        _set_limits(axes, [*view.lines, *view.references])
+        means.set_limits(axes, panel)
         drawn.append(axes)
-    if len({panel.dataset for panel in selection.panels}) == 1:
+    if selection.is_shared:
         low, high = min(axes.get_ylim()[0] for axes in drawn), max(axes.get_ylim()[1] for axes in drawn)
         for axes in drawn:
             axes.set_ylim(low, high)
-    style.legend(canvas, _entries(selection, looks))
+    for axes in drawn:
+        means.set_ticks(axes, selection.panels[0].quantity)
+    style.legend(canvas, selection.entries())
 
 
-def _with_lines(selection: Accuracies) -> Iterator[tuple[Panel, tuple[Line, ...]]]:
-    return zip(selection.panels, selection.lines, strict=True)
-
-
-def _views(panel: Panel, lines: Sequence[Line]) -> Iterator[View]:
-    """Yield a panel, or, of more series than can be told apart, one for each beside BN in grey."""
-    if len(lines) <= MOST_SERIES:
-        yield View(panel, panel.heading, tuple(lines))
-        return
-    references = tuple(line for line in lines if line.series.method == "batch" and not line.series.variant)
-    for line in lines:
-        heading = ", ".join(filter(None, (panel.heading, line.series.legend)))
-        yield View(panel, heading, (line,), tuple(other for other in references if other is not line))
-
-
-def _draw_along(
-    axes: "Axes", lines: Sequence[Line], looks: Looks, sizes: Sequence[int], columns: int
-) -> None:
-    """Draw the lines along the axis."""
-    cells = [{cell.x: cell for cell in line.cells if cell.x is not None} for line in lines]
-    for line, spots in zip(lines, samples.along(cells, sizes, columns), strict=True):
-        look = style.varied(looks[line.series.method], line.series.variant)
-        if columns > 3:
-            look = replace(look, size=0.6 * look.size)
-        samples.draw(axes, look, spots, ACCURACY, scale=100)
-        samples.draw_failures(axes, look, spots)
-
-
-def _draw_across(axes: "Axes", lines: Sequence[Line], looks: Looks, step: float) -> None:
-    """Draw the lines that the axis cannot touch; their marks stand beside the panel."""
-    for order, line in enumerate(lines):
-        look = style.varied(looks[line.series.method], line.series.variant)
-        (cell,) = line.cells
-        x = 1 + step * (order + 0.6)
-        spots = [Spot(x, x - samples.BESIDE * step, cell)]
-        if cell.interval:
-            axes.axhline(100 * cell.interval.mean, color=look.color, linestyle=look.line, zorder=1.8)
-        transform = axes.get_yaxis_transform()
-        samples.draw(axes, look, spots, ACCURACY, scale=100, joined=False, transform=transform)
-        samples.draw_failures(axes, look, spots, axes.transAxes)
-
-
-def _draw_published(axes: "Axes", published: Mapping[str, Mapping[int, Point]], looks: Looks) -> None:
-    for method, points in published.items():
-        color = looks[method].color
+def _draw_published(axes: "Axes", panel: Panel, published: Mapping[str, Mapping[int, Point]]) -> None:
+    for line, points in _of_panel(panel, published):
+        places = [math.log2(size) for size in points]
         heights = [point.accuracy for point in points.values()]
         sds = [math.nan if point.sd is None else point.sd for point in points.values()]
-        axes.plot(list(points), heights, color=color, zorder=1.5, marker="_", markersize=5, **PUBLISHED_LINE)
-        axes.errorbar(list(points), heights, sds, color=color, linestyle="none", elinewidth=0.6, zorder=1.5)
-
-
-def _set_limits(axes: "Axes", lines: Sequence[Line]) -> None:
-    """Set limits within 0 to 100 %, with room for the marks of failed trials below the lowest value."""
-    cells = [cell for line in lines for cell in line.cells]
-    if not any(cell.values for cell in cells):
-        axes.set_ylim(0, 100)
-        return
-    low, high = axes.get_ylim()
-    low, high = max(low, -1.0), min(high, 101.0)
-    most = max(len(cell.failures) for cell in cells)
-    room = min(0.03 + 0.05 * most, 0.4) if most else 0.0
-    axes.set_ylim(low - room * (high - low) / (1 - room), high)
-
-
-def _entries(selection: Accuracies, looks: Looks) -> Iterator[tuple["Line2D", str]]:
-    """Give the legend: every series, then what the other marks mean."""
-    from matplotlib.lines import Line2D
-
-    views = [view for panel, lines in _with_lines(selection) for view in _views(panel, lines)]
-    whole = (lines for _, lines in _with_lines(selection) if len(lines) <= MOST_SERIES)
-    named = {line.series for lines in whole for line in lines}
-    for series in selection.series:
-        if series in named:
-            yield style.entry(style.varied(looks[series.method], series.variant)), series.legend
-    for line in dict.fromkeys(line.series for view in views for line in view.references):
-        yield Line2D([], [], **REFERENCE), f"{line.legend}, beside the others"
-    yield from samples.entries(selection.cells)
-    yield from style.failure_entries(selection.stopped)
-    if selection.published:
-        yield Line2D([], [], color=style.INK, **PUBLISHED_LINE), "published"
+        look: dict[str, Any] = {"color": line.look.color, "zorder": 1.5}
+        axes.plot(places, heights, marker="_", markersize=5, **PUBLISHED_LINE, **look)
+        axes.errorbar(places, heights, sds, linestyle="none", elinewidth=0.6, **look)
 
 
 FIGURE = Figure(select, draw, table)

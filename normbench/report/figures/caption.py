@@ -9,6 +9,7 @@ from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.figures.panels import AXIS_LABELS, Panels, mixed_data
 from normbench.report.figures.values import in_heading, in_words, network
+from normbench.report.metrics import Metric
 from normbench.report.rows import Row
 from normbench.report.table import Table
 from normbench.text import numeric_key, plural
@@ -38,8 +39,13 @@ def warnings(panels: Panels) -> tuple[str, ...]:
     return tuple(sentences)
 
 
+def measured(metric: Metric) -> str:
+    """Return what the numbers of a figure are, such as ``Test accuracy after the last epoch``."""
+    return f"{metric.meaning[0].upper()}{metric.meaning[1:]}"
+
+
 def trials(table: Table) -> str:
-    """Return one line: data, networks, learning rate, schedule, epochs, trials and seeds."""
+    """Return one line: task, data, networks, learning rate, schedule, epochs, trials and seeds."""
     trials = [record.trial for record in table.records]
     fewest, *_, most = sorted([len(cell.trials) for cell in table] * 2)
     seeds = plural(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
@@ -52,7 +58,8 @@ def trials(table: Table) -> str:
         " / ".join([*map(str, shorter), plural(longest, "epoch")]),
         f"{plural(len(trials), 'trial')}, {seeds} each",
     ]
-    return " ".join(["; ".join(parts) + ".", *_tuned(table)])
+    words = "; ".join(filter(None, [_listed(map(_task, trials)), *parts])) + "."
+    return " ".join([words, *_tuned(table)])
 
 
 def _tuned(table: Table) -> Iterator[str]:
@@ -95,6 +102,14 @@ def _listed(texts: Iterable[str]) -> str:
     if len(listed) <= MOST_SETTINGS:
         return " / ".join(listed)
     return f"{listed[0]} to {listed[-1]}"
+
+
+def _task(trial: Trial) -> str:
+    """Return the task with its options; nothing of classification."""
+    if trial.task.name == "classification":
+        return ""
+    options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in trial.task.options.items())
+    return f"{trial.task.name} ({options})" if options else trial.task.name
 
 
 def _images(trial: Trial) -> str:

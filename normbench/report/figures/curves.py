@@ -1,4 +1,4 @@
-"""Training loss and test accuracy by epoch for every batch size: mean over seeds, and every seed."""
+"""Training loss and a metric by epoch for every batch size: mean over seeds, and every seed."""
 
 import itertools
 import math
@@ -11,11 +11,12 @@ from normbench.records import Record
 from normbench.report.figures import caption, style
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.lines import Line, Lines, Panel, Seed, draw, table
-from normbench.report.figures.panels import Axis, Panels, arrange
+from normbench.report.figures.panels import Axis, CannotDrawError, Panels, arrange, metric_of
 from normbench.report.figures.panels import Panel as Arranged
+from normbench.report.metrics import Quantity, number_in
 from normbench.report.table import Cell, Table
 
-QUANTITIES = {"train_loss": "training loss", "test_accuracy": "test accuracy (%)"}
+LOSS = Quantity("train_loss", "training loss", better="lower")
 COLUMNS = 6  # sizes side by side, as long as `MOST_BANDS` hold them all
 MOST_BANDS = 4  # below each other: a figure is not much taller than twice its width
 MOST_SINGLE = 3  # panels of one line each; more of them become one panel of many lines
@@ -31,21 +32,30 @@ class Column:
     cells: tuple[tuple[Series, Cell], ...]
 
 
-def select(trials: Table, _: Options) -> Lines | None:
-    """Return every trial's course by panel, size and series."""
+def select(trials: Table, options: Options) -> Lines | None:
+    """Return every trial's course by panel, size and series.
+
+    Raises:
+        CannotDrawError: the metric is not measured in epochs.
+    """
     arranged = arrange(trials) if any(record.epochs for record in trials.records) else None
     if arranged is None:
         return None
+    metric = metric_of(trials, options)
+    epochs = (epoch for record in trials.records for epoch in record.epochs)
+    if all(number_in(epoch, metric.quantity.column) is None for epoch in epochs):
+        raise CannotDrawError(f"the trials have no {metric.name} by epoch")
+    quantities = LOSS, metric.quantity
     bands = _bands(list(_columns(arranged)))
     across = max(map(len, bands))
     rows = [
-        tuple(_panel(column, key, _title(band, place, across)) for place, column in enumerate(band))
+        tuple(_panel(column, quantity, _title(band, place, across)) for place, column in enumerate(band))
         for band in bands
-        for key in QUANTITIES
+        for quantity in quantities
     ]
     sentences = (*caption.about(arranged), "Thick: mean over the seeds that finished; thin: single seeds.")
     warnings = caption.warnings(arranged)
-    return Lines("epoch", tuple(rows), sentences, warnings, band=len(QUANTITIES), is_counted=True)
+    return Lines("epoch", tuple(rows), sentences, warnings, band=len(quantities), is_counted=True)
 
 
 def _columns(arranged: Panels) -> Iterator[Column]:
@@ -83,24 +93,24 @@ def _title(band: Sequence[Column], place: int, across: int) -> str:
     return f"{heading}\n{size}" if any(other.heading for other in band) else size
 
 
-def _panel(column: Column, key: str, title: str) -> Panel:
+def _panel(column: Column, quantity: Quantity, title: str) -> Panel:
     lines = tuple(
-        Line(series, tuple(_seed(record, key) for record in cell.records)) for series, cell in column.cells
+        Line(series, tuple(_seed(record, quantity) for record in cell.records))
+        for series, cell in column.cells
     )
     return Panel(
         column.heading,
-        QUANTITIES[key],
+        quantity.label if quantity is LOSS else quantity.axis,
         lines,
         title=title,
         columns={"axis": column.axis, "size": column.size},
-        is_lost_upwards=key == "train_loss",
+        is_lost_upwards=quantity.better == "lower",
     )
 
 
-def _seed(record: Record, key: str) -> Seed:
-    scale = 100 if key == "test_accuracy" else 1
-    values = ((epoch.epoch, getattr(epoch, key)) for epoch in record.epochs)
-    points = tuple((epoch, scale * value) for epoch, value in values if value is not None)
+def _seed(record: Record, quantity: Quantity) -> Seed:
+    values = ((epoch.epoch, number_in(epoch, quantity.column)) for epoch in record.epochs)
+    points = tuple((epoch, quantity.scale * value) for epoch, value in values if value is not None)
     whole = [epoch.epoch for epoch in record.epochs if epoch.train_loss is not None]
     ended = None if record.status == "done" else max(whole, default=0) + 1
     return Seed(record.trial.seed, record.status, points, ended)

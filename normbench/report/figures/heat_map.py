@@ -1,4 +1,4 @@
-"""Test accuracy over two settings: a grid of means, and in every cell how many seeds finished."""
+"""The metric over two settings: a grid of means, and in every cell how many seeds finished."""
 
 import math
 from collections import Counter, defaultdict
@@ -10,10 +10,10 @@ from normbench.config.series import differing
 from normbench.records import Record
 from normbench.report.figures import caption, style
 from normbench.report.figures.base import Figure, Options
-from normbench.report.figures.panels import CannotDrawError, telling
+from normbench.report.figures.panels import CannotDrawError, metric_of, telling
 from normbench.report.figures.samples import Sample, columns
 from normbench.report.figures.values import in_heading, in_words, order, shown, value_in_words, written
-from normbench.report.metrics import accuracies
+from normbench.report.metrics import Metric, Quantity
 from normbench.report.rows import Row
 from normbench.report.table import Cell, Table, distinct
 
@@ -25,21 +25,11 @@ COLOURS = "cividis"  # even in lightness, and the same to the colour-blind
 
 
 @dataclass(frozen=True)
-class Place(Sample):
-    """Test accuracies, as fractions."""
-
-    @property
-    def mean(self) -> float:
-        """In percent, or nan."""
-        return 100 * math.fsum(self.values) / len(self.values) if self.values else math.nan
-
-
-@dataclass(frozen=True)
 class Grid:
     """One panel: cells by (row, column); those that were not run are not there."""
 
     heading: str
-    cells: Mapping[tuple[int, int], Place]
+    cells: Mapping[tuple[int, int], Sample]
 
 
 @dataclass(frozen=True)
@@ -52,11 +42,17 @@ class Grids:
     ys: tuple[str, ...]
     grids: tuple[Grid, ...]
     caption: tuple[str, ...]
+    quantity: Quantity
     warnings: tuple[str, ...] = ()
+
+    def mean(self, sample: Sample) -> float:
+        """Return the mean of a cell in the unit of the metric, or nan."""
+        values = sample.values
+        return self.quantity.scale * math.fsum(values) / len(values) if values else math.nan
 
 
 def select(trials: Table, options: Options) -> Grids | None:
-    """Return last-epoch test accuracies of the trials that have both settings, by what else they differ in.
+    """Return last-epoch numbers of the trials that have both settings, by what else they differ in.
 
     Raises:
         CannotDrawError: that would be more than ``MOST_PANELS`` panels.
@@ -75,18 +71,20 @@ def select(trials: Table, options: Options) -> Grids | None:
         panels[heading][place] += cell.records
     if len(panels) > MOST_PANELS:
         raise CannotDrawError(f"{len(panels)} panels, because the trials also differ in {', '.join(keys)}")
+    metric = metric_of(trials, options)
     grids = tuple(
-        Grid(heading, {place: _place(members) for place, members in panels[heading].items()})
+        Grid(heading, {place: _sample(members, metric) for place, members in panels[heading].items()})
         for heading in sorted(panels, key=order)
     )
     shown_cells = Table(tuple(cell for cell, _ in chosen))
     stopped = Counter(status for cell in shown_cells for status in cell.failures)
+    unit = f", {metric.unit}" if metric.unit else ""
     sentences = [
         caption.trials(shown_cells),
-        "Test accuracy after the last epoch, %: mean over the seeds that finished; an X for each other.",
+        f"{caption.measured(metric)}{unit}: mean over the seeds that finished; an X for each other.",
         *(f"{status.replace('_', ' ')}: {count}." for status, count in sorted(stopped.items())),
     ]
-    return Grids(x, y, tuple(map(shown, xs)), tuple(map(shown, ys)), grids, tuple(sentences))
+    return Grids(x, y, tuple(map(shown, xs)), tuple(map(shown, ys)), grids, tuple(sentences), metric.quantity)
 
 
 def _others(chosen: Sequence[tuple[Cell, Mapping[str, Any]]], shown_by: set[str]) -> list[dict[str, Any]]:
@@ -108,8 +106,10 @@ def _others(chosen: Sequence[tuple[Cell, Mapping[str, Any]]], shown_by: set[str]
     ]
 
 
-def _place(records: Sequence[Record]) -> Place:
-    return Place(accuracies(records), tuple(record.status for record in records if record.status != "done"))
+def _sample(records: Sequence[Record], metric: Metric) -> Sample:
+    values = (metric.stored(record) for record in records)
+    failures = (record.status for record in records if record.status != "done")
+    return Sample(tuple(value for value in values if value is not None), tuple(failures))
 
 
 def table(selection: Grids) -> list[Row]:
@@ -119,7 +119,7 @@ def table(selection: Grids) -> list[Row]:
             "panel": grid.heading,
             selection.x: selection.xs[column],
             selection.y: selection.ys[row],
-            **columns(cell, "test_accuracy"),
+            **columns(cell, selection.quantity.column),
         }
         for grid in selection.grids
         for (row, column), cell in sorted(grid.cells.items())
@@ -130,16 +130,24 @@ def draw(selection: Grids, canvas: "Canvas") -> None:
     """Draw panels side by side, on one scale of colours."""
     count = len(selection.grids)
     canvas.set_size_inches(style.WIDTH, 0.9 + 0.42 * len(selection.ys))
-    means = [cell.mean for grid in selection.grids for cell in grid.cells.values() if cell.values]
+    means = [selection.mean(cell) for grid in selection.grids for cell in grid.cells.values() if cell.values]
     low, high = (min(means), max(means)) if means else (0.0, 100.0)
+    form = "{:.1f}" if selection.quantity.unit == "%" else "{:.4g}"
+    is_reversed = selection.quantity.better == "lower"  # the better, the brighter
     for number, grid in enumerate(selection.grids):
         axes = canvas.add_subplot(1, count, number + 1)
         rows, columns = range(len(selection.ys)), range(len(selection.xs))
-        values = [[grid.cells.get((row, column), Place(())).mean for column in columns] for row in rows]
-        axes.imshow(values, cmap=COLOURS, vmin=low, vmax=high, aspect="auto", origin="lower")
+        values = [
+            [selection.mean(grid.cells.get((row, column), Sample())) for column in columns] for row in rows
+        ]
+        axes.imshow(
+            values, cmap=COLOURS + "_r" * is_reversed, vmin=low, vmax=high, aspect="auto", origin="lower"
+        )
         for (row, column), cell in grid.cells.items():
-            bright = cell.values and cell.mean > (low + high) / 2
-            words = " ".join([f"{cell.mean:.1f}"] * bool(cell.values) + ["X"] * len(cell.failures))
+            bright = cell.values and (selection.mean(cell) > (low + high) / 2) != is_reversed
+            words = " ".join(
+                [form.format(selection.mean(cell))] * bool(cell.values) + ["X"] * len(cell.failures)
+            )
             color = "white" if cell.values and not bright else "black"
             axes.text(column, row, words, ha="center", va="center", color=color, fontsize=8)
         axes.set_xticks(columns, [value_in_words(selection.x, value) for value in selection.xs])

@@ -1,35 +1,43 @@
-"""What other statistics at inference do to the accuracy of one trained network, by batch size."""
+"""What other statistics at inference do to the metric of one trained network, by batch size."""
 
+import itertools
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.records import Measured, Record
-from normbench.report.figures import caption, samples, style
+from normbench.report.figures import caption, means, style
 from normbench.report.figures.base import Figure, Options
-from normbench.report.figures.panels import AXIS_LABELS, Axis, CannotDrawError, Curve, Panel, arrange
-from normbench.report.figures.samples import Bounds, Sample, beyond, columns
+from normbench.report.figures.means import Line, Means, Panel, axis_of_sizes, table
+from normbench.report.figures.panels import (
+    AXIS_LABELS,
+    CannotDrawError,
+    Curve,
+    arrange,
+    block_heading,
+    metric_of,
+)
+from normbench.report.figures.panels import Panel as Arranged
+from normbench.report.figures.samples import Sample, beyond
+from normbench.report.metrics import Metric, Quantity, final
 from normbench.report.rows import Row
 from normbench.report.table import Table
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
-    from matplotlib.lines import Line2D
 
 MOST_BLOCKS = 4
-GAP, CHANGED = "accuracy gap (points)", "predictions changed (%)"
-BOUNDS: Mapping[str, Bounds] = {GAP: (-100.0, 100.0), CHANGED: (0.0, 100.0)}
+CHANGED = Quantity("mean", "predictions changed", "%", bounds=(0.0, 100.0))
 LEAST_REACH = 0.3  # points above and below 0 that an axis shows, lest rounding look like an effect
 
 # evaluations of gaps of one order of magnitude share axes
-PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "other averages": (GAP, ("cumulative", "precise", "folded")),
-    "batch statistics": (GAP, ("batch",)),
-    "layers deleted": (GAP, ("removed",)),
-    "other neighbours in the batch": (CHANGED, ("neighbours",)),
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "other averages": ("cumulative", "precise", "folded"),
+    "batch statistics": ("batch",),
+    "layers deleted": ("removed",),
+    "other neighbours in the batch": ("neighbours",),
 }
 LOOKS: Mapping[str, style.Style] = {
     "cumulative": style.Style("#8C6D1F", ">", (0, (4, 1, 1, 1)), 5.4),
@@ -44,6 +52,8 @@ BATCHES = (  # the larger, the darker
     style.Style("#00639B", "o", (0, (5, 1.2)), 4.8),
     style.Style("#002F4B", "^", style.SOLID, 5.2),
 )
+
+Key = tuple[str, tuple[int | str, ...]]  # an evaluation and its options
 
 
 @dataclass(frozen=True)
@@ -62,49 +72,13 @@ class Kind:
         return style.varied(BATCHES[self.variant % len(BATCHES)], self.variant // len(BATCHES))
 
 
-@dataclass(frozen=True)
-class Cell(Sample):
-    """One kind at one size: a value a seed, in percent or points."""
-
-    x: int = 0
-
-
-@dataclass(frozen=True)
-class Part:
-    """The lines that share axes, by size."""
-
-    heading: str
-    measure: str
-    lines: Mapping[Kind, tuple[Cell, ...]]
-
-
-@dataclass(frozen=True)
-class Block:
-    """One setting, and one method with one set of options."""
-
-    heading: str
-    axis: Axis
-    sizes: tuple[int, ...]
-    parts: tuple[Part, ...]
-
-
-@dataclass(frozen=True)
-class InferenceStatistics:
-    """All that is drawn."""
-
-    blocks: tuple[Block, ...]
-    kinds: tuple[Kind, ...]
-    caption: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-
-def select(trials: Table, _: Options) -> InferenceStatistics | None:
-    """Return the gaps to the final accuracy, which is that with the moving averages, seed by seed.
+def select(trials: Table, options: Options) -> Means | None:
+    """Return the gaps to the final metric, which is that with the moving averages, seed by seed.
 
     Raises:
         CannotDrawError: there are more than `MOST_BLOCKS` settings.
     """
-    compared = {name for _, names in PARTS.values() for name in names}
+    compared = {name for names in PARTS.values() for name in names}
     asked = trials.where(
         lambda record: (
             any(result.name in compared for result in record.inference)
@@ -114,64 +88,59 @@ def select(trials: Table, _: Options) -> InferenceStatistics | None:
     arranged = arrange(asked)
     if arranged is None:
         return None
+    metric = metric_of(asked, options)
     kinds = _kinds(result for record in asked.records for result in record.inference)
-    several = len(arranged.series) > 1
-    blocks = tuple(
-        block
-        for panel in arranged.panels
-        for curve in panel.curves
-        if (block := _block(panel, curve, kinds, several)).parts
-    )
-    if not blocks:
+    panels: list[Panel] = []
+    for panel in arranged.panels:
+        for curve in panel.curves:
+            panels += _parts(panel, curve, kinds, metric, block_heading(arranged, panel, curve))
+    if not panels:
         return None
-    if len(blocks) > MOST_BLOCKS:
+    if (blocks := len({panel.columns["panel"] for panel in panels})) > MOST_BLOCKS:
         raise CannotDrawError(
-            f"these trials are of {len(blocks)} settings and methods, more than {MOST_BLOCKS}; "
+            f"these trials are of {blocks} settings and methods, more than {MOST_BLOCKS}; "
             "draw fewer experiments at once"
         )
-    drawn = {kind for block in blocks for part in block.parts for kind in part.lines}
+    label = metric.quantity.label
     sentences = [
         *caption.about(arranged),
-        "Accuracy gap: test accuracy of the same network by other statistics less that by the moving average "
-        "of training. Mean and 95 % t-interval over seeds; small dots: single seeds.",
-        *(
-            sentence
-            for measure, words in ((GAP, "-100 or 100 points"), (CHANGED, "0 or 100 %"))
-            for sentence in beyond(
-                [
-                    cell
-                    for block in blocks
-                    for part in block.parts
-                    if part.measure == measure
-                    for cells in part.lines.values()
-                    for cell in cells
-                ],
-                BOUNDS[measure],
-                words,
-            )
-        ),
+        f"{gap_of(metric).label.capitalize()}: {label} of the same network by other statistics less that by "
+        "the moving average of training. Mean and 95 % t-interval over seeds; small dots: single seeds.",
     ]
-    if any(kind.name == "neighbours" for kind in drawn):
+    for quantity in (gap_of(metric), CHANGED):
+        sentences += beyond(
+            (each for panel in panels if panel.quantity == quantity for each in panel.samples), quantity
+        )
+    if any(panel.quantity == CHANGED for panel in panels):
         sentences.append(
             "Predictions changed: how often, by batch statistics, other images in its batch change what is "
             "predicted for an image."
         )
-    ordered = tuple(kind for kind in kinds.values() if kind in drawn)
-    return InferenceStatistics(blocks, ordered, tuple(sentences), caption.warnings(arranged))
+    drawn = {line.label for panel in panels for line in panel.lines}
+    legend = tuple((kind.label, kind.look) for kind in kinds.values() if kind.label in drawn)
+    return Means(tuple(panels), legend, {}, tuple(sentences), caption.warnings(arranged))
 
 
-def _key(result: Measured) -> tuple[str, tuple[int | str, ...]]:
+def gap_of(metric: Metric) -> Quantity:
+    """Return what the gaps of a metric are."""
+    quantity = metric.quantity
+    reach = quantity.scale * (quantity.bounds[1] - quantity.bounds[0])
+    label = f"{quantity.label.removeprefix('test ')} gap"
+    return Quantity("mean", label, quantity.difference_unit, bounds=(-reach, reach))
+
+
+def _key(result: Measured) -> Key:
     return result.name, tuple(result.options.values())
 
 
-def _kinds(results: Iterable[Measured]) -> dict[tuple[str, tuple[int | str, ...]], Kind]:
+def _kinds(results: Iterable[Measured]) -> dict[Key, Kind]:
     """Return all kinds that occur, in the order of the table, with the options that tell two apart.
 
     Records made before ``precise`` had an option for its variance always tell which they have.
     """
     results_by_key = {_key(result): result for result in results}
     names = list(EVALUATIONS)
-    kinds: dict[tuple[str, tuple[int | str, ...]], Kind] = {}
+    kinds: dict[Key, Kind] = {}
     for key in sorted(results_by_key, key=lambda key: (names.index(key[0]), key[1])):
         same = [result.options for (name, _), result in results_by_key.items() if name == key[0]]
         telling = [
@@ -186,94 +155,67 @@ def _kinds(results: Iterable[Measured]) -> dict[tuple[str, tuple[int | str, ...]
     return kinds
 
 
-def _block(
-    panel: Panel, curve: Curve, kinds: Mapping[tuple[str, tuple[int | str, ...]], Kind], several: bool
-) -> Block:
-    values: dict[Kind, dict[int, list[float]]] = {}
-    failures: dict[int | None, tuple[str, ...]] = {}
+def _parts(
+    panel: Arranged, curve: Curve, kinds: Mapping[Key, Kind], metric: Metric, heading: str
+) -> Iterator[Panel]:
+    """Yield the parts of one setting and one method with one set of options."""
+    samples: dict[Kind, dict[int, Sample]] = {}
     for x, cell in curve.cells.items():
-        failures[x] = cell.failures
+        values: dict[Kind, list[float]] = {}
         for record in cell.finished:
             for result in record.inference:
-                value = _value(record, result)
+                value = _value(record, result, metric)
                 if value is not None and x is not None:
-                    values.setdefault(kinds[_key(result)], {}).setdefault(x, []).append(value)
-    parts = []
-    for heading, (measure, names) in PARTS.items():
-        lines = {
-            kind: tuple(Cell(tuple(seeds), failures[x], x) for x, seeds in sorted(values[kind].items()))
+                    values.setdefault(kinds[_key(result)], []).append(value)
+        for kind, of_kind in values.items():
+            samples.setdefault(kind, {})[x or 0] = Sample(tuple(of_kind), cell.failures)
+    axis = axis_of_sizes(
+        AXIS_LABELS[panel.axis], sorted({x for line in samples.values() for x in line}) or [1]
+    )
+    for title, names in PARTS.items():
+        quantity = CHANGED if "neighbours" in names else gap_of(metric)
+        lines = tuple(
+            Line(kind.label, kind.look, samples[kind], {"evaluation": kind.label})
             for kind in kinds.values()
-            if kind.name in names and kind in values
-        }
+            if kind.name in names and kind in samples
+        )
         if lines:
-            parts.append(Part(heading, measure, lines))
-    heading = ", ".join(filter(None, (panel.heading, curve.series.legend if several else "")))
-    sizes = sorted({x for by_size in values.values() for x in by_size})
-    return Block(heading, panel.axis, tuple(sizes), tuple(parts))
+            head: Row = {"panel": heading, "axis": panel.axis, "size": None, "evaluation": None}
+            yield Panel(title, axis, quantity, lines, head | {"measure": quantity.axis})
 
 
-def _value(record: Record, result: Measured) -> float | None:
+def _value(record: Record, result: Measured, metric: Metric) -> float | None:
     if result.name == "neighbours":
         changed = result.numbers["prediction_changed"]
         return None if changed is None else 100 * changed
-    accuracy = result.numbers["test_accuracy"]
-    if accuracy is None or record.final is None or record.final.test_accuracy is None:
-        return None
-    return 100 * (accuracy - record.final.test_accuracy)
+    column = metric.quantity.column
+    after, before = result.numbers.get(column), final(record, column)
+    return None if after is None or before is None else metric.quantity.scale * (after - before)
 
 
-def table(selection: InferenceStatistics) -> list[Row]:
-    """Return one row a kind and size; gaps in points, changes in percent."""
-    return [
-        {
-            "panel": block.heading,
-            "axis": block.axis,
-            "size": cell.x,
-            "evaluation": kind.label,
-            "measure": part.measure,
-            **columns(cell, "mean"),
-        }
-        for block in selection.blocks
-        for part in block.parts
-        for kind, cells in part.lines.items()
-        for cell in cells
-    ]
-
-
-def draw(selection: InferenceStatistics, canvas: "Canvas") -> None:
+def draw(selection: Means, canvas: "Canvas") -> None:
     """Draw the parts of each block, two in a row, each on a scale of its own."""
-    rows = [(len(block.parts) + 1) // 2 for block in selection.blocks]
+    grouped = itertools.groupby(selection.panels, key=lambda panel: panel.columns["panel"])
+    blocks = {str(heading): list(panels) for heading, panels in grouped}
+    rows = [(len(panels) + 1) // 2 for panels in blocks.values()]
     canvas.set_size_inches(style.WIDTH, 2.4 * sum(rows))
-    grid = canvas.add_gridspec(len(selection.blocks), 1, height_ratios=rows)
-    for place, (block, count) in enumerate(zip(selection.blocks, rows, strict=True)):
-        columns = min(2, len(block.parts))
-        inner = grid[place, 0].subgridspec(count, columns)
-        for number, part in enumerate(block.parts):
+    grid = canvas.add_gridspec(len(blocks), 1, height_ratios=rows)
+    for place, (block, panels) in enumerate(blocks.items()):
+        columns = min(2, len(panels))
+        inner = grid[place, 0].subgridspec(rows[place], columns)
+        for number, panel in enumerate(panels):
             axes = canvas.add_subplot(inner[number // columns, number % columns])
-            _draw_part(axes, part, block.sizes)
-            style.size_axis(axes, block.sizes, AXIS_LABELS[block.axis])
-            heading = textwrap.fill(block.heading, 50 * columns) if number == 0 else ""
-            axes.set_title("\n".join(filter(None, (heading, part.heading))))
-    style.legend(canvas, _entries(selection))
-
-
-def _draw_part(axes: "Axes", part: Part, sizes: Sequence[int]) -> None:
-    lines = [{cell.x: cell for cell in cells} for cells in part.lines.values()]
-    for kind, spots in zip(part.lines, samples.along(lines, sizes, across=2), strict=True):
-        samples.draw(axes, kind.look, spots, BOUNDS[part.measure])
-    low, high = axes.get_ylim()
-    if part.measure == GAP:
-        axes.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1)
-        axes.set_ylim(min(low, -LEAST_REACH), max(high, LEAST_REACH))
-    else:
-        axes.set_ylim(0, max(high, 1))
-    axes.set_ylabel(part.measure)
-
-
-def _entries(selection: InferenceStatistics) -> Iterator[tuple["Line2D", str]]:
-    yield from ((style.entry(kind.look), kind.label) for kind in selection.kinds)
-    parts = [part for block in selection.blocks for part in block.parts]
-    yield from samples.entries(cell for part in parts for cells in part.lines.values() for cell in cells)
+            means.draw(axes, panel, 2, failed=False)
+            low, high = axes.get_ylim()
+            if panel.quantity == CHANGED:
+                axes.set_ylim(0, max(high, 1))
+            else:
+                axes.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1)
+                axes.set_ylim(min(low, -LEAST_REACH), max(high, LEAST_REACH))
+            axes.set_ylabel(panel.quantity.axis)
+            heading = textwrap.fill(block, 50 * columns) if number == 0 else ""
+            axes.set_title("\n".join(filter(None, (heading, panel.heading))))
+    style.legend(canvas, selection.entries())
 
 
 FIGURE = Figure(select, draw, table)

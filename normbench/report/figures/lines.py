@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.config.series import Series
 from normbench.report.figures import style
-from normbench.report.figures.samples import Sample, columns, counts, draw_ring, entries
+from normbench.report.figures.means import Axis, axis_of_sizes, draw_ring, partial_entries
+from normbench.report.figures.samples import Sample, columns, counts
 from normbench.report.rows import Row
 
 if TYPE_CHECKING:
@@ -190,8 +191,12 @@ def draw(selection: Lines, canvas: "Canvas") -> None:
                 axes.set_xlim(0, max(1, *ends) * 1.03)
                 axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             if selection.sizes:
-                style.size_axis(axes, selection.sizes, selection.x)
-                _draw_unreached(axes, panel, looks, selection.sizes, across)
+                axis = axis_of_sizes(selection.x, selection.sizes)
+                axes.set_xscale("log", base=2)
+                axes.set_xlim(*(2**end for end in axis.limits))
+                axes.set_xticks(selection.sizes, style.with_room(axis.places, axis.words))
+                axes.minorticks_off()
+                _draw_unreached(axes, panel, looks, axis, across)
             axes.set_ylim(*limits)
             if _unreached(panel):  # what stands there is no value of the axis
                 border = limits[1] - TOP * (limits[1] - limits[0])
@@ -208,8 +213,7 @@ def _looks(selection: Lines) -> Looks:
     methods = {series.method for series in selection.series}
     if len(methods) == 1 and len(selection.series) > style.MOST_VARIANTS:
         return dict(zip(selection.series, style.sequence(len(selection.series)), strict=True))
-    looks = style.of_methods(series.method for series in selection.series)
-    return {series: style.varied(looks[series.method], series.variant) for series in selection.series}
+    return style.of_series(selection.series)
 
 
 def _limits(panels: Sequence[Panel], logarithmic: bool) -> tuple[float, float]:
@@ -270,17 +274,17 @@ def _unreached(panel: Panel) -> dict[float, list[Line]]:
     return by_x
 
 
-def _draw_unreached(axes: "Axes", panel: Panel, looks: Looks, sizes: Sequence[int], across: int) -> None:
+def _draw_unreached(axes: "Axes", panel: Panel, looks: Looks, axis: Axis, across: int) -> None:
     """Draw at the top edge what has no value, side by side: a mark, or that of a trial that failed."""
     by_x = _unreached(panel)
     if not by_x:
         return
     place = axes.get_xaxis_transform()
-    step = style.dodge(max(map(len, by_x.values())), sizes, across)
+    step = axis.step(max(map(len, by_x.values())), across)
     for x, lines in by_x.items():
         for line, offset in zip(lines, style.offsets([len(lines) > 1] * len(lines)), strict=True):
             look = looks[line.series]
-            at = style.dodged(x, offset, step)
+            at = x * 2 ** (offset * step)
             seeds = [seed for seed in line.seeds if math.isnan(dict(seed.points).get(x, 0))]
             failed = sorted(seed.status for seed in seeds if seed.status != "done")
             if len(failed) < len(seeds):
@@ -305,5 +309,5 @@ def _entries(selection: Lines, looks: Looks, across: int) -> Iterator[tuple["Lin
     for series in selection.series:
         look = looks[series]
         yield style.entry(look if series in marked else replace(look, marker="")), series.legend
-    yield from entries(sample for line in drawn for sample in line.samples.values())
+    yield from partial_entries(sample for line in drawn for sample in line.samples.values())
     yield from style.failure_entries(selection.stopped)

@@ -9,6 +9,7 @@ from normbench.config.catalog.norms import NORMS
 from normbench.config.series import Series, differing
 from normbench.records import Record
 from normbench.report.figures.values import in_heading
+from normbench.report.metrics import Metric, metric, task_metric
 from normbench.report.table import Cell, Table, series_order
 from normbench.text import numeric_key
 
@@ -91,6 +92,22 @@ def arrange(table: Table) -> Panels | None:
             f"{', '.join(keys)}; draw fewer experiments at once"
         )
     return Panels(panels, table)
+
+
+def block_heading(panels: Panels, panel: Panel, curve: Curve) -> str:
+    """Return what a curve is of, where every curve of a figure has axes of its own."""
+    legend = curve.series.legend if len(panels.series) > 1 else ""
+    return ", ".join(filter(None, (panel.heading, legend)))
+
+
+def metric_of(table: Table, options: Mapping[str, Any]) -> Metric:
+    """Return the metric of a figure: that of its option ``metric``, else the metric of the trials' task.
+
+    Raises:
+        UnknownName: there is no such metric.
+    """
+    name = options.get("metric")
+    return metric(name) if name else task_metric(table.records[0].trial)
 
 
 def _setting(cell: Cell) -> dict[str, Any]:

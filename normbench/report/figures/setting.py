@@ -1,17 +1,18 @@
-"""Test accuracy against any one setting of a trial: means over seeds with 95 % intervals, and every seed."""
+"""The metric against any one setting of a trial: means over seeds with 95 % intervals, and every seed."""
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.norms import NORMS
 from normbench.config.series import key_of, series_of
-from normbench.report.figures import caption, samples, style
+from normbench.report.figures import caption, means, style
 from normbench.report.figures.base import Figure, Options
-from normbench.report.figures.panels import CannotDrawError, telling
-from normbench.report.figures.samples import ACCURACY, Sample, Spot, beyond, columns
+from normbench.report.figures.means import Axis, Line, Means, Panel
+from normbench.report.figures.panels import CannotDrawError, metric_of, telling
+from normbench.report.figures.samples import Sample, beyond
 from normbench.report.figures.values import (
     in_heading,
     in_words,
@@ -22,74 +23,35 @@ from normbench.report.figures.values import (
     value_in_words,
     written,
 )
-from normbench.report.metrics import accuracies
 from normbench.report.rows import Row
 from normbench.report.table import Cell, Table, distinct, norm_of
 from normbench.text import numeric_key, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
-    from matplotlib.lines import Line2D
 
 MOST_SERIES = 12
-STEP = 0.018  # of the axis, between neighbours of the series at one value
-SPREAD = 0.36  # of the least distance between two values, over which the series of one value stand at most
 
 
 @dataclass(frozen=True)
-class Point(Sample):
-    """Test accuracies, as fractions, of one series at one value.
-
-    Attributes:
-        place: of the value among all values, from 0.
-    """
-
-    place: int = 0
-
-
-@dataclass(frozen=True)
-class Line:
-    """Trials that differ in the setting and the seed alone; ``variant`` picks the look among its method's."""
-
-    method: str
-    variant: int
-    label: str
-    cells: tuple[Point, ...]
-
-
-@dataclass(frozen=True)
-class Accuracies:
-    """All that is drawn.
-
-    Attributes:
-        values: those of the setting, as they are labelled, in order.
-        places: where they stand on the axis, ascending.
-        joined: they are numbers, and what lies between two of them means something.
-    """
-
-    key: str
-    values: tuple[str, ...]
-    places: tuple[float, ...]
-    joined: bool
-    lines: tuple[Line, ...]
-    stopped: Mapping[str, int]
-    caption: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-    def diverged(self, place: int) -> float:
-        """Return the share of the trials at a value that diverged."""
-        at = [cell for cell in self.cells if cell.place == place]
-        trials = sum(len(cell.values) + len(cell.failures) for cell in at)
-        return sum(cell.failures.count("diverged") for cell in at) / trials if trials else 0.0
+class Setting(Means):
+    """All that is drawn, in one panel."""
 
     @property
-    def cells(self) -> list[Point]:
-        """Those of all lines."""
-        return [cell for line in self.lines for cell in line.cells]
+    def panel(self) -> Panel:
+        """The only one."""
+        (panel,) = self.panels
+        return panel
+
+    def diverged(self, value: Any) -> float:
+        """Return the share of the trials at a value that diverged."""
+        at = [line.samples[value] for line in self.panel.lines if value in line.samples]
+        trials = sum(len(sample.values) + len(sample.failures) for sample in at)
+        return sum(sample.failures.count("diverged") for sample in at) / trials if trials else 0.0
 
 
-def select(trials: Table, options: Options) -> Accuracies | None:
-    """Return last-epoch test accuracies of the trials that have the setting, by what else they differ in.
+def select(trials: Table, options: Options) -> Setting | None:
+    """Return last-epoch numbers of the trials that have the setting, by what else they differ in.
 
     Raises:
         CannotDrawError: they differ in so much else that the lines could not be told apart.
@@ -114,103 +76,74 @@ def select(trials: Table, options: Options) -> Accuracies | None:
     if len(groups) > MOST_SERIES:
         differ = ", ".join(keys or ["method and options"])
         raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {differ}")
+    metric = metric_of(trials, options)
     values = sorted({written(settings[key]) for _, settings in chosen}, key=order)
+    looks = style.of_methods(sorted({group[0] for group in groups}, key=NORMS.position))
     lines, variants = [], defaultdict[str, int](int)
     for group in sorted(groups, key=lambda each: (NORMS.position(each[0]), *map(numeric_key, each[1:]))):
-        method, cells = group[0], groups[group]
-        along = tuple(_point(place, cells[value]) for place, value in enumerate(values) if value in cells)
-        lines.append(Line(method, variants[method], ", ".join(filter(None, group[1:])), along))
+        method, cells, label = group[0], groups[group], ", ".join(filter(None, group[1:]))
+        samples = {value: Sample.of(cells[value], metric) for value in values if value in cells}
+        look = style.varied(looks[method], variants[method])
+        lines.append(Line(label, look, samples, {"norm": method, "line": label}))
         variants[method] += 1
     shown_cells = Table(tuple(cell for cell, _ in chosen))
     stopped = Counter(status for cell in shown_cells for status in cell.failures)
-    return Accuracies(
-        key,
-        tuple(shown(value) for value in values),
-        places(values),
-        numeric(values),
-        tuple(lines),
-        stopped,
-        (
-            caption.trials(shown_cells),
-            *_unfinished(lines, values),
-            *(["Grey: where trials diverged, the darker the more of them."] if stopped["diverged"] else []),
-            "Test accuracy after the last epoch: mean and 95 % t-interval over seeds (a single seed has "
-            "none); small dots: single seeds.",
-            *beyond((cell for line in lines for cell in line.cells), ACCURACY, "0 or 100 %"),
-        ),
-        (),
+    panel = Panel(
+        "", _axis(key, values), metric.quantity, tuple(lines), {"setting": key, "value": None}, x="value"
     )
+    sentences = (
+        caption.trials(shown_cells),
+        *_unfinished(lines),
+        *(["Grey: where trials diverged, the darker the more of them."] if stopped["diverged"] else []),
+        f"{caption.measured(metric)}: mean and 95 % t-interval over seeds (a single seed has none); small "
+        "dots: single seeds.",
+        *beyond(panel.samples, metric.quantity),
+    )
+    return Setting((panel,), tuple((line.label, line.look) for line in lines), stopped, sentences)
 
 
-def _unfinished(lines: Sequence[Line], values: Sequence[str]) -> Iterator[str]:
+def _axis(key: str, values: Sequence[str]) -> Axis:
+    """Return the axis of the values as ``written``, which ends half a gap beyond the first and the last."""
+    at = places(values)
+    gaps = [after - before for before, after in itertools.pairwise(at)] or [1.0]
+    words = tuple(value_in_words(key, shown(value)) for value in values)
+    return Axis(in_words(key), tuple(values), at, words, (gaps[0] / 2, gaps[-1] / 2), numeric(values))
+
+
+def _unfinished(lines: Sequence[Line]) -> Iterator[str]:
     """Yield which means leave trials out."""
     cells = [
-        f"{line.label} at {shown(values[cell.place])} ({len(cell.values)} of "
-        f"{plural(len(cell.values) + len(cell.failures), 'seed')} left)"
+        f"{line.label} at {shown(value)} ({len(sample.values)} of "
+        f"{plural(len(sample.values) + len(sample.failures), 'seed')} left)"
         for line in lines
-        for cell in line.cells
-        if cell.failures
+        for value, sample in line.samples.items()
+        if sample.failures
     ]
     if cells:
         yield f"Not finished, so in no mean: {', '.join(cells)}."
 
 
-def _point(place: int, cell: Cell) -> Point:
-    values = accuracies(cell.finished)
-    return Point(values, cell.failures, place)
-
-
-def table(selection: Accuracies) -> list[Row]:
+def table(selection: Setting) -> list[Row]:
     """Return one row a cell. Accuracies are fractions."""
-    return [
-        {
-            "setting": selection.key,
-            "value": selection.values[cell.place].replace("\n", " "),
-            "norm": line.method,
-            "line": line.label,
-            **columns(cell, "test_accuracy"),
-        }
-        for line in selection.lines
-        for cell in line.cells
-    ]
+    rows = means.table(selection)
+    return [row | {"value": shown(str(row["value"])).replace("\n", " ")} for row in rows]
 
 
-def draw(selection: Accuracies, canvas: "Canvas") -> None:
-    """Draw one panel."""
+def draw(selection: Setting, canvas: "Canvas") -> None:
+    """Draw one panel; where trials diverged, it is the darker the more of them."""
     canvas.set_size_inches(style.WIDTH, 3.7)
     axes = canvas.add_subplot()
-    places, gaps = selection.places, [b - a for a, b in itertools.pairwise(selection.places)] or [1.0]
-    middles = [a + gap / 2 for a, gap in zip(places, gaps, strict=False)][: len(places) - 1]
-    edges = [places[0] - gaps[0] / 2, *middles, places[-1] + gaps[-1] / 2]
-    for place, ends in enumerate(itertools.pairwise(edges)):
-        if share := selection.diverged(place):
+    axis = selection.panel.axis
+    middles = [(before + after) / 2 for before, after in itertools.pairwise(axis.places)]
+    low, high = axis.limits
+    for value, ends in zip(axis.values, itertools.pairwise([low, *middles, high]), strict=True):
+        if share := selection.diverged(value):
             axes.axvspan(*ends, color=style.FAINT, alpha=0.4 * share, linewidth=0)
-    cells = [{cell.place: cell for cell in line.cells} for line in selection.lines]
-    crowd = [[at in of and of[at].crowded for of in cells] for at in range(len(places))]
-    step = min(STEP * (edges[-1] - edges[0]), SPREAD * min(gaps) / max(1, *map(sum, crowd)))
-    offsets = list(map(style.offsets, crowd))
-    looks = style.of_methods(line.method for line in selection.lines)
-    for number, line in enumerate(selection.lines):
-        look = style.varied(looks[line.method], line.variant)
-        xs = {cell.place: places[cell.place] + step * offsets[cell.place][number] for cell in line.cells}
-        spots = [Spot(xs[cell.place], xs[cell.place] - 0.4 * step, cell) for cell in line.cells]
-        samples.draw(axes, look, spots, ACCURACY, scale=100, joined=selection.joined)
-        samples.draw_failures(axes, look, spots)
-    labels = [value_in_words(selection.key, value) for value in selection.values]
-    axes.set_xticks(places, style.with_room(places, labels))
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_xlabel(in_words(selection.key))
-    axes.set_ylabel("test accuracy (%)")
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low - (0.08 * (high - low) if selection.stopped else 0), 0), min(high, 100))
-    style.legend(canvas, _entries(selection, looks))
-
-
-def _entries(selection: Accuracies, looks: Mapping[str, style.Style]) -> Iterator[tuple["Line2D", str]]:
-    for line in selection.lines:
-        yield style.entry(style.varied(looks[line.method], line.variant), selection.joined), line.label
-    yield from samples.entries(selection.cells)
-    yield from style.failure_entries(selection.stopped)
+    means.draw(axes, selection.panel)
+    axes.set_ylabel(selection.panel.quantity.axis)
+    means.set_limits(axes, selection.panel)
+    means.set_ticks(axes, selection.panel.quantity)
+    style.legend(canvas, selection.entries())
 
 
 FIGURE = Figure(select, draw, table)

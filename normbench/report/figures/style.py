@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from normbench.config.series import Series
+
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
     from matplotlib.lines import Line2D
 
@@ -132,6 +133,13 @@ def of_methods(names: Iterable[str]) -> dict[str, Style]:
     return {name: METHODS[name] for name in shown if name in METHODS} | dict(zip(others, left, strict=False))
 
 
+def of_series(series: Iterable[Series]) -> dict[Series, Style]:
+    """Give every series of a figure its look: that of its method, varied by its set of options."""
+    series = list(series)
+    looks = of_methods(each.method for each in series)
+    return {each: varied(looks[each.method], each.variant) for each in series}
+
+
 def varied(style: Style, variant: int) -> Style:
     """Give the look of the ``variant``-th further set of options of a method; 0 is the first set.
 
@@ -178,23 +186,6 @@ def octaves(sizes: Sequence[int]) -> float:
     return max(math.log2(max(sizes) / min(sizes)), 1.0)
 
 
-def dodge(of: int, sizes: Sequence[int], across: int = 1) -> float:
-    """Return the octaves between ``of`` series at one size, so that none hides another's interval.
-
-    Args:
-        across: panels side by side; the narrower they are, the further apart on their axis.
-    """
-    wanted = (0.018 if across == 1 else 0.03 if across < 4 else 0.1) * octaves(sizes)
-    gaps = [math.log2(after / before) for before, after in itertools.pairwise(sizes)]
-    # all together within the axis' margins, see size_axis
-    return min(wanted, 0.7 * min(gaps, default=1.0) / of, 1.6 * MARGIN * octaves(sizes) / of)
-
-
-def dodged(x: float, offset: float, step: float) -> float:
-    """Move ``x`` by ``offset`` steps, which are ``step`` octaves each."""
-    return float(x * 2 ** (offset * step))
-
-
 def offsets(crowded: Sequence[bool]) -> list[float]:
     """Give the places, in steps, of series around a value of the axis that they share.
 
@@ -204,16 +195,6 @@ def offsets(crowded: Sequence[bool]) -> list[float]:
     """
     places = itertools.count(-(sum(crowded) - 1) / 2)
     return [next(places) if each else 0.0 for each in crowded]
-
-
-def size_axis(axes: "Axes", sizes: Sequence[int], label: str) -> None:
-    """Make a log2 x-axis with a tick at every size, and a label wherever there is room."""
-    span = octaves(sizes)
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(min(sizes) * 2 ** (-MARGIN * span), max(sizes) * 2 ** (MARGIN * span))
-    axes.set_xticks(list(sizes), with_room([math.log2(size) for size in sizes], list(map(str, sizes))))
-    axes.minorticks_off()
-    axes.set_xlabel(label)
 
 
 def of_seed(color: str, points: int, across: int) -> dict[str, Any]:

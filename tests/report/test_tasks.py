@@ -1,0 +1,298 @@
+"""Everything that reads records takes the metric of the trials' task, with its unit and its direction."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure as Canvas
+from rich.console import Console
+
+from normbench.cli.export import _epochs
+from normbench.cli.progress import LiveProgress, result_of
+from normbench.cli.status import _result
+from normbench.config.catalog.figures import FIGURES
+from normbench.config.catalog.tasks import TASKS, TaskEntry
+from normbench.config.registry import UnknownName
+from normbench.config.trial import Choice, Trial
+from normbench.records import Final, Record
+from normbench.report.claims import wording
+from normbench.report.claims.compare import compare
+from normbench.report.claims.comparison import Test
+from normbench.report.claims.document import _with_metric
+from normbench.report.claims.errors import QuestionError
+from normbench.report.claims.question import comparison
+from normbench.report.figures import base, style
+from normbench.report.metrics import METRICS, common_metric, metric, task_metric
+from normbench.report.rows import trial_rows
+from normbench.report.table import table
+
+PSNR = {"batch": 27.0, "instance": 27.5, "layer": 26.0}
+DRAWN = ("batch_size", "setting", "heat_map", "curves", "epochs_to_loss", "inference_statistics")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tasks() -> Iterator[None]:
+    """Two tasks that are not classification."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, compared in (("restoration", "psnr"), ("stylization", "style_loss")):
+            patch.setitem(TASKS._entries, name, TaskEntry(name, "made up", "nowhere:Task", metric=compared))
+        yield
+
+
+class MadeUp(Choice):
+    """A task with an option. The type of ``Trial.task`` does not know it, so it is put in afterwards."""
+
+    sigma: float = 25.0
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+
+
+def record(
+    norm: str = "batch",
+    batch_size: int = 4,
+    seed: int = 0,
+    task: str = "restoration",
+    status: str = "done",
+    **changes: Any,
+) -> Record:
+    """A record with a made-up course of two epochs."""
+    final = PSNR[norm] + 0.1 * seed + 0.01 * batch_size
+    name = "psnr" if task == "restoration" else "style_loss"
+    measured = [{f"train_{name}": final - 2, f"test_{name}": final - n} for n in (1, 0)]
+    if name == "psnr":
+        measured = [numbers | {"test_ssim": 0.8} for numbers in measured]
+    course = [
+        {"epoch": number, "train_loss": 1 / number, "train_accuracy": None, "lr": 0.1, "seconds": 1.0}
+        | {"test_loss": 0.5, "test_accuracy": None, "metrics": numbers}
+        for number, numbers in enumerate(measured, 1)
+    ]
+    trial = {"dataset": "cifar10", "model": "resnet8", "norm": norm, "epochs": 2}
+    evaluated = {"test_loss": 0.4, f"test_{name}": final + 0.5}
+    values = {
+        "schema": 3,  # before there was a checksum
+        "trial": trial | {"batch_size": batch_size, "seed": seed} | changes,
+        "status": status,
+        "epochs": course if status == "done" else course[:1],
+        "final": {"metrics": measured[-1]} if status == "done" else None,
+        "images_per_second": 100.0,
+        "seconds": 3.0,
+        "peak_memory_bytes": 1,
+        "inference": [{"name": "folded", "options": {}, "numbers": evaluated}] if status == "done" else [],
+        "diagnostics": {},
+        "data": "d" * 64,
+        "provenance": {},
+    }
+    found = Record.from_json(json.dumps(values))
+    return found.model_copy(update={"trial": found.trial.model_copy(update={"task": MadeUp(name=task)})})
+
+
+def sweep(**changes: Any) -> list[Record]:
+    return [record(norm, size, seed, **changes) for norm in PSNR for size in (4, 16) for seed in (0, 1)]
+
+
+def of_classification() -> Record:
+    found = record()
+    trial = Trial(**{key: getattr(found.trial, key) for key in ("dataset", "model", "norm", "batch_size")})
+    final = Final(test_accuracy=0.5, test_accuracy_median5=0.5)
+    return found.model_copy(update={"trial": trial, "final": final})
+
+
+def select(name: str, records: list[Record], **options: Any) -> Any:
+    return FIGURES[name].load().select(table(records), options)
+
+
+def drawn(name: str, records: list[Record], **options: Any) -> Canvas:
+    canvas = Canvas()
+    FIGURES[name].load().draw(select(name, records, **options), canvas)
+    return canvas
+
+
+# ---- the metric
+
+
+def test_every_task_is_compared_by_a_metric_that_there_is() -> None:
+    assert {entry.metric for entry in TASKS.values()} <= METRICS.keys()
+
+
+def test_a_metric_of_another_task_is_read_from_the_end_of_a_record() -> None:
+    assert metric("psnr")(record()) == pytest.approx(27.04)
+    assert metric("ssim")(record()) == 0.8
+    assert metric("test_loss")(record()) == 0.5
+    assert metric("accuracy")(record()) is None
+    assert metric("psnr")(record(status="diverged")) is None
+    assert metric("inference.folded.test_psnr")(record()) == pytest.approx(27.54)
+    assert (metric("psnr").unit, metric("inference.folded.test_psnr").unit) == ("dB", "dB")
+    assert metric("style_loss").better == "lower"
+    assert task_metric(record().trial) is METRICS["psnr"]
+
+
+def test_trials_of_several_tasks_have_no_metric_in_common() -> None:
+    assert common_metric([record().trial]).name == "psnr"
+    with pytest.raises(UnknownName, match="tasks restoration, stylization, which have no metric in common"):
+        common_metric([record().trial, record(task="stylization").trial])
+
+
+# ---- figures
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_figure_is_drawn_of_every_task(name: str, tmp_path: Path) -> None:
+    records = [*sweep(), record(seed=2, status="diverged")]
+    paths = base.render(name, table(records), tmp_path, ["svg"])
+    assert [path.suffix for path in paths] == [".svg", ".csv"]
+    assert "accuracy" not in paths[0].read_text().lower()
+    assert "accuracy" not in paths[1].read_text()
+
+
+@pytest.mark.parametrize("name", ["batch_size", "setting"])
+def test_axes_and_tables_have_the_metric_in_its_unit(name: str, tmp_path: Path) -> None:
+    (axes,) = drawn(name, sweep()).axes
+    assert axes.get_ylabel() == "test PSNR (dB)"
+    low, high = axes.get_ylim()
+    assert 24 < low < 26 < 27.7 < high < 30
+    _, path = base.render(name, table(sweep()), tmp_path, ["svg"])
+    row = next(csv.DictReader(io.StringIO(path.read_text())))
+    assert float(row["test_psnr"]) == pytest.approx(27.09)
+    assert row["values"] == "27.04 27.14"
+
+
+def test_the_caption_tells_the_task_its_options_and_the_metric() -> None:
+    caption = select("batch_size", sweep()).caption
+    assert caption[0].startswith("restoration (sigma 25.0); cifar10; ")
+    assert caption[1].startswith("Peak signal-to-noise ratio of the test images after the last epoch: mean")
+
+
+def test_curves_have_the_metric_by_epoch() -> None:
+    loss, psnr = drawn("curves", [record()]).axes
+    assert (loss.get_ylabel(), psnr.get_ylabel()) == ("training loss", "test PSNR (dB)")
+    (course,) = {tuple(line.get_ydata()) for line in psnr.get_lines()}
+    assert course == pytest.approx((26.04, 27.04))
+
+
+def test_gaps_of_other_statistics_are_in_the_unit_of_the_metric() -> None:
+    (panel,) = select("inference_statistics", sweep()[:2]).panels
+    assert panel.quantity.axis == "PSNR gap (dB)"
+    assert panel.lines[0].samples[4].values == pytest.approx((0.5, 0.5))
+
+
+def test_a_figure_of_another_metric_is_asked_for_by_name_and_has_a_file_of_its_own(tmp_path: Path) -> None:
+    paths = base.render("batch_size", table(sweep()), tmp_path, ["svg"], {"metric": "ssim"})
+    assert [path.name for path in paths] == ["batch_size-ssim.svg", "batch_size-ssim.csv"]
+    (axes,) = drawn("batch_size", sweep(), metric="ssim").axes
+    assert axes.get_ylabel() == "test SSIM"
+    with pytest.raises(UnknownName, match="did you mean 'ssim'"):
+        select("batch_size", sweep(), metric="sim")
+    told: list[str] = []
+    assert (
+        base.render("curves", table(sweep()), tmp_path, ["svg"], {"metric": "online"}, tell=told.append) == []
+    )
+    assert told == ["figure curves is not drawn: the trials have no online by epoch"]
+
+
+def test_where_less_is_better_failures_stand_at_the_top_and_bright_is_low() -> None:
+    failed = record(seed=2, task="stylization", status="diverged")
+    (axes,) = drawn("batch_size", [*sweep(task="stylization"), failed]).axes
+    assert axes.get_ylabel() == "test style loss (lower is better)"
+    (mark,) = [line for line in axes.get_lines() if line.get_marker() == style.FAILURES["diverged"]]
+    assert list(mark.get_ydata()) == [pytest.approx(0.97)]
+    maps = {
+        task: drawn("heat_map", sweep(task=task)).axes[0].get_images()[0].get_cmap().name
+        for task in ("restoration", "stylization")
+    }
+    assert maps == {"restoration": "cividis", "stylization": "cividis_r"}
+
+
+def test_trials_of_several_tasks_are_not_one_figure(tmp_path: Path) -> None:
+    told: list[str] = []
+    mixed = table([record(), of_classification()])
+    assert base.render("batch_size", mixed, tmp_path, tell=told.append) == []
+    words = "these trials are of the tasks classification and restoration; draw one task at once"
+    assert told == [f"figure batch_size is not drawn: {words}"]
+
+
+def test_a_published_series_of_accuracies_is_not_laid_over_another_metric() -> None:
+    selection = select("batch_size", sweep(), published="befranke_resnet20")
+    assert selection.published == {}
+    assert selection.warnings == ("The published series befranke_resnet20 is of accuracies, and left out.",)
+
+
+# ---- rows, status, progress
+
+
+def test_rows_have_the_metrics_of_each_task_and_the_task_where_it_is_not_classification() -> None:
+    (row,) = trial_rows([record()])
+    assert row["task.name"] == "restoration"
+    assert (row["test_psnr"], row["test_ssim"]) == (27.04, 0.8)
+    assert "test_accuracy" not in row
+    (failed,) = trial_rows([record(status="diverged")])
+    assert failed["test_psnr"] is None
+    (known,) = trial_rows([of_classification()])
+    assert not any(column.startswith("task") for column in known)
+    assert known["test_accuracy"] == 0.5
+    first, last = table([record()]).epochs()
+    assert (first["test_psnr"], last["test_psnr"]) == (26.04, 27.04)
+    assert "metrics" not in first
+
+
+def test_progress_is_told_in_the_metric_of_the_task() -> None:
+    assert result_of(record()) == "test PSNR 27 dB"
+    assert result_of(record(seed=3)) == "test PSNR 27.3 dB"
+    assert result_of(of_classification()) == "test accuracy 50.0 %"
+    console = Console(file=io.StringIO(), width=200)
+    live, trial = LiveProgress(console), record().trial
+    event = {"epoch": 2, "epochs": 2, "images_per_second": 10.0, "train_loss": 0.5, "test_accuracy": None}
+    live.event(trial, event | {"test_metrics": {"psnr": 26.5, "ssim": 0.8}})
+    console.print(live.table())
+    _, heading, row = console.file.getvalue().splitlines()
+    assert "test PSNR" in heading
+    assert "26.5 dB" in row
+
+
+def test_the_state_of_a_trial_and_its_epochs_are_in_the_metric_of_the_task() -> None:
+    assert _result(record().trial, record()) == {"test_psnr": 27.04}
+    heading, first, *_ = _epochs(record()).splitlines()
+    names = ("epoch", "train loss", "train psnr", "test loss", "test psnr", "test ssim", "lr", "seconds")
+    assert heading.split("  ")[0] == "epoch"
+    assert " ".join(heading.split()) == " ".join(names)
+    assert " ".join(first.split()) == "1 1.0000 25 dB 0.5000 26 dB 0.8 0.1 1.0"
+
+
+# ---- claims
+
+
+def test_a_question_is_in_the_metric_of_the_task_and_says_its_unit() -> None:
+    trials = [each.trial for each in sweep()]
+    psnr = metric("psnr")
+    test = comparison("instance > batch at batch_size=4", trials, 0.2, psnr)
+    assert (test.kind, test.metric, test.margin) == ("greater", "psnr", 0.2)
+    assert (
+        wording.comparison(test) == "norm instance > norm batch at batch_size 4 in psnr by more than 0.2 dB"
+    )
+    with pytest.raises(QuestionError, match="a question on psnr needs a margin in dB"):
+        comparison("instance > batch", trials, None, psnr)
+    assert comparison("instance > batch", trials, 0.2, metric("style_loss")).kind == "less"  # that is better
+
+
+def test_a_claim_that_names_no_metric_is_in_that_of_its_experiments_task() -> None:
+    experiments: Any = {None: SimpleNamespace(trials=[record().trial])}
+    sides = {"a": {"norm": "instance"}, "b": {"norm": "batch"}}
+    plain = Test.model_validate({"kind": "greater", "margin": 0.2, **sides})
+    named = Test.model_validate({"kind": "greater", "margin": 0.2, "metric": "ssim", **sides})
+    both = Test.model_validate({"kind": "all", "of": [plain, named]})
+    found = _with_metric(both, experiments)
+    assert found is not None
+    assert [part.metric for part in found.parts] == ["psnr", "ssim"]
+
+
+def test_pairs_are_compared_in_the_metric_of_the_task() -> None:
+    pairs = compare(table(sweep()), "norm", metric("psnr"), "batch")
+    assert {(pair.a, pair.b, round(pair.difference.mean, 2)) for pair in pairs if pair.difference} == {
+        ("layer", "batch", -1.0),
+        ("instance", "batch", 0.5),
+    }
