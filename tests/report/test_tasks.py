@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +15,9 @@ from normbench.cli.export import _epochs
 from normbench.cli.progress import LiveProgress, result_of
 from normbench.cli.status import _result
 from normbench.config.catalog.figures import FIGURES
-from normbench.config.catalog.tasks import TASKS, TaskEntry
+from normbench.config.catalog.tasks import TASKS
 from normbench.config.registry import UnknownName
-from normbench.config.trial import Choice, Trial
+from normbench.config.trial import Trial
 from normbench.records import Final, Record
 from normbench.report.claims import wording
 from normbench.report.claims.compare import compare
@@ -35,35 +34,20 @@ PSNR = {"batch": 27.0, "instance": 27.5, "layer": 26.0}
 DRAWN = ("batch_size", "setting", "heat_map", "curves", "epochs_to_loss", "inference_statistics")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def tasks() -> Iterator[None]:
-    """Two tasks that are not classification."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, compared in (("restoration", "psnr"), ("stylization", "style_loss")):
-            patch.setitem(TASKS._entries, name, TaskEntry(name, "made up", "nowhere:Task", metric=compared))
-        yield
-
-
-class MadeUp(Choice):
-    """A task with an option. The type of ``Trial.task`` does not know it, so it is put in afterwards."""
-
-    sigma: float = 25.0
-
-
-pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+NETWORKS = {"denoising": "dncnn", "style": "stylizer"}
 
 
 def record(
     norm: str = "batch",
     batch_size: int = 4,
     seed: int = 0,
-    task: str = "restoration",
+    task: str = "denoising",
     status: str = "done",
     **changes: Any,
 ) -> Record:
     """A record with a made-up course of two epochs."""
     final = PSNR[norm] + 0.1 * seed + 0.01 * batch_size
-    name = "psnr" if task == "restoration" else "style_loss"
+    name = "psnr" if task == "denoising" else "style_objective"
     measured = [{f"train_{name}": final - 2, f"test_{name}": final - n} for n in (1, 0)]
     if name == "psnr":
         measured = [numbers | {"test_ssim": 0.8} for numbers in measured]
@@ -72,7 +56,7 @@ def record(
         | {"test_loss": 0.5, "test_accuracy": None, "metrics": numbers}
         for number, numbers in enumerate(measured, 1)
     ]
-    trial = {"dataset": "cifar10", "model": "resnet8", "norm": norm, "epochs": 2}
+    trial = {"task": task, "dataset": "cifar10", "model": NETWORKS[task], "norm": norm, "epochs": 2}
     evaluated = {"test_loss": 0.4, f"test_{name}": final + 0.5}
     values = {
         "schema": 3,  # before there was a checksum
@@ -88,8 +72,7 @@ def record(
         "data": "d" * 64,
         "provenance": {},
     }
-    found = Record.from_json(json.dumps(values))
-    return found.model_copy(update={"trial": found.trial.model_copy(update={"task": MadeUp(name=task)})})
+    return Record.from_json(json.dumps(values))
 
 
 def sweep(**changes: Any) -> list[Record]:
@@ -98,7 +81,7 @@ def sweep(**changes: Any) -> list[Record]:
 
 def of_classification() -> Record:
     found = record()
-    trial = Trial(**{key: getattr(found.trial, key) for key in ("dataset", "model", "norm", "batch_size")})
+    trial = Trial(dataset="cifar10", model="resnet8", norm="batch", batch_size=4)
     final = Final(test_accuracy=0.5, test_accuracy_median5=0.5)
     return found.model_copy(update={"trial": trial, "final": final})
 
@@ -134,8 +117,8 @@ def test_a_metric_of_another_task_is_read_from_the_end_of_a_record() -> None:
 
 def test_trials_of_several_tasks_have_no_metric_in_common() -> None:
     assert common_metric([record().trial]).name == "psnr"
-    with pytest.raises(UnknownName, match="tasks restoration, stylization, which have no metric in common"):
-        common_metric([record().trial, record(task="stylization").trial])
+    with pytest.raises(UnknownName, match="tasks denoising, style, which have no metric in common"):
+        common_metric([record().trial, record(task="style").trial])
 
 
 # ---- figures
@@ -164,7 +147,7 @@ def test_axes_and_tables_have_the_metric_in_its_unit(name: str, tmp_path: Path) 
 
 def test_the_caption_tells_the_task_its_options_and_the_metric() -> None:
     caption = select("batch_size", sweep()).caption
-    assert caption[0].startswith("restoration (sigma 25.0); cifar10; ")
+    assert caption[0].startswith("denoising (sigma 25.0); cifar10; ")
     assert caption[1].startswith("Peak signal-to-noise ratio of the test images after the last epoch: mean")
 
 
@@ -196,23 +179,23 @@ def test_a_figure_of_another_metric_is_asked_for_by_name_and_has_a_file_of_its_o
 
 
 def test_where_less_is_better_failures_stand_at_the_top_and_bright_is_low() -> None:
-    failed = record(seed=2, task="stylization", status="diverged")
-    (axes,) = drawn("batch_size", [*sweep(task="stylization"), failed]).axes
-    assert axes.get_ylabel() == "test style loss (lower is better)"
+    failed = record(seed=2, task="style", status="diverged")
+    (axes,) = drawn("batch_size", [*sweep(task="style"), failed]).axes
+    assert axes.get_ylabel() == "test objective (lower is better)"
     (mark,) = [line for line in axes.get_lines() if line.get_marker() == style.FAILURES["diverged"]]
     assert list(mark.get_ydata()) == [pytest.approx(0.97)]
     maps = {
         task: drawn("heat_map", sweep(task=task)).axes[0].get_images()[0].get_cmap().name
-        for task in ("restoration", "stylization")
+        for task in ("denoising", "style")
     }
-    assert maps == {"restoration": "cividis", "stylization": "cividis_r"}
+    assert maps == {"denoising": "cividis", "style": "cividis_r"}
 
 
 def test_trials_of_several_tasks_are_not_one_figure(tmp_path: Path) -> None:
     told: list[str] = []
     mixed = table([record(), of_classification()])
     assert base.render("batch_size", mixed, tmp_path, tell=told.append) == []
-    words = "these trials are of the tasks classification and restoration; draw one task at once"
+    words = "these trials are of the tasks classification and denoising; draw one task at once"
     assert told == [f"figure batch_size is not drawn: {words}"]
 
 
@@ -227,7 +210,7 @@ def test_a_published_series_of_accuracies_is_not_laid_over_another_metric() -> N
 
 def test_rows_have_the_metrics_of_each_task_and_the_task_where_it_is_not_classification() -> None:
     (row,) = trial_rows([record()])
-    assert row["task.name"] == "restoration"
+    assert (row["task.name"], row["task.sigma"]) == ("denoising", 25.0)
     assert (row["test_psnr"], row["test_ssim"]) == (27.04, 0.8)
     assert "test_accuracy" not in row
     (failed,) = trial_rows([record(status="diverged")])

@@ -108,7 +108,8 @@ def _task(trial: Trial) -> str:
     """Return the task with its options; nothing of classification."""
     if trial.task.name == "classification":
         return ""
-    options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in trial.task.options.items())
+    shown = {key: value for key, value in trial.task.options.items() if value not in (None, False)}
+    options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items())
     return f"{trial.task.name} ({options})" if options else trial.task.name
 
 

@@ -13,9 +13,8 @@ from normbench.text import plural
 
 def network(name: str) -> str:
     """Return a network as papers write it, such as ``pre-activation ResNet-8`` for ``preact_resnet8``."""
-    if name in ("lstm", "gru", "rnn"):
-        return name.upper()
-    return re.sub(
+    known = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "dncnn": "DnCNN", "unet": "U-Net"}
+    return known.get(name) or re.sub(
         r"^(preact_)?resnet(\d+)$", lambda m: f"{'pre-activation ' if m[1] else ''}ResNet-{m[2]}", name
     )
 
