@@ -44,6 +44,8 @@ def record(norm: str, weight: float, seed: int = 0, batch_size: int = 4, **chang
         "images_per_second": 100.0,
         "seconds": 3.0,
         "peak_memory_bytes": 1,
+        "diagnostics": {},
+        "inference": [],
         "data": "d" * 64,
         "provenance": {"normbench": "0.1.0", "torch": "2.11.0", "device": "a CPU"},
     }
