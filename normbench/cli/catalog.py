@@ -83,10 +83,11 @@ def data_as_text(name: str, options: Sequence[str], directory: Path, log: Callab
     datasets.prepare(choice, directory, log)
     dataset, info = datasets.load(choice, directory), datasets.info(choice, directory)
     classes = printable(", ".join(dataset.classes), 200)
+    held_out = f", validation: {info.validation}" if info.validation else ""
     return "\n".join(
         [
             f"{name} in {printable(directory)}",
-            f"train: {info.train} images, test: {info.test}, {info.size}×{info.size} RGB",
+            f"train: {info.train} images{held_out}, test: {info.test}, {info.size}×{info.size} RGB",
             f"classes: {info.classes} ({classes})",
             f"content: {dataset.content}",
         ]

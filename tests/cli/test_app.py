@@ -311,6 +311,8 @@ def test_data_describes_a_set(lab: Path, cli: Cli) -> None:
     ended = cli("data", "folder", "folder=tiny", "image_size=8", "train_size=32")
     assert ended.code == 0
     assert "train: 32 images, test: 20, 8×8 RGB\nclasses: 4 (0, 1, 2, 3)\ncontent: " in ended.out
+    ended = cli("data", "folder", "folder=tiny", "image_size=8", "train_size=32", "validation_size=8")
+    assert "train: 24 images, validation: 8, test: 20, 8×8 RGB\n" in ended.out
 
 
 def test_plot_draws_every_experiment(lab: Path, cli: Cli) -> None:

@@ -14,11 +14,13 @@ from conftest import Cli, place_of
 from test_run import Lab, Seen, failing
 from test_train import numbers
 
+import normbench
 from normbench import load_results
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.experiment import Experiment, from_document
 from normbench.config.trial import Trial
 from normbench.records import Epoch, Final, Record
+from normbench.report.figures import caption
 from normbench.sweep import run as sweep
 from normbench.sweep import tuning
 from normbench.sweep.results import find
@@ -193,6 +195,26 @@ def test_the_rule_s_own_value_is_one_trial_in_both_series(lab: Lab) -> None:
     assert len(table.records) == 4
     as_written, tuned = (table.cell({"norm": "batch", "norm.tuned": tuned}) for tuned in (False, True))
     assert as_written.records == tuned.records
+
+
+def test_captions_say_what_was_chosen_and_what_is_best_at_the_edge_of_its_grid(lab: Lab) -> None:
+    survey = lab.run(tiny(lab)).survey
+    assert survey is not None
+    text = caption.trials(load_results(lab.results))
+    for each, name in zip(survey.chosen, ("BN", "GN (8 groups)"), strict=True):
+        assert f"{name} at batch size 10: learning rate {each.candidate.values['optimizer.lr']}" in text
+        assert (f"{name} at batch size 10 (learning rate)" in text) == bool(each.edges)
+    assert ("Best at the edge of the grid, widen it: " in text) == any(e.edges for e in survey.chosen)
+
+
+def test_the_python_api_tunes_and_gives_results_alone(lab: Lab) -> None:
+    experiment = tiny(lab)
+    table = normbench.run(experiment, lab.results, lab.data)
+    assert table == load_results(lab.results)
+    assert [cell.tuned is not None for cell in table] == [False, True, False, True]
+    chosen = {json.dumps(cell.tuned.values) for cell in table if cell.tuned}
+    stored = json.loads((lab.store.directory / "tuning.json").read_text())["cells"]
+    assert chosen == {json.dumps(cell["chosen"]) for cell in stored}
 
 
 @pytest.mark.parametrize("after", [3, 12, 14])
