@@ -26,7 +26,7 @@ from normbench.norms.api import relu
 from normbench.training.build import network
 from normbench.training.capture.capture import RecordedStep, recorder_of
 from normbench.training.device import device, settled_process
-from normbench.training.optim import momenta, optimizer
+from normbench.training.optim import buffers, optimizer
 from normbench.training.provenance import device_name, git_state
 
 CLASSES = 10
@@ -83,7 +83,7 @@ def updates(trial: Trial, seeds: int, where: torch.device) -> Callable[[], None]
     for group in sgd.param_groups:
         group["lr"] = torch.tensor(1e-3, device=where, dtype=None if where.type == "cuda" else torch.float64)
     act = partial(one_update, model, sgd, trial.precision)
-    step = RecordedStep(act, model, recorder_of(where, 1, 10**6), partial(momenta, sgd))
+    step = RecordedStep(act, model, recorder_of(where, 1, 10**6), partial(buffers, sgd))
     x = torch.randn(trial.batch_size, 3 * seeds, 32, 32, device=where)
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.randint(CLASSES, (trial.batch_size * seeds,), device=where)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from normbench.report.table import Table
 
 __version__ = "0.1.0"
-__all__ = ["Normalization", "figures", "load_experiment", "load_results", "norm_layer", "run"]
+__all__ = ["Normalization", "convert", "figures", "load_experiment", "load_results", "norm_layer", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -161,11 +161,57 @@ def norm_layer(
         UnknownName: there is no such method.
         ValueError: an option is wrong, ``norm_batch_size`` is missing, or the method is not a layer alone.
     """
+    from normbench.norms.api import Normalization
+
+    normalization, plain = _normalization(name, norm_batch_size, options), Normalization()
+    if (normalization.wrap_conv, normalization.make_residual) != (plain.wrap_conv, plain.make_residual):
+        raise ValueError(
+            f"norm {name} is no layer alone: it changes convolutions or residual blocks, too (docs/api.md)"
+        )
+    return normalization.make_layer
+
+
+def convert(
+    model: "nn.Module",
+    norm: "str | Normalization",
+    layers: Sequence[str] = ("batch",),
+    *,
+    norm_batch_size: int | None = None,
+    **options: Any,
+) -> "nn.Module":
+    """Replace the normalization layers of a network by those of a method, in place, and return the network.
+
+    As `torch.nn.SyncBatchNorm.convert_sync_batchnorm`; a method that changes convolutions gets every
+    `nn.Conv2d`, too.
+
+    Args:
+        model: the network.
+        norm: a method, as in a configuration, or a `Normalization`.
+        layers: which of torch's layers are replaced: ``batch``, ``layer``, ``group``, ``instance``.
+        norm_batch_size: as for `norm_layer`.
+        options: of the method, if it is named.
+
+    Raises:
+        UnknownName: there is no such method.
+        ValueError: an option is wrong, ``norm_batch_size`` is missing, or a layer, which the message names,
+            cannot be converted; the network is as it was.
+    """
+    from normbench.models.convert import convert as replace_layers
+
+    if isinstance(norm, str):
+        norm = _normalization(norm, norm_batch_size, options)
+    elif options or norm_batch_size is not None:
+        raise ValueError("options are those of a method that is named; a Normalization has its own")
+    return replace_layers(model, norm, layers)
+
+
+def _normalization(name: str, norm_batch_size: int | None, options: Mapping[str, Any]) -> "Normalization":
+    """Return a method by its name and options, or raise what is wrong with them."""
     from pydantic import TypeAdapter
 
     from normbench.config.catalog.norms import NORMS
     from normbench.config.trial import Norm
-    from normbench.norms.api import Normalization, build
+    from normbench.norms.api import build
 
     method = NORMS[name]
     for option in options:
@@ -176,12 +222,7 @@ def norm_layer(
     if method.across_samples and norm_batch_size is None and not method.is_custom:
         raise ValueError(f"norm {name} needs norm_batch_size, the number of samples that share statistics")
     choice = TypeAdapter(Norm).validate_python({"name": name, **options})
-    normalization, plain = build(choice, norm_batch_size), Normalization()
-    if (normalization.wrap_conv, normalization.make_residual) != (plain.wrap_conv, plain.make_residual):
-        raise ValueError(
-            f"norm {name} is no layer alone: it changes convolutions or residual blocks, too (docs/api.md)"
-        )
-    return normalization.make_layer
+    return build(choice, norm_batch_size)
 
 
 def _warn(words: str) -> None:

@@ -251,13 +251,17 @@ def test_a_method_of_ones_own_is_written_as_described(
 ) -> None:
     import torch
 
-    (code,) = re.findall(r"```python\n(.*?)```", PAGES["extending.md"], re.DOTALL)
-    (tmp_path / "norms_of_the_documentation.py").write_text(code, "utf-8")
+    from normbench.norms.api import build
+
+    plain, further, *_ = re.findall(r"```python\n(.*?)```", PAGES["extending.md"], re.DOTALL)
+    (tmp_path / "norms_of_the_documentation.py").write_text(plain, "utf-8")
+    (tmp_path / "methods_of_the_documentation.py").write_text(f"{plain}\n{further}", "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    layer = NORMS["norms_of_the_documentation:rms"].load()().make_layer(3)
     x = torch.randn(2, 3, 4, 4)
     expected = x / x.square().mean((1, 2, 3), keepdim=True).add(1e-5).sqrt()
-    torch.testing.assert_close(layer(x), expected)
+    for module in ("norms", "methods"):
+        trial = Trial.model_validate({"norm": f"{module}_of_the_documentation:rms"})
+        torch.testing.assert_close(build(trial.norm, None).make_layer(3)(x), expected)
 
 
 # ---- claims and results

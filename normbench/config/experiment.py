@@ -22,7 +22,6 @@ from normbench.config.grid import TRIAL_KEYS, apply_overrides, expand_sweep
 from normbench.config.inherit import Files, Unreadable
 from normbench.config.messages import (
     dotted_keys,
-    section_note,
     sibling_keys,
     suggest_key,
     unknown_key_message,
@@ -410,11 +409,8 @@ def _put(root: Node, key: str, node: Node) -> Node:
 
 
 def _unknown_override(key: str) -> str:
-    head, _, rest = key.partition(".")
-    near = [path for path in OVERRIDABLE if path.startswith(f"{head}.")]
-    model = MODELS.get("trial" if head == "sweep" else head)
-    note = section_note(model, rest.rpartition(".")[0]) if model else None
-    return unknown_key_message(suggest_key(key, near, OVERRIDABLE), sibling_keys(key, OVERRIDABLE), note)
+    near = [path for path in OVERRIDABLE if path.startswith(f"{key.partition('.')[0]}.")]
+    return unknown_key_message(suggest_key(key, near, OVERRIDABLE), sibling_keys(key, OVERRIDABLE))
 
 
 def _max_trials(root: Node) -> int:

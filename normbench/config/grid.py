@@ -10,7 +10,6 @@ from normbench.config.messages import (
     WRITE_OUT,
     Location,
     dotted_keys,
-    section_note,
     sibling_keys,
     suggest_key,
     unknown_key_message,
@@ -176,10 +175,7 @@ def _axes(block: Node) -> tuple[Axes, list[Issue]]:
     for key, node in block.value.items():
         position = node.key or node.position
         if key not in TRIAL_KEYS:
-            section = key.rpartition(".")[0]
-            message = unknown_key_message(
-                suggest_key(key, TRIAL_KEYS), sibling_keys(key, TRIAL_KEYS), section_note(Trial, section)
-            )
+            message = unknown_key_message(suggest_key(key, TRIAL_KEYS), sibling_keys(key, TRIAL_KEYS))
             issues.append(Issue(position, message))
         elif isinstance(node.value, list) and node.value:
             axes[key] = [replace(item, key=position) for item in node.value]

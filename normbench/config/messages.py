@@ -104,21 +104,11 @@ def suggest_key(key: str, known: Iterable[str], all_keys: Iterable[str] = ()) ->
     return by_last_part[close] if close else None
 
 
-def unknown_key_message(
-    key: str | None, known: Iterable[str] = (), note: str | None = None, what: str = "key"
-) -> str:
-    """Return the message for an unknown key: the suggestion ``key``, else what is ``known`` and a note."""
+def unknown_key_message(key: str | None, known: Iterable[str] = (), what: str = "key") -> str:
+    """Return the message for an unknown key: the suggestion ``key``, else what is ``known``."""
     if key:
         return f"unknown {what} (did you mean {key!r}?)"
-    listed = f"; known: {', '.join(known)}" if known else ""
-    return f"unknown {what}{listed}{f' ({note})' if note else ''}"
-
-
-def section_note(model: type[BaseModel], section: str) -> str | None:
-    """Return the note that belongs to every wrong key of a section of a model, by its dotted key."""
-    field = model.model_fields.get(section)
-    models = list(_models_of(field.annotation)) if field else []
-    return models[0].model_config.get("title") if len(models) == 1 else None
+    return f"unknown {what}; known: {', '.join(known)}" if known else f"unknown {what}"
 
 
 def sibling_keys(key: str, known: Iterable[str]) -> list[str]:
@@ -276,7 +266,7 @@ def _issue(
         near = suggest_key(str(location[-1]), known, () if name else all_keys)
         what = f"option of {quoted(name)}" if name else "key"
         others = [key for key in known if key != "name" or not name]
-        message = unknown_key_message(near, others, holder.model_config.get("title"), what)
+        message = unknown_key_message(near, others, what)
         return Issue(value.key or value.position, message), (*location[:-1], *(near or "").split("."))
     if kind == "missing":
         position = _at(node, location[:-1]).position
@@ -288,13 +278,8 @@ def _issue(
     message = _message(kind, context, value, detail["msg"])
     if kind == "model_type" and not message.endswith(")"):
         (inner,) = _models_of(holder.model_fields[str(location[-1])].annotation)
-        message += _settings_of(inner)
+        message += f" (its settings: {', '.join(inner.model_fields)})"
     return Issue(value.position, message), location
-
-
-def _settings_of(model: type[BaseModel]) -> str:
-    title = model.model_config.get("title")
-    return f" ({f'{title}; ' if title else ''}its settings: {', '.join(model.model_fields)})"
 
 
 def _message(kind: str, context: dict[str, Any], got: Node, message: str) -> str:

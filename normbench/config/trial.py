@@ -40,6 +40,9 @@ BelowOne = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), AfterValidat
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+ADAMS = "adam", "adamw"
+
+
 class Frozen(BaseModel):
     """Settings that are immutable, hashable, and strict about types and unknown keys."""
 
@@ -142,20 +145,33 @@ else:
 
 
 class Optimizer(Frozen):
-    """Stochastic gradient descent with momentum, as torch.optim.SGD defines it."""
+    """An optimizer, as torch.optim has it; ``adamw`` decays weights apart from the gradient."""
 
-    model_config = ConfigDict(title="there is only SGD")
-
-    lr: Positive = Field(0.1, description="learning rate at lr_reference_batch")
-    momentum: BelowOne = 0.9
-    nesterov: bool = False
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Positive = Field(0.1, description="learning rate at lr_reference_batch; 0.001 for adam and adamw")
+    momentum: BelowOne = Field(0.9, description="of sgd")
+    nesterov: bool = Field(False, description="of sgd")
+    beta1: BelowOne = Field(0.9, description="of adam and adamw: decay of the mean of gradients")
+    beta2: BelowOne = Field(0.999, description="of adam and adamw: decay of the mean of their squares")
+    eps: Positive = Field(1e-8, description="of adam and adamw: added to the root of that mean")
     weight_decay: NonNegative = 1e-4
     weight_decay_on_norm: bool = Field(
         True, description="decay gamma, beta and other parameters of the method too"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_lr(cls, values: object) -> object:
+        """Set the learning rate of Adam to its authors', where none is given."""
+        if isinstance(values, Mapping) and values.get("name") in ADAMS and "lr" not in values:
+            return {**values, "lr": 0.001}
+        return values
+
     @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
+    def _canonical(self) -> Self:
+        """Give settings of other optimizers their defaults, and refuse Nesterov without momentum."""
+        for key in ("momentum", "nesterov") if self.name in ADAMS else ("beta1", "beta2", "eps"):
+            self.__dict__[key] = type(self).model_fields[key].default
         if self.nesterov and not self.momentum:
             raise conflict("nesterov needs a momentum above 0", "nesterov", "momentum")
         return self
@@ -168,7 +184,7 @@ class Schedule(Frozen):
     warmup_epochs: NonNegative = Field(0.0, description="epochs of linear warm-up from 0")
 
 
-def _named_schedule(value: object) -> object:
+def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -179,6 +195,10 @@ ADDED: dict[str, Any] = {
     "norm_every": 1,
     "clip.vectors": True,
     "clip": {"name": "none"},
+    "optimizer.name": "sgd",
+    "optimizer.beta1": 0.9,
+    "optimizer.beta2": 0.999,
+    "optimizer.eps": 1e-8,
     "dropout": 0.0,
     "init_scale": 1.0,
     "norm.frozen_epochs": 0,
@@ -219,11 +239,11 @@ class Trial(Frozen):
     norm_every: Count = Field(1, description="normalize after every N-th convolution")
     clip: Clip = Field("none", description="gradient clipping", validate_default=True)
     epochs: Count = 100
-    optimizer: Optimizer = Optimizer()
+    optimizer: Annotated[Optimizer, BeforeValidator(_named)] = Optimizer()
     lr_reference_batch: Count | None = Field(
         128, description="lr is scaled by batch_size / this; null: not scaled"
     )
-    schedule: Annotated[Schedule, BeforeValidator(_named_schedule)] = Schedule()
+    schedule: Annotated[Schedule, BeforeValidator(_named)] = Schedule()
     label_smoothing: BelowOne = 0.0
     augment: bool = Field(True, description="random crop out of 4 pixels of padding, and random flip")
     whiten: Whitening = Field(

@@ -28,6 +28,7 @@ INSTALLED = frozenset(
     Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")
 )
 PACKAGE = "normbench"
+LIBRARIES = frozenset({"torch", "torchvision", "timm"})  # installed; their releases say all of their code
 
 
 class Source(NamedTuple):
@@ -95,7 +96,10 @@ def _walk(target: str, known: dict[Path, Source]) -> Iterator[tuple[str, Path, S
         return
     root = first.parents[len(module.split(".")) - (first.name != "__init__.py")]
     installed = root.resolve() in INSTALLED
+    is_library = installed and top in LIBRARIES
     waiting, seen = [module, *_parents(module)], set[str]()
+    if is_library:
+        waiting.append(f"{top}.version")
     while waiting:
         name = waiting.pop(0)
         head = name.partition(".")[0]
@@ -110,7 +114,7 @@ def _walk(target: str, known: dict[Path, Source]) -> Iterator[tuple[str, Path, S
         except OSError:
             continue
         yield name, path, source
-        for imported_name in source.imports:
+        for imported_name in () if is_library else source.imports:
             waiting += [imported_name, *_parents(imported_name)]
 
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from normbench.norms.api import Clock, Normalization, relu
 from normbench.norms.ops import sync
@@ -200,28 +201,48 @@ class Shortcut(torch.autograd.Function):
 
 
 def place(model: nn.Module, name: str) -> str:
-    """Return which of ``PLACES`` a parameter or module of a network belongs to.
+    """Return which place of a network a parameter or module belongs to.
 
     Args:
-        model: the network; its attribute ``places`` maps names of children to places, and all others are the
-            stages of these names.
+        model: the network; its attribute ``places`` maps names of modules to places, and all else belongs to
+            the place of the name of its child, such as a stage.
         name: the name in the network, such as ``stage2.0.norm1.gamma``.
     """
-    child = name.partition(".")[0]
     places: Mapping[str, str] = getattr(model, "places", {})
-    return places.get(child, child)
+    parts = name.split(".")
+    prefixes = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((places[prefix] for prefix in prefixes if prefix in places), parts[0])
+
+
+NORMS = _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def norm_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Return gamma, beta and the other parameters that a method adds to a network.
 
-    These are all scalars and vectors but the bias of the final layer, since other convolutions have no bias
-    unless a method adds it.
+    In the networks of the table these are all scalars and vectors but the bias of the final layer, since
+    other convolutions have no bias unless a method adds it. In a converted network they are those of the
+    layers that were converted or that were left, and the scalars and vectors of the convolutions that the
+    method replaced.
     """
+    converted: tuple[str, ...] | None = getattr(model, "converted", None)
+    if converted is None:
+        return {
+            parameter
+            for module in model.modules()
+            if not isinstance(module, FinalLayer)
+            for parameter in module.parameters(recurse=False)
+            if parameter.ndim <= 1
+        }
+    wrapped: tuple[str, ...] = model.wrapped  # type: ignore[assignment]  # as convert sets it
+    layers = [model.get_submodule(name) for name in converted]
+    layers += [module for module in model.modules() if isinstance(module, NORMS)]
     return {
-        parameter
-        for module in model.modules()
-        if not isinstance(module, FinalLayer)
-        for parameter in module.parameters(recurse=False)
-        if parameter.ndim <= 1
+        *(parameter for layer in layers for parameter in layer.parameters()),
+        *(
+            parameter
+            for name in wrapped
+            for parameter in model.get_submodule(name).parameters()
+            if parameter.ndim <= 1
+        ),
     }

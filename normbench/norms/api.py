@@ -5,6 +5,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch.nn.functional as F
@@ -170,30 +171,42 @@ def build(
 
 
 CURE = (
-    "let it 'return Normalization(make_layer=make)', where make(channels) gives the layer that follows a "
-    "convolution, and import that by 'from normbench.norms.api import Normalization'"
+    "let it take the number of channels and give the layer that follows a convolution, or let it 'return "
+    "Normalization(make_layer=make)' with such a function, 'from normbench.norms.api import Normalization'"
 )
 
 
 class OwnError(ValueError):
-    """A user's method cannot be used; the message names it and says why."""
+    """A user's code cannot be used; the message names it and says why."""
 
 
 def _user_method(method: Method, options: Mapping[str, Any], across: Mapping[str, Any]) -> Normalization:
-    """Call a user's function, with ``norm_batch_size`` only if it has a parameter of that name.
+    """Return the normalization of a user's function or class of layers.
+
+    It gets ``norm_batch_size`` only if it has a parameter of that name. A class of modules, and a function
+    whose first parameter has no default and is not given, take a number of channels and give a layer.
 
     Raises:
-        OwnError: the function raises, or does not take these options, or returns something else.
+        OwnError: it raises, or does not take these options, or returns something else.
     """
     try:
         function = method.load()
-        if isinstance(function, type) and issubclass(function, nn.Module):
-            raise OwnError(f"norm {method.name} is a layer and gives no Normalization: {CURE}")
-        parameters = inspect.signature(function).parameters
+        parameters = dict(inspect.signature(function).parameters)
         takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
         arguments = {**options, **(across if takes_any or "norm_batch_size" in parameters else {})}
+        is_class = isinstance(function, type) and issubclass(function, nn.Module)
+        channels = _channels_of(parameters, arguments, is_class)
+        if channels is None and is_class:
+            raise OwnError(
+                f"norm {method.name} is a class of layers that takes no number of channels: {CURE}"
+            )
+        if channels in arguments:
+            raise OwnError(f"norm {method.name} gets the number of channels as {channels!r}; it is no option")
+        parameters.pop(channels or "", None)
         if problem := _mismatch(parameters, arguments, takes_any):
             raise OwnError(f"norm {method.name} {problem}")
+        if channels is not None:
+            return Normalization(make_layer=partial(_user_layer, method.name, function, arguments, channels))
         with Contained():
             result = function(**arguments)
     except OwnError:
@@ -205,6 +218,35 @@ def _user_method(method: Method, options: Mapping[str, Any], across: Mapping[str
     if not isinstance(result, Normalization):
         raise OwnError(f"norm {method.name} gives a {type(result).__name__} and not a Normalization: {CURE}")
     return result
+
+
+def _channels_of(
+    parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any], is_class: bool
+) -> str | None:
+    """Return the name of the parameter that is the number of channels; None if the function has none."""
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    first = next(iter(parameters.values()), None)
+    if first is None or first.kind not in kinds:
+        return None
+    is_required = first.default is first.empty and first.name not in arguments
+    return first.name if is_class or is_required else None
+
+
+def _user_layer(
+    name: str, function: Callable[..., object], arguments: Mapping[str, Any], parameter: str, channels: int
+) -> nn.Module:
+    """Return the layer that a user's function gives for a number of channels.
+
+    Raises:
+        OwnError: it is no module.
+    """
+    layer = function(channels, **arguments)
+    if isinstance(layer, Normalization):
+        raise OwnError(f"norm {name} has no default for its option {parameter!r} and is not given it")
+    if not isinstance(layer, nn.Module):
+        kind = type(layer).__name__
+        raise OwnError(f"norm {name} gives a {kind} for a number of channels and not a module: {CURE}")
+    return layer
 
 
 def _mismatch(

@@ -51,6 +51,8 @@ GATED = MapFunction(_Gated.apply, code=2, divides=True)
 class EvoNorm(AffineNorm):
     """gamma · f(x) + beta, with a learned v for each channel in f; gamma and v are initially 1, beta 0."""
 
+    is_activation = True
+
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__(channels, eps)
         self.v = nn.Parameter(torch.ones(channels))

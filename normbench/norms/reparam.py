@@ -115,23 +115,35 @@ class FunctionOfWeights(nn.Module):
     """A convolution whose weights are a function of its parameters, :meth:`effective`.
 
     Args:
-        conv: source of weight, stride and padding.
-        bias: add a learned bias, initially 0, for networks in which no beta follows.
+        conv: source of weight, bias, stride, padding and its mode, dilation and groups.
+        bias: add a learned bias, initially 0, where ``conv`` has none, for networks in which no beta follows.
     """
 
     def __init__(self, conv: nn.Conv2d, bias: bool) -> None:
         super().__init__()
-        self.weight = conv.weight
-        self.bias = nn.Parameter(self.weight.new_zeros(conv.out_channels)) if bias else None
+        self.weight, self.bias = conv.weight, conv.bias
+        if bias and self.bias is None:
+            self.bias = nn.Parameter(self.weight.new_zeros(conv.out_channels))
         self.stride, self.padding = conv.stride, conv.padding
+        self.dilation, self.groups = conv.dilation, conv.groups
+        self.padding_mode = conv.padding_mode
+        # of the last dimension first, as F.pad has it, for modes that F.conv2d does not know
+        self.margins: list[int] = conv._reversed_padding_repeated_twice
 
     def effective(self) -> Tensor:
-        """Return the weights that the convolution multiplies by, [out, in, kh, kw]."""
+        """Return the weights that the convolution multiplies by, [out, in / groups, kh, kw]."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x, [N, C, H, W], into [N, C', H', W']."""
-        return F.conv2d(x, self.effective(), self.bias, self.stride, self.padding)
+        return self.convolve(x, self.bias)
+
+    def convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve x, [N, C, H, W], with the effective weights and ``bias``."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self.margins, mode=self.padding_mode), (0, 0)
+        return F.conv2d(x, self.effective(), bias, self.stride, padding, self.dilation, self.groups)
 
 
 class CentredConv(FunctionOfWeights):

@@ -3,7 +3,6 @@
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normbench.norms.api import Clock, Normalization
@@ -47,7 +46,7 @@ class WeightNormConv(FunctionOfWeights):
     def _initialise(self, x: Tensor) -> None:
         assert self.bias is not None
         self.g.fill_(1.0)
-        t = all_gather(F.conv2d(x, self.effective(), None, self.stride, self.padding).float())
+        t = all_gather(self.convolve(x, None).float())
         mean, deviation = t.mean((0, 2, 3)), t.std((0, 2, 3), correction=0).clamp_min(1e-6)
         self.g.copy_(1 / deviation)
         self.bias.copy_(-mean / deviation)

@@ -110,9 +110,14 @@ def record_bytes(trial: Trial) -> int:
     return 3000 + (trial.epochs + 1) * (200 + depth * by_layer)
 
 
-def checkpoint_bytes(parameters: int) -> int:
-    """Return the disk space of checkpoints: weights and momenta in fp32, two files and one being written."""
-    return 3 * (2 * 4 * parameters + 50_000)
+def checkpoint_bytes(parameters: int, trials: Iterable[Trial] = ()) -> int:
+    """Return the disk space of a trial's checkpoints: two files and one being written."""
+    return 3 * (max(map(weights_kept, trials), default=2) * 4 * parameters + 50_000)
+
+
+def weights_kept(trial: Trial) -> int:
+    """Return how many numbers a trial keeps for each weight: itself, and one or two of its optimizer."""
+    return 2 if trial.optimizer.name == "sgd" else 3
 
 
 def device_bytes(trial: Trial) -> int:

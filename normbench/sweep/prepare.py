@@ -11,7 +11,7 @@ from normbench.config.experiment import Execute
 from normbench.config.trial import Choice, Trial
 from normbench.data import dataset as decoded
 from normbench.files import free_bytes
-from normbench.sweep.estimate import checkpoint_bytes, record_bytes
+from normbench.sweep.estimate import checkpoint_bytes, record_bytes, weights_kept
 from normbench.sweep.placement import refusal
 from normbench.text import size
 
@@ -125,8 +125,8 @@ def _check_evaluations(trial: Trial, images: int) -> None:
 
 
 def _check_memory(trial: Trial, parameters: int) -> None:
-    """Refuse a network whose weights, gradients and momenta alone exceed the available memory."""
-    needed, available = 3 * 4 * parameters, machine.available_memory()
+    """Refuse a network whose weights, gradients and optimizer alone exceed the available memory."""
+    needed, available = (1 + weights_kept(trial)) * 4 * parameters, machine.available_memory()
     if needed > available:
         options = "".join(f", {key} {value:g}" for key, value in trial.model.options.items())
         raise ValueError(
@@ -157,7 +157,7 @@ def check_space(
     Raises:
         OSError: says how much is free and how much is needed.
     """
-    needed = sum(map(record_bytes, trials)) + running * checkpoint_bytes(parameters)
+    needed = sum(map(record_bytes, trials)) + running * checkpoint_bytes(parameters, trials)
     free = free_bytes(directory)
     if free is None:
         say(

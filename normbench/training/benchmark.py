@@ -22,9 +22,9 @@ from normbench.tasks.base import task_of
 from normbench.training.build import check, network, to_device
 from normbench.training.capture.capture import MIN_CALLS, RecordedStep, recorder_of
 from normbench.training.device import device, settled_process
-from normbench.training.optim import momenta, optimizer
+from normbench.training.optim import buffers, optimizer
 from normbench.training.state import TrainState
-from normbench.training.step import Update, sgd_update, training_batches
+from normbench.training.step import Update, make_update, training_batches
 from normbench.training.train import REPORT_SECONDS
 
 SECONDS = 0.3
@@ -45,14 +45,14 @@ class Probe:
     def __init__(self, trial: Trial, classes: int, size: int, where: torch.device) -> None:
         self.where, self.precision, self.task = where, trial.precision, task_of(trial).to(where)
         self.model = to_device(network(trial, classes), where)
-        self.sgd = optimizer(trial, self.model)
+        self.optimizer = optimizer(trial, self.model)
         with where:
             x, self.y = self.task.example(trial.batch_size, size)
         self.x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
         recorder = recorder_of(where, 1, MIN_CALLS, recordable(trial.norm))
-        others = tuple if recorder is None else partial(momenta, self.sgd)
-        self._sgd_update = partial(sgd_update, self.task, self.model, self.sgd, ALONE)
-        self.step = RecordedStep(self._sgd_update, self.model, recorder, others)
+        others = tuple if recorder is None else partial(buffers, self.optimizer)
+        self._update = partial(make_update, self.task, self.model, self.optimizer, ALONE)
+        self.step = RecordedStep(self._update, self.model, recorder, others)
 
     def update(self) -> None:
         """Make an update in training mode, on the path that a trial takes."""
@@ -60,7 +60,7 @@ class Probe:
 
     def update_eagerly(self) -> None:
         """Make an update that is not replayed, so that its memory can be measured."""
-        self._sgd_update(self.x, self.y)
+        self._update(self.x, self.y)
 
     @torch.inference_mode()
     def infer(self) -> None:

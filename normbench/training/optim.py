@@ -1,4 +1,4 @@
-"""SGD, its schedule, and the learning rate as a function of the batch size."""
+"""The optimizers, their schedule, and the learning rate as a function of the batch size."""
 
 import inspect
 import math
@@ -46,34 +46,74 @@ class SGD(torch.optim.SGD):
     step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
 
-def optimizer(trial: Trial, model: nn.Module) -> torch.optim.SGD:
-    """Return SGD over all parameters; by the trial, those of the norms have no weight decay."""
+class Adam(torch.optim.Adam):
+    """Adam and AdamW of torch, without these decorators likewise."""
+
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
+def optimizer(trial: Trial, model: nn.Module) -> SGD | Adam:
+    """Return the trial's optimizer of all parameters; by the trial, those of the norms have no decay."""
     settings = trial.optimizer
     norm: list[nn.Parameter] = []
     other: list[nn.Parameter] = []
     of_norms = norm_parameters(model)
     for parameter in model.parameters():
         (norm if parameter in of_norms else other).append(parameter)
-    groups = [
+    candidates = [
         {"params": other, "weight_decay": settings.weight_decay},
         {"params": norm, "weight_decay": settings.weight_decay if settings.weight_decay_on_norm else 0.0},
     ]
-    return SGD(
-        [group for group in groups if group["params"]],
-        lr=base_learning_rate(trial),
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
+    groups = [group for group in candidates if group["params"]]
+    lr = base_learning_rate(trial)
+    if settings.name == "sgd":
+        return SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, fused=True)
+    return Adam(
+        groups,
+        lr=lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
         fused=True,
+        capturable=any(parameter.is_cuda for parameter in model.parameters()),  # or no graph takes it
+        decoupled_weight_decay=settings.name == "adamw",
     )
 
 
-def momenta(sgd: torch.optim.SGD) -> list[Tensor]:
-    """Return the momenta of all parameters; those that do not exist yet begin at 0, which is equivalent."""
-    buffers = []
-    for group in sgd.param_groups:
-        for parameter in group["params"] if group["momentum"] else ():
-            state = sgd.state[parameter]
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffers.append(state["momentum_buffer"])
-    return buffers
+def buffers(of: SGD | Adam) -> list[Tensor]:
+    """Return the state of all parameters; what does not exist yet begins at 0, which is equivalent."""
+    tensors: list[Tensor] = []
+    names = state_names(of)
+    for group in of.param_groups:
+        for parameter in group["params"] if names else ():
+            state = of.state[parameter]
+            for name in names:
+                if state.get(name) is None:
+                    is_step = name == "step"  # a number, which the fused kernel takes in fp32
+                    state[name] = parameter.new_zeros(()).float() if is_step else torch.zeros_like(parameter)
+                tensors.append(state[name])
+    return tensors
+
+
+def state_names(of: SGD | Adam) -> tuple[str, ...]:
+    """Return what an optimizer keeps of every parameter."""
+    if isinstance(of, Adam):
+        return "step", "exp_avg", "exp_avg_sq"
+    return ("momentum_buffer",) if of.defaults["momentum"] else ()
+
+
+def check_state(of: SGD | Adam) -> None:
+    """Refuse a state that was loaded and is not of these parameters.
+
+    Raises:
+        ValueError: a tensor is missing or of another shape.
+    """
+    for parameter, state in of.state.items():
+        if state.keys() != set(state_names(of)):
+            raise ValueError(f"the optimizer keeps {', '.join(state_names(of)) or 'nothing'} of a parameter")
+        for name, tensor in state.items():
+            if tensor.shape != (() if name == "step" else parameter.shape):
+                raise ValueError(f"{name} of the optimizer is not of its parameter's shape")

@@ -27,7 +27,7 @@ class Cost:
     """The cost of a trial. Measurements are in the order of the rounds, in which all trials take turns.
 
     Attributes:
-        update: seconds of a forward pass, backward pass and SGD step.
+        update: seconds of a forward pass, backward pass and optimizer step.
         inference: seconds of a batch at inference.
         kept_bytes: what a forward pass keeps for the backward pass, without the weights.
         peak_bytes: the peak of tensors on a GPU during an update; None elsewhere.

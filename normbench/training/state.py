@@ -14,7 +14,7 @@ from normbench.tasks.base import Task
 from normbench.training import checkpoint as checkpoints
 from normbench.training.build import network, to_device
 from normbench.training.evaluation import Evaluations
-from normbench.training.optim import optimizer
+from normbench.training.optim import SGD, Adam, check_state, optimizer
 from normbench.training.progress import Progress
 
 
@@ -27,7 +27,7 @@ class TrainState:
         task: its learning problem.
         steps_per_epoch: updates of an epoch.
         model: the network, on its device.
-        optimizer: SGD with its momenta.
+        optimizer: with what it keeps of every parameter.
         evaluations: what they have seen of the training.
         progress: running totals.
     """
@@ -36,7 +36,7 @@ class TrainState:
     task: Task
     steps_per_epoch: int
     model: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: SGD | Adam
     evaluations: Evaluations
     progress: Progress
 
@@ -45,8 +45,8 @@ class TrainState:
         """Return the state before the first update."""
         trial = task.trial
         model = to_device(network(trial, classes), device)
-        sgd, evaluations = optimizer(trial, model), Evaluations(trial, model)
-        return cls(trial, task, steps_per_epoch, model, sgd, evaluations, Progress.of(task))
+        updates, evaluations = optimizer(trial, model), Evaluations(trial, model)
+        return cls(trial, task, steps_per_epoch, model, updates, evaluations, Progress.of(task))
 
     @property
     def epoch(self) -> int:
@@ -75,9 +75,7 @@ class TrainState:
         """
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, buffers in self.optimizer.state.items():
-            if buffers["momentum_buffer"].shape != parameter.shape:
-                raise ValueError("a momentum is not of its parameter's shape")
+        check_state(self.optimizer)
         self.evaluations.load_state_dict(state["evaluations"])
         self.progress = Progress.of(self.task, state["progress"])
 

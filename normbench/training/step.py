@@ -1,4 +1,4 @@
-"""One update: forward and backward pass, clipping and SGD, in one process or several that share a batch."""
+"""One update: forward and backward pass, clipping and optimizer, in one process or several that share it."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +14,7 @@ from normbench.norms.ops.sync import ALONE, Share
 from normbench.tasks.base import Task
 from normbench.training.capture.capture import RecordedStep, Recorder
 from normbench.training.evaluation import infer
-from normbench.training.optim import learning_rate, momenta
+from normbench.training.optim import SGD, Adam, buffers, learning_rate
 from normbench.training.state import TrainState
 
 
@@ -48,7 +48,7 @@ class Update:
     Args:
         task: its learning problem.
         model: its network.
-        sgd: its optimizer.
+        optimizer: its optimizer.
         steps_per_epoch: updates of an epoch.
         share: which rows this process has.
         recorder: captures an update, to replay it for all others; None to call each.
@@ -61,22 +61,22 @@ class Update:
         self,
         task: Task,
         model: nn.Module,
-        sgd: torch.optim.SGD,
+        optimizer: SGD | Adam,
         steps_per_epoch: int,
         share: Share = ALONE,
         recorder: Recorder | None = None,
     ) -> None:
-        self._trial, self._sgd, self._steps_per_epoch = task.trial, sgd, steps_per_epoch
+        self._trial, self._optimizer, self._steps_per_epoch = task.trial, optimizer, steps_per_epoch
         self._timed: list[Timed] = [module for module in model.modules() if isinstance(module, Timed)]
         device = next(model.parameters()).device
         self._lr: Tensor | None = None
         if recorder is not None or device.type == "cuda":  # a GPU rounds a tensor alike, called or replayed
             dtype = torch.float32 if device.type == "cuda" else torch.float64  # what the fused kernels take
             self._lr = torch.zeros((), device=device, dtype=dtype)
-            for group in sgd.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = self._lr
-        others = tuple if recorder is None else partial(momenta, sgd)
-        self.step = RecordedStep(partial(sgd_update, task, model, sgd, share), model, recorder, others)
+        others = tuple if recorder is None else partial(buffers, optimizer)
+        self.step = RecordedStep(partial(make_update, task, model, optimizer, share), model, recorder, others)
 
     def __call__(self, step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Make update number ``step``.
@@ -100,16 +100,16 @@ class Update:
         if self._lr is not None:
             self._lr.fill_(lr)
         else:
-            for group in self._sgd.param_groups:
+            for group in self._optimizer.param_groups:
                 group["lr"] = lr
         loss, summary = self.step(x, y)
         return loss, summary
 
 
-def sgd_update(
-    task: Task, model: nn.Module, sgd: torch.optim.SGD, share: Share, x: Tensor, y: Tensor
+def make_update(
+    task: Task, model: nn.Module, optimizer: SGD | Adam, share: Share, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run forward pass, backward pass, clipping and SGD.
+    """Run forward pass, backward pass, clipping and optimizer.
 
     Nothing in it waits for the device or depends on more than tensors, so that it can be captured.
     """
@@ -120,7 +120,7 @@ def sgd_update(
         outputs: Tensor = model(share.rows(x))
     targets = share.rows(y)
     loss = task.loss(outputs.float(), targets)
-    sgd.zero_grad()
+    optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     loss, summary = loss.detach(), task.summary(outputs.detach(), targets)
     if share.processes > 1:
@@ -128,7 +128,7 @@ def sgd_update(
         share.average([loss, *(gradient for gradient in gradients if gradient is not None)])
         summary = share.collect(summary.float())
     model.clip()  # type: ignore[operator]
-    sgd.step()
+    optimizer.step()
     return loss, summary
 
 

@@ -404,9 +404,9 @@ def test_every_key_that_can_be_overridden_is_a_key_of_the_document(problems):
         ("weight-decay=1", "unknown key (did you mean 'trial.optimizer.weight_decay'?)"),
         ("trial.clip.epsilon=1", "unknown key (did you mean 'trial.clip.eps'?)"),
         (
-            "trial.optimizer.name=adam",
-            "unknown key; known: lr, momentum, nesterov, weight_decay, weight_decay_on_norm "
-            "(there is only SGD)",
+            "trial.optimizer.amsgrad=true",
+            "unknown key; known: name, lr, momentum, nesterov, beta1, beta2, eps, weight_decay, "
+            "weight_decay_on_norm",
         ),
         ("trial.optimizer={lr:0.1}", "trial.optimizer.lr: a space is missing after the colon, write lr: 0.1"),
         (

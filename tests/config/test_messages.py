@@ -34,14 +34,13 @@ def problems(text: str) -> list[str]:
         ),
         ("optimizer: {momentum: .nan}", "1:23: optimizer.momentum: must be a finite number, got .nan"),
         (
-            "optimizer: sgd",
-            "1:12: optimizer: expected a mapping, got 'sgd' (there is only SGD; its settings: lr, momentum, "
-            "nesterov, weight_decay, weight_decay_on_norm)",
+            "optimizer: [adam]",
+            "1:12: optimizer: expected a mapping, got a list (its settings: name, lr, momentum, nesterov, "
+            "beta1, beta2, eps, weight_decay, weight_decay_on_norm)",
         ),
         (
-            "optimizer: {name: adam}",
-            "1:13: optimizer.name: unknown key; known: lr, momentum, nesterov, weight_decay, "
-            "weight_decay_on_norm (there is only SGD)",
+            "optimizer: adm",
+            "1:12: optimizer: expected 'sgd', 'adam' or 'adamw', got 'adm' (did you mean 'adam'?)",
         ),
         ("optimizer: {Learning-Rate: 1}", "1:13: optimizer.Learning-Rate: unknown key (did you mean 'lr'?)"),
         ("norm: {name: batch, momentum: 1.5}", "1:31: norm.momentum: must be at most 1, got 1.5"),

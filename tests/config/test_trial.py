@@ -44,9 +44,13 @@ OTHER: dict[str, Any] = {
 }
 OTHER_INNER: dict[str, dict[str, Any]] = {
     "optimizer": {
+        "name": "adam",
         "lr": 0.2,
         "momentum": 0.8,
         "nesterov": True,
+        "beta1": 0.8,
+        "beta2": 0.99,
+        "eps": 1e-6,
         "weight_decay": 0.0,
         "weight_decay_on_norm": False,
     },
@@ -169,7 +173,15 @@ def test_in_fp32_logits_are_fp32():
     ("field", "key"), [(field, key) for field in OTHER_INNER for key in OTHER_INNER[field]]
 )
 def test_every_setting_of_optimizer_and_schedule_changes_the_id(field, key):
-    assert trial(**{field: {key: OTHER_INNER[field][key]}}).id != Trial().id
+    base = {"name": "adamw"} if key in ("beta1", "beta2", "eps") else {}
+    assert trial(**{field: base | {key: OTHER_INNER[field][key]}}).id != trial(**{field: base}).id
+
+
+def test_settings_of_another_optimizer_do_not_matter():
+    assert trial(optimizer={"beta1": 0.5, "beta2": 0.5, "eps": 1.0}).id == Trial().id
+    adam = {"name": "adam"}
+    assert trial(optimizer=adam | {"momentum": 0.5, "nesterov": True}).id == trial(optimizer=adam).id
+    assert trial(optimizer="adam") == trial(optimizer=adam) != trial(optimizer="adamw")
 
 
 @given(SUBSETS, SUBSETS)

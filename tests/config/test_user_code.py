@@ -172,8 +172,10 @@ def test_a_layer_that_wants_to_end_the_process_while_it_trains_fails_its_own_tri
 @pytest.mark.parametrize(
     ("code", "what"),
     [
-        ("from torch import nn\nf = nn.BatchNorm2d", "is a layer and gives no Normalization"),
-        ("from torch import nn\nclass f(nn.Module):\n    pass", "is a layer and gives no Normalization"),
+        (
+            "from torch import nn\nclass f(nn.Module):\n    pass",
+            "is a class of layers that takes no number of channels",
+        ),
         ("from torch import nn\ndef f():\n    return nn.BatchNorm2d", "gives a type and not a Normalization"),
         (
             "from torch import nn\ndef f():\n    return nn.BatchNorm2d(8)",

@@ -80,6 +80,21 @@ def clipping():
 def picky():
     return Normalization(make_layer=lambda channels: Picky())
 
+def plain(channels, scale=1.0):
+    return Scaled(channels, scale)
+
+def ghosts(features, /, *, norm_batch_size):
+    assert norm_batch_size == 5, norm_batch_size
+    return nn.BatchNorm2d(features)
+
+plain.recordable = True
+
+def with_default(channels=16):
+    return Scaled(channels, 1.0)
+
+def text(channels):
+    return str(channels)
+
 class Late(nn.Module):
     def __init__(self):
         super().__init__()
@@ -140,6 +155,31 @@ def test_a_method_of_the_current_directory_trains_like_any_other(
     assert half.train_loss != pytest.approx(batch.train_loss, rel=1e-3)
 
 
+def test_a_plain_function_or_a_class_of_layers_is_the_same_method(
+    here: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, and replayed only if it promises that it can be."""
+    monkeypatch.setattr(capture, "MIN_CALLS", 1)
+    options = "scale: 0.5"
+    names = ("my_norms:scaled", "my_norms:plain", "my_norms:Scaled")
+    records = run(here, tiny_data, ", ".join(f"{{name: '{name}', {options}}}" for name in names))
+    assert len(records) == 3
+    assert {str(record.final) for record in records.values()} == {str(next(iter(records.values())).final)}
+    losses = {tuple(epoch.train_loss for epoch in record.epochs) for record in records.values()}
+    assert len(losses) == 1
+    paths = {record.trial.norm.name: record.provenance["path"]["step"] for record in records.values()}
+    assert paths == {names[0]: "plain", names[1]: "tape", names[2]: "plain"}
+
+
+def test_a_layer_of_torch_is_a_method_by_its_name(tiny_data: Path, here: Path) -> None:
+    """Its number of channels has another name there; a class takes options, too."""
+    norms = "{name: 'torch.nn:InstanceNorm2d', affine: true}"
+    (record,) = run(here, tiny_data, norms).values()
+    assert record.status == "done"
+    assert record.trial.id.startswith("instancenorm2d-resnet8-")
+    assert record.provenance["own_norm_sha256"]
+
+
 def _in_order(records: dict[str, Record]) -> list[Record]:
     """Those of the user's method by falling scale, then the other one."""
     assert all(record.status == "done" for record in records.values())
@@ -174,9 +214,11 @@ def test_its_record_has_the_hash_of_the_code(here: Path, tiny_data: Path) -> Non
 def test_it_is_given_the_norm_batch_if_it_takes_one(here: Path, tiny_data: Path) -> None:
     trial = tiny_trial(norm="my_norms:ghost", norm_batch_size=5)
     sweep.prepare([trial], tiny_data, print, config.Execute())
+    sweep.prepare([tiny_trial(norm="my_norms:ghosts", norm_batch_size=5)], tiny_data, print, config.Execute())
 
-    with pytest.raises(sweep.Unusable, match="AssertionError: 10"):
-        sweep.prepare([tiny_trial(norm="my_norms:ghost")], tiny_data, print, config.Execute())
+    for name in ("ghost", "ghosts"):
+        with pytest.raises(sweep.Unusable, match="AssertionError: 10"):
+            sweep.prepare([tiny_trial(norm=f"my_norms:{name}")], tiny_data, print, config.Execute())
 
 
 @pytest.mark.parametrize(
@@ -185,6 +227,21 @@ def test_it_is_given_the_norm_batch_if_it_takes_one(here: Path, tiny_data: Path)
         ("nowhere:norm", "norm nowhere:norm: ModuleNotFoundError: No module named 'nowhere'"),
         ("my_norms:missing", "norm my_norms:missing: AttributeError: .*missing"),
         ("my_norms:number", "norm my_norms:number gives a int and not a Normalization"),
+        ("my_norms:text", "norm my_norms:text gives a str for a number of channels and not a module: let it"),
+        ("my_norms:with_default", "norm my_norms:with_default gives a Scaled .*: let it take the number of"),
+        ("my_norms:Replacing", "norm my_norms:Replacing is a class of layers that takes no number of chan"),
+        (
+            "my_norms:Scaled",
+            "norm my_norms:Scaled has no default for its option 'scale' and is not given it$",
+        ),
+        (
+            {"name": "my_norms:Scaled", "channels": 8, "scale": 1},
+            "norm my_norms:Scaled gets the number of channels as 'channels'; it is no option$",
+        ),
+        (
+            {"name": "my_norms:plain", "size": 3},
+            "norm my_norms:plain takes no option 'size'; it takes scale$",
+        ),
         (
             {"name": "my_norms:scaled", "size": 3},
             "norm my_norms:scaled takes no option 'size'; it takes scale$",

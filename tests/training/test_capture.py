@@ -35,7 +35,7 @@ from normbench.training.capture.capture import (
     recorder_of,
 )
 from normbench.training.capture.cpu_tape import Tape
-from normbench.training.optim import momenta, optimizer
+from normbench.training.optim import buffers, optimizer
 from normbench.training.step import Update
 from normbench.training.train import train
 
@@ -395,14 +395,15 @@ def test_what_does_not_change_with_the_time_is_not_asked_every_update(tiny: Tiny
         assert [one for one in frozen.modules() if isinstance(one, Timed)]
 
 
-def test_momenta_that_are_not_there_yet_begin_at_zero(tiny: Tiny) -> None:
+def test_buffers_that_are_not_there_yet_begin_at_zero(tiny: Tiny) -> None:
     model = network(tiny(), 4)
     sgd = optimizer(tiny(), model)
 
-    assert [float(one.abs().sum()) for one in momenta(sgd)] == [0.0] * len(list(model.parameters()))
-    assert momenta(sgd)[0] is momenta(sgd)[0]
+    assert [float(one.abs().sum()) for one in buffers(sgd)] == [0.0] * len(list(model.parameters()))
+    assert buffers(sgd)[0] is buffers(sgd)[0]
     plain = network(tiny(), 4)
-    assert momenta(optimizer(tiny(optimizer={"momentum": 0.0}), plain)) == []
+    assert buffers(optimizer(tiny(optimizer={"momentum": 0.0}), plain)) == []
+    assert len(buffers(optimizer(tiny(optimizer="adam"), plain))) == 3 * len(list(plain.parameters()))
 
 
 def test_nothing_is_recorded_among_processes_or_where_it_is_not_worth_it(

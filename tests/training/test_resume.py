@@ -124,6 +124,8 @@ TIMED: list[dict[str, Any]] = [
     {"norm": {"name": "batch", "frozen_epochs": 1}, "diagnose": ["signal_propagation"]},
     {"norm": {"name": "batch_renorm", "ramp_epochs": 2.0}, "diagnose": ["signal_propagation"]},
     {"norm": "batch", "norm_batch_size": 5, "schedule": {"name": "step", "warmup_epochs": 1.5}},
+    {"norm": "batch", "optimizer": "adam"},
+    {"norm": "weight_norm", "optimizer": {"name": "adamw", "weight_decay_on_norm": False}, "clip": "agc"},
 ]
 RAGGED = {"name": "sequence", "lengths": [2, 8]}
 RECURRENT: list[dict[str, Any]] = [

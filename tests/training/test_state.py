@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from normbench.config.trial import Trial
@@ -15,9 +16,12 @@ from normbench.training.step import Update, step, training_batches
 CPU = torch.device("cpu")
 
 
-def test_a_state_that_is_loaded_takes_the_same_steps(tiny: Callable[..., Trial], tiny_data: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_state_that_is_loaded_takes_the_same_steps(
+    tiny: Callable[..., Trial], tiny_data: Path, optimizer: str
+) -> None:
     """To the last bit, with all that has a state: momenta, running statistics, clip, dropout, evaluations."""
-    trial = tiny(norm="batch", clip="agc", dropout=0.3, evaluate=["cumulative"])
+    trial = tiny(norm="batch", clip="agc", dropout=0.3, evaluate=["cumulative"], optimizer=optimizer)
     dataset = decoded.load(trial.dataset, tiny_data)
     images, _ = task_of(trial).images(dataset, CPU)
     batches = list(training_batches(images, trial, epoch=0))
@@ -37,3 +41,27 @@ def test_a_state_that_is_loaded_takes_the_same_steps(tiny: Callable[..., Trial],
     assert resumed.progress.step == 6
     for part in ("model", "optimizer", "evaluations"):
         torch.testing.assert_close(state[part], expected[part], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", {"name": "sgd", "momentum": 0.0}], ids=str)
+def test_the_state_of_another_optimizer_or_shape_is_refused(
+    tiny: Callable[..., Trial], optimizer: object
+) -> None:
+    trial, wide = (tiny(optimizer=optimizer, model={"name": "resnet8", "width": w}) for w in (0.5, 1.0))
+    other = tiny(optimizer={"name": "adam" if optimizer == "sgd" else "sgd"})
+
+    def state(trial: Trial, steps: int = 1) -> TrainState:
+        made = TrainState.initial(task_of(trial), 4, 6, CPU)
+        update = Update(task_of(trial), made.model.train(), made.optimizer, 6)
+        for number in range(steps):
+            update(number, torch.randn(10, 3, 8, 8), torch.zeros(10, dtype=torch.long))
+        return made
+
+    expected = state(trial).state_dict()
+    with pytest.raises((ValueError, LookupError), match=r"the optimizer keeps|step"):
+        state(trial, 0).load_state_dict(expected | {"optimizer": state(other).state_dict()["optimizer"]})
+    if optimizer in ("sgd", "adam"):
+        broad = state(wide).state_dict()["optimizer"]
+        with pytest.raises(ValueError, match="of the optimizer is not of its parameter's shape"):
+            state(trial, 0).load_state_dict(expected | {"optimizer": broad})
+    state(trial, 0).load_state_dict(expected)

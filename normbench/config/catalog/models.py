@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from normbench.config.registry import Entry, Option, Registry, count, flag, one_of, positive, whole
 
 WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages; at most 64", maximum=64.0)
+CONVERTED = ("batch", "layer", "group", "instance")  # kinds of layers that a user's own network may have
 
 
 def channels(default: int) -> Option:
