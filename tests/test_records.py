@@ -92,7 +92,8 @@ def test_a_records_trial_has_every_resolved_value_and_the_id(real: Record) -> No
         "clip": {"name": "none"},
         "epochs": 3,
         "optimizer": {
-            "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4, "weight_decay_on_norm": True,
+            "name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False, "beta1": 0.9, "beta2": 0.999,
+            "eps": 1e-8, "weight_decay": 1e-4, "weight_decay_on_norm": True,
         },
         "lr_reference_batch": 128,
         "schedule": {"name": "cosine", "warmup_epochs": 0.0},

@@ -116,7 +116,7 @@ def test_1_an_internal_fault_is_one_line(lab: Path, cli: Cli, monkeypatch: pytes
         (["show", "b"], "'b' begins the ids of 2 trials, give more of one: batch-resnet8-b16-s0-"),
         (["show", "layer"], "no trial 'layer' in results"),
         (["export", "tiny", "--format", "cvs"], "--format: unknown format 'cvs' (did you mean 'csv'?)"),
-        (["list", "norn"], "unknown list 'norn'; known: norms, clips, models"),
+        (["list", "norn"], "unknown list 'norn'; known: norms, clips, tasks, models"),
         (["data", "shape"], "unknown dataset 'shape' (did you mean 'shapes'?)"),
         (["data", "shapes", "train_sice=10"], "train_sice"),
         (["data", "folder", "image_size=100000"], "dataset.image_size: must be at most 4096, got 100000"),

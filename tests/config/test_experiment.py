@@ -174,7 +174,7 @@ max_trials: 1e3
         "x.yaml:14:47: execute.device: expected auto, cpu, cuda or cuda:N, got 'gpu'",
         "x.yaml:14:52: execute.thread: unknown key (did you mean 'threads'?)",
         "x.yaml:15:9: plots[0]: unknown figure 'curv' (did you mean 'curves'?)",
-        "x.yaml:15:30: plots[1].x: unknown option of 'curves'",
+        "x.yaml:15:30: plots[1].x: unknown option of 'curves'; known: metric",
         "x.yaml:16:13: max_trials: expected a whole number, got 1e3 (write 1000)",
     ]
 
