@@ -27,8 +27,7 @@ ABBREVIATIONS: Mapping[str, str] = {  # as papers have them
     "normalizer_free": "NF",
 }
 
-# Where results are as tuned, this stands among the options of their method.
-TUNED = "tuned"
+TUNED = "tuned"  # among the options of a method: true where the settings of its trials are tuned
 
 
 @dataclass(frozen=True)
@@ -107,13 +106,6 @@ def _named(name: str, options: Mapping[str, Any], keys: Iterable[str]) -> str:
     """Return a name with the options that the keys name."""
     named = ", ".join(option_in_words(key, options[key]) for key in keys if key in options)
     return f"{name} ({named})" if named else name
-
-
-def without_tuned(legend: str) -> str:
-    """Return a legend as it is where nothing is tuned."""
-    return legend.removesuffix(f", {TUNED})").removesuffix(f" ({TUNED})") + ")" * legend.endswith(
-        f", {TUNED})"
-    )
 
 
 def key_of(norm: Mapping[str, Any]) -> tuple[str, str]:

@@ -163,7 +163,9 @@ def _find(results: Path, name: str, tell: Tell) -> StoredExperiment:
         missing = not (directory / run.PLAN).exists()
         why = f"there is no {run.PLAN}" if missing else f"damaged: {error.problems[0]}"
         tell(f"{name}: what was asked for is not known, so all its records are taken ({why})")
-        stored = StoredExperiment(name, list(records.values()), None)
+        judging = tuning.stored_trials(Store(directory))
+        results_alone = [record for trial_id, record in records.items() if trial_id not in judging]
+        stored = StoredExperiment(name, results_alone, None)
     else:
         survey = run.survey(experiment, results)
         damaged = survey.damaged

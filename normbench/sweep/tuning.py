@@ -186,6 +186,15 @@ def stored(store: Store) -> list[dict[str, Any]]:
         return []
 
 
+def stored_trials(store: Store) -> set[str]:
+    """Return the ids of the trials that the stored choices rest on."""
+    try:
+        candidates = [candidate for cell in stored(store) for candidate in cell["candidates"]]
+        return {str(trial_id) for candidate in candidates for trial_id in candidate["trials"]}
+    except (LookupError, TypeError):
+        return set()
+
+
 def contradictions(store: Store, chosen: Iterable[Chosen]) -> list[str]:
     """Return where the stored choices are other ones than those that follow from the records."""
     known = {cell["cell"]: cell.get("chosen") for cell in stored(store)}

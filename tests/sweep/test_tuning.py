@@ -201,7 +201,7 @@ def test_captions_say_what_was_chosen_and_what_is_best_at_the_edge_of_its_grid(l
     survey = lab.run(tiny(lab)).survey
     assert survey is not None
     text = caption.trials(load_results(lab.results))
-    for each, name in zip(survey.chosen, ("BN", "GN (8 groups)"), strict=True):
+    for each, name in zip(survey.chosen, ("BN (tuned)", "GN (8 groups, tuned)"), strict=True):
         assert f"{name} at batch size 10: learning rate {each.candidate.values['optimizer.lr']}" in text
         assert (f"{name} at batch size 10 (learning rate)" in text) == bool(each.edges)
     assert ("Best at the edge of the grid, widen it: " in text) == any(e.edges for e in survey.chosen)
@@ -215,6 +215,18 @@ def test_the_python_api_tunes_and_gives_results_alone(lab: Lab) -> None:
     chosen = {json.dumps(cell.tuned.values) for cell in table if cell.tuned}
     stored = json.loads((lab.store.directory / "tuning.json").read_text())["cells"]
     assert chosen == {json.dumps(cell["chosen"]) for cell in stored}
+
+
+def test_without_a_plan_tuning_trials_are_no_results_either(lab: Lab) -> None:
+    experiment = tiny(lab)
+    lab.run(experiment)
+    assert experiment.tune is not None
+    results = {record.trial.id for record in find(lab.results, "tiny", pytest.fail).records}
+    (lab.store.directory / "experiment.yaml").unlink()
+    told: list[str] = []
+    assert {record.trial.id for record in find(lab.results, "tiny", told.append).records} == results
+    assert len(told) == 1
+    assert not experiment.tune.tuning.keys() & results
 
 
 @pytest.mark.parametrize("after", [3, 12, 14])

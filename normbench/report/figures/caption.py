@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from normbench.config.series import without_tuned
 from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.figures.panels import AXIS_LABELS, Panels, mixed_data
@@ -67,7 +66,7 @@ def _tuned(table: Table) -> Iterator[str]:
     places, edges = [], []
     for cell in table:
         if cell.tuned:
-            place = f"{without_tuned(cell.series.legend)} at batch size {cell.batch_size}"
+            place = f"{cell.series.legend} at batch size {cell.batch_size}"
             values = ", ".join(in_heading(key, value) for key, value in cell.tuned.values.items())
             places.append(f"{place}: {values}")
             edges += [f"{place} ({in_words(key)})" for key in cell.tuned.edges]
