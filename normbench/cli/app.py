@@ -136,7 +136,7 @@ def run(
     _print(report.run_as_json(survey, results) if as_json else report.run_as_text(survey, results))
     if stop.signal:
         raise errors.Stopped(stop.signal)
-    if survey.counts()["done"] < len(survey.experiment.trials):
+    if not survey.is_complete:
         raise errors.Unfinished(report.more_to_retry(survey, retried))
 
 

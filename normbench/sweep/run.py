@@ -74,6 +74,13 @@ class Survey:
             return self.records[trial.id].status
         return self.errors[trial.id].state if trial.id in self.errors else "missing"
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all trials are done; a candidate of tuning may have diverged."""
+        judging = self.experiment.tune.tuning if self.experiment.tune else {}
+        states = {(self.state(trial), trial.id in judging) for trial in self.experiment.trials}
+        return not self.later and states <= {("done", True), ("done", False), ("diverged", True)}
+
     def counts(self) -> Counter[State]:
         """Count the trials in each state."""
         return Counter(self.state(trial) for trial in self.experiment.trials)

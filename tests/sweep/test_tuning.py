@@ -350,6 +350,17 @@ def test_the_commands_tell_what_is_chosen(lab: Lab, cli: Cli, monkeypatch: pytes
     assert pairs.count("false − true") == 2
 
 
+def test_a_candidate_that_diverges_is_no_failure_of_the_run(
+    lab: Lab, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab.directory)
+    tiny(lab, sweep={"norm": ["none"], "seed": [0]}, tune={"optimizer.lr": [0.1, 1e30], "seeds": [1000]})
+    ran = cli("run", "tiny.yaml", "--results", str(lab.results), "--data", str(lab.data))
+    assert ran.code == 0
+    assert "3 trials, 2 done, 1 diverged" in ran.out
+    assert "tuned norm none, batch_size 10: optimizer.lr 0.1, validation accuracy" in ran.out
+
+
 CLAIM = """
 document: T
 title: tuned
