@@ -131,12 +131,12 @@ class StepNorm(nn.Module):
         if not (self.has_statistics and self.training):
             return _applied(layer, x, addend)
         n = sync.current().whole(len(x))
+        if self.is_ragged and n < 2 and self.batch != 1:
+            layer.eval()
+            y = _applied(layer, x, addend)
+            layer.train()
+            return y
         if self.is_ragged and self.batch is not None:
-            if n < 2 <= self.batch:
-                layer.eval()
-                y = _applied(layer, x, addend)
-                layer.train()
-                return y
             layer.norm_batch_size = n  # type: ignore[assignment]  # a number of these layers
         momentum = getattr(layer, "momentum", None)
         if momentum is None or now.t < last:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.models import recurrent
-from normbench.norms.api import Clock, ShapeError, build
+from normbench.norms.api import Clock, Normalization, ShapeError, build
 from normbench.training.build import check
 
 Array = NDArray[np.float64]
@@ -398,6 +398,35 @@ def test_the_initial_values_are_those_of_the_papers() -> None:
 
 
 WEIGHTS = "weight_norm", "weight_standardization", "centred_weights"
+
+
+def test_a_users_layer_with_running_statistics_has_them_for_each_step() -> None:
+    """As torch's BN, whose gamma starts at 1, of a method that knows nothing of cells."""
+    method = Normalization(make_layer=nn.BatchNorm2d)
+    network = recurrent.lstm(
+        features=F, steps=T, is_ragged=True, classes=2, norm=method, hidden_size=H
+    ).double()
+    ours = made("lstm", "batch", is_ragged=True)
+    with torch.no_grad():
+        for cell in (network.cells[0], ours.cells[0]):
+            for place in (*cell.input_norms, *cell.recurrent_norms, cell.state_norm):
+                layer = place.layers[0]
+                nn.init.ones_(layer.weight if isinstance(layer, nn.BatchNorm2d) else layer.gamma)
+                nn.init.zeros_(layer.bias if isinstance(layer, nn.BatchNorm2d) else layer.beta)
+                for each in place.layers:
+                    each.running_mean.zero_()
+                    each.running_var.fill_(1)
+        network.cells[0].bias.zero_()
+        for name in ("input", "recurrent"):
+            getattr(network.cells[0], name).conv.weight.copy_(getattr(ours.cells[0], name).conv.weight)
+        network.linear.load_state_dict(
+            {**ours.linear.state_dict(), "weight": ours.linear.weight[:2], "bias": ours.linear.bias[:2]}
+        )
+    x = sequences(LENGTHS)
+    torch.testing.assert_close(network(x), ours(x)[:, :2], **CLOSE)
+    torch.testing.assert_close(network.eval()(x), ours.eval()(x)[:, :2], **CLOSE)
+
+
 SITS = "none", "batch", "layer", "group", "batch_renorm", *WEIGHTS
 
 
