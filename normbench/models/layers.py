@@ -125,21 +125,19 @@ class ConvNorm(nn.Module):
         return relu(self.norm, self.conv(x))
 
 
-class Dropout(nn.Module):
-    """Dropout of a fraction ``rate`` of the values in training (Srivastava et al. 2014).
+class Stochastic(nn.Module):
+    """A module that draws random numbers, as a function of (seed of the trial, update, module).
 
-    Which values are dropped is a function of (seed of the trial, update, layer): a resumed trial drops the
-    same.
+    A resumed trial draws the same.
     """
 
     not_recorded = "step", "random"
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.rate = rate
         self.step = 0
         self.random: torch.Generator | None = None
-        with torch.random.fork_rng(devices=[]):  # weights are drawn as in a network without dropout
+        with torch.random.fork_rng(devices=[]):  # weights are drawn as in a network without it
             self.key = int(torch.randint(2**62, (), device="cpu"))
 
     def at(self, clock: Clock) -> None:
@@ -151,22 +149,34 @@ class Dropout(nn.Module):
         if self.random is not None:
             self.random.manual_seed((self.key + self.step * GOLDEN) % 2**64)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x, [N, C, H, W], with values dropped and the others divided by 1 - rate."""
-        if not self.training or x.is_meta:
-            return x
-        if self.random is None or self.random.device != x.device:
-            self.random = torch.Generator(x.device)
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return the generator on a device, at the start of the stream of this update."""
+        if self.random is None or self.random.device != device:
+            self.random = torch.Generator(device)
         if not is_capturing():
             self.reseed()
-        share, (N, C, H, W) = sync.current(), x.shape
-        whole = torch.rand(share.whole(N), H, W, C, generator=self.random, device=x.device)
-        kept = share.rows(whole) >= self.rate
-        return x * kept.movedim(-1, 1).to(x.dtype).div_(1 - self.rate)
+        return self.random
 
     def __getstate__(self) -> dict[str, object]:
         """Return the state without the generator, so that a copy makes another."""
         return vars(self) | {"random": None}
+
+
+class Dropout(Stochastic):
+    """Dropout of a fraction ``rate`` of the values in training (Srivastava et al. 2014)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, [N, C, H, W], with values dropped and the others divided by 1 - rate."""
+        if not self.training or x.is_meta:
+            return x
+        share, (N, C, H, W) = sync.current(), x.shape
+        whole = torch.rand(share.whole(N), H, W, C, generator=self.generator(x.device), device=x.device)
+        kept = share.rows(whole) >= self.rate
+        return x * kept.movedim(-1, 1).to(x.dtype).div_(1 - self.rate)
 
 
 def dropout(rate: float) -> nn.Module:

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normbench.models.layers import FinalLinear
+from normbench.models.layers import FinalLinear, Stochastic
 from normbench.models.layers import dropout as dropout_layer
 from normbench.norms.api import Normalization, ShapeError
 from normbench.norms.moment_norm import Block
@@ -50,6 +50,7 @@ class Plan(NamedTuple):
             steps too. 1 if all steps share statistics.
         is_ragged: sequences of a batch differ in length.
         initial_gamma: None for the rule of this module.
+        initial_noise: standard deviation of h_0 in training.
         starts_at_identity: the matrix that g, n or h_t comes from starts as the identity.
     """
 
@@ -59,6 +60,7 @@ class Plan(NamedTuple):
     steps: int
     is_ragged: bool
     initial_gamma: float | None
+    initial_noise: float
     starts_at_identity: bool
 
 
@@ -129,12 +131,12 @@ class StepNorm(nn.Module):
         if not (self.has_statistics and self.training):
             return _applied(layer, x, addend)
         n = sync.current().whole(len(x))
+        if self.is_ragged and n < 2 and self.batch != 1:
+            layer.eval()
+            y = _applied(layer, x, addend)
+            layer.train()
+            return y
         if self.is_ragged and self.batch is not None:
-            if n < 2 <= self.batch:
-                layer.eval()
-                y = _applied(layer, x, addend)
-                layer.train()
-                return y
             layer.norm_batch_size = n  # type: ignore[assignment]  # a number of these layers
         momentum = getattr(layer, "momentum", None)
         if momentum is None or now.t < last:
@@ -239,6 +241,23 @@ def _orthogonal(rows: int, columns: int) -> Tensor:
     return matrix if matrix.is_meta else nn.init.orthogonal_(matrix)
 
 
+class InitialNoise(Stochastic):
+    """Normal noise of standard deviation ``size`` in place of h_0, in training."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return h_0, [N, H], of zeros of this shape."""
+        if not self.training or h.is_meta:
+            return h
+        share = sync.current()
+        shape = share.whole(len(h)), h.shape[1]
+        drawn = torch.randn(shape, generator=self.generator(h.device), device=h.device, dtype=h.dtype)
+        return share.rows(drawn) * self.size
+
+
 class Cell(nn.Module):
     """One layer of a recurrent network; a subclass has the equations of a step.
 
@@ -266,6 +285,7 @@ class Cell(nn.Module):
         self.recurrent_norms = nn.ModuleList(
             StepNorm(plan.step_norm, width, plan, has_beta=False) for width in self.widths
         )
+        self.noise = InitialNoise(plan.initial_noise) if plan.initial_noise else nn.Identity()
         has_beta = all(norm.beta is not None for norm in self.input_norms)
         self.bias = None if has_beta else nn.Parameter(torch.zeros(gates * H))
 
@@ -281,7 +301,8 @@ class Cell(nn.Module):
         parts = zip(self.input_norms, torch.split(products, self.widths, 1), strict=True)
         inputs = zip(*(cast("StepNorm", norm).all_steps(part, sizes) for norm, part in parts), strict=True)
         matrix, steps = self.recurrent.matrix(), _steps(sizes)
-        state: Sequence[Tensor] = [rows.new_zeros(sizes[0], self.hidden)] * self.states
+        zeros = rows.new_zeros(sizes[0], self.hidden)
+        state: Sequence[Tensor] = [self.noise(zeros), *[zeros] * (self.states - 1)]
         outputs = []
         for t, (n, x) in enumerate(zip(sizes, inputs, strict=True)):
             if n < len(state[0]):
@@ -392,6 +413,9 @@ class Recurrent(nn.Module):
         max_steps: the first steps that have running statistics of their own; None for all T.
         input_only: normalize W_x x alone (Laurent et al. 2016).
         initial_gamma: None for the rule of this module.
+        initial_noise: standard deviation of h_0 in training (Cooijmans et al., section 5.1): where the first
+            inputs are the same in all samples, as black pixels are, batch normalization divides by no more
+            than sqrt(eps), and gradients explode from step to step.
         recurrent_init: ``orthogonal``, or ``identity`` for the matrix that g, n or h_t comes from, as in the
             code of Cooijmans et al.
 
@@ -416,6 +440,7 @@ class Recurrent(nn.Module):
         max_steps: int | None = None,
         input_only: bool = False,
         initial_gamma: float | None = None,
+        initial_noise: float = 0.0,
         recurrent_init: str = "orthogonal",
     ) -> None:
         super().__init__()
@@ -426,6 +451,7 @@ class Recurrent(nn.Module):
             min(max_steps or steps, steps) if statistics == "per_step" else 1,
             is_ragged,
             initial_gamma,
+            initial_noise,
             recurrent_init == "identity",
         )
         self.is_ragged = is_ragged

@@ -116,7 +116,7 @@ def train(
                     step(state, update, batch)
                     journal.pause()
                 journal.pause(is_due=True)
-                if not state.epoch and update.step.refusal:
+                if not state.epoch and update.step.refusal and not getattr(state.model, "not_replayed", ""):
                     warn(f"updates are called and not replayed: {update.step.refusal}")
                 is_tested = (state.epoch + 1) % trial.evaluate_every == 0 or state.epoch + 1 == trial.epochs
                 scores: dict[str, float] = {}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.models import recurrent
-from normbench.norms.api import ShapeError, build
+from normbench.norms.api import Clock, Normalization, ShapeError, build
 from normbench.training.build import check
 
 Array = NDArray[np.float64]
@@ -333,6 +333,34 @@ def test_one_sequence_that_is_left_is_normalized_by_running_statistics() -> None
     assert all(layer.training for layer in place.layers)
 
 
+def test_noise_in_the_first_state_keeps_gradients_in_range_where_inputs_are_constant() -> None:
+    """Without it they grow by some 0.1 / sqrt(1e-5) = 32 a step, where samples differ by rounding alone."""
+    x = torch.zeros(N, 30, F)
+    x[:, -1] = sequences()[:, 0].float()
+
+    def gradient_of_first_state(**options: Any) -> float:
+        network = made("rnn", "batch", max_steps=1, **options).float()
+        nn.init.constant_(network.cells[0].recurrent_norms[0].layers[0].gamma, 0.1)
+        states: list[Tensor] = []
+        network.cells[0].register_forward_hook(lambda _cell, _inputs, outputs: states.append(outputs[0]))
+        logits = network(x)
+        (gradient,) = torch.autograd.grad(logits.square().sum(), states)
+        return float(gradient.norm())
+
+    assert gradient_of_first_state() > 1e5
+    assert gradient_of_first_state(initial_noise=0.1) < 1e3
+
+
+def test_noise_in_the_first_state_is_a_function_of_the_update_and_not_there_at_inference() -> None:
+    network, x = made("rnn", "batch", initial_noise=0.1), sequences()
+    first = network(x)
+    assert torch.equal(network(x), first)
+    network.cells[0].noise.at(Clock(1, 2, 1))
+    assert not torch.equal(network(x), first)
+    plain = made("rnn", "batch").eval()
+    assert torch.equal(made("rnn", "batch", initial_noise=0.1).eval()(x), plain(x))
+
+
 def test_layers_of_steps_share_gamma_and_beta_alone() -> None:
     network = made("lstm", "batch")
     for place in (*network.cells[0].input_norms, network.cells[0].state_norm):
@@ -370,6 +398,35 @@ def test_the_initial_values_are_those_of_the_papers() -> None:
 
 
 WEIGHTS = "weight_norm", "weight_standardization", "centred_weights"
+
+
+def test_a_users_layer_with_running_statistics_has_them_for_each_step() -> None:
+    """As torch's BN, whose gamma starts at 1, of a method that knows nothing of cells."""
+    method = Normalization(make_layer=nn.BatchNorm2d)
+    network = recurrent.lstm(
+        features=F, steps=T, is_ragged=True, classes=2, norm=method, hidden_size=H
+    ).double()
+    ours = made("lstm", "batch", is_ragged=True)
+    with torch.no_grad():
+        for cell in (network.cells[0], ours.cells[0]):
+            for place in (*cell.input_norms, *cell.recurrent_norms, cell.state_norm):
+                layer = place.layers[0]
+                nn.init.ones_(layer.weight if isinstance(layer, nn.BatchNorm2d) else layer.gamma)
+                nn.init.zeros_(layer.bias if isinstance(layer, nn.BatchNorm2d) else layer.beta)
+                for each in place.layers:
+                    each.running_mean.zero_()
+                    each.running_var.fill_(1)
+        network.cells[0].bias.zero_()
+        for name in ("input", "recurrent"):
+            getattr(network.cells[0], name).conv.weight.copy_(getattr(ours.cells[0], name).conv.weight)
+        network.linear.load_state_dict(
+            {**ours.linear.state_dict(), "weight": ours.linear.weight[:2], "bias": ours.linear.bias[:2]}
+        )
+    x = sequences(LENGTHS)
+    torch.testing.assert_close(network(x), ours(x)[:, :2], **CLOSE)
+    torch.testing.assert_close(network.eval()(x), ours.eval()(x)[:, :2], **CLOSE)
+
+
 SITS = "none", "batch", "layer", "group", "batch_renorm", *WEIGHTS
 
 

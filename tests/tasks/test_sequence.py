@@ -133,6 +133,7 @@ RECURRENT = [
     ("batch", {"name": "gru", "hidden_size": 8, "statistics": "shared"}),
     ("layer", {"name": "lstm", "hidden_size": 8, "layers": 2}),
     ("weight_norm", {"name": "lstm", "hidden_size": 8}),
+    ("batch", {"name": "lstm", "hidden_size": 8, "initial_noise": 0.1}),
 ]
 
 

@@ -129,7 +129,7 @@ TIMED: list[dict[str, Any]] = [
 ]
 RAGGED = {"name": "sequence", "lengths": [2, 8]}
 RECURRENT: list[dict[str, Any]] = [
-    {"task": "sequence", "model": {"name": "lstm", "hidden_size": 8}, "norm": "batch"},
+    {"task": "sequence", "model": {"name": "lstm", "hidden_size": 8, "initial_noise": 0.1}, "norm": "batch"},
     {"task": RAGGED, "model": {"name": "lstm", "hidden_size": 8, "max_steps": 4}, "norm": "batch"},
     {
         "task": RAGGED,

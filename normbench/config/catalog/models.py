@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from normbench.config.registry import Entry, Option, Registry, count, flag, one_of, positive, whole
+from normbench.config.registry import Entry, Option, Registry, at_least, count, flag, one_of, positive, whole
 
 WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages; at most 64", maximum=64.0)
 CONVERTED = ("batch", "layer", "group", "instance")  # kinds of layers that a user's own network may have
@@ -46,6 +46,7 @@ RECURRENT = {
     "max_steps": count(None, "first steps with statistics of their own; the last one's serve later steps"),
     "input_only": flag(False, "normalize the product with the input alone (Laurent et al. 2016)"),
     "initial_gamma": positive(None, "null: 0.1 for methods that look across samples, else 1"),
+    "initial_noise": at_least(0, 0.0, "standard deviation of the first state in training"),
     "recurrent_init": one_of(
         ("orthogonal", "identity"),
         "initial matrices of the state; identity: that of the candidate (Cooijmans et al. 2016)",

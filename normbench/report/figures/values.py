@@ -35,7 +35,7 @@ WORDS: Mapping[str, str] = {
     "init_scale": "scale of the initial weights",
     "model.width": "width",
     "model.statistics": "running statistics",
-    "task.lengths": "lengths of sequences",
+    "task.lengths": "sequences cut to lengths",
     "dataset.train_size": "training images",
     "dataset.validation_size": "validation images",
 }
@@ -101,6 +101,8 @@ def in_heading(key: str, value: Any) -> str:
 def shown(text: str) -> str:
     """Return the label of a value as ``written``."""
     value = json.loads(text)
+    if value is None:
+        return "none"
     if isinstance(value, list):
         return ",\n".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
