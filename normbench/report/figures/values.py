@@ -34,6 +34,8 @@ WORDS: Mapping[str, str] = {
     "dropout": "dropout rate",
     "init_scale": "scale of the initial weights",
     "model.width": "width",
+    "model.channels": "channels",
+    "model.skip": "global skip",
     "model.statistics": "running statistics",
     "task.lengths": "lengths of sequences",
     "dataset.train_size": "training images",
