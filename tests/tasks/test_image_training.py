@@ -79,6 +79,20 @@ def test_replayed_stopped_and_gone_on_with_a_trial_ends_as_one_that_was_called(
     assert numbers(record) == numbers(called)
 
 
+@pytest.mark.parametrize("norm", ["batch", "filter_response"])
+@EVERY_TASK
+def test_adam_is_replayed_as_it_is_called(
+    task: str, norm: str, run: Callable[..., Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a parameter never gets a gradient: the threshold of FRN at the end of a block."""
+    chosen = trial(task, norm=norm, optimizer={"name": "adam"})
+    called = run(chosen, "called")
+    monkeypatch.setattr(capture, "MIN_CALLS", 1)
+    replayed = run(chosen, "replayed")
+    assert replayed.provenance["path"]["step"] == "tape"
+    assert numbers(replayed) == numbers(called)
+
+
 @EVERY_TASK
 def test_the_record_has_the_metrics_of_the_task_and_no_accuracy(
     task: str, run: Callable[..., Record]

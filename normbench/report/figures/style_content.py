@@ -195,7 +195,7 @@ def table(selection: Tradeoff) -> list[Row]:
 
 def draw(selection: Tradeoff, canvas: "Canvas") -> None:
     """Draw panels side by side on logarithmic axes, three a row."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     across = min(3, len(selection.panels))
     down = math.ceil(len(selection.panels) / across)
@@ -219,6 +219,7 @@ def draw(selection: Tradeoff, canvas: "Canvas") -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
         axes.text(0.97, 0.97, "\n".join(words), transform=axes.transAxes, ha="right", va="top", fontsize=6.5)

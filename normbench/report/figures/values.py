@@ -34,6 +34,8 @@ WORDS: Mapping[str, str] = {
     "dropout": "dropout rate",
     "init_scale": "scale of the initial weights",
     "model.width": "width",
+    "model.channels": "channels",
+    "model.skip": "global skip",
     "model.statistics": "running statistics",
     "task.lengths": "sequences cut to lengths",
     "dataset.train_size": "training images",
