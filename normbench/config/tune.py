@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from normbench.config.grid import TRIAL_KEYS, Axes, Grid, grid_trials, grids_of
-from normbench.config.messages import section_note, sibling_keys, suggest_key, unknown_key_message
+from normbench.config.messages import sibling_keys, suggest_key, unknown_key_message
 from normbench.config.source import Issue, Node, Position, join_path
 from normbench.config.trial import Trial
 
@@ -147,8 +147,7 @@ def _unusable(key: str) -> str:
     """Return why a key cannot stand in the section."""
     if key in TRIAL_KEYS and key != "seed":
         return "cannot be tuned: candidates are compared on the same images, with the same measurements"
-    note = section_note(Trial, key.rpartition(".")[0])
-    return unknown_key_message(suggest_key(key, TUNE_KEYS), sibling_keys(key, TUNE_KEYS), note)
+    return unknown_key_message(suggest_key(key, TUNE_KEYS), sibling_keys(key, TUNE_KEYS))
 
 
 def _inside(node: Node, key: str) -> Position:
