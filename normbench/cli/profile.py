@@ -59,7 +59,7 @@ def measure(
         experiment = config.from_overrides([*settings, *grid])
     except config.ConfigError as error:
         raise config.ConfigError(*map(_with_option, error.problems)) from None
-    is_custom = any(NORMS[trial.norm.name].is_custom for trial in experiment.trials)
+    is_custom = any(trial.user_code for trial in experiment.trials)
     try:
         with Contained() if is_custom else nullcontext():
             return profiling.profile(experiment.trials, device, experiment.execute.threads, rounds, log)

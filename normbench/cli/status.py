@@ -8,7 +8,6 @@ from typing import Any
 from normbench.cli.progress import result_of, resumable
 from normbench.cli.terminal import as_json, as_table
 from normbench.config.catalog.executors import EXECUTORS
-from normbench.config.catalog.norms import NORMS
 from normbench.config.labels import flat_settings, swept_keys, trial_labels
 from normbench.config.registry import UnknownName
 from normbench.config.trial import Trial
@@ -175,7 +174,7 @@ def plan_as_text(survey: Survey, expected: Estimate) -> str:
     if expected.unknown:
         trials = "some trials" if expected.seconds else "every trial"
         lines.append(f"time: unknown for {trials}: {printable(expected.unknown, 4096)}")
-    if names := _custom_methods(survey):
+    if names := _custom_code(survey):
         lines.append(f"custom code that run will execute: {', '.join(names)}")
     disk = size(_record_bytes(survey))
     lines.append(f"disk: about {disk} of records, and temporary checkpoints of running trials")
@@ -202,7 +201,7 @@ def plan_as_json(survey: Survey, expected: Estimate) -> str:
         "workers": expected.workers,
         "expected_seconds": expected.wall_seconds,
         "record_bytes": _record_bytes(survey),
-        "own_code": _custom_methods(survey),
+        "own_code": _custom_code(survey),
         "saved_states": len(survey.saved),
         "changes": _changes_as_json(survey),
     }
@@ -210,9 +209,10 @@ def plan_as_json(survey: Survey, expected: Estimate) -> str:
     return as_json(summary | totals | _tuned_as_json(survey))
 
 
-def _custom_methods(survey: Survey) -> list[str]:
-    """Return the methods outside of this package, as ``module:function``."""
-    return sorted({trial.norm.name for trial in survey.experiment.trials if NORMS[trial.norm.name].is_custom})
+def _custom_code(survey: Survey) -> list[str]:
+    """Return the methods and networks outside of this package, as ``module:function``."""
+    entries = [entry for trial in survey.experiment.trials for entry in trial.user_code.values()]
+    return sorted({entry.target for entry in entries})
 
 
 def status_as_json(results: Path, experiment: str | None, data: Path | None = None) -> str:

@@ -90,6 +90,11 @@ class Execute(Frozen):
 
     def refusal(self, trials: Sequence[Trial]) -> str | None:
         """Why so many processes cannot share the trials' batches, or None."""
+        custom = [trial.model.name for trial in trials if NETWORKS[trial.model.name].is_custom]
+        if custom and self.processes > 1:
+            return (
+                f"{self.processes} processes cannot share the batches of {custom[0]}, a network of a user's"
+            )
         alone = [trial.norm.name for trial in trials if NORMS[trial.norm.name].is_single_process]
         if alone and self.processes > 1:
             return f"{self.processes} processes would not share the statistics of {alone[0]}"
@@ -275,12 +280,12 @@ def _experiment(
 def _unknown_figure_settings(
     root: Node, figures: Sequence[Choice], trials: Sequence[Trial]
 ) -> Iterator[Issue]:
-    """Yield an issue for every setting of a figure that no trial has; a custom method may have any."""
-    has_custom_norm = any(NORMS[trial.norm.name].is_custom for trial in trials)
+    """Yield an issue for every setting of a figure that no trial has; custom choices may have any."""
+    custom = {setting for trial in trials for setting in trial.user_code}
     for number, figure in enumerate(figures):
         for option in FIGURES[figure.name].key_options:
             key = figure.options[option]
-            if key not in TRIAL_KEYS and not (has_custom_norm and key.startswith("norm.")):
+            if key not in TRIAL_KEYS and key.partition(".")[0] not in custom:
                 message = unknown_key_message(
                     suggest_key(key, TRIAL_KEYS), sibling_keys(key, TRIAL_KEYS), what=f"setting {quoted(key)}"
                 )

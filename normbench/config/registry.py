@@ -100,12 +100,22 @@ def one_of(choices: tuple[str, ...], meaning: str) -> Option:
     return Option(Literal[choices], choices[0], meaning)
 
 
-def some_of(choices: tuple[str, ...], default: tuple[str, ...], meaning: str) -> Option:
-    """Return the option of some of ``choices`` but not all, kept once each and in this order."""
+def some_of(
+    choices: tuple[str, ...], default: tuple[str, ...], meaning: str, may_be: Literal["none", "all"] = "none"
+) -> Option:
+    """Return the option of some of ``choices``, kept once each and in this order.
+
+    Args:
+        choices: the texts.
+        default: some of them.
+        meaning: of the option.
+        may_be: ``none``: a value may be empty but not all of them; ``all``: all of them but not empty.
+    """
+    refused, words = (set(choices), "and not all") if may_be == "none" else (set[str](), "one or more")
 
     def in_order(chosen: tuple[str, ...]) -> tuple[str, ...]:
-        if set(chosen) == set(choices):
-            message = "expected some of {choices}, and not all"
+        if set(chosen) == refused:
+            message = f"expected some of {{choices}}, {words}"
             raise PydanticCustomError("expected", message, {"choices": ", ".join(choices)})
         return tuple(choice for choice in choices if choice in chosen)
 
@@ -233,6 +243,11 @@ class ExtensibleRegistry(Registry[E]):
         super().__init__(kind, *entries, advice=advice)
         self.group = group
         self._custom_entry = custom_entry
+
+    @property
+    def custom_options(self) -> Mapping[str, Option]:
+        """Return the options that every custom entry has, beside those of the user's function."""
+        return self._custom_entry("module:function").options
 
     def __getitem__(self, name: str) -> E:
         """Return the entry called ``name``, built in or custom.

@@ -30,7 +30,7 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.config.catalog.tasks import TASKS
-from normbench.config.registry import Entry, ExtensibleRegistry, Registry
+from normbench.config.registry import Entry, ExtensibleRegistry, Option, Registry
 from normbench.config.sequences import whole_sequence
 from normbench.text import quoted
 
@@ -96,12 +96,15 @@ def choice_from(registry: Registry[Any]) -> Any:
     nor a mapping with one is an error of type ``expected``.
     """
 
-    def schema(entry: Entry) -> Any:
-        fields: dict[str, Any] = {"name": (Literal[entry.name], entry.name)} | {
+    def fields(options: Mapping[str, Option]) -> dict[str, Any]:
+        return {
             key: (option.annotation, Field(option.default, description=option.meaning))
-            for key, option in entry.options.items()
+            for key, option in options.items()
         }
-        return create_model(entry.name, __base__=Choice, **fields)
+
+    def schema(entry: Entry) -> Any:
+        name: dict[str, Any] = {"name": (Literal[entry.name], entry.name)}
+        return create_model(entry.name, __base__=Choice, **name, **fields(entry.options))
 
     def spell_out(value: object) -> object:
         named = {"name": value} if isinstance(value, str) else value
@@ -123,7 +126,11 @@ def choice_from(registry: Registry[Any]) -> Any:
         name = _name_of(value)
         return name if name is None or name in built_in else CUSTOM
 
-    union: Any = Annotated[CustomChoice, Tag(CUSTOM)] if isinstance(registry, ExtensibleRegistry) else None
+    union: Any = None
+    if isinstance(registry, ExtensibleRegistry):
+        union = Annotated[
+            create_model("custom", __base__=CustomChoice, **fields(registry.custom_options)), Tag(CUSTOM)
+        ]
     for entry in registry.values():
         tagged: Any = Annotated[schema(entry), Tag(entry.name)]
         union = tagged if union is None else union | tagged
@@ -292,11 +299,11 @@ class Trial(Frozen):
         self._check_task()
         if not method.has_layers:
             fields["norm_every"], fields["zero_init_residual"] = 1, False
-        elif self.norm_every > max(1, network.layers):
+        elif self.norm_every > max(1, network.layers) and not network.is_custom:
             layers = f"the {network.layers} layers of {network.name}"
             raise conflict(f"norm_every {self.norm_every} is more than {layers}", "norm_every", "model")
         if method.needs_preactivation and not network.is_preactivation:
-            known = f", such as preact_{network.name}" if f"preact_{network.name}" in MODELS else ""
+            known = f", such as preact_{network.name}" if f"preact_{network.name}" in list(MODELS) else ""
             raise conflict(f"{method.name} is for pre-activation networks only{known}", "norm", "model")
         if method.needs_blocks and not network.has_blocks:
             message = f"{method.name} is about residual blocks, and {network.name} has none"
@@ -397,6 +404,12 @@ class Trial(Frozen):
                     raise conflict(message, "evaluate")
         return self
 
+    @property
+    def user_code(self) -> dict[str, Entry]:
+        """Return the entries that are a user's code, by the setting that names them."""
+        entries: dict[str, Entry] = {"norm": NORMS[self.norm.name], "model": MODELS[self.model.name]}
+        return {setting: entry for setting, entry in entries.items() if entry.is_custom}
+
     @cached_property
     def id(self) -> str:
         """Return a readable prefix and a hash of all resolved values, as ``group-resnet8-b32-s0-1f3a…``.
@@ -417,7 +430,8 @@ class Trial(Frozen):
             f"-n{self.norm_batch_size}" if self.norm_batch_size not in (None, self.batch_size) else ""
         )
         norm = self.norm.name.rpartition(":")[2].lower()[:40]
-        prefix = f"{norm}-{self.model.name}-b{self.batch_size}{norm_batch}-s{self.seed}".replace("_", "-")
+        model = self.model.name.rpartition(":")[2].lower()[:40]
+        prefix = f"{norm}-{model}-b{self.batch_size}{norm_batch}-s{self.seed}".replace("_", "-")
         return f"{prefix}-{hashlib.sha256(values.encode()).hexdigest()[:12]}"
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

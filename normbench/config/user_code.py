@@ -28,6 +28,11 @@ INSTALLED = frozenset(
     Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")
 )
 PACKAGE = "normbench"
+# what a record states of code, by the setting that names it: hashes of its file and of all its files
+HASHES = {
+    "norm": ("own_norm_sha256", "own_code_sha256"),
+    "model": ("own_model_sha256", "own_model_code_sha256"),
+}
 LIBRARIES = frozenset({"torch", "torchvision", "timm"})  # installed; their releases say all of their code
 
 
@@ -252,6 +257,6 @@ class Contained:
         name = type(error).__name__
         what = f"{name}: {error}" if str(error) else name
         raise EndedProcess(
-            f"{what} (code of a method must not end the process; move the statements of a script below "
+            f"{what} (code of your own must not end the process; move the statements of a script below "
             "if __name__ == '__main__')"
         ) from error

@@ -13,7 +13,6 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from normbench.models.layers import FinalLinear
 from normbench.norms.api import Normalization, OwnError, ShapeError
 from normbench.text import did_you_mean, quoted
 
@@ -207,27 +206,3 @@ def _layer(norm: Normalization, name: str, old: nn.Module) -> nn.Module:
     )
     layer = layer if is_for_maps else Vectors(layer, is_channels_last)
     return layer.train(old.training)
-
-
-def name_places(model: nn.Module, classes: int) -> None:
-    """Tell the places of a converted network by type: its first convolution and its last linear layer.
-
-    That is the last ``nn.Linear`` with as many outputs as there are classes; it becomes a
-    :class:`~normbench.models.layers.FinalLinear`.
-    """
-    places: dict[str, str] = {}
-    head: tuple[str, nn.Linear] | None = None
-    wrapped = set(getattr(model, "wrapped", ()))
-    for name, module in model.named_modules():
-        if "stem" not in places.values() and (isinstance(module, _ConvNd) or name in wrapped):
-            places[name] = "stem"
-        if isinstance(module, nn.Linear) and module.out_features == classes:
-            head = name, module
-    if head is not None:
-        name, linear = head
-        places[name] = "final_linear"
-        if type(linear) is nn.Linear and name:
-            final = FinalLinear(linear.in_features, classes, linear.bias is not None, device="meta")
-            final.weight, final.bias = linear.weight, linear.bias
-            model.set_submodule(name, final.train(linear.training))
-    model.places = places  # type: ignore[assignment]

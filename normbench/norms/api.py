@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normbench.config import user_code
 from normbench.config.catalog.norms import NORMS, Method
 from normbench.config.trial import Choice
 from normbench.config.user_code import Contained, EndedProcess
@@ -203,7 +202,7 @@ def _user_method(method: Method, options: Mapping[str, Any], across: Mapping[str
         if channels in arguments:
             raise OwnError(f"norm {method.name} gets the number of channels as {channels!r}; it is no option")
         parameters.pop(channels or "", None)
-        if problem := _mismatch(parameters, arguments, takes_any):
+        if problem := mismatch(parameters, arguments, takes_any):
             raise OwnError(f"norm {method.name} {problem}")
         if channels is not None:
             return Normalization(make_layer=partial(_user_layer, method.name, function, arguments, channels))
@@ -249,7 +248,7 @@ def _user_layer(
     return layer
 
 
-def _mismatch(
+def mismatch(
     parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any], takes_any: bool
 ) -> str:
     """Return which option a function requires and does not get, or gets and does not take; or ''."""
@@ -262,29 +261,6 @@ def _mismatch(
         if key not in options and not takes_any:
             return f"takes no option {key!r}; it takes {', '.join(options) or 'none'}"
     return ""
-
-
-def sources(norm: Choice) -> dict[str, str]:
-    """Return what a record states of a user's code as this process imported it; {} for the table's methods.
-
-    ``own_norm_sha256`` is that of the file of the method; ``own_code_sha256`` takes in the modules beside it
-    that it imports (see :mod:`normbench.config.user_code`).
-    """
-    method = NORMS[norm.name]
-    if not method.is_custom:
-        return {}
-    method.load()
-    code = user_code.imported(method.target)
-    return {"own_norm_sha256": code.first, "own_code_sha256": code.sha256} if code.first else {}
-
-
-def recordable(norm: Choice) -> bool:
-    """Return whether updates with the method may be recorded and replayed.
-
-    A user's method has to state it by an attribute of its function, ``recordable = True``: between passes
-    nothing changes but tensors, and these in place; and only operators of torch read or write.
-    """
-    return not NORMS[norm.name].is_custom or getattr(NORMS[norm.name].load(), "recordable", False) is True
 
 
 def _every(k: int, layer: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:

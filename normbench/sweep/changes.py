@@ -6,8 +6,8 @@ from pathlib import Path
 
 from normbench.config import user_code
 from normbench.config.catalog.datasets import DATASETS
-from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Choice
+from normbench.config.user_code import HASHES
 from normbench.data import dataset as decoded
 from normbench.records import Record
 
@@ -63,16 +63,16 @@ def changes(records: Iterable[Record], data: Path, standings: Standings | None =
     """
     standings = {} if standings is None else standings
     of_data: dict[Choice, list[Record]] = {}
-    of_code: dict[str, list[Record]] = {}
+    of_code: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         of_data.setdefault(record.trial.dataset, []).append(record)
-        if NORMS[record.trial.norm.name].is_custom:
-            of_code.setdefault(record.trial.norm.name, []).append(record)
+        for setting, entry in record.trial.user_code.items():
+            of_code.setdefault((setting, entry.target), []).append(record)
     for choice in of_data.keys() - standings.keys():
         standings[choice] = decoded.cache_status(choice, data)
     return [
         *(change for c, group in of_data.items() for change in _of_data(c, group, data, standings[c])),
-        *(change for name, group in of_code.items() for change in _of_code(name, group)),
+        *(change for code, group in of_code.items() for change in _of_code(*code, group)),
     ]
 
 
@@ -98,8 +98,9 @@ def _of_data(
         yield Change(everything, words, choice, comparable=False)
 
 
-def _of_code(name: str, records: list[Record]) -> Iterable[Change]:
-    """Yield changes by the hash of all code of a method; of older records, by that of the file alone."""
+def _of_code(setting: str, name: str, records: list[Record]) -> Iterable[Change]:
+    """Yield changes by the hash of all code of a method or network; of older records, by that of the file."""
+    of_file, of_all = HASHES[setting]
     code = user_code.current(name)
     if not code.files:
         words = f"cannot be compared with the code of {name}, which is not to be found from here"
@@ -108,9 +109,9 @@ def _of_code(name: str, records: list[Record]) -> Iterable[Change]:
 
     def differs(record: Record) -> bool:
         about = record.provenance
-        if "own_code_sha256" in about:
-            return bool(about["own_code_sha256"] != code.sha256)
-        return "own_norm_sha256" in about and about["own_norm_sha256"] not in code.files.values()
+        if of_all in about:
+            return bool(about[of_all] != code.sha256)
+        return of_file in about and about[of_file] not in code.files.values()
 
     if others := _some(records, differs):
         yield Change(others, f"{{was}} trained with other code of {name} than there is now")

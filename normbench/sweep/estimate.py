@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.datasets import SIZES, DataError
 from normbench.config.catalog.models import MODELS
-from normbench.config.catalog.norms import NORMS
 from normbench.config.sequences import whole_sequence
 from normbench.config.trial import Trial
 from normbench.records import Record
@@ -17,6 +16,7 @@ from normbench.records import Record
 if TYPE_CHECKING:
     from normbench.sweep.placement import Placement
 
+CUSTOM_DEPTH = 56  # that is assumed of a user's network
 EVALUATION_COST = 1 / 3  # of an image trained: there is no backward pass
 
 
@@ -75,8 +75,8 @@ def estimate(
         trial_kind = kind(trial)
         try:
             extent = dataset.info(trial.dataset, data)
-            if trial_kind not in speeds and NORMS[trial.norm.name].is_custom:
-                unknown = "methods of your own are not tried before they run"
+            if trial_kind not in speeds and trial.user_code:
+                unknown = "code of your own is not tried before it runs"
                 continue
             if trial_kind not in speeds:
                 from normbench.training.benchmark import images_per_second
@@ -130,9 +130,10 @@ def device_bytes(trial: Trial) -> int:
         states = int(trial.model.options["hidden_size"] * trial.model.options["layers"])
         return 2 * 2**30 + trial.batch_size * steps * states * 40 * 4
     image = trial.dataset.options.get("image_size", 32) / 32
-    sample = 10 * 2**20 * (_depth(trial) / 20) * trial.model.options.get("width", 1.0) * image**2
+    width = 1.0 if "model" in trial.user_code else trial.model.options.get("width", 1.0)
+    sample = 10 * 2**20 * (_depth(trial) / 20) * width * image**2
     return 2 * 2**30 + int(trial.batch_size * sample)
 
 
 def _depth(trial: Trial) -> int:
-    return MODELS[trial.model.name].layers + 1
+    return CUSTOM_DEPTH if "model" in trial.user_code else MODELS[trial.model.name].layers + 1

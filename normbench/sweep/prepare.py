@@ -109,7 +109,10 @@ def _check_networks(trials: Sequence[Trial], data: Path) -> int:
 def _shapes(trial: Trial) -> tuple[Any, ...]:
     """Return what decides the shapes of a trial's activations, and which of them its method can normalize."""
     batches = trial.batch_size, trial.norm_batch_size
-    return trial.task, trial.dataset, trial.model, trial.norm, trial.norm_every, *batches, trial.evaluate
+    asked = trial.zero_init_residual, trial.diagnose, trial.clip, trial.precision, bool(trial.dropout)
+    settings = asked if "model" in trial.user_code else ()  # of which a user's network may not be capable
+    shapes = trial.task, trial.dataset, trial.model, trial.norm, trial.norm_every
+    return *shapes, *batches, trial.evaluate, *settings
 
 
 def _check_evaluations(trial: Trial, images: int) -> None:
@@ -128,7 +131,7 @@ def _check_memory(trial: Trial, parameters: int) -> None:
     """Refuse a network whose weights, gradients and optimizer alone exceed the available memory."""
     needed, available = (1 + weights_kept(trial)) * 4 * parameters, machine.available_memory()
     if needed > available:
-        options = "".join(f", {key} {value:g}" for key, value in trial.model.options.items())
+        options = "".join(f", {key} {value}" for key, value in trial.model.options.items())
         raise ValueError(
             f"model {trial.model.name}{options}: its {parameters:,} parameters take {size(needed)} to train, "
             f"and {size(available)} of memory are available"

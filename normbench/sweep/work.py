@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.config.user_code import Contained
 from normbench.records import Record
@@ -62,7 +61,7 @@ def work(
     torch.set_num_threads(placement.threads)
     where = devices.device(device or placement.device)
     devices.settle_on(where, seats * placement.memory_share)
-    contained = Contained() if NORMS[trial.norm.name].is_custom else nullcontext()
+    contained = Contained() if trial.user_code else nullcontext()
     with contained, devices.own_stream(where) if seats > 1 else nullcontext():
         record = train(trial, data, checkpoints(trial.id), str(where), tell, placement.processes)
     provenance = dict(record.provenance) | ({"together": seats} if seats > 1 else {})

@@ -16,10 +16,9 @@ from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.data.batches import Chunk
 from normbench.files import NoHomeError, user_cache
-from normbench.norms.api import recordable
 from normbench.norms.ops.sync import ALONE
 from normbench.tasks.base import task_of
-from normbench.training.build import check, network, to_device
+from normbench.training.build import check, network, recordable, to_device
 from normbench.training.capture.capture import MIN_CALLS, RecordedStep, recorder_of
 from normbench.training.device import device, settled_process
 from normbench.training.optim import buffers, optimizer
@@ -49,7 +48,7 @@ class Probe:
         with where:
             x, self.y = self.task.example(trial.batch_size, size)
         self.x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-        recorder = recorder_of(where, 1, MIN_CALLS, recordable(trial.norm))
+        recorder = recorder_of(where, 1, MIN_CALLS, recordable(trial))
         others = tuple if recorder is None else partial(buffers, self.optimizer)
         self._update = partial(make_update, self.task, self.model, self.optimizer, ALONE)
         self.step = RecordedStep(self._update, self.model, recorder, others)
@@ -173,7 +172,7 @@ class UpdateLoop:
         steps_per_epoch = max(1, len(self._images) // trial.batch_size)
         self._state = TrainState.initial(task, len(dataset.classes), steps_per_epoch, where)
         self.model = self._state.model
-        recorder = recorder_of(where, 1, MIN_CALLS, recordable(trial.norm)) if is_replayed else None
+        recorder = recorder_of(where, 1, MIN_CALLS, recordable(trial)) if is_replayed else None
         self.update = Update(task, self.model, self._state.optimizer, steps_per_epoch, recorder=recorder)
         self._batches = self.batches()
         for _ in range(WARM_UP):

@@ -1,16 +1,19 @@
 """The network of a trial, and the check that its method can normalize every map in it."""
 
-from contextlib import nullcontext
+from collections import Counter
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from normbench.config import user_code
 from normbench.config.catalog.models import MODELS
-from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
-from normbench.config.user_code import Contained, EndedProcess
+from normbench.config.user_code import HASHES, Contained, EndedProcess
+from normbench.models.custom import CustomNetwork, custom_network
 from normbench.models.layers import FinalLayer, place
 from normbench.norms.api import Normalization, OwnError, ShapeError, build
 from normbench.tasks.base import task_of
@@ -21,25 +24,59 @@ from normbench.training.device import process_lock
 def network(trial: Trial, classes: int) -> nn.Module:
     """Return the trial's network, initialised by the seed alone; its ``clip()`` clips its gradients."""
     with process_lock, torch.random.fork_rng(devices=[]):
+        for entry in trial.user_code.values():
+            with suppress(Exception):  # which is raised again where it is used
+                entry.load()  # an import may draw numbers, the first time
         torch.default_generator.manual_seed(trial.seed)  # torch.manual_seed would reseed the GPUs for good
         batches = trial.batch_size // (trial.norm_batch_size or trial.batch_size)
         norm = build(trial.norm, trial.norm_batch_size, trial.norm_every, batches)
-        builder = MODELS[trial.model.name].load()
-        model: nn.Module = builder(
-            norm=_scaled(norm, trial.init_scale),
-            dropout=trial.dropout,
-            **task_of(trial).network_options(classes),
-            **trial.model.options,
-        )
+        make = custom_network if "model" in trial.user_code else _network_of_the_table
+        model: nn.Module = make(trial, norm, classes)
         for head in model.modules():
             if isinstance(head, FinalLayer):
-                with torch.no_grad():
-                    head.weight.mul_(trial.init_scale)
                 head.full = trial.logits_precision == "fp32"
         if trial.zero_init_residual:
             model.zero_init_residual()  # type: ignore[operator]  # every network of its task has it
         model.clip = clip_of(trial, model)
     return model
+
+
+def _network_of_the_table(trial: Trial, norm: Normalization, classes: int) -> nn.Module:
+    model: nn.Module = MODELS[trial.model.name].load()(
+        norm=_scaled(norm, trial.init_scale),
+        dropout=trial.dropout,
+        **task_of(trial).network_options(classes),
+        **trial.model.options,
+    )
+    for head in model.modules():
+        if isinstance(head, FinalLayer):
+            with torch.no_grad():
+                head.weight.mul_(trial.init_scale)
+    return model
+
+
+def sources(trial: Trial) -> dict[str, str]:
+    """Return what a record states of a user's code as this process imported it; {} without such code.
+
+    By :data:`normbench.config.user_code.HASHES`: the sha256 of the file of a method or network, and one that
+    takes in the modules beside it that it imports.
+    """
+    hashes: dict[str, str] = {}
+    for setting, entry in trial.user_code.items():
+        entry.load()
+        code = user_code.imported(entry.target)
+        if code.first:
+            hashes |= zip(HASHES[setting], (code.first, code.sha256), strict=True)
+    return hashes
+
+
+def recordable(trial: Trial) -> bool:
+    """Return whether updates of the trial may be recorded and replayed.
+
+    A user's method or network has to state it by an attribute of its function, ``recordable = True``: between
+    passes nothing changes but tensors, and these in place; and only operators of torch read or write.
+    """
+    return all(getattr(entry.load(), "recordable", False) is True for entry in trial.user_code.values())
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
@@ -62,22 +99,25 @@ def _scaled(norm: Normalization, scale: float) -> Normalization:
 def check(trial: Trial, classes: int, image_size: int) -> int:
     """Push the shapes of a training batch through the trial's network, without computing anything.
 
-    A user's own method gets random inputs, since it may need numbers.
+    A user's own method or network gets random inputs, since it may need numbers.
 
     Returns:
         The number of parameters of the network.
 
     Raises:
         ShapeError: names method, layer and shape.
-        OwnError: the method is a user's own and raises.
+        OwnError: the method or the network is a user's own and raises, or does something else than it should.
     """
     reached = ""
-    is_own = NORMS[trial.norm.name].is_custom
+    calls: Counter[str] = Counter()
+    is_own = bool(trial.user_code)
 
-    def remember(layer: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def remember(layer: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
         nonlocal reached
+        calls[layer] += 1
         where = f"{trial.model.name}'s {place(model, layer)} (module {layer!r})"
-        reached = f"{where}, which gets maps of shape {list(inputs[0].shape)}"
+        shapes = [f"which gets maps of shape {list(x.shape)}" for x in inputs[:1] if isinstance(x, Tensor)]
+        reached = ", ".join([where, *shapes])
 
     with torch.device("cpu" if is_own else "meta"), torch.random.fork_rng(devices=[]):
         try:
@@ -85,7 +125,9 @@ def check(trial: Trial, classes: int, image_size: int) -> int:
                 model = network(trial, classes)
                 for name, module in model.named_modules():
                     module.register_forward_pre_hook(partial(remember, name))
-                model(task_of(trial).example(trial.batch_size, image_size).images)
+                outputs = model(task_of(trial).example(trial.batch_size, image_size).images)
+            if isinstance(model, CustomNetwork):
+                _check_pass(trial, model, calls, outputs, classes)
         except ShapeError as error:
             raise ShapeError(
                 f"{trial.norm.name} norm cannot be used in {reached or trial.model.name}: {error}"
@@ -97,5 +139,26 @@ def check(trial: Trial, classes: int, image_size: int) -> int:
                 raise
             where = f"raises in {reached}" if reached else "cannot be built into a network"
             what = "" if isinstance(error, EndedProcess) else f"{type(error).__name__}: "
-            raise OwnError(f"norm {trial.norm.name} {where}: {what}{error}") from error
+            names = " or ".join(f"{setting} {entry.name}" for setting, entry in trial.user_code.items())
+            raise OwnError(f"{names} {where}: {what}{error}") from error
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _check_pass(
+    trial: Trial, model: CustomNetwork, calls: Counter[str], outputs: object, classes: int
+) -> None:
+    """Refuse a user's network that uses a converted layer twice, or gives no logits.
+
+    Raises:
+        OwnError: says which.
+    """
+    for layer in model.converted:
+        if calls[layer] > 1:
+            words = (
+                f"{layer} is used {calls[layer]} times in a pass; a layer of its own is needed at each place"
+            )
+            raise OwnError(f"model {trial.model.name}: {words}")
+    if not isinstance(outputs, Tensor) or outputs.shape != (trial.batch_size, classes):
+        got = list(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+        expected = f"logits [{trial.batch_size}, {classes}]"
+        raise OwnError(f"model {trial.model.name}: it gives {got} for a batch, and not {expected}")

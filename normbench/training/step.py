@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from normbench.config.trial import Trial
 from normbench.data.batches import Chunk, Images
+from normbench.models.layers import GOLDEN
 from normbench.norms.api import Clock, Timed
 from normbench.norms.ops import dispatch, sync
 from normbench.norms.ops.sync import ALONE, Share
@@ -69,6 +70,7 @@ class Update:
         self._trial, self._optimizer, self._steps_per_epoch = task.trial, optimizer, steps_per_epoch
         self._timed: list[Timed] = [module for module in model.modules() if isinstance(module, Timed)]
         device = next(model.parameters()).device
+        self._is_custom = bool(task.trial.user_code)
         self._lr: Tensor | None = None
         if recorder is not None or device.type == "cuda":  # a GPU rounds a tensor alike, called or replayed
             dtype = torch.float32 if device.type == "cuda" else torch.float64  # what the fused kernels take
@@ -102,8 +104,19 @@ class Update:
         else:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
-        loss, summary = self.step(x, y)
+        with torch.random.fork_rng(devices=[], enabled=self._is_custom):
+            if self._is_custom:
+                reseed(self._trial.seed, step, x.device)
+            loss, summary = self.step(x, y)
         return loss, summary
+
+
+def reseed(seed: int, step: int, device: torch.device) -> None:
+    """Begin torch's random numbers anew, so that a user's code draws the same in a resumed trial."""
+    stream = (seed * GOLDEN + step) % 2**63
+    torch.default_generator.manual_seed(stream)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(stream)
 
 
 def make_update(

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 import normbench
 from normbench.config.catalog.datasets import DataError
 from normbench.config.trial import Trial
+from normbench.config.user_code import HASHES
 from normbench.data import dataset as decoded
 from normbench.data.batches import Images
-from normbench.norms.api import recordable, sources
 from normbench.norms.ops import dispatch
 from normbench.records import SCHEMA, Epoch, Final, Interrupted, Measured, Record, Status
 from normbench.tasks.base import Task, task_of
 from normbench.training import checkpoint as checkpoints
+from normbench.training.build import recordable, sources
 from normbench.training.capture.capture import recorder_of
 from normbench.training.device import is_only_trial, is_out_of_memory, settled_process
 from normbench.training.diagnostics import signal_propagation
@@ -79,7 +80,7 @@ def train(
     """
     where = torch.device(device)
     git_state(), code_hash()  # of the code that is loaded now; by the end it may have been changed
-    own_code = sources(trial.norm)  # likewise
+    own_code = sources(trial)  # likewise
     if is_only_trial():  # or it would reset the peak of the other trials
         reset_peak_memory(where)
     dataset = decoded.load(trial.dataset, data)
@@ -107,7 +108,7 @@ def train(
             state.progress.add_diagnostics(network_diagnostics(state, training))
         with followed(state, data, where, processes) as share:
             state.progress.synchronized_at = time.monotonic()  # the followers had to start first
-            recorder = recorder_of(where, processes, trial.epochs * steps_per_epoch, recordable(trial.norm))
+            recorder = recorder_of(where, processes, trial.epochs * steps_per_epoch, recordable(trial))
             update = Update(task, state.model, state.optimizer, steps_per_epoch, share, recorder)
             inference = Inference(state.model, trial.precision, recorder)
             while state.epoch < trial.epochs:
@@ -218,11 +219,12 @@ def owner_of(trial: Trial, content: str, own_code: Mapping[str, str]) -> str:
     Args:
         trial: its settings.
         content: hash of the data set.
-        own_code: what :func:`sources` says of the method.
+        own_code: what :func:`normbench.training.build.sources` says of its method and network.
     """
     code = f"normbench {normbench.__version__} (code {code_hash()[:12]}), torch {torch.__version__}"
-    if own_code:
-        code += f", {trial.norm.name} (code {own_code['own_code_sha256'][:12]})"
+    for setting, entry in trial.user_code.items():
+        if (key := HASHES[setting][1]) in own_code:
+            code += f", {entry.name} (code {own_code[key][:12]})"
     return f"{trial.id} on data {content}, {code}"
 
 

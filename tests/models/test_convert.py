@@ -16,8 +16,8 @@ import normbench
 from normbench.config.catalog.models import CONVERTED
 from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Choice, Norm
-from normbench.models.convert import LAYERS, ConversionError, Vectors, convert, name_places
-from normbench.models.layers import FinalLinear, norm_parameters, place
+from normbench.models.convert import LAYERS, ConversionError, Vectors, convert
+from normbench.models.layers import norm_parameters
 from normbench.norms.api import Clock, Normalization, build
 from normbench.norms.reparam import FunctionOfWeights
 
@@ -321,30 +321,6 @@ def test_a_layer_of_another_library_is_kept_and_one_with_other_convolutions_too(
     convert(model, method("group"))
     assert type(model.first) is nn.Conv2d
     assert model.wrapped == ()
-
-
-@pytest.mark.parametrize("norm", ["batch", "weight_norm"])
-def test_stem_and_head_are_told_by_type(norm: str) -> None:
-    model = convert(torchvision.models.resnet18(num_classes=7), method(norm))
-    name_places(model, 7)
-    assert place(model, "conv1.weight") == "stem"
-    assert place(model, "fc.weight") == place(model, "fc.bias") == "final_linear"
-    assert place(model, "layer3.0.bn1.gamma") == "layer3"
-    assert type(model.fc) is FinalLinear
-    nested = convert(torchvision.models.vgg11_bn(num_classes=3), method(norm))
-    name_places(nested, 3)
-    assert place(nested, "features.0.weight") == "stem"
-    assert place(nested, "features.4.weight") == "features"
-    assert place(nested, "classifier.0.weight") == "classifier"
-    assert place(nested, "classifier.6.weight") == "final_linear"
-
-
-def test_the_last_of_several_linear_layers_with_as_many_outputs_gives_the_logits() -> None:
-    model = convert(Small(), method("batch"))
-    name_places(model, 5)
-    assert [place(model, name) for name in ("hidden.weight", "logits.weight")] == ["hidden", "final_linear"]
-    name_places(model, 9)
-    assert "final_linear" not in model.places.values()
 
 
 def test_the_api_converts_by_the_name_of_a_method_with_options() -> None:

@@ -302,7 +302,7 @@ def test_a_config_runs_none_of_it_and_plan_says_what_would_run(
 
     assert done.code == 0, done.err
     assert "custom code that run will execute: my_norms:scaled" in done.out
-    assert "methods of your own are not tried before they run" in done.out
+    assert "code of your own is not tried before it runs" in done.out
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,18 @@
 
 from dataclasses import dataclass
 
-from normbench.config.registry import Entry, Option, Registry, at_least, count, flag, one_of, positive, whole
+from normbench.config.registry import (
+    Entry,
+    ExtensibleRegistry,
+    Option,
+    at_least,
+    count,
+    flag,
+    one_of,
+    positive,
+    some_of,
+    whole,
+)
 
 WIDTH = positive(1.0, "multiplies the 16, 32 and 64 channels of the three stages; at most 64", maximum=64.0)
 CONVERTED = ("batch", "layer", "group", "instance")  # kinds of layers that a user's own network may have
@@ -53,8 +64,17 @@ RECURRENT = {
     ),
 }
 
-MODELS: Registry[Network] = Registry(
+
+def custom_network(name: str) -> Network:
+    """Return the entry of ``module:function``, which gives a network of a user's own."""
+    layers = some_of(CONVERTED, ("batch",), "kinds of its layers that the method replaces", may_be="all")
+    return Network(name, "a custom network", name, {"convert": layers}, has_blocks=False, is_custom=True)
+
+
+MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
     "model",
+    "normbench.models",
+    custom_network,
     *(
         Network(
             f"{family}{depth}",

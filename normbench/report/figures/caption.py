@@ -129,7 +129,8 @@ def _images(trial: Trial) -> str:
 
 def _network(trial: Trial) -> str:
     width = trial.model.options.get("width", 1.0)
-    return network(trial.model.name) + (f" (width {width:g})" if width != 1 else "")
+    shown = f"{width:g}" if isinstance(width, float) else width
+    return network(trial.model.name) + (f" (width {shown})" if width != 1 else "")
 
 
 def _learning_rates(trials: Sequence[Trial]) -> str:
