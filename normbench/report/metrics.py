@@ -241,13 +241,14 @@ def _inference(name: str, evaluation: str, number: str) -> Metric:
 PERCENT: Mapping[str, Any] = {"unit": "%", "scale": 100, "bounds": (0.0, 1.0)}
 
 
-def _of_test(
-    name: str, label: str, better: Better, meaning: str, column: str = "", **of_quantity: Any
+def _at_end(
+    name: str, label: str, better: Better, images: str = "test", **of_quantity: Any
 ) -> tuple[str, Metric]:
-    """Return a number that is measured on the test images after the last epoch, by its name."""
-    column = column or f"test_{name}"
-    quantity = Quantity(column, label, better=better, **of_quantity)
-    return name, Metric(name, quantity, meaning, lambda record: final(record, column))
+    """Return a number that is measured on held-out images after the last epoch, by its name."""
+    column = name if name.startswith(images) else f"{images}_{name}"
+    quantity = Quantity(column, f"{images} {label}", better=better, **of_quantity)
+    words = f"{images} {label} after the last epoch"
+    return name, Metric(name, quantity, words, partial(final, column=column))
 
 
 def _of_trial(
@@ -266,67 +267,22 @@ def _of_trial(
 
 METRICS: Mapping[str, Metric] = dict(
     (
-        _of_test("accuracy", "test accuracy", "higher", "test accuracy after the last epoch", **PERCENT),
-        _of_test(
+        _at_end("accuracy", "accuracy", "higher", **PERCENT),
+        _of_trial(
             "accuracy_median5",
-            "median of five test accuracies",
             "higher",
             "median of the last five test accuracies",
+            partial(final, column="test_accuracy_median5"),
             **PERCENT,
         ),
-        _of_test(
-            "psnr",
-            "test PSNR",
-            "higher",
-            "peak signal-to-noise ratio of the test images after the last epoch",
-            unit="dB",
-        ),
-        _of_test(
-            "ssim",
-            "test SSIM",
-            "higher",
-            "structural similarity of the test images after the last epoch",
-            bounds=(-1.0, 1.0),
-        ),
-        _of_test(
-            "style_objective",
-            "test objective",
-            "lower",
-            "weighted sum of style and content loss on the test images after the last epoch",
-        ),
-        _of_test(
-            "style_loss", "test style loss", "lower", "style loss on the test images after the last epoch"
-        ),
-        _of_test(
-            "content_loss",
-            "test content loss",
-            "lower",
-            "content loss on the test images after the last epoch",
-        ),
-        (
-            "test_loss",
-            Metric(
-                "test_loss",
-                Quantity("test_loss", "test loss", better="lower"),
-                "loss on the test images after the last epoch",
-                _last_test_loss,
-            ),
-        ),
-        _of_test(
-            "validation_accuracy",
-            "validation accuracy",
-            "higher",
-            "accuracy on the validation images after the last epoch",
-            column="validation_accuracy",
-            **PERCENT,
-        ),
-        _of_test(
-            "validation_loss",
-            "validation loss",
-            "lower",
-            "loss on the validation images after the last epoch",
-            column="validation_loss",
-        ),
+        _at_end("psnr", "PSNR", "higher", unit="dB"),
+        _at_end("ssim", "SSIM", "higher", bounds=(-1.0, 1.0)),
+        _at_end("style_objective", "style objective", "lower"),
+        _at_end("style_loss", "style loss", "lower"),
+        _at_end("content_loss", "content loss", "lower"),
+        _at_end("validation_accuracy", "accuracy", "higher", "validation", **PERCENT),
+        _at_end("validation_loss", "loss", "lower", "validation"),
+        _of_trial("test_loss", "lower", "test loss after the last epoch", _last_test_loss),
         _of_trial("loss", "lower", "training loss, the mean over the last epoch", _last_loss),
         _of_trial(
             "online",

@@ -474,6 +474,13 @@ def test_more_series_than_can_be_told_apart_are_small_panels_beside_bn_in_grey()
     assert len({axes.get_ylim() for axes in canvas.axes}) == 1
 
 
+def test_small_panels_have_small_marks():
+    names = [name for name in NORMS if name not in ("normalizer_free", "weight_norm")]
+    canvas = drawn("batch_size", [record(name, accuracy=0.5, model="preact_resnet8") for name in names])
+    assert len(canvas.axes) == len(names) == MOST_PANELS + 1
+    assert lines_of(canvas.axes[1], "o")[0].get_markersize() == 0.6 * style.METHODS["batch"].size
+
+
 # Mixed records
 
 

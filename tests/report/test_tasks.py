@@ -26,6 +26,7 @@ from normbench.report.claims.document import _with_metric
 from normbench.report.claims.errors import QuestionError
 from normbench.report.claims.question import comparison
 from normbench.report.figures import base, style
+from normbench.report.figures.panels import CannotDrawError
 from normbench.report.metrics import METRICS, common_metric, metric, task_metric
 from normbench.report.rows import trial_rows
 from normbench.report.table import table
@@ -148,7 +149,7 @@ def test_axes_and_tables_have_the_metric_in_its_unit(name: str, tmp_path: Path) 
 def test_the_caption_tells_the_task_its_options_and_the_metric() -> None:
     caption = select("batch_size", sweep()).caption
     assert caption[0].startswith("denoising (sigma 25.0); cifar10; ")
-    assert caption[1].startswith("Peak signal-to-noise ratio of the test images after the last epoch: mean")
+    assert caption[1].startswith("Test PSNR after the last epoch: mean")
 
 
 def test_curves_have_the_metric_by_epoch() -> None:
@@ -178,10 +179,22 @@ def test_a_figure_of_another_metric_is_asked_for_by_name_and_has_a_file_of_its_o
     assert told == ["figure curves is not drawn: the trials have no online by epoch"]
 
 
+def test_a_metric_of_failed_trials_too_leaves_none_out() -> None:
+    records = [record(), record(seed=1, status="diverged")]
+    (panel,) = select("batch_size", records, metric="diverged").panels
+    assert [(sample.values, sample.failures) for sample in panel.samples] == [((0.0, 1.0), ())]
+
+
+def test_epochs_to_a_loss_have_a_figure_of_their_own() -> None:
+    """A mean over those that get there would leave the others out."""
+    with pytest.raises(CannotDrawError, match="a figure of its own"):
+        select("batch_size", sweep(), metric="epochs_to_loss(0.5)")
+
+
 def test_where_less_is_better_failures_stand_at_the_top_and_bright_is_low() -> None:
     failed = record(seed=2, task="style", status="diverged")
     (axes,) = drawn("batch_size", [*sweep(task="style"), failed]).axes
-    assert axes.get_ylabel() == "test objective (lower is better)"
+    assert axes.get_ylabel() == "test style objective (lower is better)"
     (mark,) = [line for line in axes.get_lines() if line.get_marker() == style.FAILURES["diverged"]]
     assert list(mark.get_ydata()) == [pytest.approx(0.97)]
     maps = {

@@ -47,7 +47,7 @@ LOSS = Option(
 METRIC = text(
     None,
     "what is drawn, such as accuracy_median5 (docs/claims.md lists them); by default the task's metric",
-    r"^[a-z]\w*(\.\w+)*(\([^()]+\))?$",
+    r"^[a-z]\w*(\.\w+)*$",
 )
 
 

@@ -171,11 +171,3 @@ def rate(count: int, n: int, alpha: float = 0.05) -> Rate:
     low = float(betaincinv(count, n - count + 1, alpha / 2)) if count else 0.0
     high = float(betaincinv(count + 1, n - count, 1 - alpha / 2)) if count < n else 1.0
     return Rate(count, n, low, high)
-
-
-def accuracy_noise(p: float, images: int) -> float:
-    """Return √(p (1 - p) / images), the deviation of an accuracy ``p`` over all test sets of that size.
-
-    Seeds share their test set, so no interval over seeds holds this noise.
-    """
-    return math.sqrt(p * (1 - p) / images)

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from normbench.report.figures import style
@@ -180,7 +180,8 @@ def draw(axes: "Canvas", panel: Panel, across: int = 1, *, singles: bool = True,
         places = [axis.places[axis.values.index(x)] for x in means]
         axes.plot(places, [quantity.scale * mean for mean in means.values()], **REFERENCE)
     for line, spots in zip(along, spots_of(along, axis, across), strict=True):
-        draw_line(axes, line.look, spots, quantity, joined=axis.is_joined, singles=singles)
+        look = line.look if across < 4 else replace(line.look, size=0.6 * line.look.size)
+        draw_line(axes, look, spots, quantity, joined=axis.is_joined, singles=singles)
         if failed:
             _draw_failures(axes, line.look, spots, quantity)
     for order, line in enumerate(beside):  # their marks stand beside the panel

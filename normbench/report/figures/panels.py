@@ -105,8 +105,11 @@ def metric_of(table: Table, options: Mapping[str, Any]) -> Metric:
 
     Raises:
         UnknownName: there is no such metric.
+        CannotDrawError: it has a figure of its own.
     """
     name = options.get("metric")
+    if str(name).startswith("epochs_to_loss"):  # a mean must not leave out those that never get there
+        raise CannotDrawError("epochs_to_loss has a figure of its own, {name: epochs_to_loss, loss: 1.7}")
     return metric(name) if name else task_metric(table.records[0].trial)
 
 

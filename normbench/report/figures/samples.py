@@ -25,9 +25,10 @@ class Sample:
 
     @classmethod
     def of(cls, cell: Cell, metric: Metric) -> "Sample":
-        """Return the numbers of a cell, as a table has them."""
-        values = (metric.stored(record) for record in cell.finished)
-        return cls(tuple(value for value in values if value is not None), cell.failures)
+        """Return the numbers of a cell, as a table has them; a trial that failed may have one, too."""
+        records, failures = (cell.finished, cell.failures) if metric.needs_end else (cell.records, ())
+        values = (metric.stored(record) for record in records)
+        return cls(tuple(value for value in values if value is not None), failures)
 
     @property
     def interval(self) -> Interval | None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normbench.report.claims.evidence import Signs, Student, difference, stream
-from normbench.report.claims.rule import LOOKS, Forecast, Rule, accuracy_noise, detectable, quantile, rate
+from normbench.report.claims.rule import LOOKS, Forecast, Rule, detectable, quantile, rate
 
 ROUNDING = 1e-9  # relative: both sides are double precision and differ only in the order of operations
 RULE = Rule()
@@ -179,7 +179,3 @@ def test_rates_are_clopper_pearson(count, n):
 
 def test_a_rate_as_text():
     assert str(rate(2, 8)) == "2 of 8 diverged [3%, 65%]"
-
-
-def test_the_noise_of_a_test_set():
-    assert accuracy_noise(0.75, 10_000) == pytest.approx(0.00433, abs=5e-6)
