@@ -13,7 +13,7 @@ from normbench.norms.ops import cpu
 from normbench.norms.reparam import CentredConv, FunctionOfWeights, Scale, by_rows
 from normbench.norms.weight_norm import WeightNormConv
 from normbench.norms.weight_standardization import StandardizedConv
-from normbench.training.capture.cpu_tape import Tape
+from normbench.training.capture.tape import Tape
 
 KINDS: dict[str, Callable[[nn.Conv2d], FunctionOfWeights]] = {
     "weight_norm": lambda conv: WeightNormConv(conv, data_init=False),

@@ -34,7 +34,7 @@ from normbench.training.capture.capture import (
     python_values,
     recorder_of,
 )
-from normbench.training.capture.cpu_tape import Tape
+from normbench.training.capture.tape import Tape
 from normbench.training.optim import buffers, optimizer
 from normbench.training.step import Update
 from normbench.training.train import train

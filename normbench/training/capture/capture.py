@@ -2,9 +2,9 @@
 
 A step of a small network is a thousand small kernels, and launching each from Python takes longer than
 running it. On a GPU a :mod:`~normbench.training.capture.cuda_graph` launches all at once; on a CPU a
-:mod:`~normbench.training.capture.cpu_tape` calls operators and nothing else. Both repeat what the recorded
-step did: with the same tensors, whatever they hold now, and with the same Python values, whatever they are
-now. So
+:mod:`~normbench.training.capture.tape` calls operators and nothing else. Both repeat what the recorded step
+did: with the same tensors, whatever they hold now, and with the same Python values, whatever they are now.
+So
 
 - batches are copied into tensors of the recording, and outputs are copied out of them;
 - a recording serves only while all Python values of the network are the same; other values get another
@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from normbench.norms.api import Timed
 from normbench.norms.ops.tracing import capturing
-from normbench.training.capture.cpu_tape import Tape
 from normbench.training.capture.cuda_graph import CudaGraphs
 from normbench.training.capture.op_trace import Tensors
+from normbench.training.capture.tape import Tape
 from normbench.training.device import process_lock
 
 Step = Callable[..., Tensors]
