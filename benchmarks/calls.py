@@ -21,11 +21,12 @@ from normbench.config.trial import Trial
 from normbench.norms.ops import cpu, dispatch, gpu
 from normbench.norms.ops.sync import ALONE
 from normbench.norms.ops.tracing import one_call
+from normbench.tasks.base import task_of
 from normbench.training.build import network, to_device
 from normbench.training.capture.op_trace import Call, fewer
 from normbench.training.capture.tape import Trace
 from normbench.training.optim import buffers, optimizer
-from normbench.training.step import sgd_update
+from normbench.training.step import make_update
 
 aten = torch.ops.aten
 NORMS = ["batch", "layer", "group", "instance", "switchable", "weight_norm"]
@@ -72,7 +73,7 @@ def counted(trial: Trial) -> tuple[Counter[str], Counter[str]]:
         group["lr"] = torch.zeros((), dtype=torch.float64)
     x = torch.randn(trial.batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     y = torch.zeros(trial.batch_size, dtype=torch.long)
-    update = partial(sgd_update, trial, model, sgd, ALONE)
+    update = partial(make_update, task_of(trial), model, sgd, ALONE)
     with (
         mock.patch.object(dispatch, "suited", suited),
         mock.patch.object(cpu, "compiled", return_value=None),

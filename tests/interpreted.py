@@ -41,11 +41,12 @@ from normbench.norms.ops.gpu import Fused
 from normbench.norms.ops.operators import Running
 from normbench.norms.ops.pointwise import Pointwise, multiply_add
 from normbench.norms.ops.sync import ALONE
+from normbench.tasks.base import task_of
 from normbench.training.build import network
 from normbench.training.capture.capture import RecordedStep
 from normbench.training.capture.tape import Tape
 from normbench.training.optim import buffers, optimizer
-from normbench.training.step import sgd_update
+from normbench.training.step import make_update
 
 assert os.environ.get("TRITON_INTERPRET") == "1", (
     "python -m pytest tests/norms/test_triton_kernels.py runs this"
@@ -303,7 +304,7 @@ def test_a_tape_of_an_update_is_the_update_to_the_last_bit(monkeypatch: pytest.M
         net = network(trial, 4).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         sgd = optimizer(trial, net)
         buffers(sgd)
-        act = partial(sgd_update, trial, net, sgd, ALONE)
+        act = partial(make_update, task_of(trial), net, sgd, ALONE)
         update = RecordedStep(act, net, Tape() if is_taped else None, partial(buffers, sgd))
         results.append([*update(x, y), *update(x + 1, y), *net.state_dict().values(), *buffers(sgd)])
         assert update.path == ("tape" if is_taped else "plain")

@@ -308,7 +308,7 @@ def test_a_tape_of_it_follows_weights_that_change(kind: str) -> None:
             w = module.effective()
         return w.detach(), *torch.autograd.grad(w, learned, dw.to(w.dtype))
 
-    replay = Tape().record(step, (dw,), ())
+    replay = Tape().record(step, (dw,), ()).replay
     for _ in range(2):
         with torch.no_grad():
             for one in (*learned, dw):

@@ -146,7 +146,12 @@ def test_a_graph_is_of_a_tape_where_there_can_be_one(is_seen: bool, monkeypatch:
             x.numpy()[:] += 1
         return (loss.detach(),)
 
-    CudaGraphs(torch.device("cuda", 0)).record(step, (torch.ones(2, 4, 3, 3),), ())
+    graphs = CudaGraphs(torch.device("cuda", 0))
+    recording = graphs.record(step, (torch.ones(2, 4, 3, 3),), ())
+    once = [*Noting.calls]
+    graphs.record_calls(lambda: (*recording.calls(), *recording.calls()))
+    assert Noting.calls == 2 * once
+    graphs.record(step, (torch.ones(2, 4, 3, 3),), ())
 
     conversions = Counter(name for name in Noting.calls if "copy" in name)
     assert conversions["_foreach_copy_.default"] == (2 if is_seen else 0)

@@ -25,7 +25,7 @@ def replayed(step: Step, state: list[Tensor], *batches: Tensor) -> tuple[list[Te
     with torch.no_grad():
         batch[0].view(-1)[::2] = 1
     kept = [one.detach().clone() for one in state]
-    replay = Tape().record(step, batch, [])
+    replay = Tape().record(step, batch, []).replay
     with torch.no_grad():
         for one, value in zip(state, kept, strict=True):
             one.copy_(value)
@@ -167,7 +167,7 @@ def test_random_numbers_are_drawn_anew() -> None:
         return (x + torch.rand(6, generator=generator) + torch.rand(()),)
 
     batch = (torch.zeros(6),)
-    replay = Tape().record(step, batch, [generator])
+    replay = Tape().record(step, batch, [generator]).replay
     outputs: list[list[Tensor]] = [[], []]
     for made, act in zip(outputs, (replay, lambda: step(*batch)), strict=True):
         generator.manual_seed(7)
@@ -212,7 +212,7 @@ def test_a_value_is_forgotten_behind_its_last_use() -> None:
             x = step_(x)
         return (x.sum(),)
 
-    replay = Tape().record(step, (torch.zeros(4096),), [])
+    replay = Tape().record(step, (torch.zeros(4096),), []).replay
     alive.clear()
     replay()
 

@@ -163,7 +163,7 @@ def test_what_one_thread_calls_is_not_noted_by_another(other: Other, meanwhile: 
     x = torch.ones(3)
     replays: list[Any] = []
     with tracing.capturing():
-        thread = meanwhile(lambda: replays.append(tape.Tape().record(step, (x,), ())))
+        thread = meanwhile(lambda: replays.append(tape.Tape().record(step, (x,), ()).replay))
         doubled(x).sum().item()  # which a tape refuses
     other.free.set()
     thread.join()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normbench.training.capture.op_trace import Tensors, lean, leaves, refuse_unknowable
+from normbench.training.capture.op_trace import Recording, Tensors, lean, leaves, refuse_unknowable
 from normbench.training.capture.tape import tape_of
 
 aten = torch.ops.aten
@@ -38,6 +38,7 @@ class CudaGraphs:
 
     name = "graph"
     evaluations = True
+    updates = 16  # of some 200 kernels
 
     def __init__(self, device: torch.device) -> None:
         current = torch.cuda.current_stream(device)
@@ -62,16 +63,30 @@ class CudaGraphs:
 
     def record(
         self, step: Callable[..., Tensors], batch: Tensors, generators: Sequence[torch.Generator]
-    ) -> Callable[[], Tensors]:
+    ) -> Recording:
         """Return a graph of all that a tape of the step launches, or the step where there can be no tape.
+
+        Inference has none: torch does not take its operators apart, and its batches are large.
 
         Raises:
             RuntimeError: it cannot be recorded.
             Spoilt: likewise, where other trials are in this process.
         """
         act: Callable[[], Tensors] = partial(step, *batch)
-        with self._on_stream(), contextlib.suppress(RuntimeError):
-            act = tape_of(step, batch, generators)
+        if not torch.is_inference_mode_enabled():
+            with self._on_stream(), contextlib.suppress(RuntimeError):
+                act = tape_of(step, batch, generators)
+        return Recording(self._captured(act, generators), act)
+
+    def record_calls(self, calls: Callable[[], Tensors]) -> Callable[[], Tensors]:
+        """Return a graph of all that the calls launch, without running it.
+
+        Raises:
+            RuntimeError, Spoilt: as :meth:`record`.
+        """
+        return self._captured(calls, ())
+
+    def _captured(self, act: Callable[[], Tensors], generators: Sequence[torch.Generator]) -> "Replay":
         try:
             with _launching, _kept_garbage(), torch.cuda.device(self._device):
                 graph = torch.cuda.CUDAGraph()

@@ -32,6 +32,18 @@ def refuse_unknowable(operator: Any) -> None:
         raise RuntimeError(f"it reads numbers of a tensor in Python ({operator}); slower, but they are right")
 
 
+class Recording(NamedTuple):
+    """A recorded step.
+
+    Attributes:
+        replay: repeats the step; what it returns is overwritten by the next replay.
+        calls: repeats the step by calls that can be recorded, and returns new tensors.
+    """
+
+    replay: Callable[[], Tensors]
+    calls: Callable[[], Tensors]
+
+
 class Value:
     """A tensor that a call makes.
 

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from normbench.training.capture.op_trace import (
     Call,
+    Recording,
     Tensors,
     Value,
     address,
@@ -39,6 +40,7 @@ class Tape:
 
     name = "tape"
     evaluations = False
+    updates = 1
 
     def rehearse(self, step: Callable[[], Tensors]) -> None:
         """Run the step once, which sets up what there is to set up."""
@@ -46,9 +48,14 @@ class Tape:
 
     def record(
         self, step: Callable[..., Tensors], batch: Tensors, generators: Sequence[torch.Generator]
-    ) -> Callable[[], Tensors]:
+    ) -> Recording:
         """Return :func:`tape_of` the step."""
-        return tape_of(step, batch, generators)
+        replay = tape_of(step, batch, generators)
+        return Recording(replay, replay)
+
+    def record_calls(self, calls: Callable[[], Tensors]) -> Callable[[], Tensors]:
+        """Return the calls themselves: a tape has nothing to gain of them."""
+        return calls
 
 
 def tape_of(
