@@ -40,10 +40,10 @@ def launch(kernel: Any, grid: tuple[int, ...], on: torch.Tensor, *arguments: Any
     """Launch nothing, in place of a kernel of a layer."""
 
 
-def suited(x: torch.Tensor, *_: Any, form: Any = dispatch.PLAIN, floor: Any = None, **more: Any) -> Any:
+def suited(x: torch.Tensor, *_: Any, form: Any = dispatch.PLAIN, method: Any = None) -> Any:
     """Return the operators in Triton where there are kernels for these arguments, as on a GPU."""
     fused = gpu.Fused()
-    return fused if fused.covers(x, form, floor, more.get("method"), more.get("past")) else None
+    return fused if fused.covers(x, form, method) else None
 
 
 def kinds(calls: Iterable[Call]) -> Counter[str]:

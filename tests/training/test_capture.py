@@ -149,6 +149,7 @@ RUNS: list[dict[str, Any]] = [
     {"norm": "batch", "precision": "bf16", "optimizer": {"nesterov": True}},
     {"norm": "switchable", "norm_batch_size": 5},
     {"norm": "weight_norm"},
+    {"norm": "group", "optimizer": {"name": "adamw"}},
     {"norm": "normalizer_free", "clip": "agc", "diagnose": ["gradient_norm"]},
     {"norm": "group", "clip": {"name": "gradient_norm", "max_norm": 0.5}, "schedule": {"warmup_epochs": 1}},
     # whose Python values change with the time, at first or always
