@@ -140,14 +140,16 @@ def _seconds(act: Callable[[], object], where: torch.device, times: int = 10) ->
 
 
 WAYS = "streams", "processes"
+QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
 PATIENCE_SECONDS = 120.0  # until all trials are set up
 barrier: Any  # of all trials of a measurement, in whatever process
 
 
-def join(shared: Any) -> None:
-    """Begin a process of a measurement."""
+def join(shared: Any, queues: int) -> None:
+    """Begin a process of a measurement, which uses so many queues of a GPU."""
     global barrier
     barrier = shared
+    os.environ[QUEUES] = str(queues)
     torch.set_num_threads(1)
 
 
@@ -185,13 +187,13 @@ def results(futures: Sequence[Future[Any]]) -> list[Any]:
     return [future.result() for future in futures]
 
 
-def at_once(trial: Trial, way: str, counts: Sequence[int], options: Any) -> dict[int, float]:
+def at_once(trial: Trial, way: str, queues: int, counts: Sequence[int], options: Any) -> dict[int, float]:
     """Images per second of so many trials at once, all together; they are set up before any is timed."""
     number = max(counts)
     crews = [range(number)] if way == "streams" else [range(index, index + 1) for index in range(number)]
     share = number / (number + 1) if way == "streams" and number > 1 else 1 / len(crews)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(crews), context, join, (context.Barrier(number),)) as processes:
+    with ProcessPoolExecutor(len(crews), context, join, (context.Barrier(number), queues)) as processes:
         futures = [processes.submit(crew, trial, numbers, counts, share, options) for numbers in crews]
         by_trial = [speeds for speeds_of_crew in results(futures) for speeds in speeds_of_crew]
     return dict(zip(counts, map(sum, zip(*by_trial, strict=True)), strict=True))
@@ -212,7 +214,7 @@ def row(trial: Trial, depth: int, there: dict[str, float], options: Any) -> dict
     seconds = max(least["bytes"] / there["copy_bytes"], least["operations"] / there["matrix_operations"])
     found: dict[str, Any] = {"norm": trial.norm.name, "batch_size": trial.batch_size, "step": least}
     found["roofline_images_per_second"] = trial.batch_size / seconds
-    if trial.norm.name in PLAIN_NORMS:
+    if trial.norm.name in PLAIN_NORMS and not options.without_loop:
         speed = plain_loop(trial, options.data, depth, options.seconds, options.device)
         found["plain_loop"] = speed
     called = UpdateLoop(trial, options.data, where, is_replayed=False)
@@ -220,13 +222,15 @@ def row(trial: Trial, depth: int, there: dict[str, float], options: Any) -> dict
     found["plain"] = called.images_per_second(lambda: time.perf_counter() > end)
     del called
     found["path"] = UpdateLoop(trial, options.data, where).update.step.path
-    for way in WAYS:
-        found[way], counts = {}, sorted(options.slots)
-        while counts and not found[way]:
-            try:
-                found[way] = at_once(trial, way, counts, options)
-            except Exception as error:
-                found[f"{way}_problem"] = f"{counts.pop()} at once: {type(error).__name__}: {error}"
+    for way in options.ways:
+        for queues in options.queues if way == "streams" else options.queues[:1]:
+            name = way if queues == options.queues[0] else f"{way}/{queues}"
+            found[name], counts = {}, sorted(options.slots)
+            while counts and not found[name]:
+                try:
+                    found[name] = at_once(trial, way, queues, counts, options)
+                except Exception as error:
+                    found[f"{name}_problem"] = f"{counts.pop()} at once: {type(error).__name__}: {error}"
     return found
 
 
@@ -234,13 +238,14 @@ def shown(found: dict[str, Any], slots: Sequence[int]) -> str:
     """The lines of the table, one for each way to share the device; in brackets against the plain loop."""
     loop = found.get("plain_loop") or float("nan")
     start = f"{found['norm']:10s} {found['batch_size']:5d} {loop:9.0f} {found['plain']:9.0f} "
-    ends = f" {found['roofline_images_per_second']:12.0f} {found['step']['operators']:9d}", ""
+    end = f" {found['roofline_images_per_second']:12.0f} {found['step']['operators']:9d}"
     lines = []
-    for way, end in zip(WAYS, ends, strict=True):
-        speeds = [found[way].get(number, float("nan")) for number in slots]
-        cells = " ".join(f"{speed:9.0f} ({speed / loop:6.1f}×)" for speed in speeds)
-        lines.append(f"{start}{way:9s} {cells}{end}")
-        start = " " * len(start)
+    for way, by_slots in found.items():
+        if way.startswith(WAYS) and isinstance(by_slots, dict):
+            speeds = [by_slots.get(number, float("nan")) for number in slots]
+            cells = " ".join(f"{speed:9.0f} ({speed / loop:6.1f}×)" for speed in speeds)
+            lines.append(f"{start}{way:9s} {cells}{end}")
+            start, end = " " * len(start), ""
     return "\n".join(lines)
 
 
@@ -252,6 +257,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--norms", nargs="+", default=["batch", "group"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 8, 32, 128])
     parser.add_argument("--slots", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--queues", nargs="+", type=int, default=[32], help="of a GPU, for streams")
+    parser.add_argument("--without-loop", action="store_true", help="do not measure the plain loop")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument(
@@ -301,8 +309,8 @@ def main() -> None:
         by_slots = " ".join(f"{number:3d} at once".rjust(9 + 10) for number in options.slots)
         print(f"{'norm':10s} batch plain loop    plain {'':9s} {by_slots}     roofline operators  (images/s)")
         result["rates"] = there
-        for norm in options.norms:
-            for batch_size in options.batch_sizes:
+        for batch_size in options.batch_sizes:
+            for norm in options.norms:
                 trial = Trial.model_validate(base | {"norm": norm, "batch_size": batch_size})
                 result["rows"].append(row(trial, depth, there, options))
                 result["took_seconds"] = round(time.perf_counter() - began, 1)

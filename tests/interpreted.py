@@ -7,6 +7,7 @@ loaded. By hand: ``TRITON_INTERPRET=1 python -m pytest --noconftest tests/interp
 import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,13 @@ from normbench.norms.ops import dispatch, gpu
 from normbench.norms.ops.gpu import Fused
 from normbench.norms.ops.operators import Running
 from normbench.norms.ops.pointwise import Pointwise, multiply_add
+from normbench.norms.ops.sync import ALONE
+from normbench.tasks.base import task_of
 from normbench.training.build import network
+from normbench.training.capture.capture import RecordedStep
+from normbench.training.capture.tape import Tape
+from normbench.training.optim import buffers, optimizer
+from normbench.training.step import make_update
 
 assert os.environ.get("TRITON_INTERPRET") == "1", (
     "python -m pytest tests/norms/test_triton_kernels.py runs this"
@@ -284,6 +291,24 @@ def test_updates_of_a_network_have_the_losses_of_torch(
     assert losses["triton"] == pytest.approx(losses["torch"], rel=1e-4)
     assert losses["triton"][0] != losses["triton"][1]
     assert set(launched.values()) == {14}
+
+
+def test_a_tape_of_an_update_is_the_update_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph is recorded of such a tape."""
+    take(BF16, monkeypatch)
+    model = {"name": "resnet8", "width": 0.5}
+    trial = Trial.model_validate({"norm": "batch", "model": model, "batch_size": 2, "precision": "bf16"})
+    x, y = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), torch.tensor([1, 3])
+    results = []
+    for is_taped in (False, True):
+        net = network(trial, 4).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        sgd = optimizer(trial, net)
+        buffers(sgd)
+        act = partial(make_update, task_of(trial), net, sgd, ALONE)
+        update = RecordedStep(act, net, Tape() if is_taped else None, partial(buffers, sgd))
+        results.append([*update(x, y), *update(x + 1, y), *net.state_dict().values(), *buffers(sgd)])
+        assert update.path == ("tape" if is_taped else "plain")
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 # ---- the trial that comes before the first use

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from normbench.norms.ops.tracing import capturing
-from normbench.training.capture.capture import Step, Tensors
+from normbench.training.capture.capture import Step
+from normbench.training.capture.op_trace import Recording, Tensors
 
 
 class Baked:
@@ -20,17 +21,20 @@ class Baked:
 
     name, evaluations = "graph", True
 
-    def __init__(self) -> None:
-        self.rehearsals, self.recordings, self.replays = 0, 0, 0
+    def __init__(self, updates: int = 1) -> None:
+        self.updates = updates
+        self.rehearsals, self.recordings, self.replays, self.runs = 0, 0, 0, 0
 
     def rehearse(self, act: Callable[[], Tensors]) -> None:
         act()
         act()
         self.rehearsals += 1
 
-    def record(
-        self, act: Step, batch: Tensors, generators: Sequence[torch.Generator]
-    ) -> Callable[[], Tensors]:
+    def record_calls(self, calls: Callable[[], Tensors]) -> Callable[[], Tensors]:
+        self.runs += 1
+        return calls
+
+    def record(self, act: Step, batch: Tensors, generators: Sequence[torch.Generator]) -> Recording:
         modules = list(_network_of(act).modules())
         baked = [dict(vars(module)) for module in modules]
         outputs: list[Tensor] = []
@@ -51,7 +55,7 @@ class Baked:
                 old.copy_(each)
             return tuple(outputs)
 
-        return replay
+        return Recording(replay, lambda: tuple(output.clone() for output in replay()))
 
 
 class Refusing(Baked):

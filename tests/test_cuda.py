@@ -37,8 +37,9 @@ from normbench.sweep import run
 from normbench.sweep.placement import Placement
 from normbench.tasks.base import task_of
 from normbench.training.build import network
-from normbench.training.capture.capture import Step, Tensors, recorder_of
+from normbench.training.capture.capture import Step, recorder_of
 from normbench.training.capture.cuda_graph import CudaGraphs
+from normbench.training.capture.op_trace import Recording, Tensors
 from normbench.training.device import settle_on, settled_process
 from normbench.training.evaluation import Inference, infer
 from normbench.training.optim import optimizer
@@ -136,17 +137,15 @@ class Loud(CudaGraphs):
         except RuntimeError as error:
             raise AssertionError("it waits for the GPU") from error
 
-    def record(
-        self, act: Step, batch: Tensors, generators: Sequence[torch.Generator]
-    ) -> Callable[[], Tensors]:
+    def record(self, act: Step, batch: Tensors, generators: Sequence[torch.Generator]) -> Recording:
         try:
             return super().record(act, batch, generators)
         except RuntimeError as error:
             raise AssertionError("it cannot be recorded") from error
 
 
-def five(trial: Trial, data: Path, graphs: bool) -> tuple[list[Tensor], dict[str, Tensor], list[Tensor]]:
-    """Outputs of five updates; then weights, statistics and momenta; and the last gradients."""
+def five(trial: Trial, data: Path, graphs: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Outputs of five updates; then weights, statistics and momenta."""
     dataset = decoded.load(trial.dataset, data)
     images, _ = task_of(trial).images(dataset, WHERE)
     model = network(trial, 4).to(WHERE, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -162,7 +161,7 @@ def five(trial: Trial, data: Path, graphs: bool) -> tuple[list[Tensor], dict[str
     momenta = sgd.state_dict()["state"].items()
     state |= {f"momentum {key}": one["momentum_buffer"] for key, one in momenta if "momentum_buffer" in one}
     assert update.step.path == ("graph" if graphs else "plain")
-    return outputs, state, [one.grad for one in model.parameters() if one.grad is not None]
+    return outputs, state
 
 
 @PRECISIONS
@@ -170,12 +169,45 @@ def five(trial: Trial, data: Path, graphs: bool) -> tuple[list[Tensor], dict[str
 def test_replayed_updates_are_called_ones_to_the_last_bit(
     tiny: Tiny, tiny_data: Path, settings: dict[str, Any], precision: str
 ) -> None:
-    """Losses, logits, weights, running statistics, momenta, gradients."""
+    """Losses, logits, weights, running statistics, momenta."""
     trial = tiny(**settings, precision=precision)
 
     replayed, called = (five(trial, tiny_data, graphs) for graphs in (True, False))
 
     torch.testing.assert_close(replayed, called, rtol=0, atol=0, equal_nan=True)
+
+
+RUNS: list[dict[str, Any]] = [
+    {"norm": "batch"},
+    {"norm": "switchable"},
+    {"norm": "weight_norm"},
+    {"norm": "batch_renorm"},
+    {"norm": "normalizer_free", "clip": "agc", "diagnose": ["gradient_norm"]},
+]
+
+
+@PRECISIONS
+@pytest.mark.parametrize("settings", RUNS, ids=str)
+def test_a_run_of_updates_is_the_updates_to_the_last_bit(
+    tiny: Tiny,
+    tiny_data: Path,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four in one graph, and the rest of the epoch one by one; stopped in between, too."""
+    trial = tiny(**settings, precision=precision)
+    one_by_one = train(trial, tiny_data, tmp_path / "one_by_one", "cuda:0")
+    monkeypatch.setattr(CudaGraphs, "updates", 4)
+    monkeypatch.setattr("normbench.training.train.REPORT_SECONDS", 0.0)
+    runs = train(trial, tiny_data, tmp_path / "runs", "cuda:0")
+    with pytest.raises(Interrupted):
+        train(trial, tiny_data, tmp_path / "stopped", "cuda:0", Watch(stop_at=2))
+    stopped = train(trial, tiny_data, tmp_path / "stopped", "cuda:0")
+
+    assert numbers(runs) == numbers(stopped) == numbers(one_by_one)
+    assert runs.provenance["path"]["step"] == "graph"
 
 
 def test_replayed_logits_are_called_ones_to_the_last_bit(tiny: Tiny, tiny_data: Path) -> None:

@@ -180,26 +180,28 @@ class UpdateLoop:
         self._state.progress.synchronize()
 
     def batches(self) -> Iterator[Chunk]:
-        """Yield images and labels, epoch after epoch."""
+        """Yield images and labels, epoch after epoch, a run at a time."""
         epoch = 0
         while True:
-            yield from training_batches(self._images, self._state.trial, epoch)
+            run_length = self.update.run_length
+            yield from training_batches(self._images, self._state.trial, epoch, run_length=run_length)
             epoch += 1
 
-    def step(self) -> None:
-        """Make an update."""
+    def step(self) -> int:
+        """Make an update or a run of updates; return the number of images."""
         trial, progress = self._state.trial, self._state.progress
-        batch = next(self._batches)
-        step = progress.step % (trial.epochs * self._state.steps_per_epoch)  # as far as the schedule goes
-        loss, summary = self.update(step, *batch)
-        progress.count_update(loss, summary, batch.labels, path=self.update.step.path)
+        batches = next(self._batches)
+        for batch in self.update.parts(progress.step, batches):
+            step = progress.step % (trial.epochs * self._state.steps_per_epoch)  # as far as the schedule goes
+            losses, summary = self.update(step, *batch)
+            progress.count_updates(losses, summary, batch.labels, path=self.update.step.path)
+        return len(batches.labels)
 
     def images_per_second(self, is_over: Callable[[], bool]) -> float:
         """Return the throughput until ``is_over`` returns True, and until the last update has ended."""
         images, start, progress = 0, time.perf_counter(), self._state.progress
         while not is_over():
-            self.step()
-            images += self._state.trial.batch_size
+            images += self.step()
             if time.monotonic() - progress.synchronized_at > REPORT_SECONDS:
                 progress.synchronize()
         progress.synchronize()

@@ -168,6 +168,11 @@ class Evaluations:
         ]
         self._done: list[list[Measured]] = []
 
+    @property
+    def observe(self) -> bool:
+        """Whether one of them observes the network before every update."""
+        return any(type(evaluation).at is not Evaluation.at for evaluation in self._all)
+
     def at(self, clock: Clock) -> None:
         """Observe the network before an update."""
         for evaluation in self._all:

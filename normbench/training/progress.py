@@ -67,27 +67,27 @@ class Progress:
         """Return what :meth:`of` goes on from; all updates must be synchronized."""
         return {attribute.name: getattr(self, attribute.name) for attribute in fields(self) if attribute.init}
 
-    def count_update(
+    def count_updates(
         self,
-        loss: Tensor,
+        losses: Tensor,
         summary: Tensor,
         targets: Tensor,
         prediction: Tensor | None = None,
         path: str = "plain",
     ) -> None:
-        """Count an update without waiting for the device: :meth:`synchronize` reads its loss later.
+        """Count updates without waiting for the device: :meth:`synchronize` reads their losses later.
 
         Args:
-            loss: of the update.
-            summary: [N, …], what the task keeps of the outputs from before the update.
+            losses: [] of an update, or [updates].
+            summary: [N, …], what the task keeps of the outputs from before each update.
             targets: [N, …].
             prediction: logits at inference before the update, if the trial is online.
-            path: of the update.
+            path: of the updates.
         """
-        self.step += 1
-        self.paths[path] = self.paths.get(path, 0) + 1
+        self.step += losses.numel()
+        self.paths[path] = self.paths.get(path, 0) + losses.numel()
         self.position += len(targets)
-        self._pending.append((loss.detach(), summary.detach(), targets, prediction))
+        self._pending.append((losses.detach().reshape(-1), summary.detach(), targets, prediction))
 
     def synchronize(self) -> None:
         """Wait for the device and bring sums and times up to date.
@@ -102,12 +102,13 @@ class Progress:
             self.test_seconds += self.synchronized_at - since
             return
         pending, self._pending = self._pending, []
-        losses, summaries, targets, predictions = zip(*pending, strict=True)
+        parts, summaries, targets, predictions = zip(*pending, strict=True)
         truth = torch.cat(targets)
         if predictions[0] is not None:
             answers = torch.cat(predictions)
             self._count_online((answers.argmax(1) == truth) & answers.isfinite().all(1))
-        for later, loss in zip(range(len(losses) - 1, -1, -1), torch.stack(losses).tolist(), strict=True):
+        losses = torch.cat(parts).tolist()
+        for later, loss in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
             if not math.isfinite(loss):
                 self.step -= later
                 raise Diverged(f"the training loss is {loss}")

@@ -54,6 +54,11 @@ class TrainState:
         return len(self.progress.epochs)
 
     @property
+    def is_observed(self) -> bool:
+        """Whether something looks at the network before every update of this epoch."""
+        return self.evaluations.observe or (self.trial.online and not self.epoch)
+
+    @property
     def clock(self) -> Clock:
         """The time in front of the next update."""
         return Clock(self.progress.step, self.steps_per_epoch, self.trial.epochs)

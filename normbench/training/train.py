@@ -113,8 +113,10 @@ def train(
             inference = Inference(state.model, trial.precision, recorder)
             while state.epoch < trial.epochs:
                 state.model.train()
-                for batch in training_batches(training, trial, state.epoch, state.progress.position):
-                    step(state, update, batch)
+                run_length = 1 if state.is_observed else update.run_length
+                position = state.progress.position
+                for batches in training_batches(training, trial, state.epoch, position, run_length):
+                    step(state, update, batches)
                     journal.pause()
                 journal.pause(is_due=True)
                 if not state.epoch and update.step.refusal and not getattr(state.model, "not_replayed", ""):

@@ -13,7 +13,7 @@ from normbench.norms.ops import cpu
 from normbench.norms.reparam import CentredConv, FunctionOfWeights, Scale, by_rows
 from normbench.norms.weight_norm import WeightNormConv
 from normbench.norms.weight_standardization import StandardizedConv
-from normbench.training.capture.cpu_tape import Tape
+from normbench.training.capture.tape import Tape
 
 KINDS: dict[str, Callable[[nn.Conv2d], FunctionOfWeights]] = {
     "weight_norm": lambda conv: WeightNormConv(conv, data_init=False),
@@ -308,7 +308,7 @@ def test_a_tape_of_it_follows_weights_that_change(kind: str) -> None:
             w = module.effective()
         return w.detach(), *torch.autograd.grad(w, learned, dw.to(w.dtype))
 
-    replay = Tape().record(step, (dw,), ())
+    replay = Tape().record(step, (dw,), ()).replay
     for _ in range(2):
         with torch.no_grad():
             for one in (*learned, dw):

@@ -52,6 +52,10 @@ def record_of(trial: Trial, **diagnostics: Any) -> Record:
     )  # fmt: skip
 
 
+def with_its_queues(trial: Trial, tell: Tell, seats: int = 1) -> Record:
+    return record_of(trial, queues=os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS"))
+
+
 def trivial(trial: Trial, tell: Tell, seats: int = 1) -> Record:
     tell({"epoch": trial.seed, "images": 1})
     return record_of(trial, seed=trial.seed)
@@ -769,6 +773,26 @@ def test_processes_that_began_before_there_were_trials_run_them(
     assert all(record.provenance["loaded"] for record in records), "loads before its first trial"
     assert {record.diagnostics["device"] for record in records} == {"cuda:0"}
     assert {record.diagnostics["seats"] for record in records} == {seats}
+
+
+@pytest.mark.parametrize(
+    ("users", "seats", "expected"), [(None, 2, "32"), ("8", 2, "8"), (None, 1, None)], ids=str
+)
+def test_trials_of_one_process_have_all_queues_of_a_gpu(
+    trials: Callable[[int], list[Trial]],
+    monkeypatch: pytest.MonkeyPatch,
+    users: str | None,
+    seats: int,
+    expected: str | None,
+) -> None:
+    """Unless the user has set how many; a trial alone has one stream."""
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    if users:
+        monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", users)
+
+    found = outcomes(alone, with_its_queues, trials(2), workers=2, trials_per_process=seats)
+
+    assert [record.diagnostics["queues"] for record in records_of(found)] == [expected] * 2
 
 
 @pytest.fixture

@@ -34,7 +34,8 @@ from normbench.training.capture.capture import (
     python_values,
     recorder_of,
 )
-from normbench.training.capture.cpu_tape import Tape
+from normbench.training.capture.op_trace import Tensors
+from normbench.training.capture.tape import Tape
 from normbench.training.optim import buffers, optimizer
 from normbench.training.step import Update
 from normbench.training.train import train
@@ -141,6 +142,102 @@ def test_a_trial_by_tape_is_the_same_without_compiled_kernels(
 
     assert end(taped) == expected
     assert "tape" in path_of(taped)
+
+
+RUNS: list[dict[str, Any]] = [
+    {"norm": "batch"},
+    {"norm": "batch", "precision": "bf16", "optimizer": {"nesterov": True}},
+    {"norm": "switchable", "norm_batch_size": 5},
+    {"norm": "weight_norm"},
+    {"norm": "group", "optimizer": {"name": "adamw"}},
+    {"norm": "normalizer_free", "clip": "agc", "diagnose": ["gradient_norm"]},
+    {"norm": "group", "clip": {"name": "gradient_norm", "max_norm": 0.5}, "schedule": {"warmup_epochs": 1}},
+    # whose Python values change with the time, at first or always
+    {"norm": {"name": "weight_norm", "data_init": True}},
+    {"norm": {"name": "batch", "frozen_epochs": 1}},
+    {"norm": {"name": "batch_renorm", "warmup_epochs": 0.3, "ramp_epochs": 0.5}},
+    {"norm": {"name": "moving_average_batch", "window": 2, "warmup_updates": 3, "renorm_updates": 4}},
+    {"norm": "batch", "dropout": 0.3},
+    # where something looks at the network before every update, or in the first epoch
+    {"norm": "batch", "evaluate": ["cumulative"]},
+    {"norm": "batch", "online": True},
+]
+SINGLE: list[dict[str, Any]] = RUNS[-3:-1]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three updates, where the recorder says so; an epoch then has 3, 1 and 2 at once."""
+    monkeypatch.setattr(batches, "CHUNK", 40)
+
+
+@pytest.mark.parametrize("settings", RUNS, ids=str)
+def test_a_run_of_updates_is_the_updates_to_the_last_bit(
+    bench: Make, replay: Callable[[Baked], Baked], runs: None, settings: dict[str, Any]
+) -> None:
+    called, replayed = (bench(name, **settings) for name in ("called", "replayed"))
+    expected = end(called)
+    recorder = replay(Baked(3))
+
+    assert end(replayed) == expected
+    assert (recorder.runs == 0) is (settings in SINGLE)
+
+
+@pytest.mark.parametrize("settings", RUNS, ids=str)
+def test_it_does_not_matter_where_runs_begin(
+    bench: Make,
+    replay: Callable[[Baked], Baked],
+    runs: None,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A trial that is stopped goes on in other runs."""
+    monkeypatch.setattr(training, "REPORT_SECONDS", 0.0)
+    undisturbed, stopped = (bench(name, **settings) for name in ("undisturbed", "stopped"))
+    expected = end(undisturbed)
+    for at, updates in ((1, 1), (1, 3), (2, 2)):
+        replay(Baked(updates))
+        stopped.stop(at)
+    replay(Baked(3))
+
+    assert end(stopped) == expected
+
+
+def test_a_run_says_which_update_diverged(bench: Make, replay: Callable[[Baked], Baked], runs: None) -> None:
+    settings = {"norm": "weight_norm", "optimizer": {"lr": 1e9}}
+    called, replayed = (bench(name, **settings) for name in ("called", "replayed"))
+    failure = called.run()[0].failure
+    replay(Baked(3))
+
+    assert replayed.run()[0].failure == failure
+    assert failure is not None
+    assert failure["step"] % 3, "within a run"
+
+
+def test_a_run_that_cannot_be_recorded_is_left(
+    bench: Make, replay: Callable[[Baked], Baked], runs: None
+) -> None:
+    class Small(Baked):
+        """Has no memory for a run."""
+
+        def record_calls(self, calls: Callable[[], Tensors]) -> Callable[[], Tensors]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    called, replayed = (bench(name) for name in ("called", "replayed"))
+    expected = end(called)
+    replay(Small(3))
+
+    assert end(replayed) == expected
+    assert replayed.run()[0].provenance["path"]["step"] == "graph"
+
+
+def test_the_memory_of_a_run_is_bounded(tiny: Tiny) -> None:
+    def length(batch_size: int) -> int:
+        trial = tiny(batch_size=batch_size)
+        model = network(trial, 4)
+        return Update(task_of(trial), model, optimizer(trial, model), 6, recorder=Baked(32)).run_length
+
+    assert [length(batch_size) for batch_size in (2, 32, 128, 1000)] == [32, 16, 4, 1]
 
 
 def path_of(bench: Bench) -> str:
@@ -270,6 +367,24 @@ class Layer(nn.Module):
         if self.changes:
             self.calls += 1
         return x * self.weight.detach() * self.factor + sum(self.steps)
+
+
+class Timely(Layer):
+    """A user's, which changes a tensor with the time."""
+
+    def at(self, clock: Clock) -> None:
+        self.hidden.fill_(clock.step)
+
+
+def test_a_run_has_no_layer_of_a_user_that_changes_with_the_time(tiny: Tiny) -> None:
+    trial = tiny(epochs=1000)
+    lengths = []
+    for layer in (nn.Identity(), Timely()):
+        model = network(trial, 4)
+        model.more = layer
+        sgd = optimizer(trial, model)
+        lengths.append(Update(task_of(trial), model, sgd, 6, recorder=Baked(8)).run_length)
+    assert lengths == [8, 1]
 
 
 def recorded(layer: nn.Module, recorder: Recorder | None) -> RecordedStep:

@@ -4,15 +4,20 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
-from typing import cast
+from contextlib import nullcontext
+from typing import Any, ClassVar, cast
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from normbench.training.capture.cuda_graph import Replay, WithoutWaiting
+from normbench.training.capture.cuda_graph import CudaGraphs, Replay, WithoutWaiting
+from normbench.training.capture.op_trace import lean
 
 WAITS: dict[str, Callable[[Tensor], object]] = {
     "a number": lambda x: x.sum().item(),
@@ -100,6 +105,57 @@ def test_to_watch_does_not_load_the_compiler() -> None:
         "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@lean
+class Noting(TorchDispatchMode):
+    """A stand-in for ``torch.cuda.graph``: notes the operators that are called while it records."""
+
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, *_: object, **_options: object) -> None:
+        super().__init__()
+        self.calls.clear()
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_seen", [True, False], ids=["a step", "a step that has no tape"])
+def test_a_graph_is_of_a_tape_where_there_can_be_one(is_seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast converts two weights and their gradients; of what torch does not see, the step is recorded."""
+    stream = MagicMock()
+    for name, value in {
+        **dict.fromkeys(["current_stream", "default_stream"], lambda *_: stream),
+        **dict.fromkeys(["Stream", "graph_pool_handle", "CUDAGraph"], lambda *_: stream),
+        **dict.fromkeys(["device", "stream"], nullcontext),
+        "graph": Noting,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False))
+    sgd = torch.optim.SGD(model.parameters(), 0.1, fused=True)
+
+    def step(x: Tensor) -> tuple[Tensor]:
+        sgd.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(x).float().sum()
+        loss.backward()
+        sgd.step()
+        if not is_seen:
+            x.numpy()[:] += 1
+        return (loss.detach(),)
+
+    graphs = CudaGraphs(torch.device("cuda", 0))
+    recording = graphs.record(step, (torch.ones(2, 4, 3, 3),), ())
+    once = [*Noting.calls]
+    graphs.record_calls(lambda: (*recording.calls(), *recording.calls()))
+    assert Noting.calls == 2 * once
+    graphs.record(step, (torch.ones(2, 4, 3, 3),), ())
+
+    conversions = Counter(name for name in Noting.calls if "copy" in name)
+    assert conversions["_foreach_copy_.default"] == (2 if is_seen else 0)
+    assert conversions["_to_copy.default"] == (2 if is_seen else 7), "of maps, and of weights and gradients"
 
 
 def test_a_graph_ends_while_none_is_recorded_or_launched() -> None:

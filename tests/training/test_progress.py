@@ -7,7 +7,7 @@ from normbench.training.progress import Progress
 
 
 def update(progress: Progress, loss: float, size: int) -> None:
-    progress.count_update(torch.tensor(loss), torch.zeros(size, 4), torch.zeros(size, dtype=torch.long))
+    progress.count_updates(torch.tensor(loss), torch.zeros(size, 4), torch.zeros(size, dtype=torch.long))
 
 
 def test_the_loss_that_is_told_is_the_mean_of_the_epoch_so_far(tiny) -> None:

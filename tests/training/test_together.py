@@ -21,7 +21,7 @@ from normbench.records import Record, Store
 from normbench.sweep import run
 from normbench.sweep.placement import Placement
 from normbench.training.build import network
-from normbench.training.capture import capture, cpu_tape
+from normbench.training.capture import capture, tape
 from normbench.training.device import settled_process
 from normbench.training.train import train
 
@@ -163,7 +163,7 @@ def test_what_one_thread_calls_is_not_noted_by_another(other: Other, meanwhile: 
     x = torch.ones(3)
     replays: list[Any] = []
     with tracing.capturing():
-        thread = meanwhile(lambda: replays.append(cpu_tape.Tape().record(step, (x,), ())))
+        thread = meanwhile(lambda: replays.append(tape.Tape().record(step, (x,), ()).replay))
         doubled(x).sum().item()  # which a tape refuses
     other.free.set()
     thread.join()

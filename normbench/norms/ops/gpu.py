@@ -15,6 +15,7 @@ from torch import Tensor
 
 from normbench.norms.ops import triton_kernels
 from normbench.norms.ops.operators import Form, MapPass, Method, Pair, Parameters, Past, Running
+from normbench.norms.ops.tracing import one_call
 
 MOST = 16384  # numbers of a group of a norm batch, which one program holds at once
 FEW = 4096  # numbers that a program takes at a time where it has the choice
@@ -105,6 +106,7 @@ def _summed(N: int, P: int, C: int) -> _Tiles:
     return _Tiles((N, -(-C // channels)), options)
 
 
+@one_call
 def _launch(kernel: Any, grid: tuple[int, ...], on: Tensor, *arguments: Any, **options: Any) -> None:
     """Launch a kernel on the device of the tensor ``on``."""
     with torch.cuda.device_of(on):  # type: ignore[no-untyped-call]

@@ -31,6 +31,7 @@ END_SECONDS = 4.0  # for a process without work to end
 STACKS_SECONDS = 2.0  # for a worker that hangs to write its stacks
 STACKS_BYTES = 60_000  # of them that are kept
 KILLED = "was killed by"
+QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"  # of a GPU: CUDA reads it once; the streams of a process share them
 EVENT, OUTCOME, SAVED, GONE = "event", "outcome", "saved", "gone"  # the messages of a seat
 
 
@@ -178,6 +179,8 @@ def _serve(pipes: "Sequence[Connection[Any, Any]]", stacks: "Connection[Any, Any
 
     The stacks at a crash or an abort are written to ``stacks``.
     """
+    if len(pipes) > 1:
+        os.environ.setdefault(QUEUES, "32")  # the most; by default 8, in which streams would wait in line
     faulthandler.enable(stacks.fileno())
     with contextlib.suppress(OSError):  # stdout is the runner's, for data
         os.dup2(2, 1)

@@ -2,9 +2,9 @@
 
 A step of a small network is a thousand small kernels, and launching each from Python takes longer than
 running it. On a GPU a :mod:`~normbench.training.capture.cuda_graph` launches all at once; on a CPU a
-:mod:`~normbench.training.capture.cpu_tape` calls operators and nothing else. Both repeat what the recorded
-step did: with the same tensors, whatever they hold now, and with the same Python values, whatever they are
-now. So
+:mod:`~normbench.training.capture.tape` calls operators and nothing else. Both repeat what the recorded step
+did: with the same tensors, whatever they hold now, and with the same Python values, whatever they are now.
+So
 
 - batches are copied into tensors of the recording, and outputs are copied out of them;
 - a recording serves only while all Python values of the network are the same; other values get another
@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from normbench.norms.api import Timed
 from normbench.norms.ops.tracing import capturing
-from normbench.training.capture.cpu_tape import Tape
 from normbench.training.capture.cuda_graph import CudaGraphs
-from normbench.training.capture.op_trace import Tensors
+from normbench.training.capture.op_trace import Recording, Tensors
+from normbench.training.capture.tape import Tape
 from normbench.training.device import process_lock
 
 Step = Callable[..., Tensors]
@@ -48,10 +48,12 @@ class Recorder(Protocol):
     Attributes:
         name: of the path.
         evaluations: True if evaluations gain by it too, large as their batches are.
+        updates: number of updates at most that it records as one.
     """
 
     name: str
     evaluations: bool
+    updates: int
 
     def rehearse(self, step: Callable[[], Tensors]) -> None:
         """Run the step as often as it takes before it can be recorded.
@@ -60,10 +62,8 @@ class Recorder(Protocol):
             RuntimeError: it waits for the device, which a recording cannot.
         """
 
-    def record(
-        self, step: Step, batch: Tensors, generators: Sequence[torch.Generator]
-    ) -> Callable[[], Tensors]:
-        """Return a function that repeats ``step(*batch)``, whatever the batch then holds.
+    def record(self, step: Step, batch: Tensors, generators: Sequence[torch.Generator]) -> Recording:
+        """Return what repeats ``step(*batch)``, whatever the batch then holds.
 
         The caller puts back what this changes, and copies the outputs before the next replay.
 
@@ -74,6 +74,13 @@ class Recorder(Protocol):
 
         Raises:
             RuntimeError: it cannot be recorded.
+        """
+
+    def record_calls(self, calls: Callable[[], Tensors]) -> Callable[[], Tensors]:
+        """Return a replay of ``calls``, which are those of recorded steps and copies. Nothing is changed.
+
+        Raises:
+            RuntimeError: they cannot be recorded.
         """
 
 
@@ -121,7 +128,8 @@ class RecordedStep:
         self._modules = list(model.modules())
         self._timed = [module for module in self._modules if isinstance(module, Timed)]
         self._drawing = [module for module in self._modules if isinstance(module, Drawing)]
-        self._recordings: dict[Hashable, tuple[Tensors, Callable[[], Tensors]] | None] = {}
+        self._recordings: dict[Hashable, tuple[Tensors, Recording] | None] = {}
+        self._runs: dict[Hashable, tuple[Tensors, Callable[[], Tensors]] | None] = {}
         self._shapes: Hashable = None
         self._key: Hashable = None
         self.path = "plain"
@@ -138,14 +146,70 @@ class RecordedStep:
             self.path = f"plain ({self.refusal})" if self.refusal else "plain"
             return self._step(*batch)
         self.path = self._name
-        inputs, replay = recording
+        inputs, (replay, _) = recording
         for recorded_input, tensor in zip(inputs, batch, strict=True):
             recorded_input.copy_(tensor, non_blocking=True)
         for module in self._drawing:
             module.reseed()
         return tuple(output.clone() for output in replay())
 
-    def _recording(self, batch: Tensors) -> tuple[Tensors, Callable[[], Tensors]] | None:
+    def run(self, *batches: Tensor, before: Callable[[Tensor], object], values: Tensor) -> Tensors | None:
+        """Make several steps in one replay, as calls would make them one by one.
+
+        The network must have the same Python values at all of them, and draw no random numbers.
+
+        Args:
+            batches: each of as many equal parts as there are ``values``.
+            before: called in front of each step with its value; only while they are recorded.
+            values: one for every step.
+
+        Returns:
+            What the steps return, stacked; None where they cannot be recorded, and nothing was done.
+        """
+        first = tuple(batch[: len(batch) // len(values)] for batch in batches)
+        recording = None if self._recorder is None else self._recording(first)
+        if recording is None:
+            return None
+        if self._key not in self._runs:
+            self._runs[self._key] = self._record_run(recording, batches, before, values)
+        run = self._runs[self._key]
+        if run is None:
+            return None
+        inputs, replay = run
+        for recorded_input, tensor in zip(inputs, (values, *batches), strict=True):
+            recorded_input.copy_(tensor, non_blocking=True)
+        self.path, self.refusal = self._name, ""
+        return tuple(output.clone() for output in replay())
+
+    def _record_run(
+        self,
+        recording: tuple[Tensors, Recording],
+        batches: Tensors,
+        before: Callable[[Tensor], object],
+        values: Tensor,
+    ) -> tuple[Tensors, Callable[[], Tensors]] | None:
+        assert self._recorder is not None
+        step_inputs, (_, calls) = recording
+        inputs = tuple(tensor.clone() for tensor in (values, *batches))
+        parts = (tensor.tensor_split(len(values)) for tensor in inputs[1:])
+        steps = list(zip(inputs[0], *parts, strict=True))
+
+        def several() -> Tensors:
+            outputs = []
+            for value, *batch in steps:
+                before(value)
+                for step_input, tensor in zip(step_inputs, batch, strict=True):
+                    step_input.copy_(tensor)
+                outputs.append(calls())
+            return tuple(map(torch.stack, zip(*outputs, strict=True)))
+
+        try:
+            with process_lock, capturing():
+                return inputs, self._recorder.record_calls(several)
+        except RuntimeError:  # memory
+            return None
+
+    def _recording(self, batch: Tensors) -> tuple[Tensors, Recording] | None:
         """Return the recording for this batch and these Python values, or None where there can be none."""
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in batch)
         self._shapes = self._shapes or shapes
@@ -160,11 +224,13 @@ class RecordedStep:
                 self._why = "Python values of its layers change too often"
                 if not is_repeated:
                     return None
-                del self._recordings[next(iter(self._recordings))]
+                oldest = next(iter(self._recordings))
+                del self._recordings[oldest]
+                self._runs.pop(oldest, None)
             self._recordings[key] = self._record(batch)
         return self._recordings[key]
 
-    def _record(self, batch: Tensors) -> tuple[Tensors, Callable[[], Tensors]] | None:
+    def _record(self, batch: Tensors) -> tuple[Tensors, Recording] | None:
         assert self._recorder is not None
         inputs = tuple(tensor.clone() for tensor in batch)
         with process_lock, self._undone():
@@ -215,14 +281,18 @@ def _copy(value: Any) -> Any:
     return copy(value) if isinstance(value, list | dict | set) else value
 
 
-def python_values(modules: Iterable[nn.Module]) -> Hashable:
+def python_values(modules: Iterable[nn.Module], everything: bool = False) -> Hashable:
     """Return all that steers modules beside tensors, except what their class names ``not_recorded``.
 
     Equal values are equal in effect. It is called before every update, so its duration counts.
+
+    Args:
+        modules: to look at.
+        everything: return that as well.
     """
     values = []
     for module in modules:
-        skipped = _skipped(tuple(getattr(type(module), "not_recorded", ())))
+        skipped = _skipped(() if everything else tuple(getattr(type(module), "not_recorded", ())))
         values.append(
             tuple([(key, _comparable(value)) for key, value in vars(module).items() if key not in skipped])
         )

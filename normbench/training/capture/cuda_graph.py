@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from normbench.training.capture.op_trace import Tensors, lean, leaves, refuse_unknowable
+from normbench.training.capture.op_trace import Recording, Tensors, lean, leaves, refuse_unknowable
+from normbench.training.capture.tape import tape_of
 
 aten = torch.ops.aten
 COPIES = aten._to_copy.default, aten.copy_.default
@@ -36,6 +38,7 @@ class CudaGraphs:
 
     name = "graph"
     evaluations = True
+    updates = 16  # of some 200 kernels
 
     def __init__(self, device: torch.device) -> None:
         current = torch.cuda.current_stream(device)
@@ -52,24 +55,38 @@ class CudaGraphs:
         Raises:
             RuntimeError: it waits for the device.
         """
-        with torch.cuda.device(self._device):
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                for _ in range(REHEARSALS):
-                    step()
-                with WithoutWaiting(), _no_waiting() if self._alone else nullcontext():  # type: ignore[no-untyped-call]
-                    step()
-            torch.cuda.current_stream().wait_stream(self._stream)
+        with self._on_stream():
+            for _ in range(REHEARSALS):
+                step()
+            with WithoutWaiting(), _no_waiting() if self._alone else nullcontext():  # type: ignore[no-untyped-call]
+                step()
 
     def record(
         self, step: Callable[..., Tensors], batch: Tensors, generators: Sequence[torch.Generator]
-    ) -> Callable[[], Tensors]:
-        """Return a graph of all that the step launches, without running it.
+    ) -> Recording:
+        """Return a graph of all that a tape of the step launches, or the step where there can be no tape.
+
+        Inference has none: torch does not take its operators apart, and its batches are large.
 
         Raises:
             RuntimeError: it cannot be recorded.
             Spoilt: likewise, where other trials are in this process.
         """
+        act: Callable[[], Tensors] = partial(step, *batch)
+        if not torch.is_inference_mode_enabled():
+            with self._on_stream(), contextlib.suppress(RuntimeError):
+                act = tape_of(step, batch, generators)
+        return Recording(self._captured(act, generators), act)
+
+    def record_calls(self, calls: Callable[[], Tensors]) -> Callable[[], Tensors]:
+        """Return a graph of all that the calls launch, without running it.
+
+        Raises:
+            RuntimeError, Spoilt: as :meth:`record`.
+        """
+        return self._captured(calls, ())
+
+    def _captured(self, act: Callable[[], Tensors], generators: Sequence[torch.Generator]) -> "Replay":
         try:
             with _launching, _kept_garbage(), torch.cuda.device(self._device):
                 graph = torch.cuda.CUDAGraph()
@@ -82,17 +99,28 @@ class CudaGraphs:
                     capture_error_mode="thread_local",  # other threads may go on meanwhile
                 )
                 with capture:
-                    outputs = step(*batch)
+                    outputs = act()
         except RuntimeError as error:
             if self._alone:
                 raise
             raise Spoilt(f"an update could not be recorded: {error}") from error
 
-        return Replay(graph, outputs)
+        return Replay(graph, outputs, act)
+
+    @contextlib.contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        """Launch on the stream that records, which waits for the current one and is then waited for."""
+        with torch.cuda.device(self._device):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            try:
+                with torch.cuda.stream(self._stream):
+                    yield
+            finally:
+                torch.cuda.current_stream().wait_stream(self._stream)
 
 
 class Replay:
-    """A graph with its outputs.
+    """A graph with its outputs, and what keeps the memory alive that it reads.
 
     Graphs begin, run and end one at a time: random generators keep a list of the graphs that draw from them,
     which torch 2.11 does not guard against other threads.
@@ -100,8 +128,8 @@ class Replay:
 
     _launching = _launching  # as modules may end before it does
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, outputs: Tensors) -> None:
-        self._graph, self._outputs = graph, outputs
+    def __init__(self, graph: torch.cuda.CUDAGraph, outputs: Tensors, kept: object = None) -> None:
+        self._graph, self._outputs, self._kept = graph, outputs, kept
 
     def __call__(self) -> Tensors:
         """Run the graph and return its outputs, to be copied before the next call."""

@@ -1,6 +1,7 @@
 """Traced operator calls as data: passes that reduce them, and the function that makes them again."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,20 +32,34 @@ def refuse_unknowable(operator: Any) -> None:
         raise RuntimeError(f"it reads numbers of a tensor in Python ({operator}); slower, but they are right")
 
 
+class Recording(NamedTuple):
+    """A recorded step.
+
+    Attributes:
+        replay: repeats the step; what it returns is overwritten by the next replay.
+        calls: repeats the step by calls that can be recorded, and returns new tensors.
+    """
+
+    replay: Callable[[], Tensors]
+    calls: Callable[[], Tensors]
+
+
 class Value:
     """A tensor that a call makes.
 
     Attributes:
         layout: its shape, strides and dtype.
+        device: its device.
     """
 
     def __init__(self, tensor: Tensor) -> None:
         self.layout = tensor.shape, tensor.stride(), tensor.dtype
+        self.device = tensor.device
 
     def like(self) -> Tensor:
         """Return an uninitialised tensor of this layout."""
         shape, stride, dtype = self.layout
-        return torch.empty_strided(shape, stride, dtype=dtype)
+        return torch.empty_strided(shape, stride, dtype=dtype, device=self.device)
 
 
 class Call(NamedTuple):
@@ -133,7 +148,8 @@ def _batch_casts(calls: list[Call], outputs: Any) -> list[Call]:
     """Make conversions, mostly of weights and gradients, in few calls, into memory that stays.
 
     A conversion may be made anywhere between the call that makes its source and the first use of its result;
-    those that have a place in common are made there.
+    those between the same two dtypes that have a place in common are made there; from and to several dtypes,
+    CUDA would take a kernel for each.
     """
     made = {value: index for index, call in enumerate(calls) for value in call.outputs()}
     uses: dict[Value, list[int]] = {value: [] for value in made}
@@ -152,30 +168,34 @@ def _batch_casts(calls: list[Call], outputs: Any) -> list[Call]:
         between = calls[min(index, place) : max(index, place)]
         return not any(address(source) in call.writes for call in between)
 
-    groups: list[tuple[int, list[int]]] = []  # in front of which call, and which conversions
+    # by dtypes: in front of which call, and which conversions
+    groups: dict[tuple[torch.dtype, torch.dtype], list[tuple[int, list[int]]]] = {}
     for index, call in enumerate(calls):
         if call.function is aten._to_copy.default and call.results not in never:
             first_use = uses[call.results][0]
-            place, members = groups[-1] if groups else (-1, [])
-            if groups and movable(index, min(place, first_use)):
-                groups[-1] = min(place, first_use), [*members, index]
+            source = call.args[0]
+            before = source.layout[2] if isinstance(source, Value) else source.dtype
+            alike = groups.setdefault((before, call.results.layout[2]), [])
+            place, members = alike[-1] if alike else (-1, [])
+            if alike and movable(index, min(place, first_use)):
+                alike[-1] = min(place, first_use), [*members, index]
             elif movable(index, first_use):
-                groups.append((first_use, [index]))
+                alike.append((first_use, [index]))
     buffers: dict[Value, Tensor] = {}
-    batched: dict[int, Call] = {}
+    batched: dict[int, list[Call]] = {}
     removed: set[int] = set()
-    for place, members in groups:
+    for place, members in itertools.chain.from_iterable(groups.values()):
         if len(members) > 1:
             removed.update(members)
             sources = [calls[index].args[0] for index in members]
             results = {calls[index].results: calls[index].results.like() for index in members}
             buffers |= results
             args = list(results.values()), sources
-            batched[place] = Call(aten._foreach_copy_.default, args, {}, None, has_effect=True)
+            together = Call(aten._foreach_copy_.default, args, {}, None, has_effect=True)
+            batched.setdefault(place, []).append(together)
     moved = []
     for index, call in enumerate(calls):
-        if index in batched:
-            moved.append(batched[index])
+        moved += batched.get(index, [])
         if index not in removed:
             args, kwargs = mapped(lambda value: buffers.get(value, value), (call.args, call.kwargs), Value)
             moved.append(call._replace(args=args, kwargs=kwargs))

@@ -1,10 +1,11 @@
-"""The operators of a step on a CPU, recorded once and called again without modules, autograd and autocast.
+"""The operators of a step, recorded once and called again without modules, autograd and autocast.
 
 An update of a small network calls some hundred operators, and at a small batch most of its time goes to what
 surrounds them. While a step is recorded, every operator is noted as torch calls it below autograd, with the
 tensors that it takes: those that the step itself makes are values, to be made anew at every replay, and all
 others are constants. That gives a straight Python function. It makes the same calls in the same order, so a
-replay agrees with the step to the last bit; this is checked before the first replay.
+replay agrees with the step to the last bit; this is checked before the first replay. On a CPU replays are
+what saves time; on a GPU a graph is recorded of a replay, which has fewer calls than the step.
 """
 
 import itertools
@@ -16,9 +17,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from normbench.norms.ops.tracing import traced
 from normbench.training.capture.op_trace import (
     Call,
+    Recording,
     Tensors,
     Value,
     address,
@@ -39,6 +40,7 @@ class Tape:
 
     name = "tape"
     evaluations = False
+    updates = 1
 
     def rehearse(self, step: Callable[[], Tensors]) -> None:
         """Run the step once, which sets up what there is to set up."""
@@ -46,23 +48,40 @@ class Tape:
 
     def record(
         self, step: Callable[..., Tensors], batch: Tensors, generators: Sequence[torch.Generator]
-    ) -> Callable[[], Tensors]:
-        """Return a function that makes the calls of ``step(*batch)`` again.
+    ) -> Recording:
+        """Return :func:`tape_of` the step."""
+        replay = tape_of(step, batch, generators)
+        return Recording(replay, replay)
 
-        Raises:
-            RuntimeError: the step reads numbers of a tensor in Python, or does what torch does not see.
-        """
-        trace = _Trace()
-        with traced(trace), trace:
-            results = trace.of(step(*batch))
-        replay = torch.inference_mode()(function_of(fewer(trace.calls, results), results))
-        _check(step, batch, generators, replay, trace.written())
-        return replay
+    def record_calls(self, calls: Callable[[], Tensors]) -> Callable[[], Tensors]:
+        """Return the calls themselves: a tape has nothing to gain of them."""
+        return calls
+
+
+def tape_of(
+    step: Callable[..., Tensors], batch: Tensors, generators: Sequence[torch.Generator]
+) -> Callable[[], Tensors]:
+    """Return a function that makes the calls of ``step(*batch)`` again, or fewer to the same effect.
+
+    Raises:
+        RuntimeError: the step reads numbers of a tensor in Python, or does what torch does not see.
+    """
+    trace = Trace()
+    with trace:
+        results = trace.of(step(*batch))
+    replay = torch.inference_mode()(function_of(fewer(trace.calls, results), results))
+    _check(step, batch, generators, replay, trace.written())
+    return replay
 
 
 @lean
-class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A mode in which every call of an operator is made and noted."""
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A mode in which every call of an operator is made and noted.
+
+    Attributes:
+        calls: those noted so far.
+        asleep: see :func:`normbench.norms.ops.tracing.one_call`.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -120,7 +139,8 @@ class _Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the memory of the constants that the calls may write to, as bytes."""
         addresses = frozenset[int]().union(*(call.writes for call in self.calls))
         storages = {address(constant): constant.untyped_storage() for constant in self._constants.values()}
-        return [torch.empty(0, dtype=torch.uint8).set_(storages[each]) for each in addresses]
+        found = [storages[each] for each in addresses]
+        return [torch.empty(0, dtype=torch.uint8, device=each.device).set_(each) for each in found]
 
     def _add(
         self, function: Any, before: Any, results: Any, written: list[Any], has_effect: bool, is_view: bool
@@ -167,8 +187,7 @@ def _check(
             generator.set_state(state)
         return [tensor.detach().clone() for tensor in (*step(), *written)]
 
-    trace = _Trace()
-    with traced(trace), trace:
+    with Trace():
         expected = results_of(lambda: step(*batch))
     pairs = zip(expected, results_of(replay), strict=True)
     if not all(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in pairs):

@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from normbench.norms.ops import tracing
 from normbench.norms.ops.tracing import one_call
-from normbench.training.capture import cpu_tape, op_trace
-from normbench.training.capture.cpu_tape import Tape
+from normbench.training.capture import op_trace, tape
 from normbench.training.capture.op_trace import Tensors
+from normbench.training.capture.tape import Tape
 
 Step = Callable[..., Tensors]
 
@@ -26,7 +25,7 @@ def replayed(step: Step, state: list[Tensor], *batches: Tensor) -> tuple[list[Te
     with torch.no_grad():
         batch[0].view(-1)[::2] = 1
     kept = [one.detach().clone() for one in state]
-    replay = Tape().record(step, batch, [])
+    replay = Tape().record(step, batch, []).replay
     with torch.no_grad():
         for one, value in zip(state, kept, strict=True):
             one.copy_(value)
@@ -143,7 +142,7 @@ def test_a_weight_that_is_converted_anew_after_it_has_changed() -> None:
 
 def test_conversions_are_made_together() -> None:
     weights = [torch.randn(6) for _ in range(10)]
-    trace = cpu_tape._Trace()
+    trace = tape.Trace()
     x = torch.randn(4, 6)
 
     def step(x: Tensor) -> Tensor:
@@ -151,7 +150,7 @@ def test_conversions_are_made_together() -> None:
             x = x.bfloat16() * weight.bfloat16()
         return x
 
-    with tracing.traced(trace), trace:
+    with trace:
         outputs = trace.of((step(x),))
 
     names = [str(call.function) for call in op_trace.fewer(trace.calls, outputs)]
@@ -168,7 +167,7 @@ def test_random_numbers_are_drawn_anew() -> None:
         return (x + torch.rand(6, generator=generator) + torch.rand(()),)
 
     batch = (torch.zeros(6),)
-    replay = Tape().record(step, batch, [generator])
+    replay = Tape().record(step, batch, [generator]).replay
     outputs: list[list[Tensor]] = [[], []]
     for made, act in zip(outputs, (replay, lambda: step(*batch)), strict=True):
         generator.manual_seed(7)
@@ -213,7 +212,7 @@ def test_a_value_is_forgotten_behind_its_last_use() -> None:
             x = step_(x)
         return (x.sum(),)
 
-    replay = Tape().record(step, (torch.zeros(4096),), [])
+    replay = Tape().record(step, (torch.zeros(4096),), []).replay
     alive.clear()
     replay()
 
@@ -227,7 +226,6 @@ def test_nothing_is_noted_once_a_step_has_failed() -> None:
 
     with pytest.raises(ValueError, match="no"):
         Tape().record(step, (torch.zeros(3),), [])
-    assert tracing._tracer.get() is None
     assert one_call(lambda: 5)() == 5
 
 
