@@ -209,7 +209,6 @@ ADDED: dict[str, Any] = {
     "dropout": 0.0,
     "init_scale": 1.0,
     "norm.frozen_epochs": 0,
-    "model.initial_noise": 0.0,
     "evaluate": [],
     "online": False,
     "diagnose": [],
