@@ -379,7 +379,7 @@ class GRUCell(Cell):
         gates, candidate = torch.split(self.recurrent(h, matrix), self.widths, 1)
         z, r = gates_norm(gates, now, x[0]).sigmoid().chunk(2, 1)
         n = torch.addcmul(x[1], r, candidate_norm(candidate, now)).tanh()
-        return (torch.lerp(h, n, z),)
+        return (h + z * (n - h),)  # in fp32 under autocast, as h_0 is
 
 
 class RNNCell(Cell):

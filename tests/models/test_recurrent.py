@@ -309,6 +309,20 @@ def test_fp32_agrees_with_float64(norm: str, lengths: list[int] | None) -> None:
     torch.testing.assert_close(rounded(x.float()), exact(x).float(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["equal", "unequal"])
+@pytest.mark.parametrize("norm", METHODS)
+@pytest.mark.parametrize("kind", CELLS)
+def test_bf16_is_near_fp32(kind: str, norm: str, lengths: list[int] | None) -> None:
+    """8 bits, magnified by deviations of few samples: a tenth of the deviation of the logits."""
+    exact, rounded = (made(kind, norm, lengths is not None, layers=2).float() for _ in range(2))
+    x = sequences(lengths).float()
+    expected = exact(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = rounded(x)
+    logits.float().sum().backward()
+    assert (logits - expected).square().mean().sqrt() < 0.1 * expected.std()
+
+
 # what a method meets
 
 

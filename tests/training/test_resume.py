@@ -136,6 +136,7 @@ RECURRENT: list[dict[str, Any]] = [
         "model": {"name": "gru", "hidden_size": 8, "layers": 2},
         "norm": "layer",
         "dropout": 0.3,
+        "optimizer": {"name": "adam"},
     },
     {"task": "sequence", "model": {"name": "rnn", "hidden_size": 8, "statistics": "shared"}, "norm": "batch"},
 ]
