@@ -189,7 +189,14 @@ class Ended(NamedTuple):
 Cli = Callable[..., Ended]
 
 
-FAST_CASES = ({"norm": "batch"}, {"norm": "switchable"}, {"norm": "moving_average_batch"}, {"dropout": 0.3})
+RAGGED = {"name": "sequence", "lengths": [2, 8]}
+FAST_CASES: tuple[dict[str, Any], ...] = (
+    {"norm": "batch"},
+    {"norm": "switchable"},
+    {"norm": "moving_average_batch"},
+    {"dropout": 0.3},
+    {"task": RAGGED, "model": {"name": "lstm", "hidden_size": 8, "max_steps": 4}, "norm": "batch"},
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist and the choice by markers read the marks in the same hook
