@@ -12,14 +12,24 @@ from typing import TYPE_CHECKING, Any
 from normbench.text import did_you_mean
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from normbench.config.experiment import Experiment
     from normbench.norms.api import Normalization
     from normbench.report.table import Table
 
 __version__ = "0.1.0"
-__all__ = ["Normalization", "convert", "figures", "load_experiment", "load_results", "norm_layer", "run"]
+__all__ = [
+    "Normalization",
+    "convert",
+    "figures",
+    "load_experiment",
+    "load_model",
+    "load_results",
+    "load_weights",
+    "norm_layer",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -203,6 +213,46 @@ def convert(
     elif options or norm_batch_size is not None:
         raise ValueError("options are those of a method that is named; a Normalization has its own")
     return replace_layers(model, norm, layers)
+
+
+def load_weights(trial: str | Path, results: str | Path = "results") -> "dict[str, Tensor]":
+    """Return the final weights of a trial that ran with ``train.save_weights``, by name, on the CPU.
+
+    Args:
+        trial: its id, or a part of it, or the path of the file.
+        results: the directory of records.
+
+    Raises:
+        UnknownName: there is no such trial, or it has no weights; the message says how to get them.
+        OSError, ValueError: the file cannot be read.
+    """
+    from normbench.training.weights import load
+
+    return load(_weights_file(trial, results)).tensors
+
+
+def load_model(trial: str | Path, results: str | Path = "results") -> "nn.Module":
+    """Return the network of a trial with its final weights, in inference mode, on the CPU.
+
+    Args:
+        trial: as for `load_weights`.
+        results: the directory of records.
+
+    Raises:
+        Exception: as `load_weights`; ValueError where the code of a network of your own has changed so that
+            they do not fit.
+    """
+    from normbench.training.weights import load, restored
+
+    return restored(load(_weights_file(trial, results)))
+
+
+def _weights_file(trial: str | Path, results: str | Path) -> Path:
+    from normbench.records import PICKLED, SAFETENSORS
+    from normbench.sweep.results import weights_of
+
+    path = Path(trial)
+    return path if path.suffix in (SAFETENSORS, PICKLED) else weights_of(Path(results), str(trial))[0]
 
 
 def _normalization(name: str, norm_batch_size: int | None, options: Mapping[str, Any]) -> "Normalization":

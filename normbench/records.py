@@ -23,6 +23,7 @@ from normbench.text import plural
 SCHEMA: Literal[6] = 6  # earlier ones knew fewer of the settings in trial.ADDED and trial.CHANGED
 CHECKSUM_SCHEMA = 4  # the first with a checksum
 ERROR = ".error.txt"
+SAFETENSORS, PICKLED = ".safetensors", ".pt"  # of weights
 CHOICES = "tuning.json"  # beside the records: which candidates their tuning trials have chosen
 Status = Literal["done", "diverged", "out_of_memory"]
 FailureState = Literal["failed", "timeout"]
@@ -292,6 +293,15 @@ class Store:
     def error_path(self, trial_id: str) -> Path:
         """Return the path of a trial's last failed attempt."""
         return self.directory / f"{trial_id}{ERROR}"
+
+    def weights_prefix(self, trial_id: str) -> Path:
+        """Return the path of a trial's weights without the suffix, which is that of their format."""
+        return self.directory / trial_id
+
+    def weights(self, trial_id: str) -> Path | None:
+        """Return the file of a trial's weights, or None if they were not kept."""
+        paths = (self.directory / f"{trial_id}{suffix}" for suffix in (SAFETENSORS, PICKLED))
+        return next((path for path in paths if path.exists()), None)
 
     def checkpoint_path(self, trial_id: str) -> Path:
         """Return the path prefix of a trial's checkpoints."""

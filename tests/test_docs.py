@@ -196,6 +196,7 @@ SETTINGS: Mapping[str, type[BaseModel]] = {
     "## trial": Trial,
     "### trial.optimizer": Optimizer,
     "### trial.schedule": Schedule,
+    "## train": experiment.Train,
     "## execute": experiment.Execute,
 }
 

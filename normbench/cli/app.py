@@ -230,6 +230,18 @@ def show(
     _print(export.trial_as_text(results, trial))
 
 
+@app.command()
+def weights(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="a trial's id, or a part of it")],
+    results: Results = RESULTS,
+    _debug: Debug = False,
+) -> None:
+    """Print the file of a trial's final weights, which train.save_weights keeps."""
+    from normbench.cli import export
+
+    _print(export.weights_as_text(results, trial))
+
+
 @app.command(name="export")
 def export_(
     experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="as normbench status names it")],

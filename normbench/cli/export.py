@@ -1,7 +1,6 @@
 """What ``show`` and ``export`` print about records."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,15 @@ from normbench.cli.terminal import as_json, as_table
 from normbench.config.experiment import ConfigError
 from normbench.config.labels import trial_labels
 from normbench.config.registry import UnknownName
-from normbench.records import CHOICES, ERROR, Record, RequirementError, Store
+from normbench.records import ERROR, Record, RequirementError, Store
 from normbench.report.metrics import evaluation_name, number_in, quantity_of, task_metric
 from normbench.report.rows import as_csv, trial_rows
-from normbench.sweep.results import Tell, find, named
+from normbench.sweep.results import Tell, files_of, find, named, weights_of
 from normbench.sweep.run import load_plan
 from normbench.text import did_you_mean, duration, printable, quoted
 
 FORMATS = ("csv", "json")
 SETS = {"train": 0, "validation": 1, "test": 2}  # the order of their columns
-MOST_LISTED = 5  # trials that a message names
 
 
 def trial_as_text(results: Path, part: str) -> str:
@@ -30,37 +28,16 @@ def trial_as_text(results: Path, part: str) -> str:
     Raises:
         UnknownName: there is none, or more than one.
     """
-    names = named(results, None)
-    files: dict[Path, str] = {}
-    closed = ""
-    for name in names:
-        try:
-            paths = sorted((results / name).iterdir())
-        except PermissionError as error:
-            closed += f"; {results / name} cannot be read ({error.strerror})"
-            continue
-        for path in paths:
-            if (path.suffix == ".json" and path.name != CHOICES) or path.name.endswith(ERROR):
-                files[path] = path.name.removesuffix(".json").removesuffix(ERROR)
-    begun = {path: trial for path, trial in files.items() if trial.startswith(part)}
-    found = begun or {path: trial for path, trial in files.items() if part in trial}
-    ids = sorted(set(found.values()))
-    if not found:
-        hint = did_you_mean(part, files.values())
-        raise UnknownName(
-            f"no trial {quoted(part)} in {results}{hint}; there: {_some(files.values())}{closed}"
-        )
-    if len(ids) > 1:
-        how = "begins" if begun else "is in"
-        words = f"{quoted(part)} {how} the ids of {len(ids)} trials, give more of one"
-        raise UnknownName(f"{words}: {_some(ids)}")
-    return "\n\n".join(map(_one_trial, found))
+    return "\n\n".join(map(_one_trial, files_of(results, part)))
 
 
-def _some(ids: Iterable[str]) -> str:
-    """Return the first few, by name."""
-    known = sorted(set(ids))
-    return ", ".join(known[:MOST_LISTED]) + (", …" if len(known) > MOST_LISTED else "")
+def weights_as_text(results: Path, part: str) -> str:
+    """Return the files of the weights of a trial, named as for :func:`trial_as_text`.
+
+    Raises:
+        UnknownName: there is no such trial, or more than one, or it has no weights.
+    """
+    return "\n".join(map(printable, weights_of(results, part)))
 
 
 def _one_trial(path: Path) -> str:

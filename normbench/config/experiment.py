@@ -118,6 +118,12 @@ class Execute(Frozen):
         raise PydanticCustomError("expected", "expected auto, cpu, cuda or cuda:N")
 
 
+class Train(Frozen):
+    """What is kept of a training beside its record. Nothing here changes a trial's numbers."""
+
+    save_weights: bool = Field(False, description="keep the final weights of every trial beside its record")
+
+
 class _Document(Frozen):
     """The top level of a file; ``grid`` validates ``trial`` and ``sweep``, and ``tune`` its own section."""
 
@@ -126,18 +132,20 @@ class _Document(Frozen):
     trial: Any = None
     sweep: Any = None
     tune: Any = None
+    train: Train = Train()
     execute: Execute = Execute()
     plots: Annotated[tuple[Figure, ...], Field(strict=False)] = ()
     labels: Mapping[str, str] = {}
     max_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] = 10_000
 
 
-MODELS: dict[str, type[Frozen]] = {"trial": Trial, "execute": Execute}  # by section
+MODELS: dict[str, type[Frozen]] = {"trial": Trial, "train": Train, "execute": Execute}  # by section
 
 KEYS = (
     "extends",
     *_Document.model_fields,
     *(f"trial.{key}" for key in TRIAL_KEYS),
+    *(f"train.{key}" for key in dotted_keys(Train)),
     *(f"execute.{key}" for key in dotted_keys(Execute)),
 )
 OVERRIDABLE = (
@@ -158,6 +166,7 @@ class Experiment:
         plots: figures to draw, as choices from ``FIGURES``.
         document: what was written, with overrides and without defaults.
         tune: what validation images choose before the trials of the sweep run, if there is such a section.
+        train: what is kept of a training beside its record.
     """
 
     name: str
@@ -166,6 +175,7 @@ class Experiment:
     plots: tuple[Figure, ...]
     document: Mapping[str, Any] = field(hash=False)
     tune: Tune | None = field(default=None, hash=False)
+    train: Train = field(default_factory=Train)
 
 
 def dump(experiment: Experiment) -> str:
@@ -274,7 +284,9 @@ def _experiment(
     issues += tune_issues
     if issues or document is None:
         raise config_error(issues)
-    return Experiment(document.name, trials, document.execute, document.plots, root.plain(), tune)
+    return Experiment(
+        document.name, trials, document.execute, document.plots, root.plain(), tune, document.train
+    )
 
 
 def _unknown_figure_settings(

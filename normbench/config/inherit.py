@@ -9,7 +9,7 @@ from normbench.config.yaml import MAX_BYTES, read_bytes
 from normbench.text import printable
 
 MAX_FILES = 32  # of one experiment
-MERGED = ("trial", "sweep", "tune", "execute")  # sections that a file may write in part
+MERGED = ("trial", "sweep", "tune", "train", "execute")  # sections that a file may write in part
 
 
 class Unreadable(ValueError):
@@ -20,7 +20,7 @@ class Unreadable(ValueError):
 class Files:
     """A reader of documents whose key ``extends`` names one file or a list, each merged over those before.
 
-    Paths are relative to the folder of the file that names them. Sections ``trial``, ``tune`` and
+    Paths are relative to the folder of the file that names them. Sections ``trial``, ``tune``, ``train`` and
     ``execute``, and a ``sweep`` of one grid, are merged key by key; a mapping with a ``name``, every other
     section and a list of grids are replaced as a whole.
 

@@ -153,14 +153,22 @@ def build_kernels(execute: Execute, trials: Sequence[Trial], say: Callable[[str]
 
 
 def check_space(
-    trials: Sequence[Trial], parameters: int, running: int, directory: Path, say: Callable[[str], None]
+    trials: Sequence[Trial],
+    parameters: int,
+    running: int,
+    directory: Path,
+    say: Callable[[str], None],
+    weights: int = 0,
 ) -> None:
-    """Refuse what the disk cannot hold: the records, and the checkpoints of ``running`` trials.
+    """Refuse what the disk cannot hold: the records, the checkpoints of ``running`` trials, the weights.
+
+    ``weights`` is the number of them that a trial keeps in the end.
 
     Raises:
         OSError: says how much is free and how much is needed.
     """
     needed = sum(map(record_bytes, trials)) + running * checkpoint_bytes(parameters, trials)
+    needed += len(trials) * 4 * weights
     free = free_bytes(directory)
     if free is None:
         say(

@@ -3,19 +3,20 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from normbench.config.experiment import ConfigError, Experiment
 from normbench.config.registry import UnknownName
 from normbench.config.trial import Trial
-from normbench.records import Record, Store, describe_unreadable
+from normbench.records import CHOICES, ERROR, Record, Store, describe_unreadable
 from normbench.report.table import Table, Tuned, table
 from normbench.sweep import run, tuning
 from normbench.text import did_you_mean, quoted
 
 Tell = Callable[[str], object]
+MOST_LISTED = 5  # trials that a message names
 RECORD = re.compile(r".+-[0-9a-f]{12}\.json")  # as `Trial.id` is written
 
 
@@ -178,3 +179,60 @@ def _find(results: Path, name: str, tell: Tell) -> StoredExperiment:
     for line in describe_unreadable(damaged, "left out"):
         tell(line)
     return stored
+
+
+def files_of(results: Path, part: str) -> list[Path]:
+    """Return the records and failures of the trial whose id begins with ``part``, or else contains it.
+
+    Raises:
+        UnknownName: there is none, or more than one.
+    """
+    names = named(results, None)
+    files: dict[Path, str] = {}
+    closed = ""
+    for name in names:
+        try:
+            paths = sorted((results / name).iterdir())
+        except PermissionError as error:
+            closed += f"; {results / name} cannot be read ({error.strerror})"
+            continue
+        for path in paths:
+            if (path.suffix == ".json" and path.name != CHOICES) or path.name.endswith(ERROR):
+                files[path] = path.name.removesuffix(".json").removesuffix(ERROR)
+    begun = {path: trial for path, trial in files.items() if trial.startswith(part)}
+    found = begun or {path: trial for path, trial in files.items() if part in trial}
+    ids = sorted(set(found.values()))
+    if not found:
+        hint = did_you_mean(part, files.values())
+        raise UnknownName(
+            f"no trial {quoted(part)} in {results}{hint}; there: {_some(files.values())}{closed}"
+        )
+    if len(ids) > 1:
+        how = "begins" if begun else "is in"
+        words = f"{quoted(part)} {how} the ids of {len(ids)} trials, give more of one"
+        raise UnknownName(f"{words}: {_some(ids)}")
+    return list(found)
+
+
+def weights_of(results: Path, part: str) -> list[Path]:
+    """Return the files of the weights of a trial, which is named as for :func:`files_of`.
+
+    Raises:
+        Missing: it has none; says why, and how to get them.
+        UnknownName: there is no such trial, or more than one.
+    """
+    found = files_of(results, part)
+    trial_id = found[0].name.removesuffix(".json").removesuffix(ERROR)
+    files = [Store(path.parent).weights(trial_id) for path in found]
+    if weights := list(dict.fromkeys(path for path in files if path is not None)):
+        return weights
+    raise Missing(
+        f"trial {trial_id} has no weights: only trials that finish have some, under train.save_weights=true; "
+        f"delete {found[0]} and run it again with that"
+    )
+
+
+def _some(ids: Iterable[str]) -> str:
+    """Return the first few, by name."""
+    known = sorted(set(ids))
+    return ", ".join(known[:MOST_LISTED]) + (", …" if len(known) > MOST_LISTED else "")

@@ -21,6 +21,7 @@ from normbench.sweep.prepare import Unusable as Unusable
 from normbench.sweep.prepare import build_kernels, check_space, prepare, whitenings
 from normbench.sweep.tuning import Chosen, open_cells
 from normbench.sweep.work import load, work
+from normbench.text import plural
 
 if TYPE_CHECKING:
     from normbench.config.catalog.executors import Outcome
@@ -205,6 +206,8 @@ def run(
         for line in describe_unreadable(before.damaged, f"moved to {store.directory / 'corrupt'}"):
             listener.say(line)
 
+        if experiment.train.save_weights:
+            _say_without_weights(before, store, listener.say)
         attempted: set[str] = set()
         is_over = False
         while not is_over:
@@ -229,15 +232,18 @@ def run(
                 has_kernels = build_kernels(experiment.execute, missing, listener.say)
                 placement = replace(placement, has_kernels=has_kernels)
                 running = min(placement.workers or AT_ONCE, len(missing))
-                check_space([*missing, *before.later], parameters, running, store.directory, listener.say)
+                waiting = [*missing, *before.later]
+                weights = parameters if experiment.train.save_weights else 0
+                check_space(waiting, parameters, running, store.directory, listener.say, weights)
 
                 _write_plan(experiment, store, replace_plan, listener.say)
                 if not attempted:
                     _say_changes(compare(before, data, standings), missing, listener)
                 store.set_aside(map(store.record_path, sorted(outdated)), "replaced")
+                store.set_aside(filter(None, map(store.weights, sorted(outdated))), "replaced")
                 listener.begin(_without(before, outdated), missing)
 
-                task, files = _task(missing, store, data, placement)
+                task, files = _task(missing, store, data, placement, experiment.train)
                 outcomes = executor.load()(
                     task,
                     missing,
@@ -282,6 +288,16 @@ def _save_choices(experiment: config.Experiment, store: Store, say: Callable[[st
     for line in tuning.contradictions(store, chosen):
         say(line)
     tuning.save(store, chosen)
+
+
+def _say_without_weights(before: Survey, store: Store, say: Callable[[str], None]) -> None:
+    """Say which finished trials have no weights, and how to get these."""
+    done = (trial_id for trial_id, record in before.records.items() if record.status == "done")
+    if without := [trial_id for trial_id in done if store.weights(trial_id) is None]:
+        named = ", ".join(without[:3]) + (", …" if without[3:] else "")
+        trials = f"{plural(len(without), 'finished trial')} ({named})"
+        have, their = ("has", "its record") if len(without) == 1 else ("have", "their records")
+        say(f"{trials} {have} no weights, as train.save_weights was false; delete {their} to train again")
 
 
 def _outdated(
@@ -337,11 +353,12 @@ def _write_plan(
 
 
 def _task(
-    missing: Sequence[Trial], store: Store, data: Path, placement: Placement
+    missing: Sequence[Trial], store: Store, data: Path, placement: Placement, train: config.Train
 ) -> tuple[Callable[..., Record], list[Path]]:
     """Return what runs a trial, and the files that it reads; by absolute paths, for any directory."""
     data, store = data.absolute(), Store(store.directory.absolute())
-    task = partial(work, data=data, checkpoints=store.checkpoint_path, placement=placement)
+    weights = store.weights_prefix if train.save_weights else None
+    task = partial(work, data=data, checkpoints=store.checkpoint_path, placement=placement, weights=weights)
     files = [path for choice, whiten in whitenings(missing) for path in decoded.files(choice, data, [whiten])]
     return task, list(dict.fromkeys(files))
 

@@ -34,6 +34,7 @@ def work(
     data: Path,
     checkpoints: Callable[[str], Path],
     placement: Placement,
+    weights: Callable[[str], Path] | None = None,
     device: str | None = None,
     seats: int = 1,
 ) -> Record:
@@ -45,6 +46,7 @@ def work(
         data: the data directory.
         checkpoints: returns the path of a trial's checkpoints, by its id.
         placement: what the trial may use.
+        weights: returns the path of a trial's weights without the suffix, by its id; None to keep none.
         device: that the executor chose; None for the placement's.
         seats: trials at once in this process.
 
@@ -63,7 +65,8 @@ def work(
     devices.settle_on(where, seats * placement.memory_share)
     contained = Contained() if trial.user_code else nullcontext()
     with contained, devices.own_stream(where) if seats > 1 else nullcontext():
-        record = train(trial, data, checkpoints(trial.id), str(where), tell, placement.processes)
+        kept = None if weights is None else weights(trial.id)
+        record = train(trial, data, checkpoints(trial.id), str(where), tell, placement.processes, kept)
     provenance = dict(record.provenance) | ({"together": seats} if seats > 1 else {})
     if where.type != "cpu" and placement.trials_per_device > 1:
         if record.status == "out_of_memory":

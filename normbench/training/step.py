@@ -95,8 +95,10 @@ class Update:
         others = tuple if recorder is None else partial(buffers, optimizer)
         self.step = RecordedStep(partial(make_update, task, model, optimizer, share), model, recorder, others)
         self.run_length = 1
-        # what a user's layer changes with the time is not known beforehand
-        if recorder and all(type(module).__module__.startswith("normbench.") for module in self._timed):
+        # random numbers of a user's code begin anew in every update, and what its layers change with the time
+        # is not known beforehand
+        is_known = all(type(module).__module__.startswith("normbench.") for module in self._timed)
+        if recorder and is_known and not self._is_custom:
             self.run_length = max(1, min(recorder.updates, RUN_SAMPLES // self._trial.batch_size))
 
     def parts(self, step: int, batches: Chunk) -> Sequence[Chunk]:

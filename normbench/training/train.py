@@ -40,6 +40,7 @@ from normbench.training.provenance import (
 )
 from normbench.training.state import TrainState, resume
 from normbench.training.step import Update, step, training_batches
+from normbench.training.weights import save as save_weights
 
 Report = Callable[[dict[str, Any]], bool]
 REPORT_SECONDS = 0.5
@@ -54,6 +55,7 @@ def train(
     device: str = "cpu",
     report: Report = lambda _: False,
     processes: int = 1,
+    weights: Path | None = None,
 ) -> Record:
     """Run a trial from its beginning, or from its last checkpoint, to its end.
 
@@ -71,11 +73,12 @@ def train(
             returns True to stop the trial. Also called with a ``warning`` alone.
         processes: how many share every batch. The numbers are the same but for rounding; the last bit
             depends on how many.
+        weights: path without its suffix of the file for the final weights; None to keep none.
 
     Raises:
         Interrupted: ``report`` stopped the trial; the state is saved.
         DataError: the data set is missing, damaged or smaller than a batch.
-        OSError: a checkpoint could not be written.
+        OSError: a checkpoint or the weights could not be written.
         Lost: one of the other processes ended.
     """
     where = torch.device(device)
@@ -140,6 +143,8 @@ def train(
             journal.save()  # so that a trial that is killed before its record is stored has lost nothing
         except OSError as error:
             warn(f"the state of {trial.id} could not be saved ({error})")
+        if weights is not None:
+            save_weights(weights, trial, len(dataset.classes), state.model)
     except Diverged as error:
         status, why = "diverged", str(error)
     except (MemoryError, RuntimeError) as error:

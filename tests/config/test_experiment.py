@@ -184,8 +184,8 @@ max_trials: 1e3
     [
         (
             "[name]",
-            ":1:1: expected a mapping with the keys name, description, trial, sweep, tune, execute, plots, "
-            "labels, max_trials, got a list",
+            ":1:1: expected a mapping with the keys name, description, trial, sweep, tune, train, execute, "
+            "plots, labels, max_trials, got a list",
         ),
         ("name: 3", ":1:7: name: expected text, got 3 (put it in quotes)"),
         (
@@ -461,16 +461,16 @@ def test_an_override_that_a_sweep_undoes_is_refused(problems, axis):
 def test_the_problems_of_file_and_command_line_are_told_together(problems):
     assert problems("name: x\nepocs: 3", "trial.epochs=x", "y=1", "execute.workers=2") == [
         "x.yaml:2:1: epocs: unknown key (did you mean 'trial.epochs'?)",
-        "command line: y=1: unknown key; known: name, description, trial, sweep, tune, execute, plots, "
-        "labels, max_trials",
+        "command line: y=1: unknown key; known: name, description, trial, sweep, tune, train, execute, "
+        "plots, labels, max_trials",
         "command line: trial.epochs=x: expected a whole number, got 'x'",
     ]
 
 
 def test_overrides_are_checked_although_the_file_cannot_be_read(problems):
     assert problems("name: [", "y=1")[1:] == [
-        "command line: y=1: unknown key; known: name, description, trial, sweep, tune, execute, plots, "
-        "labels, max_trials"
+        "command line: y=1: unknown key; known: name, description, trial, sweep, tune, train, execute, "
+        "plots, labels, max_trials"
     ]
 
 
