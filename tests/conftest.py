@@ -189,13 +189,13 @@ class Ended(NamedTuple):
 Cli = Callable[..., Ended]
 
 
-RAGGED = {"name": "sequence", "lengths": [2, 8]}
+CUT = {"name": "sequence", "lengths": [2, 8]}
 FAST_CASES: tuple[dict[str, Any], ...] = (
     {"norm": "batch"},
     {"norm": "switchable"},
     {"norm": "moving_average_batch"},
     {"dropout": 0.3},
-    {"task": RAGGED, "model": {"name": "lstm", "hidden_size": 8, "max_steps": 4}, "norm": "batch"},
+    {"task": CUT, "model": {"name": "lstm", "hidden_size": 8, "max_steps": 4}, "norm": "batch"},
 )
 
 
