@@ -151,7 +151,7 @@ class PlainProgress(ProgressView):
         super().event(trial, event)
         if "warning" not in event and time.monotonic() - self._last_line >= SILENCE:
             epoch, loss = f"epoch {event['epoch']}/{event['epochs']}", event["train_loss"]
-            train_loss = "" if loss is None else f", train loss {loss:.3f}"
+            train_loss = "" if loss is None else f", train loss {loss:#.4g}"
             self.say(f"{self.label(trial)}: {epoch}{train_loss} ({self.counts()})")
 
     def outcome(self, trial: Trial, outcome: "Outcome") -> None:
@@ -201,7 +201,7 @@ class LiveProgress(ProgressView):
             table.add_row(
                 Text(self.label(trial)),
                 f"{event['epoch']}/{event['epochs']}",
-                "–" if loss is None else f"{loss:.3f}",
+                "–" if loss is None else f"{loss:#.4g}",
                 quantity.written(newest),
                 "–" if speed is None else f"{speed:.0f}",
             )
