@@ -184,12 +184,15 @@ class Ratio:
             logs, rule
         )
         on_logs = judgement.interval
+        if on_logs is None:
+            return replace(judgement, kind=self.kind, margin=self.margin)
         return replace(
             judgement,
             kind=self.kind,
             margin=self.margin,
-            interval=on_logs
-            and Interval(math.exp(on_logs.mean), math.exp(on_logs.low), math.exp(on_logs.high), on_logs.n),
+            interval=Interval(
+                math.exp(on_logs.mean), math.exp(on_logs.low), math.exp(on_logs.high), on_logs.n
+            ),
             note=join(judgement.note, "the arithmetic is on natural logarithms"),
         )
 
