@@ -28,10 +28,13 @@ class Task:
         metrics: names of what :meth:`sums` adds to the loss; the first compares trials.
         is_standardized: images come with mean 0 and variance 1 for each channel, or whitened; otherwise in
             [0, 1].
+        totals_use_targets: :meth:`totals` compares summaries with targets, which are kept for it; otherwise
+            a summary says it all, and the targets, which may be images, are let go after every step.
     """
 
     metrics: ClassVar[tuple[str, ...]]
     is_standardized: ClassVar[bool] = True
+    totals_use_targets: ClassVar[bool] = False
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
@@ -92,7 +95,7 @@ class Task:
 
         Args:
             summary: of several steps, concatenated.
-            targets: likewise.
+            targets: likewise; none, [0, …], unless ``totals_use_targets``.
         """
         raise NotImplementedError
 

@@ -12,6 +12,7 @@ class Classification(Task):
     """The class of an image: logits [N, classes], labels [N], and the accuracy (a fraction)."""
 
     metrics = ("accuracy",)
+    totals_use_targets = True
 
     def network_options(self, classes: int) -> dict[str, int]:
         """Return the number of classes."""

@@ -87,6 +87,8 @@ class Progress:
         self.step += losses.numel()
         self.paths[path] = self.paths.get(path, 0) + losses.numel()
         self.position += len(targets)
+        if self._task is not None and not self._task.totals_use_targets:
+            targets = targets.new_empty((0, *targets.shape[1:]))  # not a view, which would keep the images
         self._pending.append((losses.detach().reshape(-1), summary.detach(), targets, prediction))
 
     def synchronize(self) -> None:
