@@ -11,7 +11,7 @@ from normbench.config.source import Issue, Node, Position, join_path
 from normbench.config.trial import Trial
 
 T = TypeVar("T")
-FIXED = frozenset({"seed", "dataset", "evaluate", "diagnose"})  # no candidate differs in these
+FIXED = frozenset({"seed", "task", "dataset", "evaluate", "diagnose"})  # no candidate differs in these
 TUNE_KEYS = ("seeds", "compare", *(key for key in TRIAL_KEYS if key.partition(".")[0] not in FIXED))
 
 
@@ -146,7 +146,7 @@ def _section(node: Node) -> tuple[_Section | None, list[Issue]]:
 def _unusable(key: str) -> str:
     """Return why a key cannot stand in the section."""
     if key in TRIAL_KEYS and key != "seed":
-        return "cannot be tuned: candidates are compared on the same images, with the same measurements"
+        return "cannot be tuned: candidates are compared on the same problem and images, by the same measurements"
     return unknown_key_message(suggest_key(key, TUNE_KEYS), sibling_keys(key, TUNE_KEYS))
 
 

@@ -110,6 +110,8 @@ LR: dict[str, Any] = {"optimizer.lr": [0.1], "seeds": [9]}
         (LR | {"optimiser.lr": [0.1]}, "tune.optimiser.lr", "did you mean 'optimizer.lr'"),
         ({"optimizer.lr": [0.1], "seed": [9]}, "tune.seed", "did you mean 'seeds'"),
         (LR | {"dataset.train_size": [40, 60]}, "tune.dataset.train_size", "cannot be tuned"),
+        (LR | {"task.sigma": [5, 50]}, "tune.task.sigma", "cannot be tuned"),
+        (LR | {"task.sigma": 5}, "tune.task.sigma", "cannot be tuned"),
         (LR | {"compare": 1}, "tune.compare", "expected true or false"),
         (LR | {"norm.groups": [2, 4]}, "tune.norm.groups", "unknown option of 'batch'"),
         (LR | {"epochs": 0}, "tune.epochs", "must be at least 1"),
