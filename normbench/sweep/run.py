@@ -275,8 +275,8 @@ def _stage(
     ids = {trial.id for trial in wanted}
     unsure = [each for each in before.chosen if any(trial.id in ids for trial in each.cell.tuning)]
     early = {trial.id for each in unsure for trial in each.candidate.trials}
-    if (tune := before.experiment.tune) and tune.compare:
-        early -= {trial.id for cell in tune.cells for trial in cell.trials}
+    if tune := before.experiment.tune:
+        early -= {trial.id for trial in tune.as_written}
     return [trial for trial in wanted if trial.id not in early]
 
 

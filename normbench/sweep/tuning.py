@@ -149,14 +149,13 @@ def _labels(experiment: Experiment) -> list[str]:
 def resolve(experiment: Experiment, chosen: Iterable[Chosen]) -> Experiment:
     """Return the experiment with the trials that are known to be needed.
 
-    These are the tuning trials; those of the sweep, if it compares; and those of the cells that are chosen.
+    These are the tuning trials; those of the sweep that run as written; and those of the chosen candidates.
     """
     tune = experiment.tune
     if tune is None:
         return experiment
-    as_written = [trial for cell in tune.cells for trial in cell.trials if tune.compare]
     tuned = [trial for each in chosen for trial in each.candidate.trials]
-    trials = {**tune.tuning, **{trial.id: trial for trial in (*as_written, *tuned)}}
+    trials = {**tune.tuning, **{trial.id: trial for trial in (*tune.as_written, *tuned)}}
     return replace(experiment, trials=tuple(trials.values()))
 
 

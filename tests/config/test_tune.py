@@ -148,3 +148,22 @@ def test_a_file_may_write_a_part_of_the_section_and_the_command_line_another(tmp
     assert tune is not None
     assert tune.compare
     assert {(trial.epochs, trial.seed, trial.optimizer.lr) for trial in tune.tuning.values()} == {(1, 7, 0.5)}
+
+
+@pytest.mark.parametrize("compare", [False, True])
+def test_a_grid_may_be_left_out_of_tuning_and_runs_as_written(compare: bool) -> None:
+    settled = {"norm": ["batch"], "batch_size": [2], "seed": [7, 8], "tuned": False}
+    tune = DOCUMENT["tune"] | {"compare": compare}
+    experiment, without = tuned(sweep=[DOCUMENT["sweep"], settled], tune=tune), tuned(tune=tune)
+    assert experiment.tune is not None
+    assert without.tune is not None
+    assert experiment.tune.cells == without.tune.cells
+    assert experiment.tune.as_written == experiment.trials[0 if compare else len(without.trials) :]
+    assert len(experiment.trials) == len(without.trials) + 2
+
+
+def test_a_grid_is_left_out_of_tuning_by_false_alone() -> None:
+    with pytest.raises(
+        ConfigError, match=r"sweep\[0\].tuned: expected false, got true; other grids are tuned"
+    ):
+        tuned(sweep=[{"norm": ["batch"], "tuned": True}])
