@@ -240,7 +240,6 @@ def run(
                 if not attempted:
                     _say_changes(compare(before, data, standings), missing, listener)
                 store.set_aside(map(store.record_path, sorted(outdated)), "replaced")
-                store.set_aside(filter(None, map(store.weights, sorted(outdated))), "replaced")
                 listener.begin(_without(before, outdated), missing)
 
                 task, files = _task(missing, store, data, placement, experiment.train)
@@ -255,7 +254,7 @@ def run(
                     **means,
                     **experiment.execute.executor.options,
                 )
-                is_over = _save(outcomes, store, listener, fail_fast)
+                is_over = _save(outcomes, store, listener, fail_fast, experiment.train)
             attempted |= {trial.id for trial in missing}
             before = survey(experiment, results, strict=True)
             _save_choices(experiment, store, listener.say)
@@ -364,7 +363,11 @@ def _task(
 
 
 def _save(
-    outcomes: "Generator[tuple[Trial, Outcome]]", store: Store, listener: Listener, fail_fast: bool
+    outcomes: "Generator[tuple[Trial, Outcome]]",
+    store: Store,
+    listener: Listener,
+    fail_fast: bool,
+    train: config.Train,
 ) -> bool:
     """Save every outcome as it comes; return whether a failed trial has ended the run.
 
@@ -378,7 +381,7 @@ def _save(
                     raise outcome.unwritable
                 store.save_error(trial.id, outcome)
             else:
-                store.save(outcome)
+                store.save(outcome, has_weights=train.save_weights and outcome.status == "done")
             listener.outcome(trial, outcome)
             if fail_fast and isinstance(outcome, Failure):
                 return True
