@@ -75,6 +75,12 @@ class Tune:
         """The trials that judge candidates, by id. They are no results."""
         return {trial.id: trial for cell in self.cells for trial in cell.tuning}
 
+    @property
+    def possible(self) -> tuple[Trial, ...]:
+        """The trials of all candidates: those that judge them, and those of the sweep with their values."""
+        candidates = [candidate for cell in self.cells for candidate in cell.candidates]
+        return tuple(trial for each in candidates for trial in (*each.tuning, *each.trials))
+
 
 @dataclass(frozen=True)
 class _Section:

@@ -167,3 +167,9 @@ def test_a_grid_is_left_out_of_tuning_by_false_alone() -> None:
         ConfigError, match=r"sweep\[0\].tuned: expected false, got true; other grids are tuned"
     ):
         tuned(sweep=[{"norm": ["batch"], "tuned": True}])
+
+
+def test_processes_share_the_batches_of_candidates_too() -> None:
+    tune = {"batch_size": [4, 5], "seeds": [9]}
+    with pytest.raises(ConfigError, match="they do not divide batch_size 5"):
+        tuned(sweep={"norm": ["batch"]}, tune=tune, execute={"processes": 2})

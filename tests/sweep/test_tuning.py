@@ -99,6 +99,15 @@ def test_of_equal_means_the_first_in_the_list_is_taken_and_the_others_are_named(
     assert "; optimizer.lr 0.2 is as good, and the first in the list is taken" in str(choice)
 
 
+def test_of_tied_candidates_some_inside_the_grid_there_is_no_edge() -> None:
+    same = (0.5, 0.5)
+    choice = chosen([0.1, 0.2, 0.3, 0.4], [same, same, (0.4, 0.4), same])
+    assert choice.candidate.values == {"optimizer.lr": 0.1}
+    assert choice.edges == ()
+    assert "; optimizer.lr 0.2 and optimizer.lr 0.4 are as good, and the first" in str(choice)
+    assert chosen([0.1, 0.2, 0.4], [same, (0.4, 0.4), same]).edges == ("optimizer.lr",)
+
+
 @pytest.mark.parametrize(("best", "is_edge"), [(0, True), (1, False), (2, True)])
 def test_a_best_value_at_the_edge_of_the_grid_is_told_in_whatever_order_it_is_written(
     best: int, is_edge: bool
