@@ -149,6 +149,24 @@ def describe_further(experiment: config.Experiment, results: Path) -> str:
     return f"{trials} of this experiment's plan are not part of this run" if count else ""
 
 
+def describe_untuned(experiment: config.Experiment, results: Path) -> str:
+    """Describe the records of candidates that ``experiment`` takes out of the stored plan, or return ""."""
+    try:
+        earlier = load_plan(results, experiment.name)
+        union = plan.unite(earlier, experiment)
+    except config.ConfigError:
+        return ""
+    known = {trial.id for trial in tuning.possible(union)}
+    store = Store(results / experiment.name)
+    candidates = dict.fromkeys(trial.id for trial in (earlier.tune.possible if earlier.tune else ()))
+    lost = [each for each in candidates if each not in known and store.record_path(each).exists()]
+    if not lost:
+        return ""
+    named = ", ".join(lost[:3]) + (", …" if lost[3:] else "")
+    words = f"{plural(len(lost), 'record')} of candidates that are no longer tuned ({named})"
+    return f"{words} {'is' if len(lost) == 1 else 'are'} no part of this experiment's plan any more"
+
+
 def override(experiment: config.Experiment, **execute: Any) -> config.Experiment:
     """Return the experiment with other settings of ``execute``; None leaves a setting as it is.
 
@@ -345,6 +363,8 @@ def _write_plan(
             store.set_aside([path])
         else:
             content = config.dump(plan.unite(earlier, experiment)).encode()
+            if words := describe_untuned(experiment, store.directory.parent):
+                say(words)
             if words := describe_further(experiment, store.directory.parent):
                 say(f"{words} (--replace-plan forgets them)")
     if written != content:

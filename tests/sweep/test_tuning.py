@@ -298,6 +298,24 @@ def test_a_wider_grid_keeps_the_trials_that_it_shares(lab: Lab) -> None:
     assert {len(each.means) for each in wider.survey.chosen} == {3}
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [{"tune": SECTION | {"optimizer.lr": [0.1, 0.2], "compare": True}}, {}],
+    ids=["narrower", "none"],
+)
+def test_records_that_fall_out_of_the_plan_are_told(lab: Lab, sections: dict[str, Any]) -> None:
+    before = lab.run(tiny(lab)).survey
+    assert before is not None
+    seen = lab.run(lab.experiment(trial=TRIAL, sweep=SWEEP | {"norm": ["batch"]}, **sections))
+    assert seen.survey is not None
+    kept = sweep.survey(sweep.load_plan(lab.results, "tiny"), lab.results).records.keys()
+    lost = [trial_id for trial_id in before.records if trial_id not in kept]
+    (line,) = [words for words in seen.said if "no longer tuned" in words]
+    assert line.startswith(f"{len(lost)} records of candidates that are no longer tuned (")
+    assert {each.strip() for each in line.partition("(")[2].partition(", …")[0].split(",")} <= {*lost}
+    assert not [words for words in lab.run(tiny(lab)).said if "no longer tuned" in words]
+
+
 def test_a_stored_choice_that_the_records_do_not_give_is_told_and_written_anew(lab: Lab) -> None:
     lab.run(tiny(lab))
     path = lab.store.directory / "tuning.json"
