@@ -316,13 +316,19 @@ class Store:
         """Return the ids of trials with a checkpoint, which may turn out to be damaged."""
         return {slot.name.partition(".")[0] for slot in (self.directory / "checkpoints").glob("*.ckpt")}
 
-    def save(self, record: Record) -> None:
+    def save(self, record: Record, has_weights: bool = False) -> None:
         """Write a record, which makes its trial done, and remove its earlier error and its checkpoints.
+
+        Args:
+            record: of the trial.
+            has_weights: its weights are there; without, those of an earlier record are removed.
 
         Raises:
             OSError: the record could not be written; the trial is not done.
         """
         trial_id = record.trial.id
+        while not has_weights and (stale := self.weights(trial_id)):
+            stale.unlink()
         write_atomically(self.record_path(trial_id), record.to_json().encode())
         self.error_path(trial_id).unlink(missing_ok=True)
         prefix = self.checkpoint_path(trial_id)
@@ -391,9 +397,10 @@ class Store:
         return records, damaged
 
     def set_aside(self, records: Iterable[Path], folder: str = "corrupt") -> None:
-        """Move records to a subfolder, so that their trials run again and nothing is lost."""
+        """Move records and their weights to a subfolder: their trials run again, and nothing is lost."""
         directory = self.directory / folder
-        for path in records:
+        weights = ((path, self.weights(path.stem)) for path in records)
+        for path in (path for pair in weights for path in pair if path is not None):
             directory.mkdir(exist_ok=True)
             names = itertools.chain([path.name], (f"{path.name}.{number}" for number in itertools.count(2)))
             path.replace(next(directory / name for name in names if not (directory / name).exists()))

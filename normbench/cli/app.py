@@ -165,6 +165,7 @@ def plan(
     experiment = configs.load(config, overrides)
     survey = sweep.compare(sweep.survey(experiment, results), where)
     errors.print_error(sweep.describe_further(experiment, results))
+    errors.print_error(sweep.describe_untuned(experiment, results))
     for line in describe_unreadable(survey.damaged, "left out"):
         errors.print_error(line)
     expected = report.expect(survey, results, where)

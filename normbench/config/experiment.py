@@ -190,10 +190,8 @@ def dump(experiment: Experiment) -> str:
 
 def _relevant(defaults: Defaults, experiment: Experiment) -> Defaults:
     """Return the defaults, without the precision of logits if all trials are of precision fp32."""
-    tuned = experiment.tune.cells if experiment.tune else ()
-    chosen = [trial for cell in tuned for candidate in cell.candidates for trial in candidate.trials]
-    tuning = [trial for cell in tuned for trial in cell.tuning]
-    if any(trial.precision == "bf16" for trial in (*experiment.trials, *chosen, *tuning)):
+    tuned = experiment.tune.possible if experiment.tune else ()
+    if any(trial.precision == "bf16" for trial in (*experiment.trials, *tuned)):
         return defaults
     return {**defaults, "logits_precision": None}
 
@@ -272,8 +270,6 @@ def _experiment(
     trials, trial_issues = expand_sweep(root, _max_trials(root), all_keys=KEYS)
     unreadable = {issue.position for issue in issues}
     issues += [issue for issue in (*top_issues, *trial_issues) if issue.position not in unreadable]
-    if document is not None and (message := document.execute.refusal(trials) or ""):
-        issues.append(Issue(root.value["execute"].value["processes"].position, message))
     if document is not None:
         issues += _unknown_figure_settings(root, document.plots, trials)
         issues += _unknown_series(root, document.labels, trials)
@@ -282,6 +278,9 @@ def _experiment(
         issues += _indivisible_channels(root, trials)
     tune, tune_issues = (None, []) if trial_issues else expand_tune(root, trials, _max_trials(root))
     issues += tune_issues
+    possible = (*trials, *(tune.possible if tune else ()))
+    if document is not None and (refusal := document.execute.refusal(possible)):
+        issues.append(Issue(root.value["execute"].value["processes"].position, refusal))
     if issues or document is None:
         raise config_error(issues)
     return Experiment(

@@ -15,6 +15,7 @@ from normbench.config.messages import (
     unknown_key_message,
     validate,
 )
+from normbench.config.series import TUNED
 from normbench.config.source import Issue, Node
 from normbench.config.trial import Frozen, Trial
 from normbench.text import printable
@@ -129,10 +130,14 @@ def _with_inner(holder: Node | None, key: str, inner: str, node: Node, model: ty
 
 @dataclass(frozen=True)
 class Grid:
-    """A block of a sweep: its axes in the order written, and the keys whose values cannot be used."""
+    """A block of a sweep: its axes in the order written, and the keys whose values cannot be used.
+
+    With ``tuned: false`` it is not tuned: its cells run as they are written, whatever else is tuned.
+    """
 
     axes: Axes
     unusable: set[Location]
+    is_tuned: bool = True
 
     @property
     def size(self) -> int:
@@ -160,7 +165,8 @@ def grids_of(sweep: Node | None) -> tuple[list[Grid], list[Issue]]:
     for block in sweep.value if isinstance(sweep.value, list) and sweep.value else [sweep]:
         if isinstance(block.value, dict):
             axes, block_issues = _axes(block)
-            grids.append(Grid(axes, {tuple(key.split(".")) for key in block.value if key not in axes}))
+            unusable = {tuple(key.split(".")) for key in block.value if key not in axes}
+            grids.append(Grid(axes, unusable, is_tuned=TUNED not in block.value))
             issues += block_issues
         else:
             message = (
@@ -174,7 +180,10 @@ def _axes(block: Node) -> tuple[Axes, list[Issue]]:
     axes, issues = {}, []
     for key, node in block.value.items():
         position = node.key or node.position
-        if key not in TRIAL_KEYS:
+        if key == TUNED:
+            if node.value is not False:
+                issues.append(Issue(node.position, f"expected false, got {node}; other grids are tuned"))
+        elif key not in TRIAL_KEYS:
             message = unknown_key_message(suggest_key(key, TRIAL_KEYS), sibling_keys(key, TRIAL_KEYS))
             issues.append(Issue(position, message))
         elif isinstance(node.value, list) and node.value:

@@ -11,7 +11,7 @@ from normbench.config.source import Issue, Node, Position, join_path
 from normbench.config.trial import Trial
 
 T = TypeVar("T")
-FIXED = frozenset({"seed", "dataset", "evaluate", "diagnose"})  # no candidate differs in these
+FIXED = frozenset({"seed", "task", "dataset", "evaluate", "diagnose"})  # no candidate differs in these
 TUNE_KEYS = ("seeds", "compare", *(key for key in TRIAL_KEYS if key.partition(".")[0] not in FIXED))
 
 
@@ -56,16 +56,30 @@ class Tune:
         values: of every tuned setting by dotted key, in the order in which they are written.
         compare: the trials of the sweep run as they are written, too.
         cells: in the order of the sweep.
+        untuned: the trials of grids with ``tuned: false``, which run as they are written alone.
     """
 
     values: Mapping[str, tuple[Any, ...]]
     compare: bool
     cells: tuple[TunedCell, ...]
+    untuned: tuple[Trial, ...] = ()
+
+    @property
+    def as_written(self) -> tuple[Trial, ...]:
+        """The trials of the sweep that run as they are written."""
+        written = (trial for cell in self.cells for trial in cell.trials if self.compare)
+        return _distinct((*written, *self.untuned))
 
     @property
     def tuning(self) -> dict[str, Trial]:
         """The trials that judge candidates, by id. They are no results."""
         return {trial.id: trial for cell in self.cells for trial in cell.tuning}
+
+    @property
+    def possible(self) -> tuple[Trial, ...]:
+        """The trials of all candidates: those that judge them, and those of the sweep with their values."""
+        candidates = [candidate for cell in self.cells for candidate in cell.candidates]
+        return tuple(trial for each in candidates for trial in (*each.tuning, *each.trials))
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,8 @@ def expand_tune(root: Node, trials: Sequence[Trial], limit: int) -> tuple[Tune |
     section, issues = _section(node)
     if section is None:
         return None, issues
-    grids, _ = grids_of(root.value.get("sweep"))
+    every, _ = grids_of(root.value.get("sweep"))
+    grids = [grid for grid in every if grid.is_tuned]
     issues = list(_clashes(node, section, grids, trials, limit))
     if issues:
         return None, issues
@@ -107,7 +122,10 @@ def expand_tune(root: Node, trials: Sequence[Trial], limit: int) -> tuple[Tune |
             key = cell.trials[0].model_copy(update={"seed": 0})
             cells[key] = _joined(cells.get(key, cell), cell)
     values = {key: tuple(node.plain() for node in nodes) for key, nodes in section.axes.items()}
-    tune = Tune(values, section.compare, tuple(map(_distinct_candidates, cells.values())))
+    untuned = (grid_trials(base, grid, grid.cells(), set()) for grid in every if not grid.is_tuned)
+    as_written = [trial for cells_of_grid in untuned for trial, _ in cells_of_grid if trial is not None]
+    tuned_cells = tuple(map(_distinct_candidates, cells.values()))
+    tune = Tune(values, section.compare, tuned_cells, _distinct(as_written))
     return (None if faults else tune), list(faults)
 
 
@@ -146,7 +164,9 @@ def _section(node: Node) -> tuple[_Section | None, list[Issue]]:
 def _unusable(key: str) -> str:
     """Return why a key cannot stand in the section."""
     if key in TRIAL_KEYS and key != "seed":
-        return "cannot be tuned: candidates are compared on the same images, with the same measurements"
+        return (
+            "cannot be tuned: candidates are compared on one problem and its images, by the same measurements"
+        )
     return unknown_key_message(suggest_key(key, TUNE_KEYS), sibling_keys(key, TUNE_KEYS))
 
 

@@ -13,6 +13,7 @@ from statistics import fmean, median
 from typing import Any
 
 from normbench.config import experiment as config
+from normbench.config.series import TUNED
 from normbench.config.trial import Trial
 from normbench.files import write_atomically
 from normbench.report.claims.adaptive import Budget, Plan, Step, next_step
@@ -309,17 +310,17 @@ def subset(experiment: config.Experiment, trials: Sequence[Trial]) -> config.Exp
     """
     sweep = experiment.document.get("sweep") or {}
     grids = sweep if isinstance(sweep, list) else [sweep]
-    axes = dict.fromkeys(key.partition(".")[0] for grid in grids for key in grid if key != "seed")
+    keys = [key for grid in grids for key in grid if key not in ("seed", TUNED)]
+    axes = dict.fromkeys(key.partition(".")[0] for key in keys)
+    as_written = {TUNED: False} if experiment.tune else {}  # tuned cells have the seeds of their sweep alone
     seeds: dict[Trial, list[int]] = {}
     for trial in trials:
         seeds.setdefault(trial.model_copy(update={"seed": 0}), []).append(trial.seed)
     blocks = []
     for cell, numbers in seeds.items():
         values = cell.model_dump(mode="json")
-        blocks.append({key: [values[key]] for key in axes} | {"seed": numbers})
-    bare = {
-        key: value for key, value in experiment.document.items() if key not in ("plots", "labels", "tune")
-    }
+        blocks.append({key: [values[key]] for key in axes} | {"seed": numbers} | as_written)
+    bare = {key: value for key, value in experiment.document.items() if key not in ("plots", "labels")}
     part = replace(
         config.from_document({**bare, "sweep": blocks}),
         execute=experiment.execute,

@@ -21,7 +21,8 @@ def unite(earlier: experiment.Experiment, now: experiment.Experiment) -> experim
     Raises:
         ConfigError: so many trials do not fit into one document.
     """
-    new, old = (frozenset(trial.id for trial in each.trials) for each in (now, earlier))
+    is_tuned = now.tune is not None
+    new, old = (_asked(each, is_tuned) for each in (now, earlier))
     if old <= new:
         return now
     sections = {key: value for key, value in now.document.items() if key not in ("trial", "sweep")}
@@ -31,7 +32,7 @@ def unite(earlier: experiment.Experiment, now: experiment.Experiment) -> experim
         kept = [
             _pin(block, earlier.document.get("trial", {}), now.document.get("trial", {}))
             for block in _blocks(earlier.document)
-            if not _ids({**earlier.document, "sweep": block}) <= new
+            if not _asked(experiment.from_document({**earlier.document, "sweep": block}), is_tuned) <= new
         ]
         sections |= {
             "trial": now.document.get("trial", {}),
@@ -39,7 +40,7 @@ def unite(earlier: experiment.Experiment, now: experiment.Experiment) -> experim
         }
     document = {key: sections[key] for key in (*now.document, *sections) if key in sections}
     union = _without_limits(document, now)
-    if {trial.id for trial in union.trials} != new | old:
+    if {trial.id for trial in union.trials} != {trial_id for trial_id, _ in new | old}:
         raise experiment.ConfigError(
             "the plan of this experiment cannot take these trials in beside the earlier ones"
         )
@@ -52,8 +53,13 @@ def _blocks(document: Mapping[str, Any]) -> list[Block]:
     return [{}] if sweep is None else list(sweep) if isinstance(sweep, list) else [sweep]
 
 
-def _ids(document: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(trial.id for trial in experiment.from_document(document).trials)
+def _asked(plan: experiment.Experiment, is_tuned: bool) -> frozenset[tuple[str, bool]]:
+    """Return the ids of trials as they are written, and of those whose settings are tuned."""
+    cells = plan.tune.cells if plan.tune and is_tuned else ()
+    return frozenset(
+        [(trial.id, False) for trial in plan.trials]
+        + [(trial.id, True) for cell in cells for trial in cell.trials]
+    )
 
 
 def _pin(block: Block, base: Mapping[str, Any], other: Mapping[str, Any]) -> Block:

@@ -76,7 +76,7 @@ class StoredExperiment:
         tune = self.experiment.tune if self.experiment else None
         if tune is None:
             return list(self.records)
-        written = {trial.id for cell in tune.cells for trial in cell.trials if tune.compare}
+        written = {trial.id for trial in tune.as_written}
         return [record for record in self.records if record.trial.id in written]
 
     @property

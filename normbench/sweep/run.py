@@ -149,6 +149,24 @@ def describe_further(experiment: config.Experiment, results: Path) -> str:
     return f"{trials} of this experiment's plan are not part of this run" if count else ""
 
 
+def describe_untuned(experiment: config.Experiment, results: Path) -> str:
+    """Describe the records of candidates that ``experiment`` takes out of the stored plan, or return ""."""
+    try:
+        earlier = load_plan(results, experiment.name)
+        union = plan.unite(earlier, experiment)
+    except config.ConfigError:
+        return ""
+    known = {trial.id for trial in tuning.possible(union)}
+    store = Store(results / experiment.name)
+    candidates = dict.fromkeys(trial.id for trial in (earlier.tune.possible if earlier.tune else ()))
+    lost = [each for each in candidates if each not in known and store.record_path(each).exists()]
+    if not lost:
+        return ""
+    named = ", ".join(lost[:3]) + (", …" if lost[3:] else "")
+    words = f"{plural(len(lost), 'record')} of candidates that are no longer tuned ({named})"
+    return f"{words} {'is' if len(lost) == 1 else 'are'} no part of this experiment's plan any more"
+
+
 def override(experiment: config.Experiment, **execute: Any) -> config.Experiment:
     """Return the experiment with other settings of ``execute``; None leaves a setting as it is.
 
@@ -240,7 +258,6 @@ def run(
                 if not attempted:
                     _say_changes(compare(before, data, standings), missing, listener)
                 store.set_aside(map(store.record_path, sorted(outdated)), "replaced")
-                store.set_aside(filter(None, map(store.weights, sorted(outdated))), "replaced")
                 listener.begin(_without(before, outdated), missing)
 
                 task, files = _task(missing, store, data, placement, experiment.train)
@@ -255,7 +272,7 @@ def run(
                     **means,
                     **experiment.execute.executor.options,
                 )
-                is_over = _save(outcomes, store, listener, fail_fast)
+                is_over = _save(outcomes, store, listener, fail_fast, experiment.train)
             attempted |= {trial.id for trial in missing}
             before = survey(experiment, results, strict=True)
             _save_choices(experiment, store, listener.say)
@@ -275,8 +292,8 @@ def _stage(
     ids = {trial.id for trial in wanted}
     unsure = [each for each in before.chosen if any(trial.id in ids for trial in each.cell.tuning)]
     early = {trial.id for each in unsure for trial in each.candidate.trials}
-    if (tune := before.experiment.tune) and tune.compare:
-        early -= {trial.id for cell in tune.cells for trial in cell.trials}
+    if tune := before.experiment.tune:
+        early -= {trial.id for trial in tune.as_written}
     return [trial for trial in wanted if trial.id not in early]
 
 
@@ -346,6 +363,8 @@ def _write_plan(
             store.set_aside([path])
         else:
             content = config.dump(plan.unite(earlier, experiment)).encode()
+            if words := describe_untuned(experiment, store.directory.parent):
+                say(words)
             if words := describe_further(experiment, store.directory.parent):
                 say(f"{words} (--replace-plan forgets them)")
     if written != content:
@@ -364,7 +383,11 @@ def _task(
 
 
 def _save(
-    outcomes: "Generator[tuple[Trial, Outcome]]", store: Store, listener: Listener, fail_fast: bool
+    outcomes: "Generator[tuple[Trial, Outcome]]",
+    store: Store,
+    listener: Listener,
+    fail_fast: bool,
+    train: config.Train,
 ) -> bool:
     """Save every outcome as it comes; return whether a failed trial has ended the run.
 
@@ -378,7 +401,7 @@ def _save(
                     raise outcome.unwritable
                 store.save_error(trial.id, outcome)
             else:
-                store.save(outcome)
+                store.save(outcome, has_weights=train.save_weights and outcome.status == "done")
             listener.outcome(trial, outcome)
             if fail_fast and isinstance(outcome, Failure):
                 return True

@@ -31,7 +31,7 @@ class Chosen:
         means: of every candidate over the tuning seeds; infinite on the bad side if a trial has no number.
         candidate: the best one, or of several the first.
         tied: all others that are as good.
-        edges: tuned settings of which the best value is the smallest or the largest candidate.
+        edges: tuned settings of which every best value is the smallest or the largest candidate.
     """
 
     cell: TunedCell
@@ -68,7 +68,8 @@ class Chosen:
         words += f", {self.metric.name.replace('_', ' ')} {best:.4g} {self.metric.unit}".rstrip()
         if self.tied:
             others = " and ".join(map(in_words, self.tied))
-            words += f"; {others} is as good, and the first in the list is taken"
+            are = "is" if len(self.tied) == 1 else "are"
+            words += f"; {others} {are} as good, and the first in the list is taken"
         if self.edges:
             words += f"; best at the edge of the grid of {' and '.join(self.edges)}: widen it"
         return words
@@ -113,16 +114,17 @@ def _chosen(cell: TunedCell, label: str, records: Mapping[str, Record]) -> Chose
     means = tuple(map(mean, cell.candidates))
     best = max(means) if is_higher else min(means)
     first, *tied = [c for c, value in zip(cell.candidates, means, strict=True) if value == best]
-    edges = _edges(first, cell.candidates) if math.isfinite(best) else ()
+    edges = _edges([first, *tied], cell.candidates) if math.isfinite(best) else ()
     return Chosen(cell, label, number, means, first, tuple(tied), edges)
 
 
-def _edges(best: Candidate, candidates: Sequence[Candidate]) -> tuple[str, ...]:
-    """Return the settings whose best value is the smallest or the largest; 0 has nothing below it."""
+def _edges(best: Sequence[Candidate], candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """Return the settings whose best values are all the smallest or the largest; 0 has nothing below it."""
     edges = []
-    for key, value in best.values.items():
+    for key in best[0].values:
         values = {candidate.values[key] for candidate in candidates if _is_number(candidate.values[key])}
-        if _is_number(value) and len(values) > 1 and value in (max(values), min(values) or None):
+        ends = {max(values), min(values)} - {0} if len(values) > 1 else set()
+        if {candidate.values[key] for candidate in best} <= ends:
             edges.append(key)
     return tuple(edges)
 
@@ -149,14 +151,13 @@ def _labels(experiment: Experiment) -> list[str]:
 def resolve(experiment: Experiment, chosen: Iterable[Chosen]) -> Experiment:
     """Return the experiment with the trials that are known to be needed.
 
-    These are the tuning trials; those of the sweep, if it compares; and those of the cells that are chosen.
+    These are the tuning trials; those of the sweep that run as written; and those of the chosen candidates.
     """
     tune = experiment.tune
     if tune is None:
         return experiment
-    as_written = [trial for cell in tune.cells for trial in cell.trials if tune.compare]
     tuned = [trial for each in chosen for trial in each.candidate.trials]
-    trials = {**tune.tuning, **{trial.id: trial for trial in (*as_written, *tuned)}}
+    trials = {**tune.tuning, **{trial.id: trial for trial in (*tune.as_written, *tuned)}}
     return replace(experiment, trials=tuple(trials.values()))
 
 
@@ -169,12 +170,7 @@ def open_cells(experiment: Experiment, chosen: Iterable[Chosen]) -> tuple[TunedC
 
 def possible(experiment: Experiment) -> list[Trial]:
     """Return every trial that the experiment may come to."""
-    cells = experiment.tune.cells if experiment.tune else ()
-    candidates = [candidate for cell in cells for candidate in cell.candidates]
-    return [
-        *experiment.trials,
-        *(trial for candidate in candidates for trial in (*candidate.tuning, *candidate.trials)),
-    ]
+    return [*experiment.trials, *(experiment.tune.possible if experiment.tune else ())]
 
 
 def stored(store: Store) -> list[dict[str, Any]]:

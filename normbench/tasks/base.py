@@ -43,6 +43,10 @@ class Task:
         """Move the tensors that the loss needs to a device, and return the task."""
         return self
 
+    def sources(self) -> dict[str, str]:
+        """Return hashes by name, for the record's provenance, of the files that the loss depends on."""
+        return {}
+
     def images(self, dataset: Dataset, device: torch.device) -> tuple[Images, Images]:
         """Return the training and test images, which give batches of the task."""
         training, testing = self._images(dataset, device, [dataset.train, dataset.test])

@@ -1,5 +1,7 @@
 """Fixed networks in whose features style and content are measured; they are never trained."""
 
+import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,3 +113,15 @@ def vgg16_weights() -> Path:
             "vgg16(weights='IMAGENET1K_V1')\", or write features: random"
         )
     return path
+
+
+def vgg16_sha256() -> str:
+    """Return the sha256 of the file of the weights, which is read once as long as it does not change."""
+    path = vgg16_weights()
+    return _sha256(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _sha256(path: Path, modified: int) -> str:  # noqa: ARG001
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,7 @@ from torch import Tensor
 from normbench.config.trial import Trial
 from normbench.data.batches import Chunk
 from normbench.tasks.base import Task
-from normbench.tasks.features import RandomFeatures, Vgg16Features, vgg16_weights
+from normbench.tasks.features import RandomFeatures, Vgg16Features, vgg16_sha256, vgg16_weights
 from normbench.tasks.style_images import style_image
 from normbench.tasks.style_loss import content_loss, gram, style_loss
 
@@ -44,6 +44,11 @@ class Style(Task):
         with torch.no_grad():
             self.targets = tuple(gram(maps)[0] for maps in self.features(image[None].to(device)).style)
         return self
+
+    def sources(self) -> dict[str, str]:
+        """Return the hash of the weights of the fixed network, if they are read from a file."""
+        is_random = self.trial.task.options["features"] == "random"
+        return {} if is_random else {"vgg16_weights_sha256": vgg16_sha256()}
 
     def example(self, samples: int, image_size: int) -> Chunk:
         """Return random images [N, 3, H, W] as input and target.

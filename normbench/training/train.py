@@ -84,6 +84,8 @@ def train(
     where = torch.device(device)
     git_state(), code_hash()  # of the code that is loaded now; by the end it may have been changed
     own_code = sources(trial)  # likewise
+    task = task_of(trial)
+    files = task.sources()
     if is_only_trial():  # or it would reset the peak of the other trials
         reset_peak_memory(where)
     dataset = decoded.load(trial.dataset, data)
@@ -92,7 +94,7 @@ def train(
         raise DataError(
             f"batch_size {trial.batch_size} is more than the {len(dataset.train.indices)} training images"
         )
-    owner = owner_of(trial, dataset.content, own_code)
+    owner = owner_of(trial, dataset.content, own_code, files)
     state: TrainState | None = None
     status: Status = "done"
     why, measured = "", tuple[Measured, ...]()
@@ -101,7 +103,7 @@ def train(
         report({"warning": sentence})
 
     try:
-        task = task_of(trial).to(where)
+        task = task.to(where)
         training, testing = task.images(dataset, where)
         validation = task.validation_images(dataset, where)
         initial = partial(TrainState.initial, task, len(dataset.classes), steps_per_epoch, where)
@@ -172,7 +174,7 @@ def train(
         peak_memory_bytes=peak_memory_bytes(where),
         diagnostics=progress.diagnostics | progress.online_accuracy(),
         data=dataset.content,
-        provenance=provenance(where, trial.precision, processes, norm, progress.path()) | own_code,
+        provenance=provenance(where, trial.precision, processes, norm, progress.path()) | own_code | files,
     )
 
 
@@ -220,18 +222,22 @@ class Journal:
         self.saved_at = time.monotonic()
 
 
-def owner_of(trial: Trial, content: str, own_code: Mapping[str, str]) -> str:
+def owner_of(
+    trial: Trial, content: str, own_code: Mapping[str, str], files: Mapping[str, str] | None = None
+) -> str:
     """Return whose a checkpoint is: of a trial on these data, by this code. Other code begins the trial anew.
 
     Args:
         trial: its settings.
         content: hash of the data set.
         own_code: what :func:`normbench.training.build.sources` says of its method and network.
+        files: what :meth:`normbench.tasks.base.Task.sources` says of other files.
     """
     code = f"normbench {normbench.__version__} (code {code_hash()[:12]}), torch {torch.__version__}"
     for setting, entry in trial.user_code.items():
         if (key := HASHES[setting][1]) in own_code:
             code += f", {entry.name} (code {own_code[key][:12]})"
+    code += "".join(f", {name} {digest[:12]}" for name, digest in (files or {}).items())
     return f"{trial.id} on data {content}, {code}"
 
 

@@ -110,6 +110,8 @@ LR: dict[str, Any] = {"optimizer.lr": [0.1], "seeds": [9]}
         (LR | {"optimiser.lr": [0.1]}, "tune.optimiser.lr", "did you mean 'optimizer.lr'"),
         ({"optimizer.lr": [0.1], "seed": [9]}, "tune.seed", "did you mean 'seeds'"),
         (LR | {"dataset.train_size": [40, 60]}, "tune.dataset.train_size", "cannot be tuned"),
+        (LR | {"task.sigma": [5, 50]}, "tune.task.sigma", "cannot be tuned"),
+        (LR | {"task.sigma": 5}, "tune.task.sigma", "cannot be tuned"),
         (LR | {"compare": 1}, "tune.compare", "expected true or false"),
         (LR | {"norm.groups": [2, 4]}, "tune.norm.groups", "unknown option of 'batch'"),
         (LR | {"epochs": 0}, "tune.epochs", "must be at least 1"),
@@ -146,3 +148,28 @@ def test_a_file_may_write_a_part_of_the_section_and_the_command_line_another(tmp
     assert tune is not None
     assert tune.compare
     assert {(trial.epochs, trial.seed, trial.optimizer.lr) for trial in tune.tuning.values()} == {(1, 7, 0.5)}
+
+
+@pytest.mark.parametrize("compare", [False, True])
+def test_a_grid_may_be_left_out_of_tuning_and_runs_as_written(compare: bool) -> None:
+    settled = {"norm": ["batch"], "batch_size": [2], "seed": [7, 8], "tuned": False}
+    tune = DOCUMENT["tune"] | {"compare": compare}
+    experiment, without = tuned(sweep=[DOCUMENT["sweep"], settled], tune=tune), tuned(tune=tune)
+    assert experiment.tune is not None
+    assert without.tune is not None
+    assert experiment.tune.cells == without.tune.cells
+    assert experiment.tune.as_written == experiment.trials[0 if compare else len(without.trials) :]
+    assert len(experiment.trials) == len(without.trials) + 2
+
+
+def test_a_grid_is_left_out_of_tuning_by_false_alone() -> None:
+    with pytest.raises(
+        ConfigError, match=r"sweep\[0\].tuned: expected false, got true; other grids are tuned"
+    ):
+        tuned(sweep=[{"norm": ["batch"], "tuned": True}])
+
+
+def test_processes_share_the_batches_of_candidates_too() -> None:
+    tune = {"batch_size": [4, 5], "seeds": [9]}
+    with pytest.raises(ConfigError, match="they do not divide batch_size 5"):
+        tuned(sweep={"norm": ["batch"]}, tune=tune, execute={"processes": 2})

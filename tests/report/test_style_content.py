@@ -155,3 +155,17 @@ def test_it_is_drawn_with_the_ratios_in_the_corner(kind: str) -> None:
     assert picture == draw(FIGURE, selected(records((1, 4, 16, 64))), kind, "style")
     if kind == "svg":
         assert b"IN / BN: 0.50" in picture
+
+
+def test_of_several_series_of_bn_the_reference_is_named() -> None:
+    plain = records()
+    other = []
+    for made in (each for each in plain if each.trial.norm.name == "batch"):
+        norm = made.trial.norm.model_copy(update={"momentum": 0.5})
+        other.append(made.model_copy(update={"trial": made.trial.model_copy(update={"norm": norm})}))
+    selection = selected([*plain, *other])
+    (panel,) = selection.panels
+    assert panel.reference is not None
+    assert [curve.series.method for curve in panel.curves].count("batch") == 2
+    assert f"over that of {panel.reference.series.legend} at equal" in " ".join(selection.caption)
+    assert "over that of BN at equal" in " ".join(selected(plain).caption)

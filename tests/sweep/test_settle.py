@@ -232,6 +232,41 @@ def test_labels_and_figures_do_not_stand_in_the_way(tmp_path: Path) -> None:
     assert {trial.id for trial in plan.unite(experiment, part).trials} == {t.id for t in experiment.trials}
 
 
+TUNE = "tune: {optimizer.lr: [0.1, 0.2], seeds: [4, 1000], compare: true}\n"
+
+
+def test_the_looks_leave_out_seeds_that_tune(tmp_path: Path, runs: Runs) -> None:
+    as_written = BETTER.replace("batch_size: 2", "batch_size: 2, norm.tuned: false")
+    experiment = EXPERIMENT.replace("shapes", "{name: shapes, validation_size: 500}") + TUNE
+    document = f'  - {{id: "0", says: words, source: [T], experiment: made_up.yaml, test: {as_written}}}\n'
+    file = folder(tmp_path, f"document: T\ntitle: a test\nclaims:\n{document}", experiment)
+    look = settled(load(file), tmp_path, rule=adaptive.rule(5))
+    assert look.judged[0].rule.seeds == (0, 1, 2, 3, 5)
+    stored = survey(config.load(tmp_path / "made_up" / PLAN, stored=True), tmp_path)
+    assert stored.is_complete  # the plan of a first run holds what was settled alone
+
+
+def test_settled_seeds_are_no_seeds_of_tuned_cells(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.yaml"
+    path.write_text(EXPERIMENT.replace("shapes", "{name: shapes, validation_size: 500}") + TUNE)
+    experiment = config.load(path)
+    further = [experiment.trials[0].model_copy(update={"seed": seed}) for seed in (3, 5)]
+    both = plan.unite(experiment, subset(experiment, further))
+    assert both.tune is not None
+    assert experiment.tune is not None
+    assert sorted(map(str, both.tune.cells)) == sorted(map(str, experiment.tune.cells))
+    assert set(both.tune.as_written) == {*experiment.trials, *further}
+    with pytest.raises(config.ConfigError, match="seed 4 is also a seed of the sweep"):
+        subset(experiment, [further[0].model_copy(update={"seed": 4})])
+
+    later = config.load(path, ["sweep.norm=[batch]", "sweep.batch_size=[2]", "sweep.seed=[3]"])
+    wider = plan.unite(both, later)
+    assert wider.tune is not None
+    assert {3} == {t.seed for cell in wider.tune.cells for t in cell.trials} - {
+        t.seed for t in experiment.trials
+    }
+
+
 def test_nothing_is_written_by_a_look(tmp_path: Path, runs: Runs) -> None:
     settler = Settler(
         claims(tmp_path, BETTER), tmp_path / "results", Path(), rule=adaptive.rule(), budget=Budget()

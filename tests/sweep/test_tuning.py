@@ -99,6 +99,15 @@ def test_of_equal_means_the_first_in_the_list_is_taken_and_the_others_are_named(
     assert "; optimizer.lr 0.2 is as good, and the first in the list is taken" in str(choice)
 
 
+def test_of_tied_candidates_some_inside_the_grid_there_is_no_edge() -> None:
+    same = (0.5, 0.5)
+    choice = chosen([0.1, 0.2, 0.3, 0.4], [same, same, (0.4, 0.4), same])
+    assert choice.candidate.values == {"optimizer.lr": 0.1}
+    assert choice.edges == ()
+    assert "; optimizer.lr 0.2 and optimizer.lr 0.4 are as good, and the first" in str(choice)
+    assert chosen([0.1, 0.2, 0.4], [same, (0.4, 0.4), same]).edges == ("optimizer.lr",)
+
+
 @pytest.mark.parametrize(("best", "is_edge"), [(0, True), (1, False), (2, True)])
 def test_a_best_value_at_the_edge_of_the_grid_is_told_in_whatever_order_it_is_written(
     best: int, is_edge: bool
@@ -287,6 +296,24 @@ def test_a_wider_grid_keeps_the_trials_that_it_shares(lab: Lab) -> None:
     assert wider.survey is not None
     assert not wider.ended.keys() & first.records.keys()
     assert {len(each.means) for each in wider.survey.chosen} == {3}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{"tune": SECTION | {"optimizer.lr": [0.1, 0.2], "compare": True}}, {}],
+    ids=["narrower", "none"],
+)
+def test_records_that_fall_out_of_the_plan_are_told(lab: Lab, sections: dict[str, Any]) -> None:
+    before = lab.run(tiny(lab)).survey
+    assert before is not None
+    seen = lab.run(lab.experiment(trial=TRIAL, sweep=SWEEP | {"norm": ["batch"]}, **sections))
+    assert seen.survey is not None
+    kept = sweep.survey(sweep.load_plan(lab.results, "tiny"), lab.results).records.keys()
+    lost = [trial_id for trial_id in before.records if trial_id not in kept]
+    (line,) = [words for words in seen.said if "no longer tuned" in words]
+    assert line.startswith(f"{len(lost)} records of candidates that are no longer tuned (")
+    assert {each.strip() for each in line.partition("(")[2].partition(", …")[0].split(",")} <= {*lost}
+    assert not [words for words in lab.run(tiny(lab)).said if "no longer tuned" in words]
 
 
 def test_a_stored_choice_that_the_records_do_not_give_is_told_and_written_anew(lab: Lab) -> None:

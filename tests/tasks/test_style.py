@@ -1,5 +1,7 @@
 """Style transfer: features, Gram matrices and losses against NumPy, and the network that is never trained."""
 
+import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -174,6 +176,18 @@ def test_vgg16_is_refused_before_training_where_its_weights_are_not(
     words = f"features: vgg16 needs torchvision's weights of VGG-16, and {path} does not exist"
     with pytest.raises(NoWeightsError, match=re.escape(words)):
         check(Trial(task={"name": "style", "features": "vgg16"}, model="stylizer"), 10, 32)
+
+
+def test_the_weights_of_vgg16_are_told_by_their_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = tmp_path / "checkpoints" / "vgg16-397923af.pth"
+    path.parent.mkdir()
+    for time, content in enumerate((b"one file", b"another file")):
+        path.write_bytes(content)
+        os.utime(path, (time, time))
+        sources = style(features="vgg16").sources()
+        assert sources == {"vgg16_weights_sha256": hashlib.sha256(content).hexdigest()}
+    assert style().sources() == {}
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.data.batches import Images
-from normbench.records import Epoch, Record
-from normbench.tasks.base import task_of
+from normbench.records import Epoch, Interrupted, Record
+from normbench.tasks.base import Task, task_of
 from normbench.training import state
 from normbench.training import train as training
 from normbench.training.build import network
@@ -270,6 +270,30 @@ def test_switchable_records_its_weights_every_epoch_for_every_layer(run: Run, ti
 @pytest.mark.parametrize("norm", [name for name in NORMS if name != "switchable"])
 def test_the_other_methods_have_nothing_to_say(run: Run, norm: str) -> None:
     assert run(norm=norm, epochs=1).diagnostics == {}
+
+
+def test_files_that_the_task_reads_are_in_the_record_and_own_its_checkpoints(
+    tiny: Tiny, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    for digest, stops in (("a", True), ("a", False), ("a", True), ("b", False)):
+        monkeypatch.setattr(Task, "sources", lambda _, digest=digest: {"weights_sha256": digest * 64})
+        told: list[str] = []
+
+        def report(event: dict[str, Any], stops: bool = stops, told: list[str] = told) -> bool:
+            told.append(event.get("warning", ""))
+            return stops
+
+        try:
+            record = train(tiny(epochs=1), tiny_data, tmp_path / "checkpoint", report=report)
+        except Interrupted:
+            continue
+        assert record.provenance["weights_sha256"] == digest * 64
+        warnings.append("".join(told))
+        for path in tmp_path.glob("checkpoint*"):
+            path.unlink()
+    assert "weights_sha256" not in warnings[0]
+    assert "weights_sha256 aaaaaaaaaaaa" in warnings[1]
 
 
 # ---- ends that are results too

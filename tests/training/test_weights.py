@@ -148,6 +148,24 @@ def test_a_sweep_keeps_them_beside_the_records_and_the_command_says_where(
     assert [each.name for each in (results / "x").iterdir() if each.name.endswith(".tmp")] == []
 
 
+@pytest.mark.parametrize("damage", [None, b"{"], ids=["deleted", "damaged"])
+def test_a_new_record_without_weights_does_not_get_those_of_the_old_one(
+    suffix: str, tiny_data: Path, tmp_path: Path, damage: bytes | None
+) -> None:
+    results, kept = tmp_path / "results", experiment(tmp_path, True)
+    sweep.run(kept, results, tiny_data)
+    store, trial_id = Store(results / "x"), kept.trials[0].id
+    assert store.weights(trial_id) == store.weights_prefix(trial_id).with_name(f"{trial_id}{suffix}")
+    store.record_path(trial_id).unlink() if damage is None else store.record_path(trial_id).write_bytes(
+        damage
+    )
+    sweep.run(experiment(tmp_path, False), results, tiny_data)
+    assert trial_id in store.load()[0]
+    assert store.weights(trial_id) is None
+    aside = {path.name for path in store.directory.glob("corrupt/*")}
+    assert aside == (set() if damage is None else {f"{trial_id}.json", f"{trial_id}{suffix}"})
+
+
 def test_a_trial_that_diverges_keeps_none(tiny_data: Path, tmp_path: Path) -> None:
     trial = tiny_trial(optimizer={"lr": 1e30}, norm="none")
     record = train(trial, tiny_data, tmp_path / "checkpoint", weights=tmp_path / "kept")

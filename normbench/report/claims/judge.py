@@ -138,13 +138,18 @@ class Judged:
 
 
 def rule_of(claim: Claim, rule: Rule = RULE) -> Rule:
-    """Return the rule with the order in which seeds count: those of the experiment, then the next ones."""
+    """Return the rule with the order in which seeds count: those of the experiment, then the next ones.
+
+    Seeds that an experiment tunes with are left out.
+    """
     if claim.test is None or rule.seeds is not None:
         return rule
     cells = [cell for test in claim.test.parts for cell in claim.cells(test).all]
     declared = list(cells[0].seeds)
+    tunes = [experiment.tune for experiment in claim.experiments.values() if experiment.tune]
+    taken = {*declared, *(trial.seed for tune in tunes for trial in tune.tuning.values())}
     follow = itertools.count(max(declared) + 1)
-    more = (seed for seed in itertools.chain(range(max(declared)), follow) if seed not in declared)
+    more = (seed for seed in itertools.chain(range(max(declared)), follow) if seed not in taken)
     seeds = [*declared, *itertools.islice(more, max(0, rule.looks[-1] - len(declared)))]
     return replace(rule, seeds=tuple(seeds[: max(rule.looks[-1], 0)]))
 

@@ -61,12 +61,16 @@ class Panel:
     heading: str
     curves: tuple[Curve, ...]
 
+    @property
+    def reference(self) -> Curve | None:
+        """The first curve of BN, to which the others are compared."""
+        return next((curve for curve in self.curves if curve.series.method == REFERENCE), None)
+
     def ratios(self, curve: Curve) -> dict[int, float]:
-        """Return by seed the style loss of a method over that of BN at equal content loss."""
-        references = [other for other in self.curves if other.series.method == REFERENCE]
-        if not references:
+        """Return by seed the style loss of a method over that of the reference at equal content loss."""
+        if self.reference is None:
             return {}
-        paired = {seed: (curve.of_seed(seed), references[0].of_seed(seed)) for seed in curve.seeds}
+        paired = {seed: (curve.of_seed(seed), self.reference.of_seed(seed)) for seed in curve.seeds}
         ratios = {seed: ratio(*pair) for seed, pair in paired.items()}
         return {seed: value for seed, value in ratios.items() if value is not None}
 
@@ -127,13 +131,16 @@ def select(trials: Table, options: Options) -> Tradeoff | None:  # noqa: ARG001
         Panel(heading, tuple(_curve(series, panels[heading][series]) for series in _ordered(panels[heading])))
         for heading in sorted(panels, key=numeric_key)
     )
+    references = dict.fromkeys(panel.reference.series.legend for panel in drawn if panel.reference)
+    reference = " or ".join(references) or "BN"
     shown = Table(tuple(cells))
     stopped = Counter(status for cell in cells for status in cell.failures)
     sentences = (
         caption.trials(shown),
         "Losses of the test images after the last epoch over content weights; thin: seeds, thick: means.",
-        "In the corner: the style loss over that of BN at equal content loss, by lines between logarithms at "
-        "the middle of the content losses that both reach; geometric mean over seeds.",
+        f"In the corner: the style loss over that of {reference} at equal content loss, by "
+        "lines between logarithms at the middle of the content losses that both reach; geometric mean over "
+        "seeds.",
         *(f"{status.replace('_', ' ')}: {count}." for status, count in sorted(stopped.items())),
     )
     return Tradeoff(drawn, sentences)
@@ -214,8 +221,9 @@ def draw(selection: Tradeoff, canvas: "Canvas") -> None:
             if means := sorted(curve.means):
                 axes.plot(*zip(*means, strict=True), **style.of_mean(look, len(means), across))
             ratios = list(panel.ratios(curve).values())
-            if ratios and curve.series.method != REFERENCE:
-                words.append(f"{curve.series.legend} / BN: {_geometric(ratios):.2f}")
+            if ratios and panel.reference and curve is not panel.reference:
+                over = f"{curve.series.legend} / {panel.reference.series.legend}"
+                words.append(f"{over}: {_geometric(ratios):.2f}")
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
