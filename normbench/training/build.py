@@ -14,7 +14,7 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.trial import Trial
 from normbench.config.user_code import HASHES, Contained, EndedProcess
 from normbench.models.custom import CustomNetwork, custom_network
-from normbench.models.layers import FinalLayer, place
+from normbench.models.layers import FinalLayer, place, separate_streams
 from normbench.norms.api import Normalization, OwnError, ShapeError, build
 from normbench.tasks.base import task_of
 from normbench.training.clipping import clip_of
@@ -32,6 +32,7 @@ def network(trial: Trial, classes: int) -> nn.Module:
         norm = build(trial.norm, trial.norm_batch_size, trial.norm_every, batches)
         make = custom_network if "model" in trial.user_code else _network_of_the_table
         model: nn.Module = make(trial, norm, classes)
+        separate_streams(model)
         for head in model.modules():
             if isinstance(head, FinalLayer):
                 head.full = trial.logits_precision == "fp32"
