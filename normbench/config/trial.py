@@ -163,7 +163,7 @@ class Optimizer(Frozen):
     eps: Positive = Field(1e-8, description="of adam and adamw: added to the root of that mean")
     weight_decay: NonNegative = 1e-4
     weight_decay_on_norm: bool = Field(
-        True, description="decay gamma, beta and other parameters of the method too"
+        True, description="decay gamma, beta, other parameters of the method and biases of cells too"
     )
 
     @model_validator(mode="before")
@@ -307,7 +307,7 @@ class Trial(Frozen):
         if method.needs_blocks and not network.has_blocks:
             message = f"{method.name} is about residual blocks, and {network.name} has none"
             raise conflict(message, "norm", "model")
-        if not (method.has_parameters and self.optimizer.weight_decay):
+        if not ((method.has_parameters or network.has_biases) and self.optimizer.weight_decay):
             fields["optimizer"] = self.optimizer.model_copy(update={"weight_decay_on_norm": True})
         if network.is_preactivation and self.zero_init_residual:
             message = f"zero_init_residual: the blocks of {network.name} do not end in a norm"

@@ -241,10 +241,11 @@ NORMS = _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def norm_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Return gamma, beta and the other parameters that a method adds to a network.
+    """Return gamma, beta and the other parameters that a method adds to a network, and biases of cells.
 
     In the networks of the table these are all scalars and vectors but the bias of the final layer, since
-    other convolutions have no bias unless a method adds it. In a converted network they are those of the
+    convolutions have no bias unless a method adds it. A recurrent cell has one whatever the method, which is
+    the beta of the method's layer or else stands in for it. In a converted network they are those of the
     layers that were converted or that were left, and the scalars and vectors of the convolutions that the
     method replaced.
     """

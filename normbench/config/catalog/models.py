@@ -39,6 +39,7 @@ class Network(Entry):
         has_blocks: it has residual blocks.
         channels: those of its stages at width 1; empty where they are not known without torch.
         task: the learning problem that it is for.
+        has_biases: its sums have biases whatever the method, so ``weight_decay_on_norm`` matters without one.
     """
 
     layers: int = 0
@@ -46,6 +47,7 @@ class Network(Entry):
     has_blocks: bool = True
     channels: tuple[int, ...] = ()
     task: str = "classification"
+    has_biases: bool = False
 
 
 RECURRENT = {
@@ -94,7 +96,13 @@ MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
     ),
     *(
         Network(
-            name, words, f"normbench.models.recurrent:{name}", RECURRENT, task="sequence", aliases=aliases
+            name,
+            words,
+            f"normbench.models.recurrent:{name}",
+            RECURRENT,
+            task="sequence",
+            has_biases=True,
+            aliases=aliases,
         )
         for name, words, aliases in (
             ("lstm", "long short-term memory (Hochreiter & Schmidhuber 1997)", ("BN_LSTM", "LN_LSTM")),
