@@ -1,6 +1,8 @@
 """The networks, one file per family. This registry lists them all."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from normbench.config.registry import (
     Entry,
@@ -34,7 +36,9 @@ class Network(Entry):
     """A network.
 
     Attributes:
-        layers: the number of its normalization layers, one for every convolution of the main path.
+        layers: the number of its normalization layers with its default options, one for every convolution of
+            the main path.
+        layers_by: how many each option adds for every unit above its default.
         is_preactivation: every norm is followed by a ReLU alone, such as where blocks begin with both.
         has_blocks: it has residual blocks.
         channels: those of its stages at width 1; empty where they are not known without torch.
@@ -43,11 +47,19 @@ class Network(Entry):
     """
 
     layers: int = 0
+    layers_by: Mapping[str, int] = field(default_factory=dict)
     is_preactivation: bool = False
     has_blocks: bool = True
     channels: tuple[int, ...] = ()
     task: str = "classification"
     has_biases: bool = False
+
+    def depth(self, options: Mapping[str, Any]) -> int:
+        """Return the number of its normalization layers with these options."""
+        layers = self.layers
+        for key, number in self.layers_by.items():
+            layers += number * int(options[key] - self.options[key].default)
+        return layers
 
 
 RECURRENT = {
@@ -100,15 +112,18 @@ MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
             words,
             f"normbench.models.recurrent:{name}",
             RECURRENT,
+            layers=layers,
+            layers_by={"layers": layers},
             task="sequence",
             has_biases=True,
             aliases=aliases,
         )
-        for name, words, aliases in (
-            ("lstm", "long short-term memory (Hochreiter & Schmidhuber 1997)", ("BN_LSTM", "LN_LSTM")),
-            ("gru", "gated recurrent units (Cho et al. 2014)", ("LN_GRU",)),
+        for name, layers, words, aliases in (
+            ("lstm", 3, "long short-term memory (Hochreiter & Schmidhuber 1997)", ("BN_LSTM", "LN_LSTM")),
+            ("gru", 4, "gated recurrent units (Cho et al. 2014)", ("LN_GRU",)),
             (
                 "rnn",
+                2,
                 "simple recurrent network with tanh (Elman 1990)",
                 ("simple_rnn", "elman", "vanilla_rnn"),
             ),
@@ -120,6 +135,7 @@ MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
         "normbench.models.dncnn:DnCNN",
         {"depth": whole(17, "number of convolutions", minimum=3), "channels": channels(64), "skip": SKIP},
         layers=15,
+        layers_by={"depth": 1},
         is_preactivation=True,
         has_blocks=False,
         task="denoising",
@@ -140,6 +156,7 @@ MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
         "normbench.models.stylizer:Stylizer",
         {"channels": channels(32), "blocks": count(5, "number of residual blocks", maximum=1000)},
         layers=13,
+        layers_by={"blocks": 2},
         task="style",
         aliases=("transformer_net", "image_transformation_network"),
     ),
