@@ -296,6 +296,10 @@ class Trial(Frozen):
             raise conflict(message, "norm.frozen_epochs", "epochs")
         network = MODELS[self.model.name]
         self._check_task()
+        for place in self.clip.options.get("exclude", ()):
+            if place not in network.places and not network.is_custom:
+                message = f"{network.name} has no {place}; it has {', '.join(network.places)}"
+                raise conflict(message, "clip.exclude")
         if not method.has_layers:
             fields["norm_every"], fields["zero_init_residual"] = 1, False
         elif self.norm_every > max(1, network.layers) and not network.is_custom:

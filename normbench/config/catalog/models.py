@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from normbench.config.catalog.clips import PLACES
 from normbench.config.registry import (
     Entry,
     ExtensibleRegistry,
@@ -41,6 +42,7 @@ class Network(Entry):
         layers_by: how many each option adds for every unit above its default.
         is_preactivation: every norm is followed by a ReLU alone, such as where blocks begin with both.
         has_blocks: it has residual blocks.
+        places: the layer groups that it has, of :data:`normbench.config.catalog.clips.PLACES`.
         channels: those of its stages at width 1; empty where they are not known without torch.
         task: the learning problem that it is for.
         has_biases: its sums have biases whatever the method, so ``weight_decay_on_norm`` matters without one.
@@ -50,6 +52,7 @@ class Network(Entry):
     layers_by: Mapping[str, int] = field(default_factory=dict)
     is_preactivation: bool = False
     has_blocks: bool = True
+    places: tuple[str, ...] = PLACES
     channels: tuple[int, ...] = ()
     task: str = "classification"
     has_biases: bool = False
@@ -114,6 +117,7 @@ MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
             RECURRENT,
             layers=layers,
             layers_by={"layers": layers},
+            places=("final_linear",),
             task="sequence",
             has_biases=True,
             aliases=aliases,
@@ -136,6 +140,7 @@ MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
         {"depth": whole(17, "number of convolutions", minimum=3), "channels": channels(64), "skip": SKIP},
         layers=15,
         layers_by={"depth": 1},
+        places=("stem", "stage1", "final_linear"),
         is_preactivation=True,
         has_blocks=False,
         task="denoising",
@@ -146,6 +151,7 @@ MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
         "normbench.models.unet:UNet",
         {"channels": channels(32), "skip": SKIP},
         layers=8,
+        places=("stage1", "stage2", "stage3", "final_linear"),
         is_preactivation=True,
         has_blocks=False,
         task="denoising",
