@@ -192,7 +192,7 @@ def convert(
     """Replace the normalization layers of a network by those of a method, in place, and return the network.
 
     As `torch.nn.SyncBatchNorm.convert_sync_batchnorm`; a method that changes convolutions gets every
-    `nn.Conv2d`, too.
+    `nn.Conv2d`, too. Layers keep the eps and momentum that they have if the method is named without these.
 
     Args:
         model: the network.
@@ -206,11 +206,13 @@ def convert(
         ValueError: an option is wrong, ``norm_batch_size`` is missing, or a layer, which the message names,
             cannot be converted; the network is as it was.
     """
+    from normbench.models.convert import CARRIED
     from normbench.models.convert import convert as replace_layers
 
     if isinstance(norm, str):
-        norm = _normalization(norm, norm_batch_size, options)
-    elif options or norm_batch_size is not None:
+        normalization = _normalization(norm, norm_batch_size, options)
+        return replace_layers(model, normalization, layers, CARRIED.keys() - options.keys())
+    if options or norm_batch_size is not None:
         raise ValueError("options are those of a method that is named; a Normalization has its own")
     return replace_layers(model, norm, layers)
 

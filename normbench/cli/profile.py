@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from normbench.cli.terminal import as_json, as_table
 from normbench.config import experiment as config
 from normbench.config.catalog.norms import NORMS
+from normbench.config.sequences import image_size
 from normbench.config.user_code import Contained, EndedProcess
 from normbench.files import write_atomically
 from normbench.report.figures import profile as figure
@@ -114,8 +115,9 @@ def as_text(profile: "Profile") -> str:
 def _machine(profile: "Profile") -> str:
     first = profile.costs[0].trial
     machine: dict[str, Any] = profile.machine
+    side = image_size(first.dataset)
     parts = [
-        f"{first.model.name}, 32×32 images, {first.precision}",
+        f"{first.model.name}, {side}×{side} images, {first.precision}",
         f"{machine['device']}, threads {profile.threads}, torch {machine['torch']}",
         f"medians of {len(profile.costs[0].update)} rounds; each ratio is within a round",
         "step: forward pass, backward pass and update; kept: by the forward pass for the backward pass",

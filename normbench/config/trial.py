@@ -163,7 +163,7 @@ class Optimizer(Frozen):
     eps: Positive = Field(1e-8, description="of adam and adamw: added to the root of that mean")
     weight_decay: NonNegative = 1e-4
     weight_decay_on_norm: bool = Field(
-        True, description="decay gamma, beta and other parameters of the method too"
+        True, description="decay gamma, beta, other parameters of the method and biases of cells too"
     )
 
     @model_validator(mode="before")
@@ -296,6 +296,10 @@ class Trial(Frozen):
             raise conflict(message, "norm.frozen_epochs", "epochs")
         network = MODELS[self.model.name]
         self._check_task()
+        for place in self.clip.options.get("exclude", ()):
+            if place not in network.places and not network.is_custom:
+                message = f"{network.name} has no {place}; it has {', '.join(network.places)}"
+                raise conflict(message, "clip.exclude")
         if not method.has_layers:
             fields["norm_every"], fields["zero_init_residual"] = 1, False
         elif self.norm_every > max(1, network.layers) and not network.is_custom:
@@ -307,7 +311,7 @@ class Trial(Frozen):
         if method.needs_blocks and not network.has_blocks:
             message = f"{method.name} is about residual blocks, and {network.name} has none"
             raise conflict(message, "norm", "model")
-        if not (method.has_parameters and self.optimizer.weight_decay):
+        if not ((method.has_parameters or network.has_biases) and self.optimizer.weight_decay):
             fields["optimizer"] = self.optimizer.model_copy(update={"weight_decay_on_norm": True})
         if network.is_preactivation and self.zero_init_residual:
             message = f"zero_init_residual: the blocks of {network.name} do not end in a norm"

@@ -6,14 +6,16 @@ is refused before anything is changed, by the name of the layer.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from normbench.norms.api import Normalization, OwnError, ShapeError
+from normbench.norms.moment_norm import MomentNorm, RunningMomentNorm
 from normbench.text import did_you_mean, quoted
 
 LAYERS: Mapping[str, tuple[type[nn.Module], ...]] = {
@@ -38,6 +40,8 @@ KEPT = {
     "running_mean": ("running_mean",),
     "running_var": ("running_var",),
 }
+# options that mean in these layers what they mean in torch's
+CARRIED: Mapping[str, type[nn.Module]] = {"eps": MomentNorm, "momentum": RunningMomentNorm}
 
 
 class ConversionError(OwnError):
@@ -69,17 +73,24 @@ class Vectors(nn.Module):
         return y.movedim(1, -1) if self.is_channels_last else y
 
 
-def convert(model: nn.Module, norm: Normalization, layers: Sequence[str] = ("batch",)) -> nn.Module:
+def convert(
+    model: nn.Module,
+    norm: Normalization,
+    layers: Sequence[str] = ("batch",),
+    carried: Collection[str] = (),
+) -> nn.Module:
     """Replace the normalization layers of a network by those of a method, in place.
 
     A new layer takes over gamma, beta and running statistics, on the same device and in the same precision.
-    Where the method changes convolutions, it gets every ``nn.Conv2d``.
+    It has gamma and beta also where the old layer has none. Where the method changes convolutions, it gets
+    every ``nn.Conv2d``.
 
     Args:
         model: the network. Its attribute ``converted`` gets the names of the new layers and ``wrapped`` those
             of the new convolutions.
         norm: the method.
         layers: which layers of torch are replaced, of ``LAYERS``.
+        carried: which options a new layer takes over from the old one where it has them, of ``CARRIED``.
 
     Returns:
         The network, which is another object only if it is itself a layer or a convolution.
@@ -104,7 +115,7 @@ def convert(model: nn.Module, norm: Normalization, layers: Sequence[str] = ("bat
         _check_layer(name, module, replaced)
     for name, module in convolutions.items():
         _check_layer(name, module, (nn.Conv2d,))
-    new = {name: _layer(norm, name, module) for name, module in old.items()}
+    new = {name: _layer(norm, name, module, carried) for name, module in old.items()}
     for name, module in convolutions.items():
         assert isinstance(module, nn.Conv2d)
         new[name] = norm.wrap_conv(module).train(module.training)
@@ -178,9 +189,16 @@ def _check_layer(name: str, module: nn.Module, kinds: tuple[type[nn.Module], ...
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) not in (1, 3):
         shape = list(module.normalized_shape)
         raise ConversionError(f"{where} normalizes over {shape}, which is neither [C] nor [C, H, W]")
+    of_maps = module.named_parameters() if isinstance(module, nn.LayerNorm) else ()
+    for key, value in of_maps:
+        is_checked = value.ndim > 1 and not value.is_meta
+        if is_checked and not torch.equal(value[:, :1, :1].expand_as(value), value):
+            raise ConversionError(
+                f"{where} has a {key} that differs among positions, and a method has one value of a channel"
+            )
 
 
-def _layer(norm: Normalization, name: str, old: nn.Module) -> nn.Module:
+def _layer(norm: Normalization, name: str, old: nn.Module, carried: Collection[str]) -> nn.Module:
     """Return the layer that takes the place of another."""
     match old:
         case nn.LayerNorm():
@@ -196,11 +214,18 @@ def _layer(norm: Normalization, name: str, old: nn.Module) -> nn.Module:
     like = next((value for value in (*old.parameters(), *old.buffers()) if value.is_floating_point()), None)
     if like is not None:
         layer = layer.to(like.device, like.dtype)
+    for option in carried:
+        if hasattr(old, option) and isinstance(layer, CARRIED[option]):
+            if (setting := getattr(old, option)) is None:
+                words = f"{name or 'the network'} averages over all updates ({option} None)"
+                raise ConversionError(f"{words}, and the method does not: give it a {option}")
+            setattr(layer, option, setting)
     state = dict(layer.named_parameters()) | dict(layer.named_buffers())
-    for name, value in (*old.named_parameters(), *old.named_buffers()):
-        for kept in KEPT.get(name, ()):
-            if kept in state and state[kept].shape == value.shape:
-                state[kept].data.copy_(value.data)
+    for key, value in (*old.named_parameters(), *old.named_buffers()):
+        of_channels = value.data[:, 0, 0] if value.ndim > 1 else value.data
+        for kept in KEPT.get(key, ()):
+            if kept in state and state[kept].shape == of_channels.shape:
+                state[kept].data.copy_(of_channels)
     is_for_maps = isinstance(old, nn.BatchNorm2d | nn.InstanceNorm2d) or (
         isinstance(old, nn.LayerNorm) and not is_channels_last
     )

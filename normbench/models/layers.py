@@ -129,6 +129,9 @@ class Stochastic(nn.Module):
     """A module that draws random numbers, as a function of (seed of the trial, update, module).
 
     A resumed trial draws the same.
+
+    Attributes:
+        key: of its stream of random numbers, another for each module of a network.
     """
 
     not_recorded = "step", "random"
@@ -160,6 +163,16 @@ class Stochastic(nn.Module):
     def __getstate__(self) -> dict[str, object]:
         """Return the state without the generator, so that a copy makes another."""
         return vars(self) | {"random": None}
+
+
+def separate_streams(model: nn.Module) -> None:
+    """Give the random modules of a network distinct keys; modules made with no draw between share one."""
+    keys: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, Stochastic):
+            while module.key in keys:
+                module.key += 1
+            keys.add(module.key)
 
 
 class Dropout(Stochastic):
@@ -228,10 +241,11 @@ NORMS = _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 
 def norm_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Return gamma, beta and the other parameters that a method adds to a network.
+    """Return gamma, beta and the other parameters that a method adds to a network, and biases of cells.
 
     In the networks of the table these are all scalars and vectors but the bias of the final layer, since
-    other convolutions have no bias unless a method adds it. In a converted network they are those of the
+    convolutions have no bias unless a method adds it. A recurrent cell has one whatever the method, which is
+    the beta of the method's layer or else stands in for it. In a converted network they are those of the
     layers that were converted or that were left, and the scalars and vectors of the convolutions that the
     method replaced.
     """

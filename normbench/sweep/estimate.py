@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from normbench.config.catalog.datasets import SIZES, DataError
 from normbench.config.catalog.models import MODELS
+from normbench.config.catalog.norms import NORMS
 from normbench.config.sequences import whole_sequence
 from normbench.config.trial import Trial
 from normbench.records import Record
 
 if TYPE_CHECKING:
     from normbench.sweep.placement import Placement
+    from normbench.training.build import NetworkSize
 
 CUSTOM_DEPTH = 56  # that is assumed of a user's network
 EVALUATION_COST = 1 / 3  # of an image trained: there is no backward pass
@@ -110,9 +112,10 @@ def record_bytes(trial: Trial) -> int:
     return 3000 + (trial.epochs + 1) * (200 + depth * by_layer)
 
 
-def checkpoint_bytes(parameters: int, trials: Iterable[Trial] = ()) -> int:
+def checkpoint_bytes(size: "NetworkSize", trials: Iterable[Trial] = ()) -> int:
     """Return the disk space of a trial's checkpoints: two files and one being written."""
-    return 3 * (max(map(weights_kept, trials), default=2) * 4 * parameters + 50_000)
+    of_optimizer = max(map(weights_kept, trials), default=2) - 1
+    return 3 * (size.state + of_optimizer * 4 * size.parameters + 50_000)
 
 
 def weights_kept(trial: Trial) -> int:
@@ -123,17 +126,23 @@ def weights_kept(trial: Trial) -> int:
 def device_bytes(trial: Trial) -> int:
     """Return an upper estimate of GPU memory: 2 GiB and 10 MiB a sample (ResNet-20, 32×32 images).
 
-    Of a step of a recurrent layer some 40 vectors of the state's length are kept.
+    A map of ResNet-20 has the values of some 10 channels at full resolution, where other networks have a
+    number of channels of their own. A step of a recurrent layer keeps some 40 vectors of the state's length,
+    or with a normalization 200.
     """
     if trial.task.name == "sequence":
         steps = whole_sequence(trial.task, trial.dataset).steps
         states = int(trial.model.options["hidden_size"] * trial.model.options["layers"])
-        return 2 * 2**30 + trial.batch_size * steps * states * 40 * 4
+        vectors = 200 if NORMS[trial.norm.name].has_layers else 40
+        return 2 * 2**30 + trial.batch_size * steps * states * vectors * 4
     image = trial.dataset.options.get("image_size", 32) / 32
-    width = 1.0 if "model" in trial.user_code else trial.model.options.get("width", 1.0)
+    options = {} if "model" in trial.user_code else trial.model.options
+    width = options["channels"] / 10 if "channels" in options else options.get("width", 1.0)
     sample = 10 * 2**20 * (_depth(trial) / 20) * width * image**2
     return 2 * 2**30 + int(trial.batch_size * sample)
 
 
 def _depth(trial: Trial) -> int:
-    return CUSTOM_DEPTH if "model" in trial.user_code else MODELS[trial.model.name].layers + 1
+    if "model" in trial.user_code:
+        return CUSTOM_DEPTH
+    return MODELS[trial.model.name].depth(trial.model.options) + 1

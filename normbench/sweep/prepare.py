@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normbench import machine
 from normbench.config.catalog.executors import EXECUTORS
@@ -14,6 +14,9 @@ from normbench.files import free_bytes
 from normbench.sweep.estimate import checkpoint_bytes, record_bytes, weights_kept
 from normbench.sweep.placement import refusal
 from normbench.text import size
+
+if TYPE_CHECKING:
+    from normbench.training.build import NetworkSize
 
 DEFAULT = Execute()
 
@@ -28,13 +31,13 @@ def prepare(
     say: Callable[[str], None],
     execute: Execute = DEFAULT,
     stop: Callable[[], bool] = lambda: False,
-) -> int:
+) -> "NetworkSize":
     """Decode data sets, compute whitenings, and check that every network fits its data and the devices.
 
     Once ``stop`` is true, a whitening is given up.
 
     Returns:
-        The parameters of the largest network.
+        The largest size of a network, in parameters and in state.
 
     Raises:
         DataError: a data set cannot be had.
@@ -46,10 +49,10 @@ def prepare(
     from normbench.data import whitening
 
     _check_place(trials, execute)
-    parameters = _check_networks(trials, data)
+    largest = _check_networks(trials, data)
     for choice, whiten in whitenings(trials):
         whitening.prepare(whiten, decoded.load(choice, data), machine.cores(), say, stop)
-    return parameters
+    return largest
 
 
 def whitenings(trials: Sequence[Trial]) -> list[tuple[Choice, Choice]]:
@@ -79,16 +82,16 @@ def _check_place(trials: Sequence[Trial], execute: Execute) -> None:
         raise Unusable(f"execute.processes: {reason}")
 
 
-def _check_networks(trials: Sequence[Trial], data: Path) -> int:
-    """Build every network once without memory, and return the parameters of the largest.
+def _check_networks(trials: Sequence[Trial], data: Path) -> "NetworkSize":
+    """Build every network once without memory, and return the largest size.
 
     Raises:
         Unusable: with all reasons, one a line.
     """
-    from normbench.training.build import check
+    from normbench.training.build import NetworkSize, check
 
     problems: dict[str, None] = {}
-    largest = 0
+    largest = NetworkSize(0, 0)
     for trial in {_shapes(trial): trial for trial in trials}.values():
         dataset = decoded.load(trial.dataset, data)
         images = len(dataset.train.indices)
@@ -96,9 +99,9 @@ def _check_networks(trials: Sequence[Trial], data: Path) -> int:
             if trial.batch_size > images:
                 raise ValueError(f"batch_size {trial.batch_size} is more than the {images} training images")
             _check_evaluations(trial, len(dataset.test.indices))
-            parameters = check(trial, len(dataset.classes), dataset.train.images.shape[1])
-            _check_memory(trial, parameters)
-            largest = max(largest, parameters)
+            network_size = check(trial, len(dataset.classes), dataset.train.images.shape[1])
+            _check_memory(trial, network_size.parameters)
+            largest = NetworkSize(*map(max, largest, network_size))
         except ValueError as error:
             problems[str(error)] = None
     if problems:
@@ -154,21 +157,19 @@ def build_kernels(execute: Execute, trials: Sequence[Trial], say: Callable[[str]
 
 def check_space(
     trials: Sequence[Trial],
-    parameters: int,
+    largest: "NetworkSize",
     running: int,
     directory: Path,
     say: Callable[[str], None],
-    weights: int = 0,
+    keeps_weights: bool,
 ) -> None:
     """Refuse what the disk cannot hold: the records, the checkpoints of ``running`` trials, the weights.
-
-    ``weights`` is the number of them that a trial keeps in the end.
 
     Raises:
         OSError: says how much is free and how much is needed.
     """
-    needed = sum(map(record_bytes, trials)) + running * checkpoint_bytes(parameters, trials)
-    needed += len(trials) * 4 * weights
+    needed = sum(map(record_bytes, trials)) + running * checkpoint_bytes(largest, trials)
+    needed += keeps_weights * len(trials) * largest.state
     free = free_bytes(directory)
     if free is None:
         say(

@@ -246,13 +246,13 @@ def run(
             placement = place(experiment.execute, missing)
             # the processes of an executor load torch while data are prepared
             with executor.begin(placement, load) as means:
-                parameters = prepare([*missing, *before.later], data, listener.say, experiment.execute, stop)
+                largest = prepare([*missing, *before.later], data, listener.say, experiment.execute, stop)
                 has_kernels = build_kernels(experiment.execute, missing, listener.say)
                 placement = replace(placement, has_kernels=has_kernels)
                 running = min(placement.workers or AT_ONCE, len(missing))
                 waiting = [*missing, *before.later]
-                weights = parameters if experiment.train.save_weights else 0
-                check_space(waiting, parameters, running, store.directory, listener.say, weights)
+                keeps_weights = experiment.train.save_weights
+                check_space(waiting, largest, running, store.directory, listener.say, keeps_weights)
 
                 _write_plan(experiment, store, replace_plan, listener.say)
                 if not attempted:

@@ -4,7 +4,7 @@ from collections import Counter
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,25 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.trial import Trial
 from normbench.config.user_code import HASHES, Contained, EndedProcess
 from normbench.models.custom import CustomNetwork, custom_network
-from normbench.models.layers import FinalLayer, place
+from normbench.models.layers import FinalLayer, place, separate_streams
 from normbench.norms.api import Normalization, OwnError, ShapeError, build
 from normbench.tasks.base import task_of
 from normbench.training.clipping import clip_of
 from normbench.training.device import process_lock
+
+TENSOR_BYTES = 500  # that a file takes for the name and the place of a tensor
+
+
+class NetworkSize(NamedTuple):
+    """The size of a network.
+
+    Attributes:
+        parameters: their number.
+        state: bytes of a file with its parameters and buffers, those that it shares once.
+    """
+
+    parameters: int
+    state: int
 
 
 def network(trial: Trial, classes: int) -> nn.Module:
@@ -32,6 +46,7 @@ def network(trial: Trial, classes: int) -> nn.Module:
         norm = build(trial.norm, trial.norm_batch_size, trial.norm_every, batches)
         make = custom_network if "model" in trial.user_code else _network_of_the_table
         model: nn.Module = make(trial, norm, classes)
+        separate_streams(model)
         for head in model.modules():
             if isinstance(head, FinalLayer):
                 head.full = trial.logits_precision == "fp32"
@@ -96,13 +111,13 @@ def _scaled(norm: Normalization, scale: float) -> Normalization:
     return replace(norm, wrap_conv=scaled_conv)
 
 
-def check(trial: Trial, classes: int, image_size: int) -> int:
+def check(trial: Trial, classes: int, image_size: int) -> NetworkSize:
     """Push the shapes of a training batch through the trial's network, without computing anything.
 
     A user's own method or network gets random inputs, since it may need numbers.
 
     Returns:
-        The number of parameters of the network.
+        The size of the network.
 
     Raises:
         ShapeError: names method, layer and shape.
@@ -128,6 +143,7 @@ def check(trial: Trial, classes: int, image_size: int) -> int:
                 outputs = model(task_of(trial).example(trial.batch_size, image_size).images)
             if isinstance(model, CustomNetwork):
                 _check_pass(trial, model, calls, outputs, classes)
+            size = _size(model)
         except ShapeError as error:
             raise ShapeError(
                 f"{trial.norm.name} norm cannot be used in {reached or trial.model.name}: {error}"
@@ -141,7 +157,13 @@ def check(trial: Trial, classes: int, image_size: int) -> int:
             what = "" if isinstance(error, EndedProcess) else f"{type(error).__name__}: "
             names = " or ".join(f"{setting} {entry.name}" for setting, entry in trial.user_code.items())
             raise OwnError(f"{names} {where}: {what}{error}") from error
-    return sum(parameter.numel() for parameter in model.parameters())
+    return size
+
+
+def _size(model: nn.Module) -> NetworkSize:
+    tensors = {value for value in model.state_dict(keep_vars=True).values() if isinstance(value, Tensor)}
+    state = sum(tensor.nbytes + TENSOR_BYTES for tensor in tensors)
+    return NetworkSize(sum(parameter.numel() for parameter in model.parameters()), state)
 
 
 def _check_pass(

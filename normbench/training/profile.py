@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from normbench.config.catalog.datasets import DATASETS
 from normbench.config.catalog.norms import NORMS
+from normbench.config.sequences import image_size
 from normbench.config.series import Series, key_of, series_of
 from normbench.config.trial import Trial
 from normbench.norms.ops import dispatch
@@ -17,7 +19,7 @@ from normbench.training.build import check
 from normbench.training.device import device
 from normbench.training.provenance import peak_memory_bytes, provenance, reset_peak_memory
 
-CLASSES, SIZE = 10, 32  # of CIFAR-10
+CLASSES = 10  # where the data set does not say
 SECONDS = 0.2  # of one measurement
 Say = Callable[[str], None]
 
@@ -103,30 +105,38 @@ class Profile:
 
 
 def methods(trial: Trial) -> list[str]:
-    """Return the methods of the table that the trial's network can have."""
+    """Return the methods of the table that the trial's network can have; a user's network is not run."""
     fitting = []
     for name in NORMS:
         try:
-            Trial.model_validate(trial.model_dump() | {"norm": name, "norm_batch_size": None})
+            fitted = Trial.model_validate(trial.model_dump() | {"norm": name, "norm_batch_size": None})
+            if not fitted.user_code:
+                check(fitted, *_extent(fitted))
         except ValueError:
             continue
         fitting.append(name)
     return fitting
 
 
+def _extent(trial: Trial) -> tuple[int, int]:
+    """Return the number of classes and the side of the images of a trial's data set."""
+    info = DATASETS[trial.dataset.name].info
+    return info.classes if info else CLASSES, image_size(trial.dataset)
+
+
 def profile(
     trials: Sequence[Trial], place: str, threads: int, rounds: int, say: Say = lambda _: None
 ) -> Profile:
-    """Measure trials in turns, on random images of CIFAR-10's shape; ``say`` is called after every round.
+    """Measure trials in turns, on random images of the shape of their data; ``say`` is called every round.
 
     Raises:
         ValueError: a trial cannot run, or the device does not exist.
     """
     where = device(place)
     for trial in trials:
-        check(trial, CLASSES, SIZE)
+        check(trial, *_extent(trial))
     with settled(threads):
-        probes = [Probe(trial, CLASSES, SIZE, where) for trial in trials]
+        probes = [Probe(trial, *_extent(trial), where) for trial in trials]
         kept = [probe.kept_bytes() for probe in probes]
         computing: dict[str, bool] = {}
         with dispatch.noted(computing):

@@ -1,7 +1,8 @@
 """The weights of a trained network in a file, and the network with them again.
 
 The file is of safetensors where that is installed, else of ``torch.save``; both hold the settings of the
-trial, the number of its classes, and tensors by their names in the network, on the CPU.
+trial, the number of its classes, and tensors by their names in the network, on the CPU. A tensor of several
+names is there once, by the first.
 """
 
 import importlib.util
@@ -48,12 +49,15 @@ def save(prefix: Path, trial: Trial, classes: int, model: nn.Module) -> Path:
     Raises:
         Unwritable: the file could not be written.
     """
-    tensors = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in _inner(model).state_dict().items()
-        if not name.startswith(CLIP)
-    }
-    about = {"trial": trial.model_dump_json(), "classes": str(classes)}
+    tensors: dict[str, Tensor] = {}
+    names: dict[Tensor, list[str]] = {}
+    for name, tensor in _inner(model).state_dict(keep_vars=True).items():
+        if not name.startswith(CLIP):
+            names.setdefault(tensor, []).append(name)
+    for tensor, (first, *_) in names.items():
+        tensors[first] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    shared = {first: others for first, *others in names.values() if others}
+    about = {"trial": trial.model_dump_json(), "classes": str(classes), "shared": json.dumps(shared)}
     if importlib.util.find_spec("safetensors") is None:
         buffer = io.BytesIO()
         torch.save(about | {"tensors": tensors}, buffer)
@@ -78,6 +82,8 @@ def load(path: Path) -> Weights:
     path.open("rb").close()  # raises if it is not there
     try:
         about, tensors = _read(path)
+        for first, others in json.loads(about.get("shared", "{}")).items():
+            tensors |= dict.fromkeys(others, tensors[first])
         return Weights(
             Trial.model_validate(json.loads(about["trial"]), strict=False), int(about["classes"]), tensors
         )

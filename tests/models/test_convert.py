@@ -315,6 +315,52 @@ def test_layer_normalization_over_two_dimensions_is_refused() -> None:
         convert(Small(), method("batch"), ["lyer"])
 
 
+@pytest.mark.parametrize("settings", [{}, {"eps": 0.1}, {"momentum": 0.01}, {"eps": 1e-3, "momentum": 0.5}])
+def test_eps_and_momentum_are_those_of_the_old_layer_where_they_are_not_given(
+    settings: dict[str, float],
+) -> None:
+    plain = Small(lambda channels: nn.BatchNorm2d(channels, **settings)).double()
+    converted = normbench.convert(copy.deepcopy(plain), "batch", norm_batch_size=4)
+    x = images().double()
+    torch.testing.assert_close(converted(x), plain(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(converted.eval()(x), plain.eval()(x), rtol=1e-9, atol=1e-9)
+    given = normbench.convert(copy.deepcopy(plain), "batch", norm_batch_size=4, eps=0.25)
+    assert (given.bn.eps, given.bn.momentum) == (0.25, settings.get("momentum", 0.1))
+    whole = normbench.convert(copy.deepcopy(plain), method("batch", eps=0.5))
+    assert (whole.bn.eps, whole.bn.momentum) == (0.5, 0.1)
+    other = normbench.convert(copy.deepcopy(plain), "filter_response")
+    assert other.bn.eps == 1e-6  # which is added to something else
+
+
+def test_an_average_over_all_updates_is_refused_unless_the_momentum_is_given() -> None:
+    plain = Small(lambda channels: nn.BatchNorm2d(channels, momentum=None))
+    with pytest.raises(ConversionError, match=r"^body\.0 averages over all updates \(momentum None\)"):
+        normbench.convert(plain, "batch", norm_batch_size=4)
+    assert normbench.convert(copy.deepcopy(plain), "group").bn.eps == 1e-5
+    assert normbench.convert(plain, "batch", norm_batch_size=4, momentum=0.2).bn.momentum == 0.2
+
+
+def test_gamma_of_maps_is_kept_by_channel_or_refused_where_it_differs_among_positions() -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm([4, 6, 6]))
+    weight = torch.arange(1.0, 5.0)
+    with torch.no_grad():
+        plain[1].weight.copy_(weight[:, None, None].expand(4, 6, 6))
+        plain[1].bias.fill_(0.5)
+    converted = normbench.convert(copy.deepcopy(plain), "layer", ["layer"])
+    assert torch.equal(converted[1].gamma, weight)
+    torch.testing.assert_close(converted(images()), plain(images()), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        plain[1].weight[0, 2, 3] = 7.0
+    with pytest.raises(ConversionError, match=r"^1, a LayerNorm, has a weight that differs among positions"):
+        normbench.convert(plain, "layer", ["layer"])
+
+
+@pytest.mark.parametrize("old", [nn.BatchNorm2d(4, affine=False), nn.InstanceNorm2d(4)])
+def test_a_new_layer_has_gamma_and_beta_also_where_the_old_one_has_none(old: nn.Module) -> None:
+    converted = normbench.convert(nn.Sequential(old), "group", ["batch", "instance"], groups=2)
+    assert {name for name, _ in converted[0].named_parameters()} == {"gamma", "beta"}
+
+
 def test_a_layer_of_another_library_is_kept_and_one_with_other_convolutions_too() -> None:
     """A method without weights of its own leaves every convolution as it is."""
     model = with_(nn.ConvTranspose2d(3, 3, 1))

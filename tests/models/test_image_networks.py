@@ -149,10 +149,11 @@ def test_the_number_of_normalization_layers_is_that_of_the_convolutions_that_fee
     assert fold(model.eval()) == LAYERS[name]
 
 
-def test_the_defaults_have_as_many_layers_as_the_table_says() -> None:
+def test_the_networks_have_as_many_layers_as_the_table_says_of_their_options() -> None:
     for name in SMALL:
         model = network(Trial(task=MODELS[name].task, model=name, batch_size=2), 10)
         assert sum("gamma" in key for key in model.state_dict()) == MODELS[name].layers
+        assert MODELS[name].depth(trial(name).model.options) == LAYERS[name]
 
 
 @pytest.mark.parametrize("name", ["dncnn", "unet"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normbench.config.catalog.models import MODELS
 from normbench.config.trial import Choice, Trial
-from normbench.models.layers import Dropout, Shortcut
+from normbench.models.layers import Dropout, Shortcut, Stochastic
 from normbench.models.resnet import Block
 from normbench.norms.api import Clock, ShapeError
 from normbench.norms.ops import cpu
@@ -376,6 +376,32 @@ def test_every_update_and_every_layer_drops_others() -> None:
     one.at(Clock(0, 10, 1))
     assert torch.equal(one(x), masks[0])
     assert not any(torch.equal(masks[a], masks[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+STREAMS: dict[str, dict[str, Any]] = {
+    name: {"model": name, "dropout": 0.3} for name in CLASSIFIERS if name.endswith(("resnet8", "resnet20"))
+} | {
+    f"{name} of four layers": {
+        "task": "sequence",
+        "dataset": "mnist",
+        "model": {"name": name, "layers": 4, "hidden_size": 8, "initial_noise": 0.1},
+        "dropout": 0.3,
+    }
+    for name, entry in MODELS.items()
+    if entry.task == "sequence"
+}
+
+
+@pytest.mark.parametrize("settings", STREAMS.values(), ids=STREAMS)
+def test_every_random_module_of_a_network_has_a_stream_of_its_own(settings: dict[str, Any]) -> None:
+    keys = [module.key for module in made(**settings).modules() if isinstance(module, Stochastic)]
+    assert len(keys) == len(set(keys)) > 1
+
+
+def test_the_streams_of_a_resnet_are_those_of_earlier_records() -> None:
+    model = made("resnet8", dropout=0.3, seed=3)
+    keys = [module.key for module in model.modules() if isinstance(module, Stochastic)]
+    assert keys == [769897369724498290, 1411883687225240495, 2418121060005846144]
 
 
 def test_dropout_stands_between_the_two_convolutions_of_every_block() -> None:

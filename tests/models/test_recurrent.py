@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Trial
 from normbench.models import recurrent
@@ -385,6 +386,14 @@ def test_layers_of_steps_share_gamma_and_beta_alone() -> None:
     assert "beta" not in dict(network.cells[0].recurrent_norms[0].layers[0].named_parameters())
 
 
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_cell_has_as_many_layers_as_the_table_says(kind: str, layers: int) -> None:
+    modules = made(kind, "layer", layers=layers).modules()
+    number = sum(isinstance(module, recurrent.StepNorm) for module in modules)
+    assert MODELS[kind].depth({"layers": layers}) == number
+
+
 def test_the_initial_values_are_those_of_the_papers() -> None:
     def fresh(norm: str, **options: Any) -> recurrent.LSTMCell:
         method = Trial(norm=norm, batch_size=N).norm
@@ -448,7 +457,7 @@ SITS = "none", "batch", "layer", "group", "batch_renorm", *WEIGHTS
 def test_every_method_sits_in_a_cell_or_is_refused_by_name_before_training(norm: str) -> None:
     def checked() -> int:
         trial = Trial(task="sequence", model="lstm", norm=norm, dataset="shapes", batch_size=4)
-        return check(trial, 10, 32)
+        return check(trial, 10, 32).parameters
 
     if norm in SITS:
         assert checked() > 0

@@ -12,9 +12,17 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.trial import Trial
 from normbench.data import dataset as decoded
 from normbench.records import Record, Store
-from normbench.sweep.estimate import Estimate, device_bytes, estimate, kind, record_bytes, relative_cost
+from normbench.sweep.estimate import (
+    Estimate,
+    checkpoint_bytes,
+    device_bytes,
+    estimate,
+    kind,
+    record_bytes,
+    relative_cost,
+)
 from normbench.sweep.placement import Placement
-from normbench.training import benchmark
+from normbench.training import benchmark, checkpoint, weights
 
 HERE = Placement()
 
@@ -189,3 +197,62 @@ def test_what_a_network_costs_does_not_depend_on_its_name(monkeypatch: pytest.Mo
     assert record_bytes(trial) == record_bytes(known)
     assert device_bytes(trial) == device_bytes(known)
     assert device_bytes(Trial.model_validate({"model": "resnet110"})) > device_bytes(known)
+
+
+RECURRENT: dict[str, Any] = {"task": "sequence", "dataset": "mnist", "norm": "batch"}
+SMALL_NETWORKS: list[dict[str, Any]] = [
+    {"model": "resnet8"},
+    {"model": {"name": "resnet8", "width": 2.0}},
+    {"task": "denoising", "model": {"name": "dncnn", "depth": 4, "channels": 32}},
+    {"task": "denoising", "model": {"name": "dncnn", "depth": 8, "channels": 8}},
+    {"task": "denoising", "model": {"name": "unet", "channels": 16}},
+    {"task": "style", "model": {"name": "stylizer", "channels": 16, "blocks": 3}},
+    {"task": "style", "model": {"name": "stylizer", "channels": 4, "blocks": 1}},
+    *(RECURRENT | {"model": {"name": name, "hidden_size": 16}} for name in ("lstm", "gru", "rnn")),
+    RECURRENT | {"model": {"name": "lstm", "hidden_size": 16, "layers": 2}},
+]
+TWO_GIB = 2 * 2**30
+
+
+@pytest.mark.parametrize("settings", SMALL_NETWORKS, ids=str)
+def test_memory_of_a_gpu_is_at_least_what_a_forward_pass_keeps(settings: dict[str, Any]) -> None:
+    """Beside which the backward pass needs some gradients of maps."""
+    import torch
+
+    trial = Trial.model_validate({"batch_size": 8, "norm": "batch"} | settings)
+    side = 28 if trial.task.name == "sequence" else 32
+    kept = benchmark.Probe(trial, 10, side, torch.device("cpu")).kept_bytes()
+    assert 1.3 * kept < device_bytes(trial) - TWO_GIB < 12 * kept
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "resnet14"},
+        RECURRENT | {"model": {"name": "lstm", "hidden_size": 16}},
+        RECURRENT | {"model": {"name": "gru", "hidden_size": 16, "layers": 2}, "norm": "layer"},
+    ],
+    ids=str,
+)
+def test_checkpoints_and_weights_take_the_space_that_is_asked_for(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Those of layers with statistics of each step too, which have more of these than of weights."""
+    import torch
+
+    from normbench.tasks.base import task_of
+    from normbench.training.build import check
+    from normbench.training.state import TrainState
+
+    trial = Trial.model_validate({"batch_size": 8, "norm": "batch"} | settings)
+    side = 28 if trial.task.name == "sequence" else 32
+    expected = check(trial, 10, side)
+    state = TrainState.initial(task_of(trial), 10, 1, torch.device("cpu"))
+    for number in range(2):
+        checkpoint.save(tmp_path / "x", "owner", number, {"model": state.model.state_dict()})
+    written = sum(path.stat().st_size for path in checkpoint.slots(tmp_path / "x"))
+    of_optimizer = 2 * 4 * expected.parameters
+    needed = checkpoint_bytes(expected, [trial]) * 2 / 3
+    assert written + of_optimizer < needed < 2 * (written + of_optimizer + 50_000)
+    kept = weights.save(tmp_path / "kept", trial, 10, state.model).stat().st_size
+    assert kept < expected.state + 10_000 < 2 * kept + 20_000

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normbench.config.catalog.clips import CLIPS, PLACES
+from normbench.config.catalog.models import MODELS
 from normbench.config.trial import Trial
 from normbench.models.layers import place
 from normbench.norms.api import Clock
@@ -77,6 +78,22 @@ def test_agc_may_leave_vectors_alone() -> None:
     AdaptiveClip(net, 1e-9, 1e-3, (), vectors=False)()
     left = {name for name, parameter in net.named_parameters() if torch.equal(parameter.grad, before[name])}
     assert left == {name for name, parameter in net.named_parameters() if parameter.ndim <= 1}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_has_the_places_that_the_table_says_and_others_cannot_be_excluded(name: str) -> None:
+    entry = MODELS[name]
+    settings: dict[str, Any] = {"task": entry.task, "model": name, "dataset": "shapes", "batch_size": 2}
+    net = network(Trial(**settings), 10)
+    places = {place(net, parameter) for parameter, _ in net.named_parameters()}
+    assert places & set(PLACES) == set(entry.places)
+    for excluded in PLACES:
+        clip = {"name": "agc", "exclude": [excluded]}
+        if excluded in places:
+            assert Trial(**settings, clip=clip).clip.options["exclude"] == (excluded,)
+        else:
+            with pytest.raises(ValueError, match=rf"{name} has no {excluded}; it has .*final"):
+                Trial(**settings, clip=clip)
 
 
 @pytest.mark.parametrize("excluded", PLACES)

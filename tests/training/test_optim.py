@@ -1,5 +1,6 @@
 """Learning rates worked out by hand, and the optimizers against torch's own."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from norm_cases import EVERY_METHOD
+from pydantic import ValidationError
 from torch import nn
 
+from normbench.config.catalog.models import MODELS
 from normbench.config.experiment import load
 from normbench.config.trial import Choice, Trial
+from normbench.norms.api import ShapeError
 from normbench.training.build import network
 from normbench.training.optim import base_learning_rate, learning_rate, optimizer
 
@@ -189,6 +193,36 @@ def test_all_parameters_are_trained_and_those_of_the_norms_may_be_spared_the_dec
             assert decay[id(parameter)] == (0.0 if free else 0.5)
 
 
+CELLS = [name for name, entry in MODELS.items() if entry.task == "sequence"]
+
+
+@EVERY_METHOD
+def test_the_biases_of_cells_are_spared_the_decay_alike_in_all_methods(norm: Choice) -> None:
+    """Whether they are a beta of the method or, with no method too, a bias of the cell."""
+    for cell, spared in itertools.product(CELLS, (False, True)):
+        settings = {"task": "sequence", "dataset": "mnist", "model": cell, "norm": norm.model_dump()}
+        try:
+            trial = Trial(**settings, optimizer={"weight_decay_on_norm": not spared})
+            model = network(trial, 10)
+        except (ShapeError, ValidationError):
+            continue  # a method that sits in no cell
+        decay = {
+            id(parameter): group["weight_decay"]
+            for group in optimizer(trial, model).param_groups
+            for parameter in group["params"]
+        }
+        for name, parameter in model.named_parameters():
+            is_spared = spared and parameter.ndim <= 1 and not name.startswith("linear")
+            assert decay[id(parameter)] == (0.0 if is_spared else 1e-4), name
+
+
+def test_without_biases_the_decay_of_norms_cannot_matter_to_no_norm_and_with_them_it_does() -> None:
+    free = {"weight_decay_on_norm": False}
+    assert Trial(norm="none", optimizer=free).id == Trial(norm="none").id
+    cell = {"task": "sequence", "dataset": "mnist", "model": "lstm", "norm": "none"}
+    assert Trial(**cell, optimizer=free).id != Trial(**cell).id
+
+
 @pytest.mark.parametrize("spared", [False, True])
 def test_gains_biases_and_skip_gains_of_normalizer_free_networks_are_norm_parameters(spared: bool) -> None:
     """What their authors spare the decay; the linear layer's bias is no part of the method."""
@@ -224,6 +258,7 @@ import itertools
 import sys
 import torch
 from normbench.tasks.base import task_of
+from normbench.norms.api import ShapeError
 from normbench.training.build import network
 from normbench.training.optim import optimizer
 from normbench.training.capture.capture import MIN_CALLS, recorder_of

@@ -19,7 +19,7 @@ from normbench.config.trial import Trial
 from normbench.report.figures import profile as figure
 from normbench.sweep.results import experiments
 from normbench.training.benchmark import Probe
-from normbench.training.profile import Cost, Profile, methods
+from normbench.training.profile import Cost, Profile, methods, profile
 
 Cli = Callable[..., Any]
 QUICKLY = ("--model", "resnet8", "--rounds", "2")
@@ -156,6 +156,33 @@ def test_the_table_has_every_method_at_every_batch_size(cli: Cli) -> None:
     assert rows == [[norm, size] for norm in ("batch", "none", "group") for size in ("2", "4")]
     assert "resnet8, 32×32 images, fp32" in done.out
     assert "round 2 of 2" in done.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "side"),
+    [
+        (["--model", "lstm", "trial.task=sequence", "trial.dataset=mnist"], 28),
+        (["--model", "unet", "trial.task=denoising", "trial.model.channels=8"], 32),
+        (["--model", "resnet8", "trial.dataset={name: folder, image_size: 16}"], 16),
+    ],
+)
+def test_images_have_the_shape_of_the_data_set(cli: Cli, settings: list[str], side: int) -> None:
+    done = cli("profile", "--norm", "batch", "--batch-size", "2", "--rounds", "1", *settings)
+
+    assert done.code == 0, done.err
+    assert f", {side}×{side} images, fp32" in done.out
+
+
+def test_methods_that_sit_in_no_cell_do_not_fit_a_recurrent_network() -> None:
+    fitting = methods(trial(model="rnn", task="sequence", dataset="mnist"))
+    unfit = {name for name, method in NORMS.items() if method.needs_preactivation}
+    unfit |= {"instance", "switchable", "moving_average_batch", "filter_response"}
+    assert set(NORMS) - set(fitting) == unfit
+
+
+def test_the_outputs_are_the_classes_of_the_data_set() -> None:
+    of_many = profile([trial(dataset="cifar100")], "cpu", 1, 1).costs[0].kept_bytes
+    assert of_many > profile([trial()], "cpu", 1, 1).costs[0].kept_bytes
 
 
 def test_memory_of_a_gpu_has_a_column_only_where_it_was_measured(cli: Cli) -> None:

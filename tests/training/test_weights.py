@@ -95,6 +95,27 @@ def test_the_network_with_its_weights_is_the_one_that_was_tested(
     sys.modules.pop("my_net", None)
 
 
+def test_tensors_of_several_names_are_in_the_file_once_and_load_under_all(
+    suffix: str, tmp_path: Path
+) -> None:
+    """The layers of the steps of a cell share gamma and beta; their statistics are their own."""
+    settings = {"task": "sequence", "dataset": "mnist", "model": {"name": "lstm", "hidden_size": 16}}
+    trial = Trial.model_validate(settings | {"norm": "batch"})
+    model = network(trial, 10)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    path = weights.save(tmp_path / "kept", trial, 10, model)
+    assert path.suffix == suffix
+    gammas = [name for name, _ in model.named_parameters(remove_duplicate=False) if "gamma" in name]
+    assert len(gammas) == 3 * 28
+    assert len(weights._read(path)[1]) == len(model.state_dict()) - 27 * 5
+    saved = normbench.load_weights(path)
+    assert saved.keys() == model.state_dict().keys()
+    restored = normbench.load_model(path).state_dict()
+    assert all(torch.equal(restored[name], value) for name, value in model.state_dict().items())
+
+
 def test_weights_change_no_number_and_no_id(tiny_data: Path, tmp_path: Path) -> None:
     plain, kept = (experiment(tmp_path, save) for save in (False, True))
     assert plain.trials == kept.trials

@@ -1,7 +1,10 @@
 """The networks, one file per family. This registry lists them all."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+from normbench.config.catalog.clips import PLACES
 from normbench.config.registry import (
     Entry,
     ExtensibleRegistry,
@@ -34,18 +37,32 @@ class Network(Entry):
     """A network.
 
     Attributes:
-        layers: the number of its normalization layers, one for every convolution of the main path.
+        layers: the number of its normalization layers with its default options, one for every convolution of
+            the main path.
+        layers_by: how many each option adds for every unit above its default.
         is_preactivation: every norm is followed by a ReLU alone, such as where blocks begin with both.
         has_blocks: it has residual blocks.
+        places: the layer groups that it has, of :data:`normbench.config.catalog.clips.PLACES`.
         channels: those of its stages at width 1; empty where they are not known without torch.
         task: the learning problem that it is for.
+        has_biases: its sums have biases whatever the method, so ``weight_decay_on_norm`` matters without one.
     """
 
     layers: int = 0
+    layers_by: Mapping[str, int] = field(default_factory=dict)
     is_preactivation: bool = False
     has_blocks: bool = True
+    places: tuple[str, ...] = PLACES
     channels: tuple[int, ...] = ()
     task: str = "classification"
+    has_biases: bool = False
+
+    def depth(self, options: Mapping[str, Any]) -> int:
+        """Return the number of its normalization layers with these options."""
+        layers = self.layers
+        for key, number in self.layers_by.items():
+            layers += number * int(options[key] - self.options[key].default)
+        return layers
 
 
 RECURRENT = {
@@ -94,13 +111,23 @@ MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
     ),
     *(
         Network(
-            name, words, f"normbench.models.recurrent:{name}", RECURRENT, task="sequence", aliases=aliases
+            name,
+            words,
+            f"normbench.models.recurrent:{name}",
+            RECURRENT,
+            layers=layers,
+            layers_by={"layers": layers},
+            places=("final_linear",),
+            task="sequence",
+            has_biases=True,
+            aliases=aliases,
         )
-        for name, words, aliases in (
-            ("lstm", "long short-term memory (Hochreiter & Schmidhuber 1997)", ("BN_LSTM", "LN_LSTM")),
-            ("gru", "gated recurrent units (Cho et al. 2014)", ("LN_GRU",)),
+        for name, layers, words, aliases in (
+            ("lstm", 3, "long short-term memory (Hochreiter & Schmidhuber 1997)", ("BN_LSTM", "LN_LSTM")),
+            ("gru", 4, "gated recurrent units (Cho et al. 2014)", ("LN_GRU",)),
             (
                 "rnn",
+                2,
                 "simple recurrent network with tanh (Elman 1990)",
                 ("simple_rnn", "elman", "vanilla_rnn"),
             ),
@@ -112,6 +139,8 @@ MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
         "normbench.models.dncnn:DnCNN",
         {"depth": whole(17, "number of convolutions", minimum=3), "channels": channels(64), "skip": SKIP},
         layers=15,
+        layers_by={"depth": 1},
+        places=("stem", "stage1", "final_linear"),
         is_preactivation=True,
         has_blocks=False,
         task="denoising",
@@ -122,6 +151,7 @@ MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
         "normbench.models.unet:UNet",
         {"channels": channels(32), "skip": SKIP},
         layers=8,
+        places=("stage1", "stage2", "stage3", "final_linear"),
         is_preactivation=True,
         has_blocks=False,
         task="denoising",
@@ -132,6 +162,7 @@ MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
         "normbench.models.stylizer:Stylizer",
         {"channels": channels(32), "blocks": count(5, "number of residual blocks", maximum=1000)},
         layers=13,
+        layers_by={"blocks": 2},
         task="style",
         aliases=("transformer_net", "image_transformation_network"),
     ),
