@@ -321,12 +321,8 @@ class Trial(Frozen):
         return self
 
     def _check_task(self) -> None:
-        """Refuse a network of another task, and settings that make no sense in this one."""
+        """Refuse settings that make no sense in this task, and a network of another one."""
         task, network = TASKS[self.task.name], MODELS[self.model.name]
-        if network.task != task.name:
-            known = ", ".join(entry.name for entry in MODELS.values() if entry.task == task.name)
-            message = f"{network.name} is a network for {network.task}; those for {task.name} are {known}"
-            raise conflict(message, "model", "task")
         for refused in task.refuses:
             key, _, item = refused.partition(".")
             value, default = getattr(self, key), type(self).model_fields[key].default
@@ -337,6 +333,10 @@ class Trial(Frozen):
             if is_refused:
                 words = f"{key} {item}" if item else key
                 raise conflict(f"{words} has no meaning in the task {task.name}", key, "task")
+        if network.task != task.name:
+            known = ", ".join(entry.name for entry in MODELS.values() if entry.task == task.name)
+            message = f"{network.name} is a network for {network.task}; those for {task.name} are {known}"
+            raise conflict(message, "model", "task")
         if task.name == "sequence":
             self._check_sequence()
 
