@@ -31,6 +31,7 @@ from normbench.config.sequences import image_size
 from normbench.config.source import Issue, Node, Position
 from normbench.config.trial import Choice, Count, Frozen, Positive, Trial, choice_from
 from normbench.config.tune import TUNE_KEYS, Tune, expand_tune
+from normbench.config.unused import unused_options
 from normbench.config.yaml import has_comment, read, read_bytes, write
 from normbench.text import closest, did_you_mean, printable, quoted
 
@@ -223,12 +224,12 @@ def load(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> 
 
 
 def from_document(document: Mapping[str, Any]) -> Experiment:
-    """Return the experiment of a document, such as a changed ``Experiment.document``.
+    """Return the experiment of a document that was read before, such as a changed ``Experiment.document``.
 
     Raises:
         ConfigError: with everything that is wrong.
     """
-    return _experiment(*read_bytes(write(document).encode(), "plan"), ())
+    return _experiment(*read_bytes(write(document).encode(), "plan"), (), stored=True)
 
 
 def from_overrides(overrides: Sequence[str]) -> Experiment:
@@ -280,6 +281,7 @@ def _experiment(
     if not stored:  # records of such trials remain valid
         issues += _too_large_to_whiten(root, trials)
         issues += _indivisible_channels(root, trials)
+        issues += unused_options(root)
     tune, tune_issues = (None, []) if trial_issues else expand_tune(root, trials, _max_trials(root))
     issues += tune_issues
     if issues or document is None:

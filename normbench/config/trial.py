@@ -41,6 +41,13 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 ADAMS = "adam", "adamw"
+OPTION_OF = {  # the optimizers that take an option
+    "momentum": ("sgd",),
+    "nesterov": ("sgd",),
+    "beta1": ADAMS,
+    "beta2": ADAMS,
+    "eps": ADAMS,
+}
 
 
 class Frozen(BaseModel):
@@ -177,8 +184,9 @@ class Optimizer(Frozen):
     @model_validator(mode="after")
     def _canonical(self) -> Self:
         """Give settings of other optimizers their defaults, and refuse Nesterov without momentum."""
-        for key in ("momentum", "nesterov") if self.name in ADAMS else ("beta1", "beta2", "eps"):
-            self.__dict__[key] = type(self).model_fields[key].default
+        for key, owners in OPTION_OF.items():
+            if self.name not in owners:
+                self.__dict__[key] = type(self).model_fields[key].default
         if self.nesterov and not self.momentum:
             raise conflict("nesterov needs a momentum above 0", "nesterov", "momentum")
         return self
