@@ -173,6 +173,11 @@ class Optimizer(Frozen):
         True, description="decay gamma, beta and other parameters of the method too"
     )
 
+    @property
+    def unused(self) -> set[str]:
+        """Return the options of other optimizers."""
+        return {key for key, owners in OPTION_OF.items() if self.name not in owners}
+
     @model_validator(mode="before")
     @classmethod
     def _default_lr(cls, values: object) -> object:
@@ -184,9 +189,8 @@ class Optimizer(Frozen):
     @model_validator(mode="after")
     def _canonical(self) -> Self:
         """Give settings of other optimizers their defaults, and refuse Nesterov without momentum."""
-        for key, owners in OPTION_OF.items():
-            if self.name not in owners:
-                self.__dict__[key] = type(self).model_fields[key].default
+        for key in self.unused:
+            self.__dict__[key] = type(self).model_fields[key].default
         if self.nesterov and not self.momentum:
             raise conflict("nesterov needs a momentum above 0", "nesterov", "momentum")
         return self
