@@ -19,9 +19,9 @@ def normal_form(name: str) -> str:
 def closest(name: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> str | None:
     """Return the known name that ``name`` stands for, or None where that is doubtful.
 
-    Another spelling or an alias is tried first, then an abbreviation of exactly one name, and last
-    the name that is nearest by edit distance. The first letter and all numbers must agree: ResNet-18 is not
-    ResNet-8.
+    Another spelling or an alias is tried first, then a name with a letter typed twice, an abbreviation of
+    exactly one name, and last the name that is nearest by edit distance. The first letter and all numbers
+    must agree: ResNet-18 is not ResNet-8.
 
     Args:
         name: text of any length.
@@ -37,6 +37,8 @@ def closest(name: str, known: Iterable[str], aliases: Mapping[str, str] | None =
     for form in (written, last, written.removesuffix("norm"), last.removesuffix("norm")):
         if form and form in targets:
             return targets[form]
+    if (form := re.sub(r"([a-z])\1", r"\1", written)) in names:
+        return names[form]
     completions = {target for form, target in targets.items() if _abbreviates(written, form)}
     if len(completions) == 1:
         return completions.pop()

@@ -21,6 +21,11 @@ def test_nothing_is_suggested_where_no_name_is_close():
     assert did_you_mean("zzz", ["group", "layer"]) == ""
 
 
+def test_a_letter_typed_twice_is_no_abbreviation():
+    assert closest("lrr", ["lr", "lr_reference_batch"]) == "lr"
+    assert closest("resnet88", ["resnet8"]) is None
+
+
 def test_a_name_of_any_length_is_answered():
     """difflib takes time with the square of the length: a name of 10⁶ letters would take hours."""
     assert closest("a" * 1_000_000, ["a" * 999_999]) is None

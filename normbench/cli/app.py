@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="normbench",
-    help="Trains small ResNets with every normalization method, and shows what the batch size does to them.",
+    help="Trains small networks with every normalization method, and shows what the batch size does to them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -500,7 +500,7 @@ def list_(
         str | None,
         typer.Argument(
             metavar="WHAT",
-            help="norms, clips, models, datasets, whitenings, evaluations, executors, figures; or all",
+            help="norms, clips, tasks, models, datasets, whitenings, evaluations, executors, figures; or all",
         ),
     ] = None,
     _debug: Debug = False,

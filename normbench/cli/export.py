@@ -52,13 +52,14 @@ def _one_trial(path: Path) -> str:
         return f"{place}: needs {printable(str(error), 500)}"
     except ValueError as error:
         return f"{place}: not a valid record ({printable(str(error), 500)})"
+    settings = record.trial.model_dump(mode="json", exclude={"optimizer": record.trial.optimizer.unused})
     speed = f"; {record.images_per_second:.0f} images/s" if record.images_per_second else ""
     return "\n".join(
         [
             place,
             f"{record.status}: {result_of(record)}{speed}; {duration(record.seconds)}",
             "trial:",
-            *_settings(record.trial.model_dump(mode="json")),
+            *_settings(settings),
             "ran with:",
             *_settings(record.provenance | {"data": record.data}),
             *_measured(record),

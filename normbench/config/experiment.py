@@ -30,7 +30,8 @@ from normbench.config.messages import (
 from normbench.config.sequences import image_size
 from normbench.config.source import Issue, Node, Position
 from normbench.config.trial import Choice, Count, Frozen, Positive, Trial, choice_from
-from normbench.config.tune import TUNE_KEYS, Tune, expand_tune
+from normbench.config.tune import TUNE_KEYS, Tune, expand_tune, unusable
+from normbench.config.unused import unused_options
 from normbench.config.yaml import has_comment, read, read_bytes, write
 from normbench.text import closest, did_you_mean, printable, quoted
 
@@ -139,6 +140,7 @@ class _Document(Frozen):
     max_trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] = 10_000
 
 
+SECTIONS = "trial", "sweep", "tune"  # null by default
 MODELS: dict[str, type[Frozen]] = {"trial": Trial, "train": Train, "execute": Execute}  # by section
 
 KEYS = (
@@ -221,12 +223,12 @@ def load(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> 
 
 
 def from_document(document: Mapping[str, Any]) -> Experiment:
-    """Return the experiment of a document, such as a changed ``Experiment.document``.
+    """Return the experiment of a document that was read before, such as a changed ``Experiment.document``.
 
     Raises:
         ConfigError: with everything that is wrong.
     """
-    return _experiment(*read_bytes(write(document).encode(), "plan"), ())
+    return _experiment(*read_bytes(write(document).encode(), "plan"), (), stored=True)
 
 
 def from_overrides(overrides: Sequence[str]) -> Experiment:
@@ -258,8 +260,9 @@ def _experiment(
     root: Node | None, issues: list[Issue], overrides: Sequence[str], stored: bool = False, section: str = ""
 ) -> Experiment:
     """Validate a document with overrides, whose keys are relative to ``section``."""
+    root = _without_null(root)
     for text in overrides:
-        root = _override(root, text, issues, section)
+        root = _without_null(_override(root, text, issues, section))
     if root is not None and not isinstance(root.value, dict):
         message = f"expected a mapping with the keys {', '.join(_Document.model_fields)}, got {root}"
         issues.append(Issue(root.position, message))
@@ -276,6 +279,7 @@ def _experiment(
     if not stored:  # records of such trials remain valid
         issues += _too_large_to_whiten(root, trials)
         issues += _indivisible_channels(root, trials)
+        issues += unused_options(root)
     tune, tune_issues = (None, []) if trial_issues else expand_tune(root, trials, _max_trials(root))
     issues += tune_issues
     possible = (*trials, *(tune.possible if tune else ()))
@@ -286,6 +290,14 @@ def _experiment(
     return Experiment(
         document.name, trials, document.execute, document.plots, root.plain(), tune, document.train
     )
+
+
+def _without_null(root: Node | None) -> Node | None:
+    """Return the document without sections that are ``null``, their default; one without a value is kept."""
+    if root is None or not isinstance(root.value, dict):
+        return root
+    null = [key for key in SECTIONS if (node := root.value.get(key)) and node.value is None and node.written]
+    return replace(root, value={key: node for key, node in root.value.items() if key not in null})
 
 
 def _unknown_figure_settings(
@@ -425,8 +437,12 @@ def _put(root: Node, key: str, node: Node) -> Node:
 
 
 def _unknown_override(key: str) -> str:
-    near = [path for path in OVERRIDABLE if path.startswith(f"{key.partition('.')[0]}.")]
-    return unknown_key_message(suggest_key(key, near, OVERRIDABLE), sibling_keys(key, OVERRIDABLE))
+    section, _, setting = key.partition(".")
+    if section == "tune" and setting in TRIAL_KEYS and setting != "seed":
+        return unusable(setting)
+    near = [path for path in OVERRIDABLE if path.startswith(f"{section}.")]
+    suggestion = suggest_key(key, near) or suggest_key(key, near, OVERRIDABLE)
+    return unknown_key_message(suggestion, sibling_keys(key, OVERRIDABLE))
 
 
 def _max_trials(root: Node) -> int:

@@ -128,9 +128,10 @@ def validate(
 ) -> tuple[M | None, list[Issue], set[Location]]:
     """Validate a mapping and find everything wrong with it.
 
-    Pydantic compares values with each other only once each of them is valid. So invalid values are removed
-    and the rest is validated again, until nothing more is found. A conflict with a value that was removed is
-    not reported, since it may be a mere consequence.
+    Pydantic compares values with each other only once each of them is valid, and stops at the first conflict.
+    So invalid values are removed, and of a conflict its first field that is written; the rest is validated
+    again, until nothing more is found. A conflict with a value that was removed is not reported, since it may
+    be a mere consequence.
 
     Args:
         model: the schema.
@@ -160,16 +161,21 @@ def validate(
             fields: list[Location] = [location]
             if detail["type"] == "conflict":
                 fields = [(*location, *field.split(".")) for field in detail["ctx"]["fields"]]
-                if conflicts and not any(_overlap(field, other) for field in fields for other in wrong):
+                is_consequence = any(
+                    any(_overlap(field, other) for other in wrong)
+                    or any(field[: len(other)] == other for other in removed)
+                    for field in fields
+                )
+                if conflicts and not is_consequence:
                     issues.append(Issue(_conflict_position(node, fields, axis_keys), detail["msg"]))
             elif detail["type"] != "missing" or location not in wrong | removed:
                 holder = _model_at(model, node, location[:-1])
                 issue, intended = _issue(detail, node, location, holder, all_keys)
                 issues.append(issue)
                 wrong |= {location, intended}
-            for field in fields:
-                removed.add(field)
-                has_removed |= _remove(values, field)
+            field = next((field for field in fields if _remove(values, field)), None)
+            has_removed |= field is not None
+            removed.add(field or location)
         if not has_removed:
             return None, issues, wrong
 

@@ -7,16 +7,17 @@ without loading torch. The code of an entry is imported when it is used.
 import functools
 import importlib
 import importlib.metadata
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from normbench.config import user_code
-from normbench.text import did_you_mean, normal_form, quoted
+from normbench.text import did_you_mean, normal_form, printable, quoted
 
 
 class UnknownName(LookupError):
@@ -73,15 +74,17 @@ def sizes(default: tuple[int, ...], meaning: str) -> Option:
 
 def interval(meaning: str) -> Option:
     """Return the option of two whole numbers of at least 1 in ascending order; None by default."""
-    number = Annotated[int, Field(ge=1)]
-    pair = Annotated[tuple[number, number], Field(strict=False), AfterValidator(_ordered)]
+    pair = Annotated[tuple[int, int], Field(strict=False), BeforeValidator(_interval)]
     return Option(pair | None, None, meaning)
 
 
-def _ordered(pair: tuple[int, int]) -> tuple[int, int]:
-    if pair[0] > pair[1]:
-        raise PydanticCustomError("expected", "expected two numbers, the smaller one first")
-    return pair
+def _interval(value: object) -> object:
+    if isinstance(value, list | tuple) and [type(number) for number in value] == [int, int]:
+        low, high = value
+        if 1 <= low <= high:
+            return value
+    message = "expected two whole numbers of at least 1, the smaller one first, got {value}"
+    raise PydanticCustomError("interval", message, {"value": printable(json.dumps(value, default=str))})
 
 
 def _ascending(numbers: tuple[int, ...]) -> tuple[int, ...]:

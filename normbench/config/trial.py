@@ -41,6 +41,13 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 ADAMS = "adam", "adamw"
+OPTION_OF = {  # the optimizers that take an option
+    "momentum": ("sgd",),
+    "nesterov": ("sgd",),
+    "beta1": ADAMS,
+    "beta2": ADAMS,
+    "eps": ADAMS,
+}
 
 
 class Frozen(BaseModel):
@@ -166,6 +173,11 @@ class Optimizer(Frozen):
         True, description="decay gamma, beta, other parameters of the method and biases of cells too"
     )
 
+    @property
+    def unused(self) -> set[str]:
+        """Return the options of other optimizers."""
+        return {key for key, owners in OPTION_OF.items() if self.name not in owners}
+
     @model_validator(mode="before")
     @classmethod
     def _default_lr(cls, values: object) -> object:
@@ -177,7 +189,7 @@ class Optimizer(Frozen):
     @model_validator(mode="after")
     def _canonical(self) -> Self:
         """Give settings of other optimizers their defaults, and refuse Nesterov without momentum."""
-        for key in ("momentum", "nesterov") if self.name in ADAMS else ("beta1", "beta2", "eps"):
+        for key in self.unused:
             self.__dict__[key] = type(self).model_fields[key].default
         if self.nesterov and not self.momentum:
             raise conflict("nesterov needs a momentum above 0", "nesterov", "momentum")
@@ -325,12 +337,8 @@ class Trial(Frozen):
         return self
 
     def _check_task(self) -> None:
-        """Refuse a network of another task, and settings that make no sense in this one."""
+        """Refuse settings that make no sense in this task, and a network of another one."""
         task, network = TASKS[self.task.name], MODELS[self.model.name]
-        if network.task != task.name:
-            known = ", ".join(entry.name for entry in MODELS.values() if entry.task == task.name)
-            message = f"{network.name} is a network for {network.task}; those for {task.name} are {known}"
-            raise conflict(message, "model", "task")
         for refused in task.refuses:
             key, _, item = refused.partition(".")
             value, default = getattr(self, key), type(self).model_fields[key].default
@@ -341,6 +349,10 @@ class Trial(Frozen):
             if is_refused:
                 words = f"{key} {item}" if item else key
                 raise conflict(f"{words} has no meaning in the task {task.name}", key, "task")
+        if network.task != task.name:
+            known = ", ".join(entry.name for entry in MODELS.values() if entry.task == task.name)
+            message = f"{network.name} is a network for {network.task}; those for {task.name} are {known}"
+            raise conflict(message, "model", "task")
         if task.name == "sequence":
             self._check_sequence()
 

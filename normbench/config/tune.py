@@ -139,7 +139,7 @@ def _section(node: Node) -> tuple[_Section | None, list[Issue]]:
     for key, value in node.value.items():
         position = value.key or value.position
         if key not in TUNE_KEYS:
-            issues.append(Issue(position, _unusable(key)))
+            issues.append(Issue(position, unusable(key)))
         elif key == "compare":
             compare = value.value is True
             if type(value.value) is not bool:
@@ -161,7 +161,7 @@ def _section(node: Node) -> tuple[_Section | None, list[Issue]]:
     return (None if issues else _Section(axes, overrides, seeds, compare)), issues
 
 
-def _unusable(key: str) -> str:
+def unusable(key: str) -> str:
     """Return why a key cannot stand in the section."""
     if key in TRIAL_KEYS and key != "seed":
         return (

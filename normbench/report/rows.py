@@ -60,7 +60,7 @@ def _with_equal_keys(rows: Iterable[Row]) -> list[Row]:
 
 def _trial_row(record: Record) -> Row:
     row: Row = {"id": record.trial.id, "status": record.status}
-    settings = record.trial.model_dump(mode="json")
+    settings = record.trial.model_dump(mode="json", exclude={"optimizer": record.trial.optimizer.unused})
     if settings["task"] == {"name": "classification"}:
         del settings["task"]
     row |= _columns("", settings)

@@ -1,7 +1,9 @@
 """The tables as a user reads them; over the tables themselves, so that every entry is shown."""
 
 import pytest
+import typer
 
+from normbench.cli.app import app
 from normbench.cli.catalog import TABLES, tables
 from normbench.config.registry import ExtensibleRegistry, UnknownName
 
@@ -21,6 +23,11 @@ def test_all_tables_come_with_headings() -> None:
     assert [line for line in tables(None).splitlines() if line and line[0] != " "] == [
         f"{name}:" for name in TABLES
     ]
+
+
+def test_the_help_names_all_tables() -> None:
+    command = typer.main.get_command(app).commands["list"]  # type: ignore[attr-defined]
+    assert command.params[0].help == f"{', '.join(TABLES)}; or all"
 
 
 def test_a_choice_lists_what_can_be_chosen() -> None:

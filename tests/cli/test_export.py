@@ -9,7 +9,9 @@ import pytest
 
 from normbench.cli import export
 from normbench.config.registry import UnknownName
+from normbench.config.trial import Optimizer
 from normbench.records import Failure, Record, Store
+from normbench.report.rows import trial_rows
 
 RESULTS = Path("results")
 
@@ -133,6 +135,24 @@ def test_csv_has_a_row_a_trial_and_a_column_a_setting(store: Store) -> None:
         assert row["optimizer.lr"] == "0.1"
         assert row["provenance.flags.precision"] == "fp32"
     assert {row["norm.groups"] for row in found} == {"", "4"}
+
+
+@pytest.mark.parametrize(
+    ("name", "used", "unused"), [("sgd", "momentum", "beta1"), ("adam", "beta1", "momentum")]
+)
+def test_the_options_of_other_optimizers_are_left_out(
+    store: Store, record: Record, name: str, used: str, unused: str
+) -> None:
+    trial = record.trial.model_copy(update={"optimizer": Optimizer(name=name)})
+    changed = record.model_copy(update={"trial": trial})
+    store.save(changed)
+    lines = export.trial_as_text(RESULTS, trial.id).splitlines()
+    (line,) = (line for line in lines if line.startswith("  optimizer: "))
+    assert used in line
+    assert unused not in line
+    (row,) = trial_rows([changed])
+    assert f"optimizer.{used}" in row
+    assert f"optimizer.{unused}" not in row
 
 
 def test_csv_of_hostile_provenance_is_harmless(store: Store, record: Record) -> None:

@@ -424,6 +424,12 @@ def test_every_key_that_can_be_overridden_is_a_key_of_the_document(problems):
         ),
         ("epochs=3", "unknown key (did you mean 'trial.epochs'?)"),
         ("sweep.lr=[1]", "unknown key (did you mean 'sweep.optimizer.lr'?)"),
+        ("tune.optimizer.lrr=[1]", "unknown key (did you mean 'tune.optimizer.lr'?)"),
+        ("tune.seed=[3]", "unknown key (did you mean 'tune.seeds'?)"),
+        (
+            "tune.dataset.train_size=[10]",
+            "cannot be tuned: candidates are compared on the same images, with the same measurements",
+        ),
         ("trial.optimizer.lr=abc", "expected a number, got 'abc'"),
         (
             "trial.norm=[",

@@ -208,6 +208,30 @@ trial:
     ]
 
 
+def test_all_settings_that_a_task_refuses_are_named_and_its_own_network_is_not():
+    text = """\
+trial: {task: denoising, model: dncnn, label_smoothing: 0.1, dropout: 0.2}
+sweep:
+  zero_init_residual: [true]
+  diagnose: [[], [signal_propagation]]
+"""
+    assert problems(text) == [
+        "x.yaml:1:57: trial.label_smoothing: label_smoothing has no meaning in the task denoising",
+        "x.yaml:1:71: trial.dropout: dropout has no meaning in the task denoising",
+        "x.yaml:3:24: sweep.zero_init_residual[0]: zero_init_residual has no meaning in the task denoising",
+        "x.yaml:4:18: sweep.diagnose[1]: diagnose signal_propagation has no meaning in the task denoising",
+    ]
+
+
+def test_a_network_of_another_task_is_named_beside_the_settings_that_the_task_refuses():
+    text = "trial: {task: denoising, model: preact_resnet20, norm: evonorm_b0, dropout: 0.2}"
+    assert problems(text) == [
+        "x.yaml:1:77: trial.dropout: dropout has no meaning in the task denoising",
+        "x.yaml:1:33: trial.model: preact_resnet20 is a network for classification; those for denoising are "
+        "dncnn, unet",
+    ]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -63,6 +63,29 @@ def test_a_grid_is_merged_axis_by_axis(write: Write) -> None:
     assert [(trial.seed, trial.batch_size) for trial in experiment.trials] == [(5, 2), (5, 4)]
 
 
+@pytest.mark.parametrize("section", ["trial", "sweep", "tune"])
+def test_null_switches_a_section_of_the_base_off(write: Write, section: str) -> None:
+    sections = {
+        "trial": "trial: {epochs: 3, dataset: {name: shapes, validation_size: 50}}",
+        "sweep": "sweep: {seed: [0, 1]}",
+        "tune": "tune: {optimizer.lr: [0.1, 0.2], seeds: [1000]}",
+    }
+    if section == "trial":
+        del sections["tune"]  # which needs a validation set
+    base = "\n".join(sections.values())
+    without = "\n".join(text for name, text in sections.items() if name != section)
+    null = write(base=base, x=f"extends: base.yaml\nname: x\n{section}: null")
+    expected = config.load(write(y=f"name: x\n{without}"))
+    assert config.load(null) == expected
+    assert config.load(null).document == expected.document
+    assert config.load(write(z=f"name: x\n{base}"), [f"{section}=null"]) == expected
+
+
+def test_a_section_that_is_null_can_be_written_anew(write: Write) -> None:
+    path = write(x="name: x\ntrial: null")
+    assert config.load(path, ["trial.epochs=3"]).trials[0].epochs == 3
+
+
 @pytest.mark.parametrize(
     "grids", [("{seed: [0, 1]}", "[{batch_size: [2]}]"), ("[{seed: [0, 1]}]", "{batch_size: [2]}")]
 )

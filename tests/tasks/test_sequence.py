@@ -1,5 +1,7 @@
 """Images read as sequences: values, order, lengths; replay; what is refused."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,8 +192,9 @@ def test_bad_settings_are_refused_by_key_value_and_rule(tiny: Tiny) -> None:
         return {"name": "sequence", **options}
 
     refused("lengths up to 33 are more than the 32 steps of these images", task=of(lengths=[2, 33]))
-    refused("two numbers, the smaller one first", task=of(lengths=[5, 4]))
-    refused("greater than or equal to 1", task=of(lengths=[0, 4]))
+    rule = "expected two whole numbers of at least 1, the smaller one first, got"
+    for lengths in ([32, 8], [0, 4], [5], [1, 2, 3], [1.0, 2], [True, 2], [], 8, "8", {"low": 1}):
+        refused(re.escape(f"{rule} {json.dumps(lengths)}"), task=of(lengths=lengths))
     refused("sequences of unequal lengths share", task=of(lengths=[2, 8]), norm="batch", norm_batch_size=4)
     refused(
         "resnet20 is a network for classification; those for sequence are lstm, gru, rnn", model="resnet20"
