@@ -195,6 +195,7 @@ def test_the_rule_s_own_value_is_one_trial_in_both_series(lab: Lab) -> None:
     assert len(table.records) == 4
     as_written, tuned = (table.cell({"norm": "batch", "norm.tuned": tuned}) for tuned in (False, True))
     assert as_written.records == tuned.records
+    assert "The same trials as without tuning: BN (tuned) at batch size" in caption.trials(table)
 
 
 def test_captions_say_what_was_chosen_and_what_is_best_at_the_edge_of_its_grid(lab: Lab) -> None:
