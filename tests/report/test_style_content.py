@@ -96,6 +96,18 @@ def test_curves_without_a_content_loss_in_common_have_no_ratio() -> None:
     assert ratio([(0.3, 2.0)], [(0.3, 1.0)]) == pytest.approx(2.0)
 
 
+def test_a_caption_that_has_no_ratio_says_why() -> None:
+    methods = {"batch": 0.1, "instance": 1.0, "none": 0.1}
+    chosen = [record(norm, weight) for norm, weight in methods.items()]
+    text = " ".join(selected(chosen).caption)
+    assert "In the corner: the style loss divided by that of BN" in text
+    assert "No ratio to BN for IN: there is no content loss that both reach." in text
+    text = " ".join(selected(chosen[:2]).caption)
+    assert "In the corner" not in text
+    assert "No ratio to BN for IN" in text
+    assert "BN" not in " ".join(selected(chosen[1:]).caption)
+
+
 # the selection
 
 
@@ -155,3 +167,4 @@ def test_it_is_drawn_with_the_ratios_in_the_corner(kind: str) -> None:
     assert picture == draw(FIGURE, selected(records((1, 4, 16, 64))), kind, "style")
     if kind == "svg":
         assert b"IN / BN: 0.50" in picture
+        assert b"content loss (lower is better)" in picture
