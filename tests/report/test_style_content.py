@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from normbench.config.catalog.figures import FIGURES
+from normbench.config.registry import UnknownName
 from normbench.records import Record
+from normbench.report.claims.compare import compare
 from normbench.report.figures.base import draw
 from normbench.report.figures.panels import MOST_PANELS, CannotDrawError
 from normbench.report.figures.style_content import FIGURE, Tradeoff, ratio
+from normbench.report.metrics import metric
 from normbench.report.table import table
 
 FACTORS = {"batch": 1.0, "instance": 0.5, "none": 3.0}
@@ -159,6 +162,19 @@ def test_too_many_panels_are_refused_by_what_the_trials_differ_in() -> None:
 def test_trials_of_another_task_are_not_drawn() -> None:
     assert select([]) is None
     assert FIGURES["style_content"].load() is FIGURE
+
+
+@pytest.mark.parametrize("name", ["style_objective", "test_loss", "validation_style_objective"])
+def test_a_metric_is_not_compared_over_settings_that_define_it(name: str) -> None:
+    key, words = "task.content_weight", "take the metric style_loss or content_loss"
+    with pytest.raises(UnknownName, match=words):
+        compare(table(records()), key, metric(name))
+    for figure, options in (("setting", {"key": key}), ("heat_map", {"x": key})):
+        with pytest.raises(CannotDrawError, match=words):
+            FIGURES[figure].load().select(table(records()), {"metric": name, **options})
+        assert FIGURES[figure].load().select(table(records()), {"metric": "style_loss", **options})
+    assert compare(table(records()), key, metric("content_loss"))
+    assert compare(table(records()), "norm", metric("style_objective"))
 
 
 @pytest.mark.parametrize("kind", ["svg", "pdf"])

@@ -59,7 +59,7 @@ def compare(table: Table, by: str, metric: Metric, baseline: str | None = None) 
         baseline: the value that all others are compared with; by default every pair is.
 
     Raises:
-        UnknownName: no trial has such a setting, or it has no such value.
+        UnknownName: no trial has such a setting, it has no such value, or it defines the metric.
     """
     if by == f"norm.{TUNED}":
         table = _without_tuned(table)
@@ -73,6 +73,8 @@ def compare(table: Table, by: str, metric: Metric, baseline: str | None = None) 
         raise UnknownName(
             f"no trial has {by} {quoted(baseline)}{did_you_mean(baseline, known)}; there: {', '.join(known)}"
         )
+    if len(values) > 1 and (words := metric.incomparable(by)):
+        raise UnknownName(words)
     for where, cells in _places(table, by):
         for a, b in _pairs(cells, by, baseline):
             of_a, of_b = _values(a, metric), _values(b, metric)
