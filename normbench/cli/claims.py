@@ -15,7 +15,7 @@ from normbench.report.claims.document import Claim, ClaimSettings, load_all, loa
 from normbench.report.claims.judge import Judged, judge_all
 from normbench.report.claims.question import comparison
 from normbench.report.claims.rule import Rule
-from normbench.report.metrics import common_metric, metric
+from normbench.report.metrics import check_tasks, common_metric, metric
 from normbench.sweep.adaptive import Look, Looks, records_of
 from normbench.sweep.results import find, named
 from normbench.text import did_you_mean, duration, plural, quoted
@@ -147,11 +147,12 @@ def asked(
     Raises:
         ConfigError: the experiment cannot be used.
         QuestionError: the question cannot be read.
-        UnknownName: there is no such metric, or none is named of several tasks.
+        UnknownName: there is no such metric, it is of another task, or none is named of several tasks.
         CellError: the experiment has no cells for it.
     """
     experiment = config.load(path, overrides)
     chosen = metric(number) if number else common_metric(experiment.trials)
+    check_tasks(chosen, experiment.trials)
     test = comparison(question, experiment.trials, margin, chosen)
     name = re.sub(r"[^A-Za-z0-9]+", "-", question).strip("-")[:29].strip("-") or "question"
     digest = hashlib.sha256(f"{experiment.name}: {test.model_dump_json()}".encode()).hexdigest()[:8]
@@ -173,7 +174,7 @@ def plan(look: Look) -> str:
         lines.append(f"next: {trials_to_run} for claim {look.step.claim}, {_time(look)}")
         for experiment, trials in look.trials:
             lines += [f"  {experiment.name}: {trial.id}" for trial in trials]
-    lines += [f"frozen: claim {name}: {why}" for name, why in look.step.frozen.items()]
+    lines += [f"claim {name} is left open: {why}" for name, why in look.step.frozen.items()]
     return "\n".join(lines)
 
 
@@ -234,6 +235,7 @@ def compared(
     stored = find(results, name, tell)
     if chosen is None:
         chosen = common_metric(record.trial for record in stored.records)
+    check_tasks(chosen, [record.trial for record in stored.records])
     return chosen.quantity.difference_unit, compare(stored.table, by, chosen, baseline)
 
 

@@ -389,6 +389,21 @@ def common_metric(trials: Iterable[Trial]) -> Metric:
     return METRICS[names.pop()] if names else METRICS["accuracy"]
 
 
+def check_tasks(metric: Metric, trials: Iterable[Trial]) -> None:
+    """Check that a metric is of the tasks of trials, or of any task as ``seconds`` is.
+
+    Raises:
+        UnknownName: it is of other tasks; the message names the metrics of theirs.
+    """
+    bare = metric.name.removeprefix(VALIDATION)
+    tasks = {trial.task.name for trial in trials}
+    if any(bare in entry.metrics for entry in TASKS.values()):
+        for name in sorted(tasks):
+            if bare not in TASKS[name].metrics:
+                known = ", ".join(TASKS[name].metrics)
+                raise UnknownName(f"{metric.name} is no metric of the task {name}, which has {known}")
+
+
 def quantity_of(column: str) -> Quantity:
     """Return what a number of a record is, such as ``test_psnr``, or of training images ``train_psnr``."""
     known = {metric.quantity.column: metric.quantity for metric in METRICS.values()}

@@ -28,7 +28,7 @@ from normbench.report.claims.question import comparison
 from normbench.report.figures import base, caption, style
 from normbench.report.figures.panels import CannotDrawError
 from normbench.report.figures.samples import Sample, beyond
-from normbench.report.metrics import METRICS, common_metric, metric, task_metric
+from normbench.report.metrics import METRICS, check_tasks, common_metric, metric, task_metric
 from normbench.report.rows import trial_rows
 from normbench.report.table import table
 
@@ -116,6 +116,21 @@ def test_a_metric_of_another_task_is_read_from_the_end_of_a_record() -> None:
     assert (metric("psnr").unit, metric("inference.folded.test_psnr").unit) == ("dB", "dB")
     assert metric("style_loss").better == "lower"
     assert task_metric(record().trial) is METRICS["psnr"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_catalog_names_the_metrics_of_every_task(name: str) -> None:
+    assert TASKS[name].metrics[: len(TASKS[name].load().metrics)] == TASKS[name].load().metrics
+
+
+@pytest.mark.parametrize("name", ["accuracy", "validation_accuracy", "online", "style_loss"])
+def test_a_metric_of_another_task_is_refused_where_trials_are_compared(name: str) -> None:
+    words = f"{name} is no metric of the task denoising, which has psnr, ssim"
+    with pytest.raises(UnknownName, match=words):
+        check_tasks(metric(name), [record().trial])
+    for known in ("psnr", "validation_ssim", "seconds", "validation_loss"):
+        check_tasks(metric(known), [record().trial])
+    check_tasks(METRICS["accuracy"], [of_classification().trial])
 
 
 def test_trials_of_several_tasks_have_no_metric_in_common() -> None:

@@ -393,8 +393,14 @@ def test_claims_look_at_tuned_cells_and_as_written_side_by_side(
     for trial in (*best.candidate.trials, *best.cell.trials):
         assert trial.id in told
     assert not any(trial.id in told for trial in best.cell.tuning)
-    settle = cli("settle", "tuned", "--plan", "--file", "claims.yaml", "--results", str(lab.results))
-    assert "normbench run tunes and trains it" in settle.out
+    settle = ["settle", "tuned", "--plan", "--file", "claims.yaml", "--results", str(lab.results)]
+    text = cli(*settle).out
+    assert "claim tuned is left open: " in text
+    run_it = "seed 2: 'normbench run' on the file of tiny, with 2 among the seeds of its sweep, tunes and"
+    assert run_it in text
+    assert "nothing to run: no open claim gets more trials" in text
+    ask = cli("ask", "batch > group", "tiny.yaml", "--results", str(lab.results))
+    assert "which differ in norm.tuned; add norm.tuned=true or norm.tuned=false" in ask.err
 
 
 @pytest.mark.slow
