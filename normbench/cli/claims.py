@@ -15,9 +15,9 @@ from normbench.report.claims.document import Claim, ClaimSettings, load_all, loa
 from normbench.report.claims.judge import Judged, judge_all
 from normbench.report.claims.question import comparison
 from normbench.report.claims.rule import Rule
-from normbench.report.metrics import common_metric, metric
+from normbench.report.metrics import check_tasks, common_metric, metric
 from normbench.sweep.adaptive import Look, Looks, records_of
-from normbench.sweep.results import find, named
+from normbench.sweep.results import ONLY_TUNING, find, named
 from normbench.text import did_you_mean, duration, plural, quoted
 
 UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -147,11 +147,12 @@ def asked(
     Raises:
         ConfigError: the experiment cannot be used.
         QuestionError: the question cannot be read.
-        UnknownName: there is no such metric, or none is named of several tasks.
+        UnknownName: there is no such metric, it is of another task, or none is named of several tasks.
         CellError: the experiment has no cells for it.
     """
     experiment = config.load(path, overrides)
     chosen = metric(number) if number else common_metric(experiment.trials)
+    check_tasks(chosen, experiment.trials)
     test = comparison(question, experiment.trials, margin, chosen)
     name = re.sub(r"[^A-Za-z0-9]+", "-", question).strip("-")[:29].strip("-") or "question"
     digest = hashlib.sha256(f"{experiment.name}: {test.model_dump_json()}".encode()).hexdigest()[:8]
@@ -173,7 +174,7 @@ def plan(look: Look) -> str:
         lines.append(f"next: {trials_to_run} for claim {look.step.claim}, {_time(look)}")
         for experiment, trials in look.trials:
             lines += [f"  {experiment.name}: {trial.id}" for trial in trials]
-    lines += [f"frozen: claim {name}: {why}" for name, why in look.step.frozen.items()]
+    lines += [f"claim {name} is left open: {why}" for name, why in look.step.frozen.items()]
     return "\n".join(lines)
 
 
@@ -234,11 +235,20 @@ def compared(
     stored = find(results, name, tell)
     if chosen is None:
         chosen = common_metric(record.trial for record in stored.records)
-    return chosen.quantity.difference_unit, compare(stored.table, by, chosen, baseline)
+    check_tasks(chosen, [record.trial for record in stored.records])
+    if stored.is_tuning:
+        tell(f"{name}: {ONLY_TUNING}")
+        return chosen.quantity.difference_unit, []
+    pairs = compare(stored.table, by, chosen, baseline)
+    if not pairs:
+        tell(f"{name}: no two of its cells differ in {by} alone, so there is nothing to compare")
+    return chosen.quantity.difference_unit, pairs
 
 
 def pairs_as_text(unit: str, pairs: Sequence[Pair]) -> str:
     """Return every pair with its difference, interval, and p before and after Holm's correction."""
+    if not pairs:
+        return "no pairs"
     rows = []
     for pair in pairs:
         found = pair.difference
@@ -250,17 +260,24 @@ def pairs_as_text(unit: str, pairs: Sequence[Pair]) -> str:
                 f"{pair.a} − {pair.b}",
                 f"{wording.number(found.mean)} [{low}, {high}] {unit}{' (median)' if pair.is_median else ''}"
                 if found
+                else "the same trials"
+                if pair.is_same
                 else "–",
                 f"{len(pair.seeds)}{f' ({pair.lost} trials without)' if pair.lost else ''}",
                 "–" if pair.p is None else f"{pair.p:.2g}",
                 "–" if pair.adjusted is None else f"{pair.adjusted:.2g}",
-                "differs" if pair.adjusted is not None and pair.adjusted <= 0.05 else "not shown",
+                "" if pair.is_same else "differs" if _is_shown(pair) else "not shown",
             )
         )
     heads = ("where", "pair", "difference [95 %]", "seeds", "p", "p (Holm)", "")
     by = "p by seed: Student's t, for medians the sign test; Holm's over all pairs"
+    by += " but those of the same trials" if any(pair.is_same for pair in pairs) else ""
     words = f"{plural(len(pairs), 'pair')}; {by}"
     return as_table(heads, rows) + words
+
+
+def _is_shown(pair: Pair) -> bool:
+    return pair.adjusted is not None and pair.adjusted <= 0.05
 
 
 def pairs_as_json(unit: str, pairs: Sequence[Pair]) -> str:
@@ -274,6 +291,7 @@ def pairs_as_json(unit: str, pairs: Sequence[Pair]) -> str:
                 "unit": unit,
                 "seeds": list(pair.seeds),
                 "trials_without": pair.lost,
+                "same_trials": pair.is_same,
                 "mean": wording.finite(pair.difference.mean) if pair.difference else None,
                 "low": wording.finite(pair.difference.low) if pair.difference else None,
                 "high": wording.finite(pair.difference.high) if pair.difference else None,

@@ -9,7 +9,7 @@ from normbench.config.catalog.figures import FIGURES, PUBLISHED_OPTION
 from normbench.config.registry import UnknownName
 from normbench.report.figures.base import FORMATS, render
 from normbench.report.figures.panels import CannotDrawError
-from normbench.sweep.results import StoredExperiment, Tell, find, named
+from normbench.sweep.results import ONLY_TUNING, StoredExperiment, Tell, find, named
 from normbench.text import did_you_mean, quoted
 
 SERIES: tuple[str, ...] = get_args(PUBLISHED_OPTION.annotation)
@@ -61,6 +61,9 @@ def draw(
         except Exception as error:  # whatever is wrong with one experiment
             tell(f"{name}: no figure is drawn: {message_of(error)}")
             faults.append(error)
+            continue
+        if found.is_tuning:
+            tell(f"{name}: nothing to draw, {ONLY_TUNING}")
             continue
         for path in _draw(found, place, figure, kinds, published, tell, faults):
             drawn = True

@@ -19,6 +19,9 @@ Better = Literal["higher", "lower", "neither"]
 MEMBERS = ("instance", "layer", "batch")  # the order in which switchable normalization records its weights
 STATISTICS = ("mean", "variance")
 VALIDATION = "validation_"  # before the name of a metric on the images held out of the training set
+STYLE_LOSSES = ("style_loss", "content_loss")
+LOSS_OF_FEATURES = ("task.features",)
+OBJECTIVE = ("task.content_weight", *LOSS_OF_FEATURES)
 REACHED = re.compile(r"epochs_to_loss\((.+)\)")
 
 
@@ -70,6 +73,7 @@ class Metric:
         meaning: a few words on how it comes about.
         of: the number of a record as a table has it, None where the trial has none.
         needs_end: only a trial that ran to its end has the number; otherwise every trial has it.
+        defined_by: settings that its definition contains, over which it cannot be compared.
     """
 
     name: str
@@ -77,6 +81,15 @@ class Metric:
     meaning: str
     of: Callable[[Record], float | None]
     needs_end: bool = True
+    defined_by: tuple[str, ...] = ()
+
+    def incomparable(self, key: str) -> str:
+        """Return why numbers at different values of a setting cannot be compared; empty where they can."""
+        if key not in self.defined_by:
+            return ""
+        instead = [name for name in STYLE_LOSSES if key not in METRICS[name].defined_by]
+        words = f"{self.name} is defined by {key}, so its numbers at different values cannot be compared"
+        return f"{words}; take the metric {' or '.join(instead)}" if instead else words
 
     @property
     def unit(self) -> str:
@@ -122,7 +135,7 @@ def metric(name: str) -> Metric:
         label = base.quantity.label.replace("test", "validation")
         quantity = replace(base.quantity, column=name, label=label)
         words = base.meaning.replace("test", "validation")
-        return Metric(name, quantity, words, partial(final, column=name))
+        return Metric(name, quantity, words, partial(final, column=name), defined_by=base.defined_by)
     if match := REACHED.fullmatch(name):
         return _epochs_to_loss(name, match[1])
     prefix, _, rest = name.partition(".")
@@ -242,13 +255,19 @@ PERCENT: Mapping[str, Any] = {"unit": "%", "scale": 100, "bounds": (0.0, 1.0)}
 
 
 def _at_end(
-    name: str, label: str, better: Better, images: str = "test", **of_quantity: Any
+    name: str,
+    label: str,
+    better: Better,
+    images: str = "test",
+    *,
+    defined_by: tuple[str, ...] = (),
+    **of_quantity: Any,
 ) -> tuple[str, Metric]:
     """Return a number that is measured on held-out images after the last epoch, by its name."""
     column = name if name.startswith(images) else f"{images}_{name}"
     quantity = Quantity(column, f"{images} {label}", better=better, **of_quantity)
     words = f"{images} {label} after the last epoch"
-    return name, Metric(name, quantity, words, partial(final, column=column))
+    return name, Metric(name, quantity, words, partial(final, column=column), defined_by=defined_by)
 
 
 def _of_trial(
@@ -258,11 +277,13 @@ def _of_trial(
     of: Callable[[Record], float | None],
     *,
     needs_end: bool = True,
+    defined_by: tuple[str, ...] = (),
     **of_quantity: Any,
 ) -> tuple[str, Metric]:
     """Return another number, by its name."""
     label = name.replace("_", " ").replace(".", " ")
-    return name, Metric(name, Quantity(name, label, better=better, **of_quantity), meaning, of, needs_end)
+    quantity = Quantity(name, label, better=better, **of_quantity)
+    return name, Metric(name, quantity, meaning, of, needs_end, defined_by)
 
 
 METRICS: Mapping[str, Metric] = dict(
@@ -277,13 +298,17 @@ METRICS: Mapping[str, Metric] = dict(
         ),
         _at_end("psnr", "PSNR", "higher", unit="dB"),
         _at_end("ssim", "SSIM", "higher", bounds=(-1.0, 1.0)),
-        _at_end("style_objective", "style objective", "lower"),
-        _at_end("style_loss", "style loss", "lower"),
-        _at_end("content_loss", "content loss", "lower"),
+        _at_end("style_objective", "style objective", "lower", defined_by=OBJECTIVE),
+        _at_end("style_loss", "style loss", "lower", defined_by=LOSS_OF_FEATURES),
+        _at_end("content_loss", "content loss", "lower", defined_by=LOSS_OF_FEATURES),
         _at_end("validation_accuracy", "accuracy", "higher", "validation", **PERCENT),
-        _at_end("validation_loss", "loss", "lower", "validation"),
-        _of_trial("test_loss", "lower", "test loss after the last epoch", _last_test_loss),
-        _of_trial("loss", "lower", "training loss, the mean over the last epoch", _last_loss),
+        _at_end("validation_loss", "loss", "lower", "validation", defined_by=OBJECTIVE),
+        _of_trial(
+            "test_loss", "lower", "test loss after the last epoch", _last_test_loss, defined_by=OBJECTIVE
+        ),
+        _of_trial(
+            "loss", "lower", "training loss, the mean over the last epoch", _last_loss, defined_by=OBJECTIVE
+        ),
         _of_trial(
             "online",
             "higher",
@@ -362,6 +387,21 @@ def common_metric(trials: Iterable[Trial]) -> Metric:
         words = f"these trials are of the tasks {', '.join(metrics)}"
         raise UnknownName(f"{words}, which have no metric in common; name one of {', '.join(METRICS)}")
     return METRICS[names.pop()] if names else METRICS["accuracy"]
+
+
+def check_tasks(metric: Metric, trials: Iterable[Trial]) -> None:
+    """Check that a metric is of the tasks of trials, or of any task as ``seconds`` is.
+
+    Raises:
+        UnknownName: it is of other tasks; the message names the metrics of theirs.
+    """
+    bare = metric.name.removeprefix(VALIDATION)
+    tasks = {trial.task.name for trial in trials}
+    if any(bare in entry.metrics for entry in TASKS.values()):
+        for name in sorted(tasks):
+            if bare not in TASKS[name].metrics:
+                known = ", ".join(TASKS[name].metrics)
+                raise UnknownName(f"{metric.name} is no metric of the task {name}, which has {known}")
 
 
 def quantity_of(column: str) -> Quantity:

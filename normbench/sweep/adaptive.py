@@ -16,10 +16,10 @@ from normbench.config import experiment as config
 from normbench.config.series import TUNED
 from normbench.config.trial import Trial
 from normbench.files import write_atomically
-from normbench.report.claims.adaptive import Budget, Plan, Step, next_step
+from normbench.report.claims.adaptive import LEFT_OPEN, Budget, Plan, Step, next_step
 from normbench.report.claims.document import Claim
 from normbench.report.claims.errors import LooksError
-from normbench.report.claims.judge import Judged, Stored, judge, judge_all, rule_of
+from normbench.report.claims.judge import Judged, Row, Stored, judge, judge_all, rule_of
 from normbench.report.claims.rule import LOOKS, Rule
 from normbench.sweep.estimate import estimate
 from normbench.sweep.placement import place
@@ -269,14 +269,13 @@ class Settler:
             for label, seed in each.lacking if each.judgement.is_open else ():
                 trials = missing(label, seed)
                 if not trials:
-                    is_tuned = any(cell.tuned for cell in rows[label].group.values())
-                    lacks = "normbench run tunes and trains it" if is_tuned else rows[label].lacks
-                    failing[each.claim.id] = f"{label}, seed {seed}: {lacks or 'no number'}"
+                    failing[each.claim.id] = f"{label}, seed {seed}: {_lacks(rows[label], seed)}"
                 elif failed := sorted(self.unrun & set(trials.values())):
                     failing[each.claim.id] = f"trial {failed[0]} gave no record"
         judgements = {each.claim.id: each.judgement for each in judged if each.claim.id not in failing}
         step = next_step(judgements, cells, rule, lambda cell: self.seconds.get(cell, 0.0), left, expand)
-        return replace(step, frozen={**failing, **step.frozen})
+        reason = LEFT_OPEN if failing and step.claim is None else step.reason
+        return replace(step, frozen={**failing, **step.frozen}, reason=reason)
 
     def _expect(self, judged: Sequence[Judged], stored: Mapping[str, Stored]) -> None:
         """Expect of a trial what others of its cell took, else what ``normbench plan`` expects of it."""
@@ -300,6 +299,15 @@ class Settler:
                 usual = fmean(expected.values()) if expected else 0.0
                 self.untimed |= set() if expected else {trial.id for trial in unknown}
                 self.seconds |= {trial.id: expected.get(trial.id, usual) / workers for trial in unknown}
+
+
+def _lacks(row: Row, seed: int) -> str:
+    """Return why a side has no number of a seed that ``settle`` cannot run, and what to do."""
+    tuned = [cell for cell in row.group.values() if cell.tuned]
+    if not tuned:
+        return row.lacks or "no number"
+    more = "" if all(seed in cell.seeds for cell in tuned) else f", with {seed} among the seeds of its sweep,"
+    return f"'normbench run' on the file of {row.experiment}{more} tunes and trains it"
 
 
 def subset(experiment: config.Experiment, trials: Sequence[Trial]) -> config.Experiment:

@@ -16,6 +16,7 @@ from normbench.sweep import run, tuning
 from normbench.text import did_you_mean, quoted
 
 Tell = Callable[[str], object]
+ONLY_TUNING = "only tuning trials so far; results follow when 'normbench run' has chosen by them"
 MOST_LISTED = 5  # trials that a message names
 RECORD = re.compile(r".+-[0-9a-f]{12}\.json")  # as `Trial.id` is written
 
@@ -38,6 +39,11 @@ class StoredExperiment:
     name: str
     records: Sequence[Record]
     survey: run.Survey | None
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether it has records of tuning trials alone."""
+        return bool(self.survey and self.survey.records and not self.records)
 
     @property
     def tuned(self) -> tuple[Tuned, ...]:

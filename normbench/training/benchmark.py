@@ -54,7 +54,7 @@ class Probe:
         self.step = RecordedStep(self._update, self.model, recorder, others)
 
     def update(self) -> None:
-        """Make a single update in training mode, replayed where a trial replays; a GPU replays several at once."""
+        """Make a single update in training mode, replayed where a trial replays (a GPU replays several)."""
         self.step(self.x, self.y)
 
     def update_eagerly(self) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from normbench.config.catalog.figures import FIGURES
+from normbench.config.registry import UnknownName
 from normbench.records import Record
+from normbench.report.claims.compare import compare
 from normbench.report.figures.base import draw
 from normbench.report.figures.panels import MOST_PANELS, CannotDrawError
 from normbench.report.figures.style_content import FIGURE, Tradeoff, ratio
+from normbench.report.metrics import metric
 from normbench.report.table import table
 
 FACTORS = {"batch": 1.0, "instance": 0.5, "none": 3.0}
@@ -96,6 +99,18 @@ def test_curves_without_a_content_loss_in_common_have_no_ratio() -> None:
     assert ratio([(0.3, 2.0)], [(0.3, 1.0)]) == pytest.approx(2.0)
 
 
+def test_a_caption_that_has_no_ratio_says_why() -> None:
+    methods = {"batch": 0.1, "instance": 1.0, "none": 0.1}
+    chosen = [record(norm, weight) for norm, weight in methods.items()]
+    text = " ".join(selected(chosen).caption)
+    assert "In the corner: the style loss divided by that of BN" in text
+    assert "No ratio to BN for IN: there is no content loss that both reach." in text
+    text = " ".join(selected(chosen[:2]).caption)
+    assert "In the corner" not in text
+    assert "No ratio to BN for IN" in text
+    assert "BN" not in " ".join(selected(chosen[1:]).caption)
+
+
 # the selection
 
 
@@ -149,12 +164,26 @@ def test_trials_of_another_task_are_not_drawn() -> None:
     assert FIGURES["style_content"].load() is FIGURE
 
 
+@pytest.mark.parametrize("name", ["style_objective", "test_loss", "validation_style_objective"])
+def test_a_metric_is_not_compared_over_settings_that_define_it(name: str) -> None:
+    key, words = "task.content_weight", "take the metric style_loss or content_loss"
+    with pytest.raises(UnknownName, match=words):
+        compare(table(records()), key, metric(name))
+    for figure, options in (("setting", {"key": key}), ("heat_map", {"x": key})):
+        with pytest.raises(CannotDrawError, match=words):
+            FIGURES[figure].load().select(table(records()), {"metric": name, **options})
+        assert FIGURES[figure].load().select(table(records()), {"metric": "style_loss", **options})
+    assert compare(table(records()), key, metric("content_loss"))
+    assert compare(table(records()), "norm", metric("style_objective"))
+
+
 @pytest.mark.parametrize("kind", ["svg", "pdf"])
 def test_it_is_drawn_with_the_ratios_in_the_corner(kind: str) -> None:
     picture = draw(FIGURE, selected(records((1, 4, 16, 64))), kind, "style")
     assert picture == draw(FIGURE, selected(records((1, 4, 16, 64))), kind, "style")
     if kind == "svg":
         assert b"IN / BN: 0.50" in picture
+        assert b"content loss (lower is better)" in picture
 
 
 def test_of_several_series_of_bn_the_reference_is_named() -> None:
@@ -167,5 +196,5 @@ def test_of_several_series_of_bn_the_reference_is_named() -> None:
     (panel,) = selection.panels
     assert panel.reference is not None
     assert [curve.series.method for curve in panel.curves].count("batch") == 2
-    assert f"over that of {panel.reference.series.legend} at equal" in " ".join(selection.caption)
-    assert "over that of BN at equal" in " ".join(selected(plain).caption)
+    assert f"divided by that of {panel.reference.series.legend} at equal" in " ".join(selection.caption)
+    assert "divided by that of BN at equal" in " ".join(selected(plain).caption)

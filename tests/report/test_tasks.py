@@ -25,9 +25,10 @@ from normbench.report.claims.comparison import Test
 from normbench.report.claims.document import _with_metric
 from normbench.report.claims.errors import QuestionError
 from normbench.report.claims.question import comparison
-from normbench.report.figures import base, style
+from normbench.report.figures import base, caption, style
 from normbench.report.figures.panels import CannotDrawError
-from normbench.report.metrics import METRICS, common_metric, metric, task_metric
+from normbench.report.figures.samples import Sample, beyond
+from normbench.report.metrics import METRICS, check_tasks, common_metric, metric, task_metric
 from normbench.report.rows import trial_rows
 from normbench.report.table import table
 
@@ -42,13 +43,14 @@ def record(
     norm: str = "batch",
     batch_size: int = 4,
     seed: int = 0,
-    task: str = "denoising",
+    task: Any = "denoising",
     status: str = "done",
     **changes: Any,
 ) -> Record:
     """A record with a made-up course of two epochs."""
+    kind = task if isinstance(task, str) else task["name"]
     final = PSNR[norm] + 0.1 * seed + 0.01 * batch_size
-    name = "psnr" if task == "denoising" else "style_objective"
+    name = "psnr" if kind == "denoising" else "style_objective"
     measured = [{f"train_{name}": final - 2, f"test_{name}": final - n} for n in (1, 0)]
     if name == "psnr":
         measured = [numbers | {"test_ssim": 0.8} for numbers in measured]
@@ -57,7 +59,7 @@ def record(
         | {"test_loss": 0.5, "test_accuracy": None, "metrics": numbers}
         for number, numbers in enumerate(measured, 1)
     ]
-    trial = {"task": task, "dataset": "cifar10", "model": NETWORKS[task], "norm": norm, "epochs": 2}
+    trial = {"task": task, "dataset": "cifar10", "model": NETWORKS[kind], "norm": norm, "epochs": 2}
     evaluated = {"test_loss": 0.4, f"test_{name}": final + 0.5}
     values = {
         "schema": 3,  # before there was a checksum
@@ -116,6 +118,21 @@ def test_a_metric_of_another_task_is_read_from_the_end_of_a_record() -> None:
     assert task_metric(record().trial) is METRICS["psnr"]
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_the_catalog_names_the_metrics_of_every_task(name: str) -> None:
+    assert TASKS[name].metrics[: len(TASKS[name].load().metrics)] == TASKS[name].load().metrics
+
+
+@pytest.mark.parametrize("name", ["accuracy", "validation_accuracy", "online", "style_loss"])
+def test_a_metric_of_another_task_is_refused_where_trials_are_compared(name: str) -> None:
+    words = f"{name} is no metric of the task denoising, which has psnr, ssim"
+    with pytest.raises(UnknownName, match=words):
+        check_tasks(metric(name), [record().trial])
+    for known in ("psnr", "validation_ssim", "seconds", "validation_loss"):
+        check_tasks(metric(known), [record().trial])
+    check_tasks(METRICS["accuracy"], [of_classification().trial])
+
+
 def test_trials_of_several_tasks_have_no_metric_in_common() -> None:
     assert common_metric([record().trial]).name == "psnr"
     with pytest.raises(UnknownName, match="tasks denoising, style, which have no metric in common"):
@@ -147,9 +164,40 @@ def test_axes_and_tables_have_the_metric_in_its_unit(name: str, tmp_path: Path) 
 
 
 def test_the_caption_tells_the_task_its_options_and_the_metric() -> None:
-    caption = select("batch_size", sweep()).caption
-    assert caption[0].startswith("denoising (sigma 25.0); cifar10; ")
-    assert caption[1].startswith("Test PSNR after the last epoch: mean")
+    about = select("batch_size", sweep()).caption
+    assert about[0].startswith("denoising (sigma 25); cifar10; DnCNN; learning rate ")
+    assert about[1].startswith("Test PSNR after the last epoch: mean")
+
+
+def test_the_caption_tells_an_optimizer_that_is_not_sgd_and_options_that_are_not_the_defaults() -> None:
+    network = {"name": "dncnn", "depth": 4, "channels": 8, "skip": False}
+    (words, *_) = select("batch_size", [record(optimizer="adam", model=network)]).caption
+    assert "; DnCNN (depth 4, channels 8, global skip no); Adam, learning rate 0.001 · batch" in words
+    (words, *_) = select("curves", [record(), record(optimizer="adamw")]).caption
+    assert "; DnCNN; SGD / AdamW, learning rate 0.001 / 0.1 · batch" in words
+
+
+def test_the_caption_lists_the_values_of_an_option_of_the_task_once() -> None:
+    weights = [record(task={"name": "denoising", "sigma": sigma}) for sigma in (25.0, 50)]
+    assert caption.trials(table(weights)).startswith("denoising (sigma 25 / 50); ")
+    lengths = {"task": {"name": "sequence", "lengths": (8, 32)}, "model": "lstm"}
+    trial = Trial(dataset="cifar10", norm="layer", batch_size=4, **lengths)
+    (words, *_) = select("batch_size", [of_classification().model_copy(update={"trial": trial})]).caption
+    assert words.startswith("sequence (read rows, lengths 8 to 32); ")
+
+
+def test_the_caption_tells_how_many_images_are_trained_on() -> None:
+    data = {"name": "shapes", "train_size": 800, "test_size": 100, "validation_size": 50}
+    assert "shapes (750 training images, 100 test images, 50 for validation)" in caption.trials(
+        table([record(dataset=data)])
+    )
+
+
+def test_bounds_below_zero_are_written_with_a_minus() -> None:
+    samples = [Sample((-0.9, 0.9))]
+    assert beyond(samples, METRICS["ssim"].quantity) == [
+        "Intervals that reach beyond −1 or 1 end there, at a caret."
+    ]
 
 
 def test_curves_have_the_metric_by_epoch() -> None:

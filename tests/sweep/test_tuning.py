@@ -16,11 +16,14 @@ from test_train import numbers
 
 import normbench
 from normbench import load_results
+from normbench.cli.claims import pairs_as_text
 from normbench.config.catalog.executors import EXECUTORS
 from normbench.config.experiment import Experiment, from_document
 from normbench.config.trial import Trial
 from normbench.records import Epoch, Final, Record
+from normbench.report.claims.compare import compare
 from normbench.report.figures import caption
+from normbench.report.metrics import METRICS
 from normbench.sweep import run as sweep
 from normbench.sweep import tuning
 from normbench.sweep.results import find
@@ -204,6 +207,27 @@ def test_the_rule_s_own_value_is_one_trial_in_both_series(lab: Lab) -> None:
     assert len(table.records) == 4
     as_written, tuned = (table.cell({"norm": "batch", "norm.tuned": tuned}) for tuned in (False, True))
     assert as_written.records == tuned.records
+    assert "The same trials as without tuning: BN (tuned) at batch size" in caption.trials(table)
+    pairs = compare(table, "norm.tuned", METRICS["accuracy"])
+    assert [(pair.is_same, pair.difference, pair.adjusted) for pair in pairs] == [(True, None, None)] * 2
+    assert pairs_as_text("points", pairs).count("true  the same trials") == 2
+
+
+def test_while_there_are_tuning_trials_alone_plot_and_compare_say_so(lab: Lab, cli: Cli) -> None:
+    survey = lab.run(tiny(lab)).survey
+    assert survey is not None
+    for trial_id in survey.records.keys() - survey.experiment.tune.tuning.keys():  # type: ignore[union-attr]
+        (lab.store.directory / f"{trial_id}.json").unlink()
+    for command in ("plot", "compare"):
+        ended = cli(command, "tiny", "--results", str(lab.results))
+        assert (ended.code, ended.err.count("only tuning trials so far")) == (0, 1)
+
+
+def test_a_setting_of_one_value_is_nothing_to_compare(lab: Lab, cli: Cli) -> None:
+    lab.run(tiny(lab))
+    ended = cli("compare", "tiny", "--by", "epochs", "--results", str(lab.results))
+    assert ended.out.strip() == "no pairs"
+    assert "no two of its cells differ in epochs alone" in ended.err
 
 
 def test_captions_say_what_was_chosen_and_what_is_best_at_the_edge_of_its_grid(lab: Lab) -> None:
@@ -419,8 +443,14 @@ def test_claims_look_at_tuned_cells_and_as_written_side_by_side(
     for trial in (*best.candidate.trials, *best.cell.trials):
         assert trial.id in told
     assert not any(trial.id in told for trial in best.cell.tuning)
-    settle = cli("settle", "tuned", "--plan", "--file", "claims.yaml", "--results", str(lab.results))
-    assert "normbench run tunes and trains it" in settle.out
+    settle = ["settle", "tuned", "--plan", "--file", "claims.yaml", "--results", str(lab.results)]
+    text = cli(*settle).out
+    assert "claim tuned is left open: " in text
+    run_it = "seed 2: 'normbench run' on the file of tiny, with 2 among the seeds of its sweep, tunes and"
+    assert run_it in text
+    assert "nothing to run: no open claim gets more trials" in text
+    ask = cli("ask", "batch > group", "tiny.yaml", "--results", str(lab.results))
+    assert "which differ in norm.tuned; add norm.tuned=true or norm.tuned=false" in ask.err
 
 
 @pytest.mark.slow

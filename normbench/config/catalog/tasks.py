@@ -10,13 +10,19 @@ class TaskEntry(Entry):
     """A learning problem; its code is a :class:`normbench.tasks.base.Task`.
 
     Attributes:
-        metric: the metric that trials are compared by, of :data:`normbench.report.metrics.METRICS`.
+        metrics: those of :data:`normbench.report.metrics.METRICS` that no other kind of task has; the first
+            is what trials are compared by.
         refuses: settings of a trial that make no sense in it and must keep their defaults; ``evaluate.name``
             is one of the choices of a list.
     """
 
-    metric: str = "accuracy"
+    metrics: tuple[str, ...] = ("accuracy", "accuracy_median5", "online")
     refuses: tuple[str, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        """The metric that trials are compared by."""
+        return self.metrics[0]
 
 
 OF_CLASSES = (
@@ -53,7 +59,7 @@ TASKS: Registry[TaskEntry] = Registry(
         "an image without its Gaussian noise; mean squared error",
         "normbench.tasks.denoising:Denoising",
         {"sigma": at_least(0, 25.0, "standard deviation of the noise, in units of 1/255 of the range")},
-        metric="psnr",
+        metrics=("psnr", "ssim"),
         refuses=(*OF_CLASSES, "dropout", "zero_init_residual"),
         aliases=("denoise", "image_denoising", "gaussian_denoising"),
     ),
@@ -68,7 +74,7 @@ TASKS: Registry[TaskEntry] = Registry(
             ),
             "content_weight": at_least(0, 0.3, "weight of the content loss; that of the style loss is 1"),
         },
-        metric="style_objective",
+        metrics=("style_objective", "style_loss", "content_loss"),
         refuses=OF_CLASSES,
         aliases=("style_transfer", "stylization", "stylisation"),
     ),

@@ -64,6 +64,9 @@ def describe(kind: Kind) -> dict[str, Any]:
     return {"kind": kind.kind, **values}
 
 
+LEFT_OPEN = "no open claim gets more trials"
+
+
 @dataclass(frozen=True)
 class Budget:
     """What may still be spent; None is without limit."""
@@ -134,9 +137,7 @@ def next_step(
         price, name, trials = min(looks)
         return Step(name, tuple(trials), price, frozen)
     undecided = [name for name, judgement in judgements.items() if not judgement.verdict.is_decided]
-    return Step(
-        None, (), 0.0, frozen, "the open claims are frozen" if undecided else "every claim is decided"
-    )
+    return Step(None, (), 0.0, frozen, LEFT_OPEN if undecided else "every claim is decided")
 
 
 def missing_trials(

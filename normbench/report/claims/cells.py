@@ -192,7 +192,9 @@ def _group(key: str, side: "Side", cells: Sequence[Cell], along: str | None, val
     if side.over is None:
         if len(here) > 1:
             keys = differing([cell.settings for cell in here])
-            raise CellError(key, f"side {key} fits {len(here)} cells, which differ in {', '.join(keys)}")
+            words = f"side {key} fits {len(here)} cells, which differ in {', '.join(keys)}"
+            more = f"; add norm.{TUNED}=true or norm.{TUNED}=false" if f"norm.{TUNED}" in keys else ""
+            raise CellError(key, words + more)
         return {None: here[0]}
     group: dict[Any, Cell] = {}
     for cell in here:

@@ -35,7 +35,8 @@ class Pair:
             the sign test; None for fewer than two seeds.
         is_median: whether it is that of the median.
         p: two-sided, of that one comparison.
-        adjusted: the same after Holm's correction over all pairs.
+        is_same: both have the same trials, as where tuning chooses what is written; there is no difference.
+        adjusted: p after Holm's correction over all pairs.
     """
 
     where: Mapping[str, Any]
@@ -46,6 +47,7 @@ class Pair:
     difference: Interval | None
     is_median: bool
     p: float | None
+    is_same: bool = False
     adjusted: float | None = None
 
 
@@ -59,7 +61,7 @@ def compare(table: Table, by: str, metric: Metric, baseline: str | None = None) 
         baseline: the value that all others are compared with; by default every pair is.
 
     Raises:
-        UnknownName: no trial has such a setting, or it has no such value.
+        UnknownName: no trial has such a setting, it has no such value, or it defines the metric.
     """
     if by == f"norm.{TUNED}":
         table = _without_tuned(table)
@@ -73,13 +75,18 @@ def compare(table: Table, by: str, metric: Metric, baseline: str | None = None) 
         raise UnknownName(
             f"no trial has {by} {quoted(baseline)}{did_you_mean(baseline, known)}; there: {', '.join(known)}"
         )
+    if len(values) > 1 and (words := metric.incomparable(by)):
+        raise UnknownName(words)
     for where, cells in _places(table, by):
         for a, b in _pairs(cells, by, baseline):
             of_a, of_b = _values(a, metric), _values(b, metric)
             seeds = tuple(seed for seed in of_a if seed in of_b)
             lost = len(a.trials) + len(b.trials) - len(of_a) - len(of_b)
-            found = _difference(of_a, of_b, seeds) if len(seeds) > 1 else (None, False, None)
-            pairs.append(Pair(where, str(_value(a, by)), str(_value(b, by)), seeds, lost, *found))
+            is_same = a.records == b.records
+            is_known = len(seeds) > 1 and not is_same
+            found = _difference(of_a, of_b, seeds) if is_known else (None, False, None)
+            pair = Pair(where, str(_value(a, by)), str(_value(b, by)), seeds, lost, *found)
+            pairs.append(replace(pair, is_same=is_same))
     known_ps = [pair.p for pair in pairs if pair.p is not None]
     adjusted = iter(holm(known_ps))
     return [pair if pair.p is None else replace(pair, adjusted=next(adjusted)) for pair in pairs]

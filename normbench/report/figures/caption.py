@@ -3,16 +3,19 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+from normbench.config.catalog.models import MODELS
 from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.figures.panels import AXIS_LABELS, Panels, mixed_data
-from normbench.report.figures.values import in_heading, in_words, network
+from normbench.report.figures.values import in_heading, in_words, network, shown, written
 from normbench.report.metrics import Metric
 from normbench.report.rows import Row
 from normbench.report.table import Table
 from normbench.text import numeric_key, plural
 
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 MOST_SETTINGS = 3  # values named of one setting
 MOST_LISTED = 6  # cells named; the CSV has them all
 
@@ -44,7 +47,7 @@ def measured(metric: Metric) -> str:
 
 
 def trials(table: Table) -> str:
-    """Return one line: task, data, networks, learning rate, schedule, epochs, trials and seeds."""
+    """Return one line: task, data, networks, optimizer, schedule, epochs, trials and seeds."""
     trials = [record.trial for record in table.records]
     fewest, *_, most = sorted([len(cell.trials) for cell in table] * 2)
     seeds = plural(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
@@ -52,26 +55,30 @@ def trials(table: Table) -> str:
     parts = [
         _listed(map(_images, trials)),
         _listed(map(_network, trials)),
-        _learning_rates(trials),
+        _optimizers(trials),
         _listed(map(_schedule, trials)),
         " / ".join([*map(str, shorter), plural(longest, "epoch")]),
         f"{plural(len(trials), 'trial')}, {seeds} each",
     ]
-    words = "; ".join(filter(None, [_listed(map(_task, trials)), *parts])) + "."
+    words = "; ".join(filter(None, [_task(trials), *parts])) + "."
     return " ".join([words, *_tuned(table)])
 
 
 def _tuned(table: Table) -> Iterator[str]:
     """Yield what was chosen in tuned cells, and what is best at the edge of its grid."""
-    places, edges = [], []
+    places, edges, same = [], [], []
+    as_written = {record.trial.id for cell in table if not cell.tuned for record in cell.records}
     for cell in table:
         if cell.tuned:
             place = f"{cell.series.legend} at batch size {cell.batch_size}"
+            same += [place] if {record.trial.id for record in cell.records} <= as_written else []
             values = ", ".join(in_heading(key, value) for key, value in cell.tuned.values.items())
             places.append(f"{place}: {values}")
             edges += [f"{place} ({in_words(key)})" for key in cell.tuned.edges]
     if places:
         yield f"Tuned on validation images, with other seeds; {_first(places, '; ')}."
+    if same:
+        yield f"The same trials as without tuning: {_first(same)}."
     if edges:
         yield f"Best at the edge of the grid, widen it: {_first(edges)}."
 
@@ -103,13 +110,29 @@ def _listed(texts: Iterable[str]) -> str:
     return f"{listed[0]} to {listed[-1]}"
 
 
-def _task(trial: Trial) -> str:
-    """Return the task with its options; nothing of classification."""
-    if trial.task.name == "classification":
+def _task(trials: Sequence[Trial]) -> str:
+    """Return the task with its options, each with its values; nothing of classification."""
+    task = trials[0].task  # trials of a figure are of one task
+    if task.name == "classification":
         return ""
-    shown = {key: value for key, value in trial.task.options.items() if value not in (None, False)}
-    options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items())
-    return f"{trial.task.name} ({options})" if options else trial.task.name
+    values = {key: [trial.task.options[key] for trial in trials] for key in task.options}
+    listed = {
+        key: _listed(_value(each) for each in every)
+        for key, every in values.items()
+        if set(every) - {None, False}
+    }
+    return _with_options(task.name, [f"{key.replace('_', ' ')} {words}" for key, words in listed.items()])
+
+
+def _value(value: Any) -> str:
+    """Return the value of an option; two numbers are an interval."""
+    if isinstance(value, tuple):
+        return (" to " if isinstance(value[0], int) else " and ").join(map(str, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown(written(value))
+
+
+def _with_options(name: str, options: Sequence[str]) -> str:
+    return f"{name} ({', '.join(options)})" if options else name
 
 
 def _images(trial: Trial) -> str:
@@ -117,27 +140,36 @@ def _images(trial: Trial) -> str:
     name = options.pop("folder", trial.dataset.name)
     words = {
         "train_size": "{} training images",
+        "validation_size": "{} training images held out for validation",
         "test_size": "{} test images",
-        "validation_size": "{} held out for validation",
         "image_size": "{0}×{0}",
     }
-    shown = [
+    if options.get("validation_size") and options.get("train_size"):
+        options["train_size"] -= options["validation_size"]
+        words["validation_size"] = "{} for validation"
+    parts = [
         words.get(key, f"{key} {{}}").format(value) for key, value in options.items() if value is not None
     ]
-    return f"{name} ({', '.join(shown)})" if shown else name
+    return _with_options(name, parts)
 
 
 def _network(trial: Trial) -> str:
-    width = trial.model.options.get("width", 1.0)
-    shown = f"{width:g}" if isinstance(width, float) else width
-    return network(trial.model.name) + (f" (width {shown})" if width != 1 else "")
+    """Return the network with the options that are not its defaults."""
+    defaults = {key: option.default for key, option in MODELS[trial.model.name].options.items()}
+    options = {k: v for k, v in trial.model.options.items() if k not in defaults or v != defaults[k]}
+    named = [f"{in_words(f'model.{key}')} {_value(value)}" for key, value in options.items()]
+    return _with_options(network(trial.model.name), named)
 
 
-def _learning_rates(trials: Sequence[Trial]) -> str:
+def _optimizers(trials: Sequence[Trial]) -> str:
+    """Return the learning rates, after the optimizers where any is not SGD."""
+    names = {trial.optimizer.name for trial in trials}
+    optimizers = " / ".join(words for name, words in OPTIMIZERS.items() if name in names)
     rates = _listed(f"{trial.optimizer.lr:g}" for trial in trials)
     batches = sorted({trial.lr_reference_batch or 0 for trial in trials})
     rules = " / ".join(f" · batch size / {batch}" if batch else " at every batch size" for batch in batches)
-    return f"learning rate {rates}{'' if batches == [0] else rules}"
+    words = f"learning rate {rates}{'' if batches == [0] else rules}"
+    return words if names == {"sgd"} else f"{optimizers}, {words}"
 
 
 def _schedule(trial: Trial) -> str:

@@ -10,7 +10,7 @@ from normbench.config.series import differing
 from normbench.records import Record
 from normbench.report.figures import caption, style
 from normbench.report.figures.base import Figure, Options
-from normbench.report.figures.panels import CannotDrawError, metric_of, telling
+from normbench.report.figures.panels import CannotDrawError, comparable, metric_of, telling
 from normbench.report.figures.samples import Sample, columns
 from normbench.report.figures.values import in_heading, in_words, order, shown, value_in_words, written
 from normbench.report.metrics import Metric, Quantity
@@ -55,7 +55,7 @@ def select(trials: Table, options: Options) -> Grids | None:
     """Return last-epoch numbers of the trials that have both settings, by what else they differ in.
 
     Raises:
-        CannotDrawError: that would be more than ``MOST_PANELS`` panels.
+        CannotDrawError: that would be more than ``MOST_PANELS`` panels, or a setting defines the metric.
     """
     x, y = str(options.get("x", "batch_size")), str(options.get("y", "norm.name"))
     chosen = [(cell, settings) for cell in trials if {x, y} <= (settings := distinct(cell.settings)).keys()]
@@ -72,6 +72,7 @@ def select(trials: Table, options: Options) -> Grids | None:
     if len(panels) > MOST_PANELS:
         raise CannotDrawError(f"{len(panels)} panels, because the trials also differ in {', '.join(keys)}")
     metric = metric_of(trials, options)
+    comparable(metric, {x: xs, y: ys})
     grids = tuple(
         Grid(heading, {place: _sample(members, metric) for place, members in panels[heading].items()})
         for heading in sorted(panels, key=order)

@@ -113,6 +113,21 @@ def metric_of(table: Table, options: Mapping[str, Any]) -> Metric:
     return metric(name) if name else task_metric(table.records[0].trial)
 
 
+def comparable(metric: Metric, axes: Mapping[str, Sequence[str]]) -> None:
+    """Check that a metric can be compared over settings.
+
+    Args:
+        metric: what is drawn.
+        axes: the values of every setting on an axis.
+
+    Raises:
+        CannotDrawError: one of several values defines the metric; the message names others.
+    """
+    for key, values in axes.items():
+        if len(values) > 1 and (words := metric.incomparable(key)):
+            raise CannotDrawError(words)
+
+
 def _setting(cell: Cell) -> dict[str, Any]:
     """Return everything that must be equal for two cells to share axes. Other images are another setting."""
     axes = {"batch_size", "norm_batch_size"}

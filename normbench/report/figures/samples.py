@@ -78,6 +78,8 @@ def beyond(samples: Iterable[Sample], quantity: Quantity) -> list[str]:
     low, high = quantity.bounds
     intervals = (sample.interval for sample in samples)
     if any(interval and (interval.low < low or interval.high > high) for interval in intervals):
-        words = f"{quantity.scale * low:g} or {quantity.scale * high:g} {quantity.unit}".rstrip()
+        words = f"{quantity.scale * low:g} or {quantity.scale * high:g} {quantity.unit}".rstrip().replace(
+            "-", "−"
+        )
         return [f"Intervals that reach beyond {words} end there, at a caret."]
     return []

@@ -11,7 +11,7 @@ from normbench.config.series import key_of, series_of
 from normbench.report.figures import caption, means, style
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.means import Axis, Line, Means, Panel
-from normbench.report.figures.panels import CannotDrawError, metric_of, telling
+from normbench.report.figures.panels import CannotDrawError, comparable, metric_of, telling
 from normbench.report.figures.samples import Sample, beyond
 from normbench.report.figures.values import (
     in_heading,
@@ -54,7 +54,8 @@ def select(trials: Table, options: Options) -> Setting | None:
     """Return last-epoch numbers of the trials that have the setting, by what else they differ in.
 
     Raises:
-        CannotDrawError: they differ in so much else that the lines could not be told apart.
+        CannotDrawError: they differ in so much else that the lines could not be told apart, or the setting
+            defines the metric.
     """
     key = str(options.get("key", "batch_size"))
     chosen = [(cell, settings) for cell in trials if key in (settings := distinct(cell.settings))]
@@ -78,6 +79,7 @@ def select(trials: Table, options: Options) -> Setting | None:
         raise CannotDrawError(f"{len(groups)} lines, because the trials also differ in {differ}")
     metric = metric_of(trials, options)
     values = sorted({written(settings[key]) for _, settings in chosen}, key=order)
+    comparable(metric, {key: values})
     looks = style.of_methods(sorted({group[0] for group in groups}, key=NORMS.position))
     lines, variants = [], defaultdict[str, int](int)
     for group in sorted(groups, key=lambda each: (NORMS.position(each[0]), *map(numeric_key, each[1:]))):

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WEIGHT = "task.content_weight"
 REFERENCE = "batch"
+LOWER = "lower is better"
 Losses = tuple[float, float]  # of content, and of style
 
 
@@ -137,13 +138,32 @@ def select(trials: Table, options: Options) -> Tradeoff | None:  # noqa: ARG001
     stopped = Counter(status for cell in cells for status in cell.failures)
     sentences = (
         caption.trials(shown),
-        "Losses of the test images after the last epoch over content weights; thin: seeds, thick: means.",
-        f"In the corner: the style loss over that of {reference} at equal content loss, by "
-        "lines between logarithms at the middle of the content losses that both reach; geometric mean over "
-        "seeds.",
+        "Losses of the test images after the last epoch over content weights, on logarithmic axes; thin: "
+        "seeds, thick: means.",
+        *_on_ratios(drawn, reference),
         *(f"{status.replace('_', ' ')}: {count}." for status, count in sorted(stopped.items())),
     )
     return Tradeoff(drawn, sentences)
+
+
+def _on_ratios(panels: Sequence[Panel], reference: str) -> Iterator[str]:
+    """Yield what the ratios in the corner are, and which methods have none beside BN."""
+    ratios = {
+        f"{curve.series.legend} ({panel.heading})" if len(panels) > 1 else curve.series.legend: ratios
+        for panel in panels
+        if any(other.series.method == REFERENCE and other.seeds for other in panel.curves)
+        for curve in panel.curves
+        if curve.series.method != REFERENCE and curve.seeds
+        for ratios in [panel.ratios(curve)]
+    }
+    if any(ratios.values()):
+        yield (
+            f"In the corner: the style loss divided by that of {reference} at equal content loss, where points "
+            "are joined by straight lines on these axes, in the middle of the content losses that both reach; "
+            "geometric mean over seeds."
+        )
+    if without := [legend for legend, found in ratios.items() if not found]:
+        yield f"No ratio to {reference} for {', '.join(without)}: there is no content loss that both reach."
 
 
 def _is_drawn(key: str) -> bool:
@@ -232,8 +252,8 @@ def draw(selection: Tradeoff, canvas: "Canvas") -> None:
             axis.set_minor_formatter(NullFormatter())
         axes.text(0.97, 0.97, "\n".join(words), transform=axes.transAxes, ha="right", va="top", fontsize=6.5)
         axes.set_title(panel.heading)
-        axes.set_xlabel("content loss" if number >= len(selection.panels) - across else "")
-        axes.set_ylabel("style loss" if number % across == 0 else "")
+        axes.set_xlabel(f"content loss ({LOWER})" if number >= len(selection.panels) - across else "")
+        axes.set_ylabel(f"style loss ({LOWER})" if number % across == 0 else "")
     style.legend(canvas, [(style.entry(look), each.legend) for each, look in by_series.items()])
 
 

@@ -85,7 +85,8 @@ def places(texts: Sequence[str]) -> tuple[float, ...]:
 
 def in_words(key: str) -> str:
     """Return what a setting is called in papers: ``learning rate`` for ``optimizer.lr``."""
-    return WORDS.get(key, key.replace(".", " ").replace("_", " "))
+    short = key if key.endswith(".name") else re.sub(r"^(model|task)\.", "", key)
+    return WORDS.get(key, short.replace(".", " ").replace("_", " "))
 
 
 def in_heading(key: str, value: Any) -> str:

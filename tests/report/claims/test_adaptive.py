@@ -67,7 +67,7 @@ def test_after_the_last_look_nothing_is_run():
     cells = {"a": dict.fromkeys(SEEDS, 0.0), "b": {seed: (-1.0) ** seed for seed in SEEDS}}
     last = step(plan(one=Greater("a", "b")), cells)
     assert (last.trials, dict(last.frozen)) == ((), {"one": "all 20 seeds are run"})
-    assert last.reason == "the open claims are frozen"
+    assert last.reason == "no open claim gets more trials"
 
 
 @pytest.mark.parametrize(
