@@ -110,6 +110,11 @@ def printable(text: str | Path, limit: int | None = None) -> str:
     return cut if cut.isprintable() else repr(cut)[1:-1]
 
 
+def with_article(noun: str) -> str:
+    """Return ``a layer`` or ``an Identity``."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
 def plural(count: int, noun: str) -> str:
     """Return ``1 trial`` or ``3 trials``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from normbench.norms.api import Normalization, OwnError, ShapeError
 from normbench.norms.moment_norm import MomentNorm, RunningMomentNorm
-from normbench.text import did_you_mean, quoted
+from normbench.text import did_you_mean, quoted, with_article
 
 LAYERS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "batch": (
@@ -168,7 +168,7 @@ def _check_shared(
 def _check_layer(name: str, module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
     """Refuse a layer of which more than ``kinds`` tell would be lost."""
     kind = type(module)
-    where = f"{name or 'the network'}, a {kind.__name__},"
+    where = f"{name or 'the network'}, {with_article(kind.__name__)},"
     base = next((each for each in kinds if isinstance(module, each)), None)
     if base is None:
         known = " and ".join(each.__name__ for each in kinds)

@@ -13,7 +13,8 @@ from normbench.config.trial import Trial
 from normbench.config.user_code import Contained, EndedProcess
 from normbench.models.convert import convert
 from normbench.models.layers import FinalLinear, place
-from normbench.norms.api import Normalization, OwnError, mismatch
+from normbench.norms.api import LayerError, Normalization, OwnError, mismatch
+from normbench.text import with_article
 
 
 class CustomNetwork(nn.Module):
@@ -86,10 +87,12 @@ def custom_network(trial: Trial, norm: Normalization, classes: int) -> CustomNet
         with Contained():
             model = function(**arguments)
         if not isinstance(model, nn.Module):
-            raise OwnError(f"it gives a {type(model).__name__} and not a torch.nn.Module")
+            raise OwnError(f"it gives {with_article(type(model).__name__)} and not a torch.nn.Module")
         scale_weights(model, trial.init_scale)
         network = CustomNetwork(convert(model, norm, layers), classes)
         _check_settings(trial, network, classes)
+    except LayerError:
+        raise
     except (OwnError, EndedProcess) as error:
         raise OwnError(f"model {name}: {error}") from error
     except Exception as error:
@@ -111,10 +114,10 @@ def _arguments(
     arguments = options | ({"dropout": dropout} if dropout else {})
     if given := arguments.keys() & {"num_classes", "classes"}:
         raise OwnError(f"{given.pop()} follows from the data set and is no option")
-    arguments |= {key or "num_classes": classes}
-    if problem := mismatch(parameters, arguments, takes_any):
+    others = {name: parameter for name, parameter in parameters.items() if name != key}
+    if problem := mismatch(others, arguments, takes_any):
         raise OwnError(f"it {problem}")
-    return arguments
+    return arguments | {key or "num_classes": classes}
 
 
 @torch.no_grad()

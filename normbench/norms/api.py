@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from normbench.config.catalog.norms import NORMS, Method
 from normbench.config.trial import Choice
 from normbench.config.user_code import Contained, EndedProcess
+from normbench.text import with_article
 
 
 class ShapeError(ValueError):
@@ -179,6 +180,10 @@ class OwnError(ValueError):
     """A user's code cannot be used; the message names it and says why."""
 
 
+class LayerError(OwnError):
+    """A user's method cannot make a layer."""
+
+
 def _user_method(method: Method, options: Mapping[str, Any], across: Mapping[str, Any]) -> Normalization:
     """Return the normalization of a user's function or class of layers.
 
@@ -205,7 +210,8 @@ def _user_method(method: Method, options: Mapping[str, Any], across: Mapping[str
         if problem := mismatch(parameters, arguments, takes_any):
             raise OwnError(f"norm {method.name} {problem}")
         if channels is not None:
-            return Normalization(make_layer=partial(_user_layer, method.name, function, arguments, channels))
+            make = partial(_user_layer, method.name, function, arguments, channels)
+            return Normalization(make_layer=partial(_made, method.name, make))
         with Contained():
             result = function(**arguments)
     except OwnError:
@@ -215,8 +221,28 @@ def _user_method(method: Method, options: Mapping[str, Any], across: Mapping[str
     except Exception as error:
         raise OwnError(f"norm {method.name}: {type(error).__name__}: {error}") from error
     if not isinstance(result, Normalization):
-        raise OwnError(f"norm {method.name} gives a {type(result).__name__} and not a Normalization: {CURE}")
-    return result
+        kind = with_article(type(result).__name__)
+        raise OwnError(f"norm {method.name} gives {kind} and not a Normalization: {CURE}")
+    return replace(result, make_layer=partial(_made, method.name, result.make_layer))
+
+
+def _made(name: str, make: Callable[[int], object], channels: int) -> nn.Module:
+    """Return a layer of a user's method, with the method's name as its attribute ``user_method``.
+
+    Raises:
+        LayerError: the method raises, or gives no module.
+    """
+    try:
+        layer = make(channels)
+    except (OwnError, ShapeError):
+        raise
+    except Exception as error:
+        raise LayerError(f"norm {name}: {type(error).__name__}: {error}") from error
+    if not isinstance(layer, nn.Module):
+        kind = with_article(type(layer).__name__)
+        raise LayerError(f"norm {name} gives {kind} for a number of channels and not a module: {CURE}")
+    layer.user_method = name  # type: ignore[assignment]
+    return layer
 
 
 def _channels_of(
@@ -233,18 +259,15 @@ def _channels_of(
 
 def _user_layer(
     name: str, function: Callable[..., object], arguments: Mapping[str, Any], parameter: str, channels: int
-) -> nn.Module:
-    """Return the layer that a user's function gives for a number of channels.
+) -> object:
+    """Return what a user's function gives for a number of channels, unless that is a method.
 
     Raises:
-        OwnError: it is no module.
+        LayerError: it is one, as of a function whose first parameter is an option.
     """
     layer = function(channels, **arguments)
     if isinstance(layer, Normalization):
-        raise OwnError(f"norm {name} has no default for its option {parameter!r} and is not given it")
-    if not isinstance(layer, nn.Module):
-        kind = type(layer).__name__
-        raise OwnError(f"norm {name} gives a {kind} for a number of channels and not a module: {CURE}")
+        raise LayerError(f"norm {name} has no default for its option {parameter!r} and is not given it")
     return layer
 
 

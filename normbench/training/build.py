@@ -17,6 +17,7 @@ from normbench.models.custom import CustomNetwork, custom_network
 from normbench.models.layers import FinalLayer, place, separate_streams
 from normbench.norms.api import Normalization, OwnError, ShapeError, build
 from normbench.tasks.base import task_of
+from normbench.text import with_article
 from normbench.training.clipping import clip_of
 from normbench.training.device import process_lock
 
@@ -140,6 +141,10 @@ def check(trial: Trial, classes: int, image_size: int) -> NetworkSize:
                 model = network(trial, classes)
                 for name, module in model.named_modules():
                     module.register_forward_pre_hook(partial(remember, name))
+                    if hasattr(module, "user_method"):
+                        module.register_forward_hook(
+                            partial(_check_layer, f"{place(model, name)} (module {name!r})")
+                        )
                 outputs = model(task_of(trial).example(trial.batch_size, image_size).images)
             if isinstance(model, CustomNetwork):
                 _check_pass(trial, model, calls, outputs, classes)
@@ -166,6 +171,19 @@ def _size(model: nn.Module) -> NetworkSize:
     return NetworkSize(sum(parameter.numel() for parameter in model.parameters()), state)
 
 
+def _check_layer(layer: str, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
+    """Refuse the output of a layer of a user's method that is not of the shape of its input.
+
+    Raises:
+        OwnError: names method, layer and shapes.
+    """
+    (x, *_) = inputs
+    if not isinstance(output, Tensor) or output.shape != x.shape:
+        got = list(output.shape) if isinstance(output, Tensor) else with_article(type(output).__name__)
+        message = f"it gives {got} for maps of shape {list(x.shape)}; a layer must keep the shape"
+        raise OwnError(f"norm {module.user_method} in {layer}: {message}")
+
+
 def _check_pass(
     trial: Trial, model: CustomNetwork, calls: Counter[str], outputs: object, classes: int
 ) -> None:
@@ -181,6 +199,6 @@ def _check_pass(
             )
             raise OwnError(f"model {trial.model.name}: {words}")
     if not isinstance(outputs, Tensor) or outputs.shape != (trial.batch_size, classes):
-        got = list(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+        got = list(outputs.shape) if isinstance(outputs, Tensor) else with_article(type(outputs).__name__)
         expected = f"logits [{trial.batch_size}, {classes}]"
         raise OwnError(f"model {trial.model.name}: it gives {got} for a batch, and not {expected}")

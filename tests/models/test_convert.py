@@ -266,7 +266,7 @@ def with_(module: nn.Module) -> nn.Module:
         (lambda: nn.Linear(3, 3), "batch", "no layer to convert: no BatchNorm1d or BatchNorm2d in it$"),
         (lambda: Small(partial_group), "batch", r"in it, but GroupNorm \(convert: \[group\]\)$"),
         (lambda: nn.Linear(3, 3), "weight_norm", "no convolution whose weights"),
-        (lambda: Small(OwnNorm), "batch", "^body.0, a OwnNorm, is a BatchNorm2d with a forward of its own"),
+        (lambda: Small(OwnNorm), "batch", "^body.0, an OwnNorm, is a BatchNorm2d with a forward of its own"),
         (hooked, "batch", "^bn, a BatchNorm2d, has hooks, which would be lost$"),
         (shared, "batch", "^body.0 and bn are one module"),
         (tied, "weight_norm", "^body.2.weight and other.weight are one parameter"),
@@ -277,7 +277,7 @@ def with_(module: nn.Module) -> nn.Module:
             "^other, a LazyBatchNorm2d, does not know its channels",
         ),
         (lambda: with_(nn.BatchNorm3d(3)), "batch", "^other, a BatchNorm3d, has three dimensions of space"),
-        (lambda: with_(OwnConv(3, 3, 1)), "weight_norm", "^other, a OwnConv, is a Conv2d with a forward"),
+        (lambda: with_(OwnConv(3, 3, 1)), "weight_norm", "^other, an OwnConv, is a Conv2d with a forward"),
         (lambda: with_(nn.Conv1d(3, 3, 1)), "weight_norm", "^other, a Conv1d, .* changes Conv2d alone$"),
         (
             lambda: with_(nn.ConvTranspose2d(3, 3, 1)),

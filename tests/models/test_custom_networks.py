@@ -45,6 +45,12 @@ def build(num_classes, width=8, rate=0.0, kind="batch"):
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes),
     )
 
+def raising(channels):
+    raise ValueError("no such luck")
+
+def pooling(channels):
+    return nn.AvgPool2d(2)
+
 def promised(classes, **options):
     return build(classes, **options)
 
@@ -220,7 +226,7 @@ def test_settings_of_the_initial_weights_are_kept(here: Path, norm: str) -> None
         ),
         (
             {"model": {"name": "my_nets:build", "widht": 3}},
-            "model my_nets:build: it takes no option 'widht'; it takes num_classes, width, rate, kind$",
+            "model my_nets:build: it takes no option 'widht'; it takes width, rate, kind$",
         ),
         ({"model": {"name": "my_nets:build", "num_classes": 3}}, "num_classes follows from the data set"),
         ({"model": {"name": "torchvision.models:resnet18", "depth": 3}}, "resnet18: TypeError: .*'depth'"),
@@ -271,8 +277,17 @@ def test_settings_of_the_initial_weights_are_kept(here: Path, norm: str) -> None
             r"group norm cannot be used in my_nets:build's 1 \(module 'network.1'\), .*: 4 groups do not",
         ),
         (
+            {"model": "my_nets:build", "norm": "my_nets:raising"},
+            "^norm my_nets:raising: ValueError: no such luck$",
+        ),
+        (
+            {"model": "my_nets:build", "norm": "my_nets:pooling"},
+            r"^norm my_nets:pooling in 1 \(module 'network\.1'\): it gives \[10, 8, 4, 4\] for maps of shape "
+            r"\[10, 8, 8, 8\]; a layer must keep the shape$",
+        ),
+        (
             {"model": "my_nets:build", "norm": {"name": "torch.nn:GroupNorm", "num_groups": 3}},
-            "^norm torch.nn:GroupNorm gets the number|model my_nets:build: |has no default",
+            "^norm torch.nn:GroupNorm gets the number of channels as 'num_groups'; it is no option$",
         ),
     ],
     ids=str,

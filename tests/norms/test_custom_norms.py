@@ -95,6 +95,18 @@ def with_default(channels=16):
 def text(channels):
     return str(channels)
 
+def raising(channels):
+    raise ValueError("no such luck")
+
+def pooling(channels):
+    return nn.AvgPool2d(2)
+
+def raising_later():
+    return Normalization(make_layer=raising)
+
+def text_later():
+    return Normalization(make_layer=str)
+
 class Late(nn.Module):
     def __init__(self):
         super().__init__()
@@ -226,7 +238,7 @@ def test_it_is_given_the_norm_batch_if_it_takes_one(here: Path, tiny_data: Path)
     [
         ("nowhere:norm", "norm nowhere:norm: ModuleNotFoundError: No module named 'nowhere'"),
         ("my_norms:missing", "norm my_norms:missing: AttributeError: .*missing"),
-        ("my_norms:number", "norm my_norms:number gives a int and not a Normalization"),
+        ("my_norms:number", "norm my_norms:number gives an int and not a Normalization"),
         ("my_norms:text", "norm my_norms:text gives a str for a number of channels and not a module: let it"),
         ("my_norms:with_default", "norm my_norms:with_default gives a Scaled .*: let it take the number of"),
         ("my_norms:Replacing", "norm my_norms:Replacing is a class of layers that takes no number of chan"),
@@ -250,6 +262,17 @@ def test_it_is_given_the_norm_batch_if_it_takes_one(here: Path, tiny_data: Path)
         (
             "my_norms:wanting",
             "norm my_norms:wanting has no default for its option 'eps' and is not given it$",
+        ),
+        ("my_norms:raising", "^norm my_norms:raising: ValueError: no such luck$"),
+        ("my_norms:raising_later", "^norm my_norms:raising_later: ValueError: no such luck$"),
+        (
+            "my_norms:text_later",
+            "^norm my_norms:text_later gives a str for a number of channels and not a mod",
+        ),
+        (
+            "my_norms:pooling",
+            r"^norm my_norms:pooling in stem \(module 'norm'\): it gives \[10, 8, 4, 4\] for maps of shape "
+            r"\[10, 8, 8, 8\]; a layer must keep the shape$",
         ),
         (
             "my_norms:picky",
