@@ -5,6 +5,7 @@ before it is used: ``load_results`` and ``figures`` never do.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,6 +237,8 @@ def load_weights(trial: str | Path, results: str | Path = "results") -> "dict[st
 def load_model(trial: str | Path, results: str | Path = "results") -> "nn.Module":
     """Return the network of a trial with its final weights, in inference mode, on the CPU.
 
+    Code of your own that has changed since the record beside the file was made is a warning.
+
     Args:
         trial: as for `load_weights`.
         results: the directory of records.
@@ -244,9 +247,16 @@ def load_model(trial: str | Path, results: str | Path = "results") -> "nn.Module
         Exception: as `load_weights`; ValueError where the code of a network of your own has changed so that
             they do not fit.
     """
+    from normbench.records import Record
+    from normbench.sweep.changes import changes_of_code
     from normbench.training.weights import load, restored
 
-    return restored(load(_weights_file(trial, results)))
+    path = _weights_file(trial, results)
+    model = restored(load(path))
+    with suppress(OSError, ValueError):  # a file that was moved has no record beside it
+        for change in changes_of_code([Record.from_json(path.with_suffix(".json").read_text("utf-8"))]):
+            _warn(str(change))
+    return model
 
 
 def _weights_file(trial: str | Path, results: str | Path) -> Path:

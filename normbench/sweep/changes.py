@@ -62,18 +62,25 @@ def changes(records: Iterable[Record], data: Path, standings: Standings | None =
         standings: of data sets that have been looked at; those of others are added.
     """
     standings = {} if standings is None else standings
+    records = list(records)
     of_data: dict[Choice, list[Record]] = {}
-    of_code: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         of_data.setdefault(record.trial.dataset, []).append(record)
-        for setting, entry in record.trial.user_code.items():
-            of_code.setdefault((setting, entry.target), []).append(record)
     for choice in of_data.keys() - standings.keys():
         standings[choice] = decoded.cache_status(choice, data)
     return [
         *(change for c, group in of_data.items() for change in _of_data(c, group, data, standings[c])),
-        *(change for code, group in of_code.items() for change in _of_code(*code, group)),
+        *changes_of_code(records),
     ]
+
+
+def changes_of_code(records: Iterable[Record]) -> list[Change]:
+    """List the methods and networks of a user's own that have changed since the records were made."""
+    of_code: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        for setting, entry in record.trial.user_code.items():
+            of_code.setdefault((setting, entry.target), []).append(record)
+    return [change for code, group in of_code.items() for change in _of_code(*code, group)]
 
 
 def _some(records: Iterable[Record], which: Callable[[Record], bool]) -> tuple[str, ...]:

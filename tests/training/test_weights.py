@@ -187,6 +187,26 @@ def test_a_new_record_without_weights_does_not_get_those_of_the_old_one(
     assert aside == (set() if damage is None else {f"{trial_id}.json", f"{trial_id}{suffix}"})
 
 
+def test_a_network_whose_code_has_changed_since_is_told(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "net_that_changes.py"
+    code.write_text(NET)
+    monkeypatch.syspath_prepend(tmp_path)
+    trial = tiny_trial(epochs=1, model="net_that_changes:build", norm="batch")
+    store = Store(tmp_path / "x")
+    record = train(trial, tiny_data, tmp_path / "checkpoint", weights=store.weights_prefix(trial.id))
+    path = store.weights(trial.id)
+    assert path is not None
+    normbench.load_model(path)  # there is no record to compare with
+    store.save(record)
+    normbench.load_model(path)
+    code.write_text(NET + "# another line\n")
+    with pytest.warns(UserWarning, match="other code of net_that_changes:build than there is now"):
+        normbench.load_model(path)
+    sys.modules.pop("net_that_changes", None)
+
+
 def test_a_trial_that_diverges_keeps_none(tiny_data: Path, tmp_path: Path) -> None:
     trial = tiny_trial(optimizer={"lr": 1e30}, norm="none")
     record = train(trial, tiny_data, tmp_path / "checkpoint", weights=tmp_path / "kept")

@@ -158,9 +158,9 @@ def _on_ratios(panels: Sequence[Panel], reference: str) -> Iterator[str]:
     }
     if any(ratios.values()):
         yield (
-            f"In the corner: the style loss divided by that of {reference} at equal content loss, where points "
-            "are joined by straight lines on these axes, in the middle of the content losses that both reach; "
-            "geometric mean over seeds."
+            f"In the corner: the style loss divided by that of {reference} at equal content loss, where "
+            "points are joined by straight lines on these axes, in the middle of the content losses that "
+            "both reach; geometric mean over seeds."
         )
     if without := [legend for legend, found in ratios.items() if not found]:
         yield f"No ratio to {reference} for {', '.join(without)}: there is no content loss that both reach."
