@@ -199,7 +199,7 @@ def test_a_network_whose_code_has_changed_since_is_told(
     path = store.weights(trial.id)
     assert path is not None
     normbench.load_model(path)  # there is no record to compare with
-    store.save(record)
+    store.save(record, has_weights=True)
     normbench.load_model(path)
     code.write_text(NET + "# another line\n")
     with pytest.warns(UserWarning, match="other code of net_that_changes:build than there is now"):
