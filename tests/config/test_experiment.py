@@ -428,7 +428,8 @@ def test_every_key_that_can_be_overridden_is_a_key_of_the_document(problems):
         ("tune.seed=[3]", "unknown key (did you mean 'tune.seeds'?)"),
         (
             "tune.dataset.train_size=[10]",
-            "cannot be tuned: candidates are compared on one problem and its images, by the same measurements",
+            "cannot be tuned: candidates are compared on one problem and its images, by the same "
+            "measurements",
         ),
         ("trial.optimizer.lr=abc", "expected a number, got 'abc'"),
         (
