@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import statistics
+import subprocess
 import sys
 import textwrap
 from collections import Counter, defaultdict
@@ -550,6 +551,14 @@ def weights() -> str:
     return table(("experiment", *sizes, "weight of BN in the mean", "in the variance", "n"), rows)
 
 
+@cache
+def committed() -> list[str]:
+    """Return the experiments with records in the repository, without what was run in this clone since."""
+    command = ["git", "-C", str(ROOT), "ls-files", "results/*/experiment.yaml"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return sorted(Path(line).parent.name for line in listed.splitlines()) or results.experiments(RESULTS)
+
+
 def experiments() -> str:
     """Return every config with the claims it tests, its number of trials, and its records."""
     rows: list[Row] = []
@@ -559,7 +568,7 @@ def experiments() -> str:
         claims = ", ".join(map(str, claims_of(name))) or "–"
         there = (
             f"[{len(_found(name).records)} records](results.md#{_anchor(name)})"
-            if name in results.experiments(RESULTS)
+            if name in committed()
             else "–"
         )
         count = len(experiment.trials) + len(experiment.tune.tuning if experiment.tune else ())

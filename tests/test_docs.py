@@ -27,7 +27,6 @@ from normbench.report.claims.document import FOLDER
 from normbench.report.claims.document import load as load_claims
 from normbench.report.claims.document import load_all as load_all_claims
 from normbench.signals import ENDING
-from normbench.sweep import results
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -286,7 +285,7 @@ def test_experiments_name_the_claims_that_they_test() -> None:
 
 def test_every_experiment_with_records_has_a_section_of_results() -> None:
     headings = re.findall(r"^## (.+)$", PAGES["results.md"], re.MULTILINE)
-    assert sorted(headings) == results.experiments(ROOT / "results")
+    assert sorted(headings) == generator().committed()
     for name in headings:
         text = section("results.md", f"## {name}")
         assert f"<!-- generated: result {name} -->" in text
