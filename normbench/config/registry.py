@@ -24,6 +24,11 @@ class UnknownName(LookupError):
     """A name that its registry does not list; the message suggests another."""
 
 
+def conflict(message: str, *fields: str) -> PydanticCustomError:
+    """Return the error of values of ``fields`` that are valid alone but not together."""
+    return PydanticCustomError("conflict", "{message}", {"message": message, "fields": fields})
+
+
 @dataclass(frozen=True)
 class Option:
     """A setting of an entry: its type (with bounds, as pydantic reads them), default and meaning."""

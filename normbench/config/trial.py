@@ -30,8 +30,7 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.catalog.statistics import EVALUATIONS
 from normbench.config.catalog.tasks import TASKS
-from normbench.config.registry import Entry, ExtensibleRegistry, Option, Registry
-from normbench.config.sequences import whole_sequence
+from normbench.config.registry import Entry, ExtensibleRegistry, Option, Registry, conflict
 from normbench.text import quoted
 
 Count = Annotated[int, Field(ge=1)]
@@ -54,11 +53,6 @@ class Frozen(BaseModel):
     """Settings that are immutable, hashable, and strict about types and unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-def conflict(message: str, *fields: str) -> PydanticCustomError:
-    """Return the error of values of ``fields`` that are valid alone but not together."""
-    return PydanticCustomError("conflict", "{message}", {"message": message, "fields": fields})
 
 
 class Choice(Frozen):
@@ -353,36 +347,8 @@ class Trial(Frozen):
             known = ", ".join(entry.name for entry in MODELS.values() if entry.task == task.name)
             message = f"{network.name} is a network for {network.task}; those for {task.name} are {known}"
             raise conflict(message, "model", "task")
-        if task.name == "sequence":
-            self._check_sequence()
-
-    def _check_sequence(self) -> None:
-        """Refuse lengths that an image has not, and give options that cannot matter their defaults."""
-        method, network, options = NORMS[self.norm.name], MODELS[self.model.name], self.model.options
-        whole, lengths = whole_sequence(self.task, self.dataset).steps, self.task.options["lengths"]
-        if lengths and lengths[1] > whole:
-            message = f"lengths up to {lengths[1]} are more than the {whole} steps of these images"
-            raise conflict(message, "task.lengths", "dataset")
-        if lengths and self.norm_batch_size not in (None, self.batch_size):
-            message = (
-                f"norm_batch_size {self.norm_batch_size} is less than batch_size {self.batch_size}, and "
-                "sequences of unequal lengths share the statistics of a step with all that reach it"
-            )
-            raise conflict(message, "norm_batch_size", "task.lengths")
-        steps = lengths[1] if lengths else whole
-        idle: set[str] = set()
-        if (
-            not method.across_samples
-            or options["statistics"] == "shared"
-            or (options["max_steps"] or steps) >= steps
-        ):
-            idle.add("max_steps")
-        if not method.across_samples:
-            idle.add("statistics")
-        if not method.has_layers:
-            idle |= {"input_only", "initial_gamma"}
-        defaults = {key: network.options[key].default for key in idle}
-        self.__dict__["model"] = self.model.model_copy(update=defaults)
+        if task.canonical is not None:
+            self.__dict__.update(task.canonical(self))
 
     @model_validator(mode="after")
     def _validation_leaves_training_images(self) -> Self:

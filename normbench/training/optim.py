@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,24 +37,25 @@ def learning_rate(trial: Trial, step: int, steps_per_epoch: int) -> float:
             return base
 
 
+OptimizerClass = TypeVar("OptimizerClass", bound=type[torch.optim.Optimizer])
+
+
+def undecorated(optimizer: OptimizerClass) -> OptimizerClass:
+    """Take the decorators off that load torch's compiler, which takes 2 s and 150 MiB."""
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        setattr(optimizer, name, inspect.unwrap(getattr(optimizer, name)))
+    optimizer.step = torch.no_grad()(inspect.unwrap(optimizer.step))  # type: ignore[method-assign]
+    return optimizer
+
+
+@undecorated
 class SGD(torch.optim.SGD):
-    """SGD of torch without the decorators that load its compiler, which takes 2 s and 150 MiB."""
-
-    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
-    load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
-    state_dict = inspect.unwrap(torch.optim.SGD.state_dict)
-    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+    """SGD of torch."""
 
 
+@undecorated
 class Adam(torch.optim.Adam):
-    """Adam and AdamW of torch, without these decorators likewise."""
-
-    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
-    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
-    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
-    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+    """Adam and AdamW of torch."""
 
 
 def optimizer(trial: Trial, model: nn.Module) -> SGD | Adam:

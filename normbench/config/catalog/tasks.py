@@ -1,7 +1,10 @@
 """The learning problems, one file each. This registry lists them all."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from normbench.config import sequences
 from normbench.config.registry import Entry, Registry, at_least, flag, interval, one_of
 
 
@@ -14,10 +17,13 @@ class TaskEntry(Entry):
             is what trials are compared by.
         refuses: settings of a trial that make no sense in it and must keep their defaults; ``evaluate.name``
             is one of the choices of a list.
+        canonical: takes a trial, refuses what does not go together in the task, and returns settings that
+            replace those of equal effect; None where there is nothing of the kind.
     """
 
     metrics: tuple[str, ...] = ("accuracy", "accuracy_median5", "online")
     refuses: tuple[str, ...] = ()
+    canonical: Callable[[Any], Mapping[str, Any]] | None = None
 
     @property
     def metric(self) -> str:
@@ -52,6 +58,7 @@ TASKS: Registry[TaskEntry] = Registry(
             "lengths": interval("cut sequences after a random number of steps between these; null: none is"),
         },
         refuses=("norm_every", "whiten", "zero_init_residual", "diagnose.signal_propagation", "evaluate"),
+        canonical=sequences.canonical,
         aliases=("sequential", "sequences", "recurrent"),
     ),
     TaskEntry(

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from normbench.config.trial import Frozen, Positive, conflict
+from normbench.config.registry import conflict
+from normbench.config.trial import Frozen, Positive
 from normbench.report.claims import brackets, kinds
 
 Kind = Literal["greater", "less", "equivalent", "flat", "crossover", "knee", "trend", "ratio", "all", "any"]

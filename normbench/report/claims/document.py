@@ -16,9 +16,9 @@ from normbench.config import experiment as config
 from normbench.config.grid import TRIAL_KEYS
 from normbench.config.inherit import Files, Unreadable
 from normbench.config.messages import validate
-from normbench.config.registry import UnknownName
+from normbench.config.registry import UnknownName, conflict
 from normbench.config.source import Issue, Node, Position
-from normbench.config.trial import Frozen, conflict
+from normbench.config.trial import Frozen
 from normbench.report.claims.cells import Cells, cells_of
 from normbench.report.claims.comparison import COMPOSED, Test
 from normbench.report.claims.errors import CellError
