@@ -257,3 +257,20 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
         return Ended(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Path]]:
+    """A function (name, code) -> the directory, now the current one, with a module that is nowhere else."""
+    names = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def write(name: str, code: str) -> Path:
+        (tmp_path / f"{name}.py").write_text(code)
+        names.append(name)
+        return tmp_path
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +102,9 @@ network = build(4)
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(own_module: Callable[[str, str], Path]) -> Path:
     """The current directory, with a module ``my_nets`` in it that is nowhere else."""
-    (tmp_path / "my_nets.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield tmp_path
-    sys.modules.pop("my_nets", None)
+    return own_module("my_nets", MODULE)
 
 
 def trial(model: Any = "my_nets:build", **settings: Any) -> Trial:

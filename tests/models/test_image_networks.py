@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from norm_cases import fitted, variants
 from pydantic import ValidationError
+from same_training import PATHS, assert_trains_alike
 from torch import Tensor, nn
 
 from normbench.config.catalog.models import MODELS
 from normbench.config.catalog.norms import NORMS
 from normbench.config.trial import Choice, Trial
 from normbench.models.layers import FinalConv, norm_parameters
-from normbench.norms.ops import cpu
 from normbench.training.build import check, network
 from normbench.training.statistics.folded import fold
 
@@ -101,45 +101,15 @@ class _TheirStylizer(nn.Module):
 THEIRS = {"dncnn": _TheirDnCNN, "unet": _TheirUNet, "stylizer": _TheirStylizer}
 
 
-@pytest.mark.parametrize("path", ["torch at float64", "as trained, fp32"])
+@PATHS
 @EVERY_NETWORK
 def test_the_network_is_that_of_torchs_layers(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images, gradients, running statistics and inference, to 1e-9 at float64.
-
-    In fp32 the same of the fused passes, to 1e-3 of the largest: a ReLU's kink may be crossed by rounding.
-    """
-    ours, theirs = made(name), THEIRS[name]().double()
+    ours, theirs = made(name).double(), THEIRS[name]().double()
     copied = [value for key, value in theirs.state_dict().items() if "num_batches" not in key]
     for mine, value in zip(ours.state_dict().values(), copied, strict=True):
         mine.copy_(value)
-    tolerance, dtype = (1e-3, torch.float32) if "fp32" in path else (1e-9, torch.float64)
-    if dtype == torch.float64:
-        monkeypatch.setattr(cpu, "suited", lambda *_: None)
-    ours = ours.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for parameter, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        with torch.no_grad():
-            parameter.copy_(other)
-
-    def compare(actual: Tensor, expected: Tensor) -> None:
-        torch.testing.assert_close(
-            actual.detach().double(), expected.detach(), rtol=0, atol=tolerance * float(expected.abs().max())
-        )
-
     x, truth = torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double()
-    for model, inputs in ((ours, x.to(dtype)), (theirs, x)):
-        for _ in range(2):
-            model.zero_grad()
-            F.mse_loss(model(inputs), truth.to(inputs)).backward()
-    with torch.no_grad():
-        compare(ours(x.to(dtype)), theirs(x))
-        compare(ours.eval()(x.to(dtype)), theirs.eval()(x))
-    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert mine.grad is not None
-        assert other.grad is not None
-        compare(mine.grad, other.grad)
-    statistics = [buffer for buffer in theirs.buffers() if buffer.ndim]
-    for mine, other in zip(ours.buffers(), statistics, strict=True):
-        compare(mine, other)
+    assert_trains_alike(ours, theirs, x, lambda y: F.mse_loss(y, truth.to(y)), path, monkeypatch)
 
 
 @EVERY_NETWORK

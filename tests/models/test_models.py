@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from norm_cases import EVERY_AFFINE_METHOD, EVERY_METHOD, fitted
+from same_training import PATHS, assert_trains_alike
 from torch import Tensor, nn
 
 from normbench.config.catalog.models import MODELS
@@ -14,7 +15,6 @@ from normbench.config.trial import Choice, Trial
 from normbench.models.layers import Dropout, Shortcut, Stochastic
 from normbench.models.resnet import Block
 from normbench.norms.api import Clock, ShapeError
-from normbench.norms.ops import cpu
 from normbench.training.build import check, network
 
 # of each with batch normalization and 10 classes; table 6 of He et al. gives some of them in millions
@@ -145,12 +145,9 @@ class _TheirResNet(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-@pytest.mark.parametrize("path", ["torch at float64", "as trained, fp32"])
+@PATHS
 def test_the_network_is_that_of_torchs_layers(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits, gradients, running statistics and inference; to 1e-9 at float64, as 14 layers amplify rounding.
-
-    In fp32 the same of the fused passes, to 1e-3 of the largest: a ReLU's kink may be crossed by rounding.
-    """
+    """To 1e-9 at float64, as 14 layers amplify rounding."""
     ours, theirs = made("resnet14", batch_size=8), _TheirResNet().double()
     names = {"weight": "gamma", "bias": "beta"}
     copied = {}
@@ -158,33 +155,10 @@ def test_the_network_is_that_of_torchs_layers(path: str, monkeypatch: pytest.Mon
         layer, _, last = name.rpartition(".")
         if last != "num_batches_tracked":
             copied[f"{layer}.{names.get(last, last)}" if "norm" in layer else name] = value
-    ours.load_state_dict(copied)
-    tolerance, dtype = (1e-3, torch.float32) if "fp32" in path else (1e-9, torch.float64)
-    if dtype == torch.float64:
-        monkeypatch.setattr(cpu, "suited", lambda *_: None)
-    ours = ours.to(dtype=dtype, memory_format=torch.channels_last)
-
-    def compare(actual: Tensor, expected: Tensor) -> None:
-        torch.testing.assert_close(
-            actual.detach().double(), expected.detach(), rtol=0, atol=tolerance * float(expected.abs().max())
-        )
-
+    ours.double().load_state_dict(copied)
     torch.manual_seed(0)
     x, labels = torch.randn(8, 3, 16, 16).double(), torch.arange(8)
-    for model, images in ((ours, x.to(dtype)), (theirs, x)):
-        for _ in range(2):
-            model.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
-    with torch.no_grad():
-        compare(ours(x.to(dtype)), theirs(x))
-        compare(ours.eval()(x.to(dtype)), theirs.eval()(x))
-    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert mine.grad is not None
-        assert other.grad is not None
-        compare(mine.grad, other.grad)
-    statistics = [buffer for buffer in theirs.buffers() if buffer.ndim]
-    for mine, other in zip(ours.buffers(), statistics, strict=True):
-        compare(mine, other)
+    assert_trains_alike(ours, theirs, x, lambda y: F.cross_entropy(y, labels), path, monkeypatch)
 
 
 @EVERY_METHOD

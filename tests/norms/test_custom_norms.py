@@ -3,7 +3,7 @@
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,13 +133,9 @@ sweep:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(own_module: Callable[[str, str], Path]) -> Path:
     """The current directory, with a module ``my_norms`` in it that is nowhere else."""
-    (tmp_path / "my_norms.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    yield tmp_path
-    sys.modules.pop("my_norms", None)
+    return own_module("my_norms", MODULE)
 
 
 def experiment(directory: Path, norms: str) -> config.Experiment:
