@@ -164,8 +164,8 @@ def plan(
     where = data or default_directory()
     experiment = configs.load(config, overrides)
     survey = sweep.compare(sweep.survey(experiment, results), where)
-    errors.print_error(sweep.describe_further(experiment, results))
-    errors.print_error(sweep.describe_untuned(experiment, results))
+    for words in sweep.describe_left_out(experiment, results):
+        errors.print_error(words)
     for line in describe_unreadable(survey.damaged, "left out"):
         errors.print_error(line)
     expected = report.expect(survey, results, where)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -138,26 +138,16 @@ def load_plan(results: Path, name: str) -> config.Experiment:
     return config.load(results / name / PLAN, stored=True)
 
 
-def describe_further(experiment: config.Experiment, results: Path) -> str:
-    """Describe the trials of the stored plan that ``experiment`` lacks; an empty text if there are none."""
-    try:
-        earlier = load_plan(results, experiment.name)
-    except config.ConfigError:
-        return ""
+def describe_further(experiment: config.Experiment, earlier: config.Experiment) -> str:
+    """Describe the trials of an earlier plan that ``experiment`` lacks; an empty text if there are none."""
     count = len({trial.id for trial in earlier.trials} - {trial.id for trial in experiment.trials})
     trials = "1 further trial" if count == 1 else f"{count} further trials"
     return f"{trials} of this experiment's plan are not part of this run" if count else ""
 
 
-def describe_untuned(experiment: config.Experiment, results: Path) -> str:
-    """Describe the records of candidates that ``experiment`` takes out of the stored plan, or return ""."""
-    try:
-        earlier = load_plan(results, experiment.name)
-        union = plan.unite(earlier, experiment)
-    except config.ConfigError:
-        return ""
+def describe_untuned(earlier: config.Experiment, union: config.Experiment, store: Store) -> str:
+    """Describe the stored records of candidates of an earlier plan that its successor lacks, or return ""."""
     known = {trial.id for trial in tuning.possible(union)}
-    store = Store(results / experiment.name)
     candidates = dict.fromkeys(trial.id for trial in (earlier.tune.possible if earlier.tune else ()))
     lost = [each for each in candidates if each not in known and store.record_path(each).exists()]
     if not lost:
@@ -165,6 +155,17 @@ def describe_untuned(experiment: config.Experiment, results: Path) -> str:
     named = ", ".join(lost[:3]) + (", …" if lost[3:] else "")
     words = f"{plural(len(lost), 'record')} of candidates that are no longer tuned ({named})"
     return f"{words} {'is' if len(lost) == 1 else 'are'} no part of this experiment's plan any more"
+
+
+def describe_left_out(experiment: config.Experiment, results: Path) -> list[str]:
+    """Describe what a run of ``experiment`` leaves out of the stored plan; nothing without a valid one."""
+    lines = []
+    with suppress(config.ConfigError):
+        earlier = load_plan(results, experiment.name)
+        lines.append(describe_further(experiment, earlier))
+        union = plan.unite(earlier, experiment)
+        lines.append(describe_untuned(earlier, union, Store(results / experiment.name)))
+    return list(filter(None, lines))
 
 
 def override(experiment: config.Experiment, **execute: Any) -> config.Experiment:
@@ -362,10 +363,11 @@ def _write_plan(
             say(f"{path}: not a valid plan ({error.problems[0]}); moved to {store.directory / 'corrupt'}")
             store.set_aside([path])
         else:
-            content = config.dump(plan.unite(earlier, experiment)).encode()
-            if words := describe_untuned(experiment, store.directory.parent):
+            union = plan.unite(earlier, experiment)
+            content = config.dump(union).encode()
+            if words := describe_untuned(earlier, union, store):
                 say(words)
-            if words := describe_further(experiment, store.directory.parent):
+            if words := describe_further(experiment, earlier):
                 say(f"{words} (--replace-plan forgets them)")
     if written != content:
         write_atomically(path, content)
