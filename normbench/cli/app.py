@@ -189,7 +189,10 @@ def plot(
     ] = None,
     published: Annotated[
         str | None,
-        typer.Option(metavar="SERIES", help="lay a published series over batch_size; normbench list figures"),
+        typer.Option(
+            metavar="SERIES",
+            help="lay a published series over batch_size and setting; normbench list figures",
+        ),
     ] = None,
     _debug: Debug = False,
 ) -> None:

@@ -36,7 +36,7 @@ def draw(
         formats: comma-separated file formats.
         out: the directory, with one more level by experiment where several are drawn; by default ``figures``
             beside the records.
-        published: series to lay over the ``batch_size`` figure.
+        published: series to lay over figures that have such an option.
         tell: receives one line for everything a reader should know.
 
     Raises:
@@ -91,7 +91,7 @@ def _draw(
     unasked: list[str] = []  # why a figure that nobody named is not drawn: of interest if none is
     for kind, given in chosen or [(kind.name, {}) for kind in FIGURES.values() if not kind.key_options]:
         options = dict(given)
-        if kind == "batch_size" and published:
+        if published and "published" in FIGURES[kind].options:
             options["published"] = published
         lines: list[str] = []
         paths: list[Path] = []

@@ -159,3 +159,67 @@ def test_values_that_are_no_numbers_are_not_joined() -> None:
 
     assert len(lines(drawn([agc(0.1), agc(0.2)], "clip.threshold"))) == 1
     assert not lines(drawn([record(model=model) for model in ("resnet8", "resnet14")], "model.name"))
+
+
+def budget(norms: tuple[str, ...] = ("batch", "group"), sizes: tuple[int, ...] = (2, 32)) -> list[Any]:
+    return [record(norm, size, epochs=epochs) for norm in norms for size in sizes for epochs in (5, 20)]
+
+
+def overlaid(records: list[Any], key: str, series: str = "befranke_resnet20") -> Any:
+    return FIGURES["setting"].load().select(table(records), {"key": key, "published": series})
+
+
+def test_published_accuracies_stand_at_their_epochs_beside_the_line_of_their_batch_size() -> None:
+    found = overlaid([*budget(), record("layer", 32, epochs=5)], "epochs")
+    assert found.panel.axis.words == ("5", "20", "100")
+    points = {line.label: {x: point.accuracy for x, point in at.items()} for line, at in found.published}
+    assert points == {
+        "BN, batch size 2": {"100": 80.30},
+        "BN, batch size 32": {"100": 86.40},
+        "GN (8 groups), batch size 2": {"100": 85.79},
+        "GN (8 groups), batch size 32": {"100": 85.95},
+    }
+    assert any(words.startswith("Hollow squares, published: results.csv") for words in found.caption)
+    assert [words for _, words in found.entries()][-1] == "published"
+    canvas = Figure()
+    FIGURES["setting"].load().draw(found, canvas)
+    squares = [line for line in canvas.axes[0].get_lines() if line.get_marker() == "s"]
+    heights = [float(line.get_ydata()[0]) for line in squares if line.get_markerfacecolor() == "none"]
+    assert heights == [80.30, 86.40, 85.79, 85.95]
+
+
+def test_the_table_tells_published_rows_from_measured_ones() -> None:
+    figure = FIGURES["setting"].load()
+    rows = figure.table(overlaid(budget(("batch",), (2,)), "epochs"))
+    assert [row["source"] for row in rows] == ["measured", "measured", "befranke_resnet20"]
+    assert {key: rows[-1][key] for key in ("value", "norm", "test_accuracy", "sd", "finished")} == {
+        "value": "100",
+        "norm": "batch",
+        "test_accuracy": 0.803,
+        "sd": 0.0059,
+        "finished": None,
+    }
+    assert "source" not in figure.table(select(budget(), "epochs"))[0]
+
+
+def test_published_accuracies_by_batch_size_stand_there() -> None:
+    ((line, points),) = overlaid([record("batch", size) for size in (8, 128)], "batch_size").published
+    assert (line.label, list(points)) == ("BN", ["2", "4", "8", "16", "32"])
+
+
+@pytest.mark.parametrize(
+    ("records", "key"),
+    [
+        (budget(("none",)), "epochs"),
+        (budget(("batch",), (128,)), "epochs"),
+        ([record(norm_every=k) for k in (1, 2)], "norm_every"),
+    ],
+)
+def test_a_published_series_that_has_nothing_of_the_lines_is_left_out_and_said(
+    records: list[Any], key: str
+) -> None:
+    found = overlaid(records, key)
+    assert found.published == ()
+    assert found.warnings == (
+        "The published series befranke_resnet20 has nothing of these lines, and is left out.",
+    )

@@ -33,7 +33,7 @@ class Kind(Entry):
 
 PUBLISHED_OPTION = one_of(
     ("none", "befranke_resnet20", "hickmann_resnet20", "groupnorm_resnet50", "switchable_resnet50"),
-    "lay a published series over the figure, thin and dashed, with its source in the caption",
+    "lay a published series of accuracies by batch size over the figure, with its source in the caption",
 )
 
 
@@ -68,7 +68,7 @@ FIGURES: Registry[Kind] = Registry(
         "setting",
         "the metric against any setting, one curve for every combination of the others",
         "normbench.report.figures.setting:FIGURE",
-        {"key": key("batch_size"), "metric": METRIC},
+        {"key": key("batch_size"), "published": PUBLISHED_OPTION, "metric": METRIC},
         key_options=("key",),
     ),
     Kind(

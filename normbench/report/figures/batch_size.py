@@ -159,8 +159,7 @@ def table(selection: Sizes) -> list[Row]:
     for method, points in selection.published.items():
         for size, point in points.items():
             known: Row = {"source": selection.overlay, "norm": method, "axis": "batch_size", "size": size}
-            sd = None if point.sd is None else round(point.sd / 100, 6)
-            rows.append({**empty, **known, "test_accuracy": round(point.accuracy / 100, 6), "sd": sd})
+            rows.append({**empty, **known, **point.columns})
     return rows
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from normbench.report.figures import caption, means, style
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.means import Axis, Line, Means, Panel
 from normbench.report.figures.panels import CannotDrawError, comparable, metric_of, telling
+from normbench.report.figures.published import PUBLISHED, Point
 from normbench.report.figures.samples import Sample, beyond
 from normbench.report.figures.values import (
     in_heading,
@@ -23,19 +24,36 @@ from normbench.report.figures.values import (
     value_in_words,
     written,
 )
+from normbench.report.metrics import METRICS
 from normbench.report.rows import Row
 from normbench.report.table import Cell, Table, distinct, norm_of
 from normbench.text import numeric_key, plural
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.lines import Line2D
 
 MOST_SERIES = 12
+PUBLISHED_MARK: Mapping[str, Any] = {
+    "linestyle": "none",
+    "marker": "s",
+    "markersize": 6.5,
+    "markerfacecolor": "none",
+}
 
 
 @dataclass(frozen=True)
 class Setting(Means):
-    """All that is drawn, in one panel."""
+    """All that is drawn, in one panel.
+
+    Attributes:
+        overlay: the name of the published series.
+        published: lines with its points by value.
+    """
+
+    overlay: str = "none"
+    published: Sequence[tuple[Line, Mapping[str, Point]]] = ()
 
     @property
     def panel(self) -> Panel:
@@ -48,6 +66,14 @@ class Setting(Means):
         at = [line.samples[value] for line in self.panel.lines if value in line.samples]
         trials = sum(len(sample.values) + len(sample.failures) for sample in at)
         return sum(sample.failures.count("diverged") for sample in at) / trials if trials else 0.0
+
+    def entries(self) -> Iterator[tuple["Line2D", str]]:
+        """Give the entries of the legend."""
+        from matplotlib.lines import Line2D
+
+        yield from super().entries()
+        if self.published:
+            yield Line2D([], [], color=style.INK, **PUBLISHED_MARK), "published"
 
 
 def select(trials: Table, options: Options) -> Setting | None:
@@ -81,6 +107,8 @@ def select(trials: Table, options: Options) -> Setting | None:
     values = sorted({written(settings[key]) for _, settings in chosen}, key=order)
     comparable(metric, {key: values})
     looks = style.of_methods(sorted({group[0] for group in groups}, key=NORMS.position))
+    overlay = str(options.get("published", "none"))
+    published: dict[tuple[str, int | None], tuple[Line, Mapping[str, Point]]] = {}
     lines, variants = [], defaultdict[str, int](int)
     for group in sorted(groups, key=lambda each: (NORMS.position(each[0]), *map(numeric_key, each[1:]))):
         method, cells, label = group[0], groups[group], ", ".join(filter(None, group[1:]))
@@ -88,11 +116,17 @@ def select(trials: Table, options: Options) -> Setting | None:
         look = style.varied(looks[method], variants[method])
         lines.append(Line(label, look, samples, {"norm": method, "line": label}))
         variants[method] += 1
+        if overlay != "none" and metric is METRICS["accuracy"]:
+            sizes = {int(cell.settings["batch_size"]) for cell in cells.values()}
+            size = sizes.pop() if len(sizes) == 1 else None
+            if points := PUBLISHED[overlay].along(key, method, size):
+                of_values = {written(value): point for value, point in points.items()}
+                published.setdefault((method, size), (lines[-1], of_values))
     shown_cells = Table(tuple(cell for cell, _ in chosen))
     stopped = Counter(status for cell in shown_cells for status in cell.failures)
-    panel = Panel(
-        "", _axis(key, values), metric.quantity, tuple(lines), {"setting": key, "value": None}, x="value"
-    )
+    values = sorted({*values, *(value for _, points in published.values() for value in points)}, key=order)
+    columns: Row = {"setting": key, "value": None, **({"source": "measured"} if published else {})}
+    panel = Panel("", _axis(key, values), metric.quantity, tuple(lines), columns, x="value")
     sentences = (
         caption.trials(shown_cells),
         *_unfinished(lines),
@@ -100,8 +134,15 @@ def select(trials: Table, options: Options) -> Setting | None:
         f"{caption.measured(metric)}: mean and 95 % t-interval over seeds (a single seed has none); small "
         "dots: single seeds.",
         *beyond(panel.samples, metric.quantity),
+        *([f"Hollow squares, published: {PUBLISHED[overlay].source}."] if published else []),
     )
-    return Setting((panel,), tuple((line.label, line.look) for line in lines), stopped, sentences)
+    warnings = (
+        (f"The published series {overlay} has nothing of these lines, and is left out.",)
+        if overlay != "none" and not published
+        else ()
+    )
+    legend = tuple((line.label, line.look) for line in lines)
+    return Setting((panel,), legend, stopped, sentences, warnings, overlay, tuple(published.values()))
 
 
 def _axis(key: str, values: Sequence[str]) -> Axis:
@@ -126,8 +167,15 @@ def _unfinished(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def table(selection: Setting) -> list[Row]:
-    """Return one row a cell. Accuracies are fractions."""
+    """Return one row a cell, and one a published point if there are any. Accuracies are fractions."""
     rows = means.table(selection)
+    empty = dict.fromkeys(rows[0])
+    rows += [
+        {**empty, **selection.panel.columns, **line.columns, "source": selection.overlay, "value": value}
+        | point.columns
+        for line, points in selection.published
+        for value, point in points.items()
+    ]
     return [row | {"value": shown(str(row["value"])).replace("\n", " ")} for row in rows]
 
 
@@ -142,10 +190,22 @@ def draw(selection: Setting, canvas: "Canvas") -> None:
         if share := selection.diverged(value):
             axes.axvspan(*ends, color=style.FAINT, alpha=0.4 * share, linewidth=0)
     means.draw(axes, selection.panel)
+    _draw_published(axes, axis, selection.published)
     axes.set_ylabel(selection.panel.quantity.axis)
     means.set_limits(axes, selection.panel)
     means.set_ticks(axes, selection.panel.quantity)
     style.legend(canvas, selection.entries())
+
+
+def _draw_published(axes: "Axes", axis: Axis, published: Sequence[tuple[Line, Mapping[str, Point]]]) -> None:
+    """Draw published points side by side, each in the colour of its line."""
+    places = dict(zip(axis.values, axis.places, strict=True))
+    step = axis.step(max(1, len(published)), 1)
+    for (line, points), offset in zip(published, style.offsets([True] * len(published)), strict=True):
+        xs = [places[value] + step * offset for value in points]
+        heights = [point.accuracy for point in points.values()]
+        sds = [point.sd or 0.0 for point in points.values()]
+        axes.errorbar(xs, heights, sds, color=line.look.color, elinewidth=0.8, **PUBLISHED_MARK)
 
 
 FIGURE = Figure(select, draw, table)
