@@ -1,8 +1,10 @@
 """Whether the seeds of a cell would train faster as one network, whose convolutions have a group for each.
 
     python benchmarks/stacked.py [--device cuda:0] [--norms batch group] [--rounds 7]
+    python benchmarks/stacked.py --device cuda --seeds 1 4 16 32 --convolutions triton
 
-A stacked network of S seeds has S times the channels; its linear layers are one batched product. Printed is
+A stacked network of S seeds has S times the channels; its linear layers are one batched product. Its
+convolutions are torch's, or those in Triton that ``trial_convolution.py`` measures layer by layer. Printed is
 the time of an update of ResNet-20 by S seeds at once over S times that of one, each replayed (by tape, or as
 a CUDA graph), with random images; all take turns. Below 1, stacking would pay.
 """
@@ -31,13 +33,13 @@ from normbench.training.provenance import device_name, git_state
 
 CLASSES = 10
 NORMS = {"batch": 0, "instance": 0, "layer": 1, "group": 8}  # groups of each seed; 0: whatever there are
-SEEDS = 1, 2, 3, 4  # on a GPU: --seeds 1 4 16 32
+SEEDS = 1, 2, 3, 4
 
 
 class Stacked(nn.Module):
     """ResNet-20 for so many seeds; x [N, 3 S, H, W] -> logits [N, S, classes]."""
 
-    def __init__(self, trial: Trial, seeds: int) -> None:
+    def __init__(self, trial: Trial, seeds: int, convolution: type[nn.Conv2d]) -> None:
         super().__init__()
         groups = NORMS[trial.norm.name] * seeds
         norm: Any = {"name": "group", "groups": groups} if groups else trial.norm.name
@@ -47,7 +49,7 @@ class Stacked(nn.Module):
         for name, conv in list(net.named_modules()):
             if isinstance(conv, nn.Conv2d):
                 inputs = 3 * seeds if name == "conv" else conv.in_channels
-                grouped = nn.Conv2d(inputs, conv.out_channels, 3, conv.stride, 1, groups=seeds, bias=False)
+                grouped = convolution(inputs, conv.out_channels, 3, conv.stride, 1, groups=seeds, bias=False)
                 net.set_submodule(name, grouped)
         self.weight = nn.Parameter(torch.randn(seeds, 64, CLASSES) / 8)
         self.bias = nn.Parameter(torch.zeros(seeds, 1, CLASSES))
@@ -76,9 +78,12 @@ def one_update(
     return loss.detach(), logits.detach()
 
 
-def updates(trial: Trial, seeds: int, where: torch.device) -> Callable[[], None]:
+def updates(
+    trial: Trial, seeds: int, convolution: type[nn.Conv2d], where: torch.device
+) -> Callable[[], None]:
     """What makes an update and waits for it."""
-    model = Stacked(trial, seeds).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = Stacked(trial, seeds, convolution)
+    model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sgd = optimizer(trial, model)
     for group in sgd.param_groups:
         group["lr"] = torch.tensor(1e-3, device=where, dtype=None if where.type == "cuda" else torch.float64)
@@ -98,9 +103,11 @@ def updates(trial: Trial, seeds: int, where: torch.device) -> Callable[[], None]
     return update
 
 
-def milliseconds(trial: Trial, numbers: Sequence[int], where: torch.device, rounds: int) -> dict[int, float]:
+def milliseconds(
+    trial: Trial, numbers: Sequence[int], convolution: type[nn.Conv2d], where: torch.device, rounds: int
+) -> dict[int, float]:
     """Of an update of so many seeds."""
-    cases = {seeds: updates(trial, seeds, where) for seeds in numbers}
+    cases = {seeds: updates(trial, seeds, convolution, where) for seeds in numbers}
     found: dict[int, list[float]] = {seeds: [] for seeds in cases}
     repeats = max(2, 64 // trial.batch_size)
     for _ in range(rounds):
@@ -119,9 +126,15 @@ def main() -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[2, 8, 32, 128])
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--convolutions", choices=["grouped", "triton"], default="grouped")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="by default benchmarks/results/stacked_<cpu or cuda>.json")
     options = parser.parse_args()
+    convolution: type[nn.Conv2d] = nn.Conv2d
+    if options.convolutions == "triton":
+        from trial_convolution import TrialConv2d
+
+        convolution = TrialConv2d
     torch.set_num_threads(1)
     where = device(options.device)
     rows: list[dict[str, Any]] = []
@@ -132,14 +145,16 @@ def main() -> None:
                 {"norm": norm, "model": "resnet20", "batch_size": batch, "precision": options.precision}
             )
             with settled_process():
-                found = milliseconds(trial, options.seeds, where, options.rounds)
+                found = milliseconds(trial, options.seeds, convolution, where, options.rounds)
             rows.append({"norm": norm, "batch_size": batch, "milliseconds": found})
             base = options.seeds[0] / found[options.seeds[0]]
             cells = (f"{seeds}: {ms:7.2f} ({ms / seeds * base:.2f})" for seeds, ms in found.items())
             print(f"{norm:9s} {batch:4d}  {'  '.join(cells)}", flush=True)
     machine = {"device": device_name(where), "torch": torch.__version__, "git": git_state()}
     result = {"machine": machine, "precision": options.precision, "rows": rows}
-    out = options.out or Path(__file__).parent / "results" / f"stacked_{where.type}.json"
+    result |= {"convolutions": options.convolutions}
+    stem = f"stacked_{where.type}{'_triton' if options.convolutions == 'triton' else ''}"
+    out = options.out or Path(__file__).parent / "results" / f"{stem}.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(out)
 

@@ -22,8 +22,8 @@ from normbench.norms.ops.operators import Form, MapPass, Method, Pair, Parameter
 
 pytest.importorskip("triton", reason="this torch was built without Triton")
 import triton
+from no_driver import NoDriver
 from torch._subclasses import FakeTensorMode
-from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from normbench.norms.ops import gpu
@@ -65,19 +65,6 @@ def test_they_compute_what_they_should_where_triton_interprets_them(of: str) -> 
 
 
 # ---- compiled
-
-
-class NoDriver:
-    """Of a GPU that is not there, as Triton asks for it before it compiles; a number that no GPU has."""
-
-    def get_current_device(self) -> int:
-        return 99
-
-    def get_current_stream(self, _device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
 
 
 @pytest.fixture
