@@ -36,6 +36,8 @@ from normbench.report.claims.document import FOLDER, load_all
 from normbench.report.claims.judge import Judged
 from normbench.report.claims.judgement import Verdict
 from normbench.report.figures.published import PUBLISHED
+from normbench.report.figures.values import in_words, shown, value_in_words
+from normbench.report.metrics import METRICS, STYLE_LOSSES, Metric, task_metric
 from normbench.report.stats import mean_interval
 from normbench.report.table import table as records_table
 from normbench.sweep import results
@@ -354,9 +356,11 @@ def _conditions(experiment: str, records: Sequence[Record]) -> str:
     data = f"{first.dataset.options.get('folder', first.dataset.name)}, {size or 'all'} training images"
     lr, reference = shared(trial.optimizer.lr for trial in trials), first.lr_reference_batch
     parts = [
+        *([] if first.task.name == "classification" else [f"task {first.task.name}"]),
         f"data set {data}",
         f"model {shared(trial.model.name for trial in trials)}",
         f"epochs {shared(trial.epochs for trial in trials)}",
+        *([] if first.optimizer.name == "sgd" else [f"optimizer {first.optimizer.name}"]),
         f"learning rate {lr} · batch size / {reference}" if reference else f"learning rate {lr}",
         f"schedule {shared(trial.schedule.name for trial in trials)}",
         f"precision {shared(trial.precision for trial in trials)}",
@@ -376,7 +380,7 @@ def _numbers(figure: str, records: Sequence[Record], order: Sequence[Trial]) -> 
         cells[record.trial.model_copy(update={"seed": 0}).id].append(record)
     settings = [_settings(group[0].trial) for group in cells.values()]
     keys = _varied(settings)
-    quantities = QUANTITIES.get(figure, _accuracy)
+    quantities = QUANTITIES.get(figure, _of_task)
     several = len({name for record in records for name in quantities(record)}) > 1
     rows: list[Row] = []
     for setting, group in zip(settings, cells.values(), strict=True):
@@ -389,7 +393,7 @@ def _numbers(figure: str, records: Sequence[Record], order: Sequence[Trial]) -> 
         for name, numbers in (values or {"–": []}).items():
             listed = ", ".join(f"{count} {status}" for status, count in unfinished.items()) or "–"
             rows.append((*label, name, *_interval(numbers, 1 if "%" in name else 2), listed))
-    head = [*(HEADS.get(key, key) for key in keys), "quantity", "mean", "95 % interval", "n", "not finished"]
+    head = [*(in_words(key) for key in keys), "quantity", "mean", "95 % interval", "n", "not finished"]
     if not several:
         place_of_quantity = len(keys)
         quantity = next(name for record in records for name in quantities(record))
@@ -424,9 +428,7 @@ def _cell(key: str, value: object) -> str:
         return _short(str(value))
     if value is None:
         return "–"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "nothing"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return value_in_words(key, shown(json.dumps(value))).replace("\n", " ")
 
 
 def _signed(number: float, digits: int) -> str:
@@ -442,8 +444,17 @@ def _interval(values: Sequence[float], digits: int) -> tuple[str, str, int]:
     return _signed(found.mean, digits), bounds, found.n
 
 
-def _accuracy(record: Record) -> dict[str, float]:
-    return {"test accuracy, %": 100 * record.final.test_accuracy} if record.final else {}
+def _of_task(record: Record) -> dict[str, float]:
+    return _metrics(record, task_metric(record.trial))
+
+
+def _style(record: Record) -> dict[str, float]:
+    return _metrics(record, *(METRICS[name] for name in STYLE_LOSSES))
+
+
+def _metrics(record: Record, *metrics: Metric) -> dict[str, float]:
+    found = {f"{each.quantity.label}, {each.unit}".rstrip(", "): each(record) for each in metrics}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _online(record: Record) -> dict[str, float]:
@@ -464,9 +475,9 @@ def _inference(record: Record) -> dict[str, float]:
 
 def _switches(record: Record) -> dict[str, float]:
     if not record.final or "switch_weights" not in record.diagnostics:
-        return _accuracy(record)
+        return _of_task(record)
     layers = record.diagnostics["switch_weights"][-1]["layers"]
-    found = dict(_accuracy(record))
+    found = dict(_of_task(record))
     for statistic in ("mean", "variance"):
         for place, method in enumerate(("IN", "LN", "BN")):
             name = f"weight of {method} in the {statistic}"
@@ -482,7 +493,7 @@ def _propagation(record: Record) -> dict[str, float]:
         "branch_ratio": "branch variance / shortcut variance, last block, before training",
     }
     found = {words: last[key] for key, words in names.items() if last.get(key) is not None}
-    return found | _accuracy(record)
+    return found | _of_task(record)
 
 
 QUANTITIES: dict[str, Callable[[Record], dict[str, float]]] = {  # by the first figure of an experiment
@@ -490,21 +501,7 @@ QUANTITIES: dict[str, Callable[[Record], dict[str, float]]] = {  # by the first 
     "inference_statistics": _inference,
     "switch_weights": _switches,
     "signal_propagation": _propagation,
-}
-HEADS = {
-    "norm.name": "method",
-    "norm.groups": "groups",
-    "batch_size": "batch size",
-    "norm_batch_size": "normalization batch size",
-    "clip.name": "clipping",
-    "clip.threshold": "λ",
-    "clip.max_norm": "maximum norm",
-    "clip.exclude": "excluded from clipping",
-    "optimizer.lr": "learning rate",
-    "init_scale": "initial scale",
-    "dropout": "dropout rate",
-    "norm_every": "a norm after every k-th convolution, k",
-    "model.name": "model",
+    "style_content": _style,
 }
 
 
@@ -524,7 +521,7 @@ def by_batch(experiment: str, key: str) -> str:
         else:
             numbers = [_whole(each) if (each := cells.get((method, size))) else "–" for size in sizes]
         rows.append((_short(method), *numbers))
-    return table((HEADS[key], *sizes), rows)
+    return table((in_words(key), *sizes), rows)
 
 
 def _whole(values: Sequence[float]) -> str:

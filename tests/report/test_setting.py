@@ -65,6 +65,12 @@ def test_numbers_stand_in_their_order_and_lists_by_their_length() -> None:
     assert select(records, "clip.exclude").panel.axis.words == ("none", "stage1", "stem,\nfinal_linear")
 
 
+def test_what_is_on_or_off_is_no_and_yes_in_this_order() -> None:
+    found = select([record(augment=on) for on in (True, False)], "augment")
+    assert found.panel.axis.words == ("no", "yes")
+    assert FIGURES["setting"].load().table(found)[0]["value"] == "no"
+
+
 def test_trials_without_the_setting_are_not_in_it() -> None:
     found = select([agc(0.1), record()], "clip.threshold")
     assert sum(len(sample.values) for sample in found.panel.samples) == 1

@@ -21,6 +21,8 @@ def network(name: str) -> str:
 
 WORDS: Mapping[str, str] = {
     "norm.name": "method",
+    "model.name": "network",
+    "clip.name": "clipping",
     "norm.groups": "groups of GN",
     "norm.eps": "ε of the method",
     "norm_batch_size": "normalization batch size",
@@ -57,11 +59,11 @@ def written(value: Any) -> str:
 
 
 def order(text: str) -> tuple[float, int, str]:
-    """Return a sort key of values as ``written``: numbers by size, then all else; lists by length."""
+    """Return a sort key of values as ``written``: numbers by size, no, then the shorter, such as of lists."""
     try:
         return float(text), 0, ""
     except ValueError:
-        return float("inf"), len(text), text
+        return float("inf"), 0 if text == "false" else len(text), text
 
 
 def numeric(texts: Sequence[str]) -> bool:
@@ -97,8 +99,7 @@ def in_heading(key: str, value: Any) -> str:
         return plural(value, "epoch")
     if key in NAMES or key == "dataset.name":
         return NAMES.get(key, {}).get(value, str(value))
-    words = {True: "yes", False: "no"}.get(value) if isinstance(value, bool) else shown(written(value))
-    return f"{in_words(key)} {words}".replace("\n", " ")
+    return f"{in_words(key)} {shown(written(value))}".replace("\n", " ")
 
 
 def shown(text: str) -> str:
@@ -106,6 +107,8 @@ def shown(text: str) -> str:
     value = json.loads(text)
     if value is None:
         return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list):
         return ",\n".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
