@@ -302,10 +302,16 @@ class Trial(Frozen):
             raise conflict(message, "norm.frozen_epochs", "epochs")
         network = MODELS[self.model.name]
         self._check_task()
-        for place in self.clip.options.get("exclude", ()):
-            if place not in network.places and not network.is_custom:
+        excluded = self.clip.options.get("exclude", ())
+        for place in excluded if not network.is_custom else ():
+            if place not in network.places:
                 message = f"{network.name} has no {place}; it has {', '.join(network.places)}"
                 raise conflict(message, "clip.exclude")
+        if not (
+            network.is_custom or self.clip.options.get("vectors", True) or {*network.places} - {*excluded}
+        ):
+            message = f"every place of {network.name} is excluded, and vectors are: nothing is left to clip"
+            raise conflict(message, "clip.exclude", "clip.vectors")
         if not method.has_layers:
             fields["norm_every"], fields["zero_init_residual"] = 1, False
         elif self.norm_every > max(1, network.layers) and not network.is_custom:

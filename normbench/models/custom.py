@@ -145,6 +145,11 @@ def _check_settings(trial: Trial, model: CustomNetwork, classes: int) -> None:
         if excluded not in places:
             reason = linear if excluded == "final_linear" else f"; it has {', '.join(sorted(places))}"
             raise OwnError(f"clip.exclude: it has no {excluded}{reason}")
+    matrices = {place(model, name) for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    if not trial.clip.options.get("vectors", True) and matrices <= {*trial.clip.options["exclude"]}:
+        raise OwnError(
+            "clip.exclude: every place of it is excluded, and vectors are: nothing is left to clip"
+        )
     is_full = any(isinstance(module, FinalLinear) for module in model.modules())
     if trial.precision == "bf16" and trial.logits_precision == "fp32" and not is_full:
         raise OwnError(f"logits_precision must be bf16{linear}")

@@ -1,9 +1,10 @@
 """The experiments below a results directory, and their records."""
 
 import contextlib
+import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -209,14 +210,16 @@ def files_of(results: Path, part: str) -> list[Path]:
     found = begun or {path: trial for path, trial in files.items() if part in trial}
     ids = sorted(set(found.values()))
     if not found:
-        hint = did_you_mean(part, files.values())
+        known = sorted({*files.values()})
+        near = ", ".join(difflib.get_close_matches(part, known, MOST_LISTED, cutoff=0.0)) or "none"
+        hint = did_you_mean(part, known)
         raise UnknownName(
-            f"no trial {quoted(part)} in {results}{hint}; there: {_some(files.values())}{closed}"
+            f"no trial {quoted(part)} in {results}{hint}; nearest of {len(known)}: {near}{closed}"
         )
     if len(ids) > 1:
         how = "begins" if begun else "is in"
         words = f"{quoted(part)} {how} the ids of {len(ids)} trials, give more of one"
-        raise UnknownName(f"{words}: {_some(ids)}")
+        raise UnknownName(f"{words}: {', '.join(ids[:MOST_LISTED])}{', …' if ids[MOST_LISTED:] else ''}")
     return list(found)
 
 
@@ -236,9 +239,3 @@ def weights_of(results: Path, part: str) -> list[Path]:
         f"trial {trial_id} has no weights: only trials that finish have some, under train.save_weights=true; "
         f"delete {found[0]} and run it again with that"
     )
-
-
-def _some(ids: Iterable[str]) -> str:
-    """Return the first few, by name."""
-    known = sorted(set(ids))
-    return ", ".join(known[:MOST_LISTED]) + (", …" if len(known) > MOST_LISTED else "")

@@ -264,6 +264,14 @@ def test_settings_of_layers_cannot_matter_without_layers(name):
         ({"optimizer": {"nesterov": True, "momentum": 0.0}}, "nesterov needs a momentum above 0"),
         ({"schedule": {"warmup_epochs": 2.5}, "epochs": 2}, "warmup_epochs 2.5 is more than epochs 2"),
         ({"norm_every": 20}, "norm_every 20 is more than the 19 layers of resnet20"),
+        (
+            {
+                "task": "denoising",
+                "model": "dncnn",
+                "clip": {"name": "agc", "vectors": False, "exclude": ["final_linear", "stage1", "stem"]},
+            },
+            "every place of dncnn is excluded, and vectors are: nothing is left to clip",
+        ),
         ({"norm": "normalizer_free", "model": "resnet20"}, "networks only, such as preact_resnet20"),
         ({"norm": "evonorm_s0", "model": "resnet8"}, "such as preact_resnet8"),
         ({"model": "preact_resnet8", "zero_init_residual": True}, "do not end in a norm"),

@@ -252,6 +252,13 @@ def test_settings_of_the_initial_weights_are_kept(here: Path, norm: str) -> None
             "clip.exclude: it has no stage1; it has final_linear, places, stem$",
         ),
         (
+            {
+                "model": "my_nets:Blocks",
+                "clip": {"name": "agc", "vectors": False, "exclude": ["final_linear", "stem"]},
+            },
+            "clip.exclude: every place of it is excluded, and vectors are: nothing is left to clip$",
+        ),
+        (
             {"model": "my_nets:without_head", "clip": "agc"},
             "clip.exclude: it has no final_linear; there is no nn.Linear of 4 outputs in it$",
         ),
