@@ -28,8 +28,7 @@ from normbench.cli.catalog import TABLES
 from normbench.cli.claims import judged as verdicts_of
 from normbench.config import experiment as config
 from normbench.config.registry import Option
-from normbench.config.series import differing, flat
-from normbench.config.trial import Trial
+from normbench.config.series import differing
 from normbench.records import Record
 from normbench.report.claims import wording
 from normbench.report.claims.document import FOLDER, load_all
@@ -39,6 +38,7 @@ from normbench.report.figures.published import PUBLISHED
 from normbench.report.figures.values import in_words, shown, value_in_words
 from normbench.report.metrics import METRICS, STYLE_LOSSES, Metric, task_metric
 from normbench.report.stats import mean_interval
+from normbench.report.table import Cell, Table
 from normbench.report.table import table as records_table
 from normbench.sweep import results
 
@@ -339,7 +339,7 @@ def result(experiment: str) -> str:
         )
         lines.append(f"Further figures: {others}.")
     lines.append(_conditions(experiment, records))
-    lines.append(_numbers(order[0], records, found.experiment.trials))
+    lines.append(_numbers(order[0], found.table))
     return "\n\n".join(_wrapped(part) if not part.startswith(("|", "!")) else part for part in lines)
 
 
@@ -371,24 +371,20 @@ def _conditions(experiment: str, records: Sequence[Record]) -> str:
     return f"Claims: {claims}. [Configuration](../configs/{experiment}.yaml): {'; '.join(parts)}."
 
 
-def _numbers(figure: str, records: Sequence[Record], order: Sequence[Trial]) -> str:
+def _numbers(figure: str, cells: Table) -> str:
     """Return the table: a row for every cell of the sweep and every quantity that ``figure`` shows."""
-    methods, place = list(TABLES["norms"]), {trial.id: number for number, trial in enumerate(order)}
-    records = sorted(records, key=lambda each: (methods.index(each.trial.norm.name), place[each.trial.id]))
-    cells: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        cells[record.trial.model_copy(update={"seed": 0}).id].append(record)
-    settings = [_settings(group[0].trial) for group in cells.values()]
+    settings = [_settings(cell) for cell in cells]
     keys = _varied(settings)
     quantities = QUANTITIES.get(figure, _of_task)
+    records = [record for cell in cells for record in cell.records]
     several = len({name for record in records for name in quantities(record)}) > 1
     rows: list[Row] = []
-    for setting, group in zip(settings, cells.values(), strict=True):
+    for setting, cell in zip(settings, cells, strict=True):
         values: dict[str, list[float]] = defaultdict(list)
-        for record in group:
+        for record in cell.records:
             for name, number in quantities(record).items():
                 values[name].append(number)
-        unfinished = Counter(record.status for record in group if record.status != "done")
+        unfinished = Counter(cell.failures)
         label = [_cell(key, setting.get(key)) for key in keys]
         for name, numbers in (values or {"–": []}).items():
             listed = ", ".join(f"{count} {status}" for status, count in unfinished.items()) or "–"
@@ -419,8 +415,9 @@ def _varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*keys, "norm_batch_size"] if apart else keys
 
 
-def _settings(trial: Trial) -> dict[str, Any]:
-    return flat(trial.model_dump(mode="json", exclude={"seed"}))
+def _settings(cell: Cell) -> dict[str, Any]:
+    chosen = cell.tuned.values if cell.tuned else {}
+    return {key: value for key, value in {**cell.settings, **chosen}.items() if key != "data"}
 
 
 def _cell(key: str, value: object) -> str:
