@@ -35,10 +35,10 @@ from normbench.report.claims.document import FOLDER, load_all
 from normbench.report.claims.judge import Judged
 from normbench.report.claims.judgement import Verdict
 from normbench.report.figures.published import PUBLISHED
-from normbench.report.figures.values import in_words, shown, value_in_words
+from normbench.report.figures.values import ABSENT, in_words, shown, value_in_words
 from normbench.report.metrics import METRICS, STYLE_LOSSES, Metric, task_metric
 from normbench.report.stats import mean_interval
-from normbench.report.table import Cell, Table
+from normbench.report.table import Cell, Table, is_of_method
 from normbench.report.table import table as records_table
 from normbench.sweep import results
 
@@ -417,13 +417,12 @@ def _varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _settings(cell: Cell) -> dict[str, Any]:
     chosen = cell.tuned.values if cell.tuned else {}
-    return {key: value for key, value in {**cell.settings, **chosen}.items() if key != "data"}
+    others = {key: value for key, value in cell.settings.items() if key != "data" and not is_of_method(key)}
+    return {"norm.name": cell.series.legend, **others, **chosen}
 
 
 def _cell(key: str, value: object) -> str:
-    if key == "norm.name":
-        return _short(str(value))
-    if value is None:
+    if value is None and key not in ABSENT:
         return "–"
     return value_in_words(key, shown(json.dumps(value))).replace("\n", " ")
 

@@ -120,4 +120,4 @@ def option_in_words(key: str, value: Any) -> str:
         return TUNED
     if isinstance(value, int) and key.endswith("s"):
         return plural(value, key.removesuffix("s"))
-    return f"{key} {value}"
+    return f"{key} {value}".replace("_", " ")

@@ -23,6 +23,7 @@ from normbench.report.rows import Row, as_csv, epoch_rows, trial_rows
 from normbench.text import did_you_mean, normal_form, numeric_key, plural, quoted
 
 MEASURED = frozenset({"evaluate", "diagnose"})  # settings that change nothing in how a network is trained
+OF_METHOD = ("model.statistics", "model.max_steps")  # options of a network that are of its method alone
 MOST_LISTED = 12  # values that a message names
 USUAL = {"norm.name": {normal_form(word): entry.name for entry in NORMS.values() for word in entry.aliases}}
 
@@ -291,8 +292,17 @@ def table(records: Iterable[Record], tuned: Iterable[Tuned] = ()) -> Table:
 
 
 def norm_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the method of a cell with its options."""
-    return {key.removeprefix("norm."): value for key, value in settings.items() if key.startswith("norm.")}
+    """Return the method of a cell with its options, also those that its network has."""
+    return {
+        key.removeprefix("norm.").removeprefix("model."): value
+        for key, value in settings.items()
+        if is_of_method(key)
+    }
+
+
+def is_of_method(key: str) -> bool:
+    """Return whether a setting is the method or one of its options, which tell series apart."""
+    return key.startswith("norm.") or key in OF_METHOD
 
 
 def settings_of(record: Record) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from normbench.report.figures.samples import Sample, beyond
 from normbench.report.metrics import METRICS, check_tasks, common_metric, metric, task_metric
 from normbench.report.rows import trial_rows
 from normbench.report.table import table
+from normbench.sweep.results import find
 
 PSNR = {"batch": 27.0, "instance": 27.5, "layer": 26.0}
 DRAWN = ("batch_size", "setting", "heat_map", "curves", "epochs_to_loss", "inference_statistics")
@@ -205,6 +206,19 @@ def test_curves_have_the_metric_by_epoch() -> None:
     assert (loss.get_ylabel(), psnr.get_ylabel()) == ("training loss", "test PSNR (dB)")
     (course,) = {tuple(line.get_ydata()) for line in psnr.get_lines()}
     assert course == pytest.approx((26.04, 27.04))
+
+
+def test_options_of_a_network_that_concern_bn_alone_are_lines_of_bn_and_no_panels() -> None:
+    found = find(Path(__file__).parents[2] / "results", "recurrent_cpu", pytest.fail)
+    sizes = FIGURES["batch_size"].load().select(found.table, {})
+    assert [panel.heading for panel in sizes.panels] == ["equal sequence lengths", "sequence lengths 8 to 32"]
+    methods = ["no norm", "BN (statistics per step)", "BN (statistics shared)", "LN", "WN"]
+    assert [label for label, _ in sizes.legend] == methods
+    assert all([line.label for line in panel.lines] == methods for panel in sizes.panels)
+    setting = FIGURES["setting"].load().select(found.table, {"key": "task.lengths"})
+    assert setting.panel.axis.words == ("equal", "8 to 32")
+    assert {line.label.partition(", batch size")[0] for line in setting.panel.lines} == {*methods}
+    assert setting.caption[0].startswith("sequence (read rows, lengths equal / 8 to 32); ")
 
 
 def test_gaps_of_other_statistics_are_in_the_unit_of_the_metric() -> None:

@@ -9,7 +9,7 @@ from normbench.config.catalog.models import MODELS
 from normbench.config.trial import Trial
 from normbench.records import Record
 from normbench.report.figures.panels import AXIS_LABELS, Panels, mixed_data
-from normbench.report.figures.values import in_heading, in_words, network, shown, written
+from normbench.report.figures.values import in_heading, in_words, network, shown, value_in_words, written
 from normbench.report.metrics import Metric
 from normbench.report.rows import Row
 from normbench.report.table import Table
@@ -117,7 +117,7 @@ def _task(trials: Sequence[Trial]) -> str:
         return ""
     values = {key: [trial.task.options[key] for trial in trials] for key in task.options}
     listed = {
-        key: _listed(_value(each) for each in every)
+        key: _listed(value_in_words(f"task.{key}", _value(each)) for each in every)
         for key, every in values.items()
         if set(every) - {None, False}
     }
@@ -125,10 +125,10 @@ def _task(trials: Sequence[Trial]) -> str:
 
 
 def _value(value: Any) -> str:
-    """Return the value of an option; two numbers are an interval."""
-    if isinstance(value, tuple):
-        return (" to " if isinstance(value[0], int) else " and ").join(map(str, value))
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else shown(written(value))
+    """Return the value of an option."""
+    if isinstance(value, tuple) and not isinstance(value[0], int):
+        return " and ".join(map(str, value))
+    return shown(written(value))
 
 
 def _with_options(name: str, options: Sequence[str]) -> str:

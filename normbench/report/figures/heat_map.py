@@ -15,7 +15,7 @@ from normbench.report.figures.samples import Sample, columns
 from normbench.report.figures.values import in_heading, in_words, order, shown, value_in_words, written
 from normbench.report.metrics import Metric, Quantity
 from normbench.report.rows import Row
-from normbench.report.table import Cell, Table, distinct
+from normbench.report.table import Cell, Table, distinct, is_of_method
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -99,9 +99,7 @@ def _others(chosen: Sequence[tuple[Cell, Mapping[str, Any]]], shown_by: set[str]
             key: value
             for key, value in settings.items()
             if key not in shown_by
-            and not (
-                "norm.name" in shown_by and key.startswith("norm.") and key not in kept[cell.series.method]
-            )
+            and not ("norm.name" in shown_by and is_of_method(key) and key not in kept[cell.series.method])
         }
         for cell, settings in chosen
     ]

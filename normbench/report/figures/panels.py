@@ -10,7 +10,7 @@ from normbench.config.series import Series, differing
 from normbench.records import Record
 from normbench.report.figures.values import in_heading
 from normbench.report.metrics import Metric, metric, task_metric
-from normbench.report.table import Cell, Table, series_order
+from normbench.report.table import Cell, Table, is_of_method, series_order
 from normbench.text import numeric_key
 
 Axis = Literal["batch_size", "norm_batch_size"]
@@ -133,7 +133,7 @@ def _setting(cell: Cell) -> dict[str, Any]:
     axes = {"batch_size", "norm_batch_size"}
     if not NORMS[cell.series.method].has_parameters:  # of a trial without gamma these say nothing
         axes |= {"zero_init_residual", "optimizer.weight_decay_on_norm"}
-    return {k: v for k, v in cell.settings.items() if k not in axes and not k.startswith("norm.")}
+    return {k: v for k, v in cell.settings.items() if k not in axes and not is_of_method(k)}
 
 
 def _by_setting(table: Table) -> list[tuple[list[Cell], str]]:

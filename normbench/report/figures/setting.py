@@ -26,7 +26,7 @@ from normbench.report.figures.values import (
 )
 from normbench.report.metrics import METRICS
 from normbench.report.rows import Row
-from normbench.report.table import Cell, Table, distinct, norm_of
+from normbench.report.table import Cell, Table, distinct, is_of_method, norm_of
 from normbench.text import numeric_key, plural
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def select(trials: Table, options: Options) -> Setting | None:
     ]
     series = series_of(norms)
     others = [
-        {k: v for k, v in settings.items() if k != key and not k.startswith("norm.")}
-        for _, settings in chosen
+        {k: v for k, v in settings.items() if k != key and not is_of_method(k)} for _, settings in chosen
     ]
     keys = telling(others)
     groups: dict[tuple[str, str, str], dict[str, Cell]] = defaultdict(dict)

@@ -14,7 +14,7 @@ from normbench.report.figures.panels import MOST_PANELS, CannotDrawError, tellin
 from normbench.report.figures.samples import Sample, counts
 from normbench.report.figures.values import in_heading
 from normbench.report.rows import Row
-from normbench.report.table import Cell, Table, distinct, series_order
+from normbench.report.table import Cell, Table, distinct, is_of_method, series_order
 from normbench.text import numeric_key
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _on_ratios(panels: Sequence[Panel], reference: str) -> Iterator[str]:
 
 
 def _is_drawn(key: str) -> bool:
-    return key == WEIGHT or key.startswith("norm.")
+    return key == WEIGHT or is_of_method(key)
 
 
 def _ordered(by_series: Mapping[Series, object]) -> list[Series]:

@@ -39,7 +39,7 @@ WORDS: Mapping[str, str] = {
     "model.channels": "channels",
     "model.skip": "global skip",
     "model.statistics": "running statistics",
-    "task.lengths": "sequences cut to lengths",
+    "task.lengths": "sequence lengths",
     "dataset.train_size": "training images",
     "dataset.validation_size": "validation images",
 }
@@ -50,6 +50,7 @@ NAMES: Mapping[str, Mapping[Any, str]] = {  # settings whose value says what it 
     "norm.tuned": {True: "tuned", False: "as written"},
     "schedule.name": {name: f"{name} schedule" for name in ("cosine", "step", "constant")},
 }
+ABSENT: Mapping[str, str] = {"task.lengths": "equal"}  # what null means
 LOGARITHMIC = 4.0  # the span of values from which on their ratios count, and not their differences
 
 
@@ -99,6 +100,8 @@ def in_heading(key: str, value: Any) -> str:
         return plural(value, "epoch")
     if key in NAMES or key == "dataset.name":
         return NAMES.get(key, {}).get(value, str(value))
+    if value is None and key in ABSENT:
+        return f"{ABSENT[key]} {in_words(key)}"
     return f"{in_words(key)} {shown(written(value))}".replace("\n", " ")
 
 
@@ -110,10 +113,12 @@ def shown(text: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ",\n".join(map(str, value)) or "none"
+        is_interval = [type(each) for each in value] == [int, int]
+        return (" to " if is_interval else ",\n").join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def value_in_words(key: str, label: str) -> str:
     """Return what papers call a value, as ``shown``, of a setting: ``GN`` for the method ``group``."""
-    return NAMES.get(key, {}).get(label, label)
+    absent = {"none": ABSENT[key]} if key in ABSENT else {}
+    return NAMES.get(key, absent).get(label, label)
