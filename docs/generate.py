@@ -31,13 +31,14 @@ from normbench.config.registry import Option
 from normbench.config.series import differing
 from normbench.records import Record
 from normbench.report.claims import wording
+from normbench.report.claims.compare import compare
 from normbench.report.claims.document import FOLDER, load_all
 from normbench.report.claims.judge import Judged
 from normbench.report.claims.judgement import Verdict
 from normbench.report.figures.published import PUBLISHED
-from normbench.report.figures.values import ABSENT, in_words, shown, value_in_words
+from normbench.report.figures.values import ABSENT, in_heading, in_words, shown, value_in_words
 from normbench.report.metrics import METRICS, STYLE_LOSSES, Metric, task_metric
-from normbench.report.stats import mean_interval
+from normbench.report.stats import Interval, mean_interval
 from normbench.report.table import Cell, Table, is_of_method
 from normbench.report.table import table as records_table
 from normbench.sweep import results
@@ -501,6 +502,33 @@ QUANTITIES: dict[str, Callable[[Record], dict[str, float]]] = {  # by the first 
 }
 
 
+def differences(experiment: str, by: str, baseline: str) -> str:
+    """Return the differences from one value of a setting in every cell, paired by seed, with intervals."""
+    cells = _found(experiment).table
+    metric = task_metric(cells.records[0].trial)
+    legends = {cell.series.label: cell.series.legend for cell in cells}
+
+    def words(value: str) -> str:
+        return legends[value] if by == "norm" else in_heading(by, json.loads(value))
+
+    pairs = compare(cells, by, metric, baseline)
+    places = list(dict.fromkeys(key for pair in pairs for key in pair.where))
+    rows = []
+    for pair in pairs:
+        where = (_cell(key, pair.where.get(key)) for key in places)
+        numbers = "the same trials" if pair.is_same else _bracketed(pair.difference)
+        rows.append((*where, f"{words(pair.a)} − {words(pair.b)}", numbers, len(pair.seeds)))
+    quantity = f"{metric.quantity.label}, {metric.quantity.difference_unit}".rstrip(", ")
+    return table((*map(in_words, places), "difference", quantity, "n"), rows)
+
+
+def _bracketed(interval: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    mean, low, high = (_signed(each, 1) for each in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]"
+
+
 def by_batch(experiment: str, key: str) -> str:
     """Return test accuracy with interval: a row for every method, a column for every size of ``key``."""
     cells: dict[tuple[str, int | None], list[float]] = defaultdict(list)
@@ -651,7 +679,18 @@ PARTS: dict[str, Callable[..., str]] = {
     part.__name__: part
     for part in (
         *(claims, score, decided, findings, saved, names, options, published, commands),
-        *(result, by_batch, weights, experiments, throughput, accuracy, kernels, profile, verdicts),
+        *(
+            result,
+            differences,
+            by_batch,
+            weights,
+            experiments,
+            throughput,
+            accuracy,
+            kernels,
+            profile,
+            verdicts,
+        ),
     )
 }
 

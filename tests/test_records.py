@@ -28,6 +28,7 @@ from normbench.records import (
     Store,
     describe_unreadable,
 )
+from normbench.sweep.results import find
 
 Tiny = Callable[..., Trial]
 
@@ -343,10 +344,15 @@ def test_every_committed_record_is_one_that_its_stored_plan_and_its_config_ask_f
     records, damaged = Store(RESULTS / name).load()
     assert not damaged
     plan = experiment.load(RESULTS / name / "experiment.yaml", stored=True)
-    assert {trial.id for trial in plan.trials} == records.keys()
+    survey = find(RESULTS, name, pytest.fail).survey
+    tuning = list(plan.tune.tuning.values()) if plan.tune else []
+    if survey:
+        tuning += [trial for each in survey.chosen for trial in each.candidate.trials]
+    assert {trial.id for trial in (*plan.trials, *tuning)} == records.keys()
     written = experiment.load(RESULTS.parent / "configs" / f"{name}.yaml")
     assert {trial.id for trial in written.trials} <= records.keys()
-    cells = {trial.model_copy(update={"seed": 0}) for trial in written.trials}  # (settle adds seeds)
+    trials = (*written.trials, *tuning)
+    cells = {trial.model_copy(update={"seed": 0}) for trial in trials}  # (settle adds seeds)
     assert {record.trial.model_copy(update={"seed": 0}) for record in records.values()} == cells
 
 

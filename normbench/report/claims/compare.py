@@ -14,9 +14,10 @@ from normbench.report.claims.judgement import holm
 from normbench.report.claims.rule import Rule
 from normbench.report.metrics import Metric
 from normbench.report.stats import Interval
-from normbench.report.table import Cell, Table
+from normbench.report.table import Cell, Table, is_of_method
 from normbench.text import did_you_mean, quoted
 
+METHOD = ("norm", "norm.name")
 CONSEQUENCES = ("norm_batch_size", "optimizer.weight_decay_on_norm", "zero_init_residual")
 
 
@@ -58,7 +59,8 @@ def compare(table: Table, by: str, metric: Metric, baseline: str | None = None) 
         table: the records.
         by: dotted key of a setting, such as ``norm`` or ``optimizer.lr``.
         metric: the number that is compared.
-        baseline: the value that all others are compared with; by default every pair is.
+        baseline: the value that all others are compared with, those with tuned settings with it tuned; by
+            default every pair is.
 
     Raises:
         UnknownName: no trial has such a setting, it has no such value, or it defines the metric.
@@ -108,7 +110,7 @@ def _values(cell: Cell, metric: Metric) -> dict[int, float]:
 
 def _value(cell: Cell, by: str) -> str | None:
     """A value of a setting as it is shown; a method with its options where several are there."""
-    if by in ("norm", "norm.name"):
+    if by in METHOD:
         return cell.series.label
     for key in (by, f"{by}.name"):
         if key in cell.settings:
@@ -152,7 +154,9 @@ def _others(cell: Cell, by: str) -> dict[str, Any]:
     return {
         key: value
         for key, value in cell.settings.items()
-        if key != by and not key.startswith(f"{section}.") and key not in CONSEQUENCES
+        if key != by
+        and not (is_of_method(key) if section == "norm" else key.startswith(f"{section}."))
+        and key not in CONSEQUENCES
     }
 
 
@@ -167,5 +171,6 @@ def _pairs(cells: Sequence[Cell], by: str, baseline: str | None) -> Iterator[tup
     if baseline is None:
         yield from combinations(cells, 2)
         return
-    base = [cell for cell in cells if _value(cell, by) == baseline]
+    labels = {baseline, *([f"{baseline} ({TUNED})", f"{baseline[:-1]}, {TUNED})"] if by in METHOD else ())}
+    base = [cell for cell in cells if _value(cell, by) in labels]
     yield from ((cell, base[0]) for cell in cells if base and cell is not base[0])

@@ -10,6 +10,9 @@ from normbench.config.registry import UnknownName
 from normbench.report.claims.compare import compare
 from normbench.report.metrics import metric
 from normbench.report.table import Table, table
+from normbench.sweep.results import find
+
+RESULTS = Path(__file__).parents[3] / "results"
 
 
 @pytest.fixture
@@ -48,6 +51,24 @@ def test_a_setting_that_the_normalization_follows_is_compared_too(made_up: Table
         (("batch",), "2", "4"),
         (("group",), "2", "4"),
     }
+
+
+def test_methods_with_tuned_settings_are_compared_with_the_baseline_with_tuned_settings() -> None:
+    tuned = find(RESULTS, "tuned_cpu", pytest.fail).table
+    pairs = compare(tuned, "norm", metric("accuracy"), "group")
+    assert [(pair.where["batch_size"], pair.a, pair.b) for pair in pairs] == [
+        *((size, "batch", "group") for size in (2, 8, 32)),
+        *((size, "batch (tuned)", "group (tuned)") for size in (2, 8, 32)),
+    ]
+
+
+def test_options_of_a_network_that_concern_bn_alone_are_compared_as_methods() -> None:
+    recurrent = find(RESULTS, "recurrent_cpu", pytest.fail).table
+    pairs = compare(recurrent, "norm", metric("accuracy"), "layer")
+    assert len(pairs) == 4 * 4
+    others = ["none", "batch (statistics per step)", "batch (statistics shared)", "weight_norm"]
+    assert [pair.a for pair in pairs[:4]] == others
+    assert {tuple(pair.where) for pair in pairs} == {("task.lengths", "batch_size")}
 
 
 def test_a_baseline_is_compared_with_all_others(made_up: Table) -> None:
