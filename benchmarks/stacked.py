@@ -5,8 +5,8 @@
 
 A stacked network of S seeds has S times the channels; its linear layers are one batched product. Its
 convolutions are torch's, or those in Triton that ``trial_convolution.py`` measures layer by layer. Printed is
-the time of an update of ResNet-20 by S seeds at once over S times that of one, each replayed (by tape, or as
-a CUDA graph), with random images; all take turns. Below 1, stacking would pay.
+the time of an update of ResNet-20 by S seeds at once over S times that of one with torch's convolutions, each
+replayed (by tape, or as a CUDA graph), with random images; all take turns. Below 1, stacking would pay.
 """
 
 import argparse
@@ -106,8 +106,9 @@ def updates(
 def milliseconds(
     trial: Trial, numbers: Sequence[int], convolution: type[nn.Conv2d], where: torch.device, rounds: int
 ) -> dict[int, float]:
-    """Of an update of so many seeds."""
+    """Of an update of so many seeds; by 0, of one as it is trained today, with torch's convolutions."""
     cases = {seeds: updates(trial, seeds, convolution, where) for seeds in numbers}
+    cases[0] = updates(trial, 1, nn.Conv2d, where)
     found: dict[int, list[float]] = {seeds: [] for seeds in cases}
     repeats = max(2, 64 // trial.batch_size)
     for _ in range(rounds):
@@ -147,8 +148,9 @@ def main() -> None:
             with settled_process():
                 found = milliseconds(trial, options.seeds, convolution, where, options.rounds)
             rows.append({"norm": norm, "batch_size": batch, "milliseconds": found})
-            base = options.seeds[0] / found[options.seeds[0]]
-            cells = (f"{seeds}: {ms:7.2f} ({ms / seeds * base:.2f})" for seeds, ms in found.items())
+            single = found.pop(0)
+            rows[-1]["single"] = single
+            cells = (f"{seeds}: {ms:7.2f} ({ms / seeds / single:.2f})" for seeds, ms in found.items())
             print(f"{norm:9s} {batch:4d}  {'  '.join(cells)}", flush=True)
     machine = {"device": device_name(where), "torch": torch.__version__, "git": git_state()}
     result = {"machine": machine, "precision": options.precision, "rows": rows}

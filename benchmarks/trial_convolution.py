@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from normbench.norms.ops.tracing import one_call
-from normbench.training.device import device
+from normbench.training.device import device, settled_process
 from normbench.training.provenance import device_name, git_state
 
 LAYERS = (  # inputs, outputs, height and width, stride: those of ResNet-20, which has 1, 6, 1, 5, 1 and 5
@@ -118,7 +118,7 @@ def _weight_gradient(
     tap, k, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     c, to_c = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_TO_C)
     total = tl.zeros([BLOCK_C, BLOCK_TO_C], tl.float32)
-    for start in range(0, SPLIT, BLOCK_P):
+    for start in range(0, min(SPLIT, samples * to_H * to_W - split * SPLIT), BLOCK_P):
         p = split * SPLIT + start + tl.arange(0, BLOCK_P)
         n, h, w = p // (to_H * to_W), p // to_W % to_H, p % to_W
         up, left = h * stride + tap // 3 - 1, w * stride + tap % 3 - 1
@@ -141,7 +141,8 @@ def _maps(samples: int, channels: int, height: int, width: int, like: Tensor) ->
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], *given: Any, **options: Any) -> None:
-    kernel[grid](*given, **options)
+    with torch.cuda.device_of(given[0]):
+        kernel[grid](*given, **options)
 
 
 @one_call
@@ -209,6 +210,7 @@ class Convolve(torch.autograd.Function):
         """Convolve; under autocast to bf16, in bf16."""
         if torch.is_autocast_enabled(x.device.type):
             x, weight = x.bfloat16(), weight.bfloat16()
+        x = x.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(x, weight)
         ctx.given = trials, stride
         return convolve(x, weight, trials, stride)
@@ -349,16 +351,19 @@ def main() -> None:
     if options.check:
         check(where)
         return
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
     rows: list[dict[str, Any]] = []
     print(f"{device_name(where)}, bf16: µs of a pass, grouped / Triton")
     for samples in options.batch_sizes:
         for trials in options.trials:
             for layer in LAYERS:
                 given = case(layer, samples, trials, where, torch.bfloat16)
-                found = {
-                    name: {way: microseconds(act, where, options.rounds) for way, act in each.items()}
-                    for name, each in ways(layer, trials, *given).items()
-                }
+                with settled_process():
+                    found = {
+                        name: {way: microseconds(act, where, options.rounds) for way, act in each.items()}
+                        for name, each in ways(layer, trials, *given).items()
+                    }
                 rows.append({"batch_size": samples, "trials": trials, "layer": layer, "microseconds": found})
                 cells = (
                     f"{name} {each['grouped']:7.1f} / {each['triton']:7.1f}" for name, each in found.items()

@@ -353,8 +353,12 @@ def _conditions(experiment: str, records: Sequence[Record]) -> str:
             f"{value:g}" if isinstance(value, float) else f"{value}" for value in sorted({*values})
         )
 
-    size = first.dataset.options.get("train_size")
-    data = f"{first.dataset.options.get('folder', first.dataset.name)}, {size or 'all'} training images"
+    options = first.dataset.options
+    size, held_out = options.get("train_size"), options.get("validation_size") or 0
+    data = (
+        f"{options.get('folder', first.dataset.name)}, {size - held_out if size else 'all'} training images"
+    )
+    data += f", {held_out} for validation" if held_out else ""
     lr, reference = shared(trial.optimizer.lr for trial in trials), first.lr_reference_batch
     parts = [
         *([] if first.task.name == "classification" else [f"task {first.task.name}"]),

@@ -9,6 +9,7 @@ from normbench.config.catalog.figures import FIGURES, PUBLISHED_OPTION
 from normbench.config.registry import UnknownName
 from normbench.report.figures.base import FORMATS, render
 from normbench.report.figures.panels import CannotDrawError
+from normbench.report.figures.published import OVERLAID
 from normbench.sweep.results import ONLY_TUNING, StoredExperiment, Tell, find, named
 from normbench.text import did_you_mean, quoted
 
@@ -36,7 +37,7 @@ def draw(
         formats: comma-separated file formats.
         out: the directory, with one more level by experiment where several are drawn; by default ``figures``
             beside the records.
-        published: series to lay over figures that have such an option.
+        published: series to lay over the figures that have such an option and an axis of its values.
         tell: receives one line for everything a reader should know.
 
     Raises:
@@ -91,7 +92,7 @@ def _draw(
     unasked: list[str] = []  # why a figure that nobody named is not drawn: of interest if none is
     for kind, given in chosen or [(kind.name, {}) for kind in FIGURES.values() if not kind.key_options]:
         options = dict(given)
-        if published and "published" in FIGURES[kind].options:
+        if published and "published" in FIGURES[kind].options and given.get("key", "batch_size") in OVERLAID:
             options["published"] = published
         lines: list[str] = []
         paths: list[Path] = []

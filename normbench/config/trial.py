@@ -307,9 +307,8 @@ class Trial(Frozen):
             if place not in network.places:
                 message = f"{network.name} has no {place}; it has {', '.join(network.places)}"
                 raise conflict(message, "clip.exclude")
-        if not (
-            network.is_custom or self.clip.options.get("vectors", True) or {*network.places} - {*excluded}
-        ):
+        is_known = not (network.is_custom or network.has_cells)
+        if is_known and not self.clip.options.get("vectors", True) and {*network.places} <= {*excluded}:
             message = f"every place of {network.name} is excluded, and vectors are: nothing is left to clip"
             raise conflict(message, "clip.exclude", "clip.vectors")
         if not method.has_layers:

@@ -65,8 +65,9 @@ class AdaptiveClip(_CountingClip):
         threshold: the paper's lambda.
         eps: the least norm of weights, so that weights at zero can leave it.
         exclude: places whose weights are not clipped; of the linear layer, the matrix alone.
-        vectors: clip parameters of at most one dimension too, such as gains and biases. A scalar that starts
-            at 0, as the gain of a normalizer-free branch does, moves by threshold · eps a step at most.
+        vectors: clip parameters of at most one dimension too, such as gains and biases. The gradient of a
+            scalar that starts at 0, as the gain of a normalizer-free branch does, is cut to threshold · eps
+            until the scalar exceeds eps.
     """
 
     def __init__(

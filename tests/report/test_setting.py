@@ -185,7 +185,7 @@ def test_published_accuracies_stand_at_their_epochs_beside_the_line_of_their_bat
         "GN (8 groups), batch size 2": {"100": 85.79},
         "GN (8 groups), batch size 32": {"100": 85.95},
     }
-    assert any(words.startswith("Hollow squares, published: results.csv") for words in found.caption)
+    assert any(words.startswith("Large hollow squares, published: results.csv") for words in found.caption)
     assert [words for _, words in found.entries()][-1] == "published"
     canvas = Figure()
     FIGURES["setting"].load().draw(found, canvas)
@@ -213,19 +213,28 @@ def test_published_accuracies_by_batch_size_stand_there() -> None:
     assert (line.label, list(points)) == ("BN", ["2", "4", "8", "16", "32"])
 
 
+NOTHING = "has nothing of these lines, and is left out"
+
+
 @pytest.mark.parametrize(
-    ("records", "key"),
+    ("records", "key", "metric", "why"),
     [
-        (budget(("none",)), "epochs"),
-        (budget(("batch",), (128,)), "epochs"),
-        ([record(norm_every=k) for k in (1, 2)], "norm_every"),
+        (budget(("none",)), "epochs", None, NOTHING),
+        (budget(("batch",), (128,)), "epochs", None, NOTHING),
+        ([record(norm_batch_size=2, epochs=epochs) for epochs in (5, 20)], "epochs", None, NOTHING),
+        (
+            [record(norm_every=k) for k in (1, 2)],
+            "norm_every",
+            None,
+            "is over batch_size and epochs, and left out",
+        ),
+        (budget(), "epochs", "loss", "is of accuracies, and left out"),
     ],
 )
-def test_a_published_series_that_has_nothing_of_the_lines_is_left_out_and_said(
-    records: list[Any], key: str
+def test_a_published_series_that_is_left_out_says_why(
+    records: list[Any], key: str, metric: str | None, why: str
 ) -> None:
-    found = overlaid(records, key)
+    options = {"key": key, "published": "befranke_resnet20", "metric": metric}
+    found = FIGURES["setting"].load().select(table(records), options)
     assert found.published == ()
-    assert found.warnings == (
-        "The published series befranke_resnet20 has nothing of these lines, and is left out.",
-    )
+    assert found.warnings == (f"The published series befranke_resnet20 {why}.",)

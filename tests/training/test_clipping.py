@@ -72,6 +72,19 @@ def test_timms_agc_agrees_on_what_is_no_vector() -> None:
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-9, msg=name)
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet8", "preact_resnet8", "lstm", "gru", "rnn", "dncnn", "unet", "stylizer"]
+)
+def test_the_weights_of_a_network_are_in_its_places_but_for_those_of_cells(name: str) -> None:
+    entry = MODELS[name]
+    net = network(Trial.model_validate({"task": entry.task, "model": name, "norm": "none"}), 10)
+    there = {place(net, key) for key, parameter in net.named_parameters() if parameter.ndim > 1}
+    assert there == {*entry.places, *(["cells"] if entry.has_cells else [])}
+    agc = {"name": "agc", "vectors": False}
+    trial = Trial.model_validate({"task": entry.task, "model": name, "norm": "none", "clip": agc})
+    assert trial.clip.options["vectors"] is False
+
+
 def test_agc_may_leave_vectors_alone() -> None:
     net = model()
     before = gradients(net)

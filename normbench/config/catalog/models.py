@@ -43,6 +43,7 @@ class Network(Entry):
         is_preactivation: every norm is followed by a ReLU alone, such as where blocks begin with both.
         has_blocks: it has residual blocks.
         places: the layer groups that it has, of :data:`normbench.config.catalog.clips.PLACES`.
+        has_cells: it has weights in no place, those of recurrent cells.
         channels: those of its stages at width 1; empty where they are not known without torch.
         task: the learning problem that it is for.
         has_biases: its sums have biases whatever the method, so ``weight_decay_on_norm`` matters without one.
@@ -53,6 +54,7 @@ class Network(Entry):
     is_preactivation: bool = False
     has_blocks: bool = True
     places: tuple[str, ...] = PLACES
+    has_cells: bool = False
     channels: tuple[int, ...] = ()
     task: str = "classification"
     has_biases: bool = False
@@ -118,6 +120,7 @@ MODELS: ExtensibleRegistry[Network] = ExtensibleRegistry(
             layers=layers,
             layers_by={"layers": layers},
             places=("final_linear",),
+            has_cells=True,
             task="sequence",
             has_biases=True,
             aliases=aliases,

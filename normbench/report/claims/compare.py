@@ -155,9 +155,13 @@ def _others(cell: Cell, by: str) -> dict[str, Any]:
         key: value
         for key, value in cell.settings.items()
         if key != by
-        and not (is_of_method(key) if section == "norm" else key.startswith(f"{section}."))
+        and not (is_of_method(key) if section == "norm" else _is_below(key, section))
         and key not in CONSEQUENCES
     }
+
+
+def _is_below(key: str, section: str) -> bool:
+    return key.startswith(f"{section}.") and not is_of_method(key)
 
 
 def _without_tuned(table: Table) -> Table:

@@ -51,6 +51,7 @@ class Published:
         return {self.epochs: sizes[batch_size]} if known and batch_size else {}
 
 
+OVERLAID = ("batch_size", "epochs")  # settings over which published accuracies are known
 SIZES = (2, 4, 8, 16, 32)
 
 

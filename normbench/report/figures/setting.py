@@ -12,7 +12,7 @@ from normbench.report.figures import caption, means, style
 from normbench.report.figures.base import Figure, Options
 from normbench.report.figures.means import Axis, Line, Means, Panel
 from normbench.report.figures.panels import CannotDrawError, comparable, metric_of, telling
-from normbench.report.figures.published import PUBLISHED, Point
+from normbench.report.figures.published import OVERLAID, PUBLISHED, Point
 from normbench.report.figures.samples import Sample, beyond
 from normbench.report.figures.values import (
     in_heading,
@@ -24,7 +24,7 @@ from normbench.report.figures.values import (
     value_in_words,
     written,
 )
-from normbench.report.metrics import METRICS
+from normbench.report.metrics import METRICS, Metric
 from normbench.report.rows import Row
 from normbench.report.table import Cell, Table, distinct, is_of_method, norm_of
 from normbench.text import numeric_key, plural
@@ -116,9 +116,10 @@ def select(trials: Table, options: Options) -> Setting | None:
         lines.append(Line(label, look, samples, {"norm": method, "line": label}))
         variants[method] += 1
         if overlay != "none" and metric is METRICS["accuracy"]:
-            sizes = {int(cell.settings["batch_size"]) for cell in cells.values()}
+            sizes = {cell.batch_size for cell in cells.values()}
             size = sizes.pop() if len(sizes) == 1 else None
-            if points := PUBLISHED[overlay].along(key, method, size):
+            is_whole = all(cell.norm_batch_size in (None, cell.batch_size) for cell in cells.values())
+            if is_whole and (points := PUBLISHED[overlay].along(key, method, size)):
                 of_values = {written(value): point for value, point in points.items()}
                 published.setdefault((method, size), (lines[-1], of_values))
     shown_cells = Table(tuple(cell for cell, _ in chosen))
@@ -133,15 +134,21 @@ def select(trials: Table, options: Options) -> Setting | None:
         f"{caption.measured(metric)}: mean and 95 % t-interval over seeds (a single seed has none); small "
         "dots: single seeds.",
         *beyond(panel.samples, metric.quantity),
-        *([f"Hollow squares, published: {PUBLISHED[overlay].source}."] if published else []),
+        *([f"Large hollow squares, published: {PUBLISHED[overlay].source}."] if published else []),
+        *(["There both batch sizes move together."] if published else []),
     )
-    warnings = (
-        (f"The published series {overlay} has nothing of these lines, and is left out.",)
-        if overlay != "none" and not published
-        else ()
-    )
+    is_missing = overlay != "none" and not published
+    warnings = (f"The published series {overlay} {_why_missing(key, metric)}.",) if is_missing else ()
     legend = tuple((line.label, line.look) for line in lines)
     return Setting((panel,), legend, stopped, sentences, warnings, overlay, tuple(published.values()))
+
+
+def _why_missing(key: str, metric: Metric) -> str:
+    if metric is not METRICS["accuracy"]:
+        return "is of accuracies, and left out"
+    if key not in OVERLAID:
+        return f"is over {' and '.join(OVERLAID)}, and left out"
+    return "has nothing of these lines, and is left out"
 
 
 def _axis(key: str, values: Sequence[str]) -> Axis:

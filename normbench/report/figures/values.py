@@ -50,6 +50,7 @@ NAMES: Mapping[str, Mapping[Any, str]] = {  # settings whose value says what it 
     "norm.tuned": {True: "tuned", False: "as written"},
     "schedule.name": {name: f"{name} schedule" for name in ("cosine", "step", "constant")},
 }
+INTERVALS = frozenset({"task.lengths"})  # settings whose lists are a lowest and a highest value
 ABSENT: Mapping[str, str] = {"task.lengths": "equal"}  # what null means
 LOGARITHMIC = 4.0  # the span of values from which on their ratios count, and not their differences
 
@@ -102,7 +103,7 @@ def in_heading(key: str, value: Any) -> str:
         return NAMES.get(key, {}).get(value, str(value))
     if value is None and key in ABSENT:
         return f"{ABSENT[key]} {in_words(key)}"
-    return f"{in_words(key)} {shown(written(value))}".replace("\n", " ")
+    return f"{in_words(key)} {value_in_words(key, shown(written(value)))}".replace("\n", " ")
 
 
 def shown(text: str) -> str:
@@ -113,12 +114,13 @@ def shown(text: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        is_interval = [type(each) for each in value] == [int, int]
-        return (" to " if is_interval else ",\n").join(map(str, value)) or "none"
+        return ",\n".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def value_in_words(key: str, label: str) -> str:
     """Return what papers call a value, as ``shown``, of a setting: ``GN`` for the method ``group``."""
+    if key in INTERVALS:
+        label = label.replace(",\n", " to ")
     absent = {"none": ABSENT[key]} if key in ABSENT else {}
     return NAMES.get(key, absent).get(label, label)
