@@ -150,8 +150,8 @@ def findings() -> str:
             item(f"**At 128, BN is ahead of GN** by {_lead(full, {'norm': 'group'})}."),
             item(
                 "**More epochs widen that gap at first**: with 3,000 images and batches of 32, BN is ahead "
-                f"by {_ahead(5)} after a schedule of 5 epochs, and by {_ahead(40)} after one of 40, which are "
-                "as many updates as 2.4 epochs of all images."
+                f"by {_ahead(5)} after a schedule of 5 epochs, and by {_ahead(40)} after one of 40, "
+                "which are as many updates as 2.4 epochs of all images."
             ),
         ]
     )
