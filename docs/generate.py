@@ -8,7 +8,9 @@ of a page is written by hand. Nothing here loads torch.
 """
 
 import argparse
+import csv
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -404,7 +406,9 @@ def _numbers(figure: str, cells: Table) -> str:
         label = [_cell(key, setting.get(key)) for key in keys]
         for name, numbers in (values or {"–": []}).items():
             listed = ", ".join(f"{count} {status}" for status, count in unfinished.items()) or "–"
-            rows.append((*label, name, *_interval(numbers, 1 if "%" in name else 2), listed))
+            rows.append(
+                (*label, name, *_interval(numbers, 1 if "%" in name else 4 if "loss" in name else 2), listed)
+            )
     head = [*(in_words(key) for key in keys), "quantity", "mean", "95 % interval", "n", "not finished"]
     if not several:
         place_of_quantity = len(keys)
@@ -535,6 +539,18 @@ def differences(experiment: str, by: str, baseline: str) -> str:
         rows.append((*where, f"{words(pair.a)} − {words(pair.b)}", numbers, len(pair.seeds)))
     quantity = f"{metric.quantity.label}, {metric.quantity.difference_unit}".rstrip(", ")
     return table((*map(in_words, places), "difference", quantity, "n"), rows)
+
+
+def ratios(experiment: str) -> str:
+    """Return the style loss over BN's at equal content loss, with intervals of the mean logarithm."""
+    path = RESULTS / experiment / "figures" / "style_content.csv"
+    rows = []
+    for row in csv.DictReader(path.read_text("utf-8").splitlines()):
+        if row["ratio_to_batch"] and row["norm"] != "batch":
+            found = mean_interval([math.log(float(value)) for value in row["values"].split()])
+            mean, low, high = (f"{math.exp(each):.2f}" for each in (found.mean, found.low, found.high))
+            rows.append((row["panel"], row["line"], f"{mean} [{low}, {high}]", found.n))
+    return table(("", "method", "style loss / BN's, at equal content loss", "n"), rows)
 
 
 def _bracketed(interval: Interval | None) -> str:
@@ -694,18 +710,8 @@ PARTS: dict[str, Callable[..., str]] = {
     part.__name__: part
     for part in (
         *(claims, score, decided, findings, saved, names, options, published, commands),
-        *(
-            result,
-            differences,
-            by_batch,
-            weights,
-            experiments,
-            throughput,
-            accuracy,
-            kernels,
-            profile,
-            verdicts,
-        ),
+        *(result, differences, ratios, by_batch, weights, experiments),
+        *(throughput, accuracy, kernels, profile, verdicts),
     )
 }
 

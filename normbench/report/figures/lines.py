@@ -1,6 +1,7 @@
 """Lines over an axis, every seed thin and their mean thick: what several figures draw in panels."""
 
 import math
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -201,7 +202,7 @@ def draw(selection: Lines, canvas: "Canvas") -> None:
             if _unreached(panel):  # what stands there is no value of the axis
                 border = limits[1] - TOP * (limits[1] - limits[0])
                 axes.set_yticks([tick for tick in axes.get_yticks() if limits[0] <= tick < border])
-            axes.set_ylabel(panel.quantity if place == 0 else "")
+            axes.set_ylabel(textwrap.fill(panel.quantity, 24) if place == 0 else "")
             axes.set_xlabel(selection.x if is_last else "")
             axes.tick_params(labelleft=place == 0, labelbottom=is_last)
             axes.set_title((panel.heading if panel.title is None else panel.title) if is_first else "")
