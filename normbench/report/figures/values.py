@@ -29,6 +29,7 @@ WORDS: Mapping[str, str] = {
     "norm_every": "a norm after every k-th convolution, k",
     "optimizer.lr": "learning rate",
     "lr_reference_batch": "learning rate scaled by batch size /",
+    "schedule.name": "schedule",
     "schedule.warmup_epochs": "epochs of warm-up",
     "clip.threshold": "clipping threshold λ",
     "clip.max_norm": "maximum gradient norm",
