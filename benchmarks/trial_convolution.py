@@ -308,6 +308,18 @@ def check(where: torch.device) -> None:
                 torch.testing.assert_close(
                     found.double(), expected, **within, msg=lambda why, words=words: f"{words}: {why}"
                 )
+    x = torch.randn(3, 2 * 3, 8, 8, device=where)  # not channels_last
+    ours, theirs = (kind(6, 32, 3, 2, 1, groups=2, bias=False).to(where) for kind in (TrialConv2d, nn.Conv2d))
+    ours.load_state_dict(theirs.state_dict())
+    results = []
+    for module, images in ((ours, x.clone()), (theirs.double(), x.double())):
+        y = module(images.requires_grad_())
+        results.append((y.detach(), *torch.autograd.grad(y.square().sum(), (images, module.weight))))
+    for found, expected in zip(
+        *results, strict=True
+    ):  # sums of up to 600 products, of which only the order differs
+        limit = 1e-5 * float(expected.abs().max())
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=limit)
     print("all values are those of float64, and those of a trial do not depend on its company")
 
 

@@ -8,7 +8,6 @@ of a page is written by hand. Nothing here loads torch.
 """
 
 import argparse
-import csv
 import json
 import math
 import re
@@ -29,6 +28,7 @@ from normbench.cli.app import app
 from normbench.cli.catalog import TABLES
 from normbench.cli.claims import judged as verdicts_of
 from normbench.config import experiment as config
+from normbench.config.catalog.figures import FIGURES
 from normbench.config.registry import Option
 from normbench.config.series import differing
 from normbench.records import Record
@@ -543,11 +543,11 @@ def differences(experiment: str, by: str, baseline: str) -> str:
 
 def ratios(experiment: str) -> str:
     """Return the style loss over BN's at equal content loss, with intervals of the mean logarithm."""
-    path = RESULTS / experiment / "figures" / "style_content.csv"
+    figure = FIGURES["style_content"].load()
     rows = []
-    for row in csv.DictReader(path.read_text("utf-8").splitlines()):
+    for row in figure.table(figure.select(_found(experiment).table, {})):
         if row["ratio_to_batch"] and row["norm"] != "batch":
-            found = mean_interval([math.log(float(value)) for value in row["values"].split()])
+            found = mean_interval([math.log(float(value)) for value in str(row["values"]).split()])
             mean, low, high = (f"{math.exp(each):.2f}" for each in (found.mean, found.low, found.high))
             rows.append((row["panel"], row["line"], f"{mean} [{low}, {high}]", found.n))
     return table(("", "method", "style loss / BN's, at equal content loss", "n"), rows)

@@ -354,6 +354,12 @@ def test_every_committed_record_is_one_that_its_stored_plan_and_its_config_ask_f
     trials = (*written.trials, *tuning)
     cells = {trial.model_copy(update={"seed": 0}) for trial in trials}  # (settle adds seeds)
     assert {record.trial.model_copy(update={"seed": 0}) for record in records.values()} == cells
+    stored = [
+        json.loads(path.read_text())["trial"] for path in map(Store(RESULTS / name).record_path, records)
+    ]
+    is_older = [trial for trial in stored if "logits_precision" not in trial]  # than any choice of it
+    kept = {record.trial.logits_precision for record in records.values()}
+    assert kept == ({"bf16"} if is_older else {trial.logits_precision for trial in trials})
 
 
 def test_a_record_of_a_newer_schema_is_neither_read_nor_taken_for_damaged(real: Record, store: Store) -> None:

@@ -25,7 +25,7 @@ from normbench.report.figures.values import (
     written,
 )
 from normbench.report.metrics import METRICS, Metric
-from normbench.report.rows import Row
+from normbench.report.rows import Row, Value
 from normbench.report.table import Cell, Table, distinct, is_of_method, norm_of
 from normbench.text import numeric_key, plural
 
@@ -107,7 +107,7 @@ def select(trials: Table, options: Options) -> Setting | None:
     comparable(metric, {key: values})
     looks = style.of_methods(sorted({group[0] for group in groups}, key=NORMS.position))
     overlay = str(options.get("published", "none"))
-    published: dict[tuple[str, int | None], tuple[Line, Mapping[str, Point]]] = {}
+    drawn: list[tuple[Line, Mapping[str, Cell]]] = []
     lines, variants = [], defaultdict[str, int](int)
     for group in sorted(groups, key=lambda each: (NORMS.position(each[0]), *map(numeric_key, each[1:]))):
         method, cells, label = group[0], groups[group], ", ".join(filter(None, group[1:]))
@@ -115,16 +115,12 @@ def select(trials: Table, options: Options) -> Setting | None:
         look = style.varied(looks[method], variants[method])
         lines.append(Line(label, look, samples, {"norm": method, "line": label}))
         variants[method] += 1
-        if overlay != "none" and metric is METRICS["accuracy"]:
-            sizes = {cell.batch_size for cell in cells.values()}
-            size = sizes.pop() if len(sizes) == 1 else None
-            is_whole = all(cell.norm_batch_size in (None, cell.batch_size) for cell in cells.values())
-            if is_whole and (points := PUBLISHED[overlay].along(key, method, size)):
-                of_values = {written(value): point for value, point in points.items()}
-                published.setdefault((method, size), (lines[-1], of_values))
+        drawn.append((lines[-1], cells))
+    is_laid_over = overlay != "none" and metric is METRICS["accuracy"]
+    published = _published(drawn, key, overlay) if is_laid_over else ()
     shown_cells = Table(tuple(cell for cell, _ in chosen))
     stopped = Counter(status for cell in shown_cells for status in cell.failures)
-    values = sorted({*values, *(value for _, points in published.values() for value in points)}, key=order)
+    values = sorted({*values, *(value for _, points in published for value in points)}, key=order)
     columns: Row = {"setting": key, "value": None, **({"source": "measured"} if published else {})}
     panel = Panel("", _axis(key, values), metric.quantity, tuple(lines), columns, x="value")
     sentences = (
@@ -140,7 +136,23 @@ def select(trials: Table, options: Options) -> Setting | None:
     is_missing = overlay != "none" and not published
     warnings = (f"The published series {overlay} {_why_missing(key, metric)}.",) if is_missing else ()
     legend = tuple((line.label, line.look) for line in lines)
-    return Setting((panel,), legend, stopped, sentences, warnings, overlay, tuple(published.values()))
+    return Setting((panel,), legend, stopped, sentences, warnings, overlay, published)
+
+
+def _published(
+    drawn: Sequence[tuple[Line, Mapping[str, Cell]]], key: str, overlay: str
+) -> tuple[tuple[Line, Mapping[str, Point]], ...]:
+    """Return published points by value, each beside the first line of its method and batch size."""
+    found: dict[tuple[Value, int | None], tuple[Line, Mapping[str, Point]]] = {}
+    for line, cells in drawn:
+        method, sizes = line.columns["norm"], {cell.batch_size for cell in cells.values()}
+        size = sizes.pop() if len(sizes) == 1 else None
+        is_whole = all(cell.norm_batch_size in (None, cell.batch_size) for cell in cells.values())
+        if is_whole and (points := PUBLISHED[overlay].along(key, str(method), size)):
+            found.setdefault(
+                (method, size), (line, {written(value): point for value, point in points.items()})
+            )
+    return tuple(found.values())
 
 
 def _why_missing(key: str, metric: Metric) -> str:
